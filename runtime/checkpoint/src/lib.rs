@@ -1,0 +1,42 @@
+//! Checkpoints, safetensors files and exported model folders. Free of tensors: `launch` uses it as well as `worker`.
+//!
+//! - [`dtype`], [`header`], [`writer`], [`reader`]: one safetensors file, written and read at byte ranges.
+//! - [`model_files`]: a Hugging Face model folder, one file or several with an index.
+//! - [`export`], [`side_files`], [`staging`]: such a folder written, and put in place whole or not at all.
+//! - [`manifest`], [`mod@publish`], [`retention`]: a checkpoint. Every rank writes its shard file into the step's folder and
+//!   reports a [`Part`]; the launcher assembles the [`Manifest`] and publishes it. Publishing is the commit: a step's folder
+//!   without a manifest is no checkpoint.
+//! - [`disk`]: free space, syncing, names that may not leave their folder.
+//!
+//! Errors are [`CheckpointError`]: what, where, the values, and on a last line what to do.
+
+#[cfg(not(all(target_endian = "little", target_pointer_width = "64")))]
+compile_error!("safetensors files are read in place: a 64-bit little-endian machine is needed");
+
+pub mod disk;
+pub mod dtype;
+pub mod error;
+pub mod export;
+pub mod header;
+pub mod manifest;
+pub mod model_files;
+pub mod publish;
+pub mod reader;
+pub mod retention;
+pub mod side_files;
+pub mod staging;
+pub mod writer;
+
+pub use disk::ensure_room;
+pub use dtype::{Dtype, decode_f32, encode_f32};
+pub use error::{CheckpointError, Result};
+pub use export::{ExportFile, ExportPlan, ExportWriter};
+pub use header::TensorEntry;
+pub use manifest::{FileEntry, Manifest, Part, TensorRange, shard_file_name};
+pub use model_files::ModelFiles;
+pub use publish::{Found, Skipped, newest_whole, open_step, publish, step_directory, verify};
+pub use reader::{SafetensorsReader, StoredTensor};
+pub use retention::{Cleared, ClearedWhat, delete_old, prepare_to_resume};
+pub use side_files::copy_side_files;
+pub use staging::StagingDirectory;
+pub use writer::{FileDigest, SafetensorsWriter, digest_file};

@@ -1,0 +1,177 @@
+//! Deleting old checkpoints, and clearing away what dead runs left.
+
+use crate::disk::{list, sync_directory, unique_suffix};
+use crate::error::{CheckpointError, Result};
+use crate::publish::{MANIFEST_FILE, open_step, steps};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A folder that was cleared away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cleared {
+    /// The step's folder.
+    pub directory: PathBuf,
+    /// What became of it.
+    pub what: ClearedWhat,
+}
+
+/// What became of a step's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClearedWhat {
+    /// Its save was never finished: it is gone.
+    RemovedUnfinished,
+    /// It was published, and stood in the way of the steps to come: it is kept under this name, which nothing looks at.
+    MovedTo(PathBuf),
+}
+
+/// Which of these steps (`(step, whole)`) may go so that the newest `keep` whole ones stay. At least one whole one always
+/// stays; what is not whole is never in the answer, since it may be a save that goes on just now.
+pub fn plan_deletion(steps: &[(u64, bool)], keep: usize) -> Vec<u64> {
+    let mut whole: Vec<u64> = steps
+        .iter()
+        .filter(|(_, whole)| *whole)
+        .map(|(step, _)| *step)
+        .collect();
+    whole.sort_unstable();
+    whole.truncate(whole.len().saturating_sub(keep.max(1)));
+    whole
+}
+
+/// Deletes all but the newest `keep` whole checkpoints (at least one) and gives the folders that are gone. Call it after a
+/// newer one was published.
+pub fn delete_old(checkpoints: &Path, keep: usize) -> Result<Vec<PathBuf>> {
+    let steps = steps(checkpoints)?;
+    let states: Vec<_> = steps
+        .iter()
+        .map(|(step, directory)| (*step, open_step(directory).is_ok()))
+        .collect();
+    let plan = plan_deletion(&states, keep);
+    let mut deleted = Vec::new();
+    for (_, directory) in steps.into_iter().filter(|(step, _)| plan.contains(step)) {
+        remove_step(&directory)?;
+        deleted.push(directory);
+    }
+    if !deleted.is_empty() {
+        sync_directory(checkpoints)?;
+    }
+    Ok(deleted)
+}
+
+/// Makes way for a run that goes on after `step` (0: from the start), before any of its workers is started: folders whose save was
+/// never finished are removed; published ones of later steps (not whole, or left behind by choosing an older one) would stand
+/// in the way when those steps are saved again, and are moved aside. `step` itself and older published ones stay.
+pub fn prepare_to_resume(checkpoints: &Path, step: u64) -> Result<Vec<Cleared>> {
+    let mut cleared = Vec::new();
+    for (found, directory) in steps(checkpoints)? {
+        let published = directory.join(MANIFEST_FILE).exists();
+        let what = match published {
+            false => {
+                remove_step(&directory)?;
+                ClearedWhat::RemovedUnfinished
+            }
+            true if found > step => {
+                let mut name = directory.as_os_str().to_owned();
+                name.push(format!(".replaced-{}", unique_suffix()));
+                let aside = PathBuf::from(name);
+                fs::rename(&directory, &aside).map_err(CheckpointError::io("move aside", &directory))?;
+                ClearedWhat::MovedTo(aside)
+            }
+            true => continue,
+        };
+        cleared.push(Cleared { directory, what });
+    }
+    if !cleared.is_empty() {
+        sync_directory(checkpoints)?;
+    }
+    Ok(cleared)
+}
+
+/// Removes a step's folder, its manifest first: killed half-way, it is no checkpoint.
+fn remove_step(directory: &Path) -> Result<()> {
+    let manifest = directory.join(MANIFEST_FILE);
+    if manifest.exists() {
+        fs::remove_file(&manifest).map_err(CheckpointError::io("delete", &manifest))?;
+        sync_directory(directory)?;
+    }
+    for path in list(directory)? {
+        // Nobody writes folders here: one is somebody else's, and the error says so.
+        fs::remove_file(&path).map_err(CheckpointError::io("delete", &path))?;
+    }
+    fs::remove_dir(directory).map_err(CheckpointError::io("delete", directory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::publish::tests::{save, write_step};
+    use crate::publish::{newest_whole, publish, step_directory};
+
+    #[test]
+    fn the_plan_keeps_the_newest_whole_ones() {
+        type Case = (&'static [(u64, bool)], usize, &'static [u64]);
+        let cases: [Case; 6] = [
+            (&[], 1, &[]),
+            (&[(1, true)], 0, &[]),
+            (&[(3, true), (1, true), (2, true)], 1, &[1, 2]),
+            (&[(1, true), (2, true), (3, false)], 1, &[1]),
+            (&[(1, true), (2, false), (3, false)], 1, &[]),
+            (&[(1, true), (2, true)], 5, &[]),
+        ];
+        for (steps, keep, expected) in cases {
+            assert_eq!(plan_deletion(steps, keep), expected, "{steps:?} {keep}");
+        }
+    }
+
+    #[test]
+    fn nothing_goes_before_a_newer_one_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = save(folder.path(), 10);
+        let (second, manifest) = write_step(folder.path(), 20);
+        assert_eq!(delete_old(folder.path(), 1).unwrap(), Vec::<PathBuf>::new());
+        assert!(first.exists() && second.exists());
+        publish(&second, &manifest).unwrap();
+        assert_eq!(delete_old(folder.path(), 1).unwrap(), [first]);
+        assert_eq!(newest_whole(folder.path()).unwrap().0.unwrap().directory, second);
+    }
+
+    #[test]
+    fn a_resumed_run_finds_its_way_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let older = save(folder.path(), 10);
+        let chosen = save(folder.path(), 20);
+        let (unfinished, _) = write_step(folder.path(), 15);
+        let later = save(folder.path(), 30);
+        fs::write(folder.path().join("step-notes"), "").unwrap();
+        let cleared = prepare_to_resume(folder.path(), 20).unwrap();
+        assert_eq!(cleared.len(), 2);
+        assert_eq!(
+            cleared[0],
+            Cleared {
+                directory: unfinished.clone(),
+                what: ClearedWhat::RemovedUnfinished
+            }
+        );
+        let ClearedWhat::MovedTo(aside) = &cleared[1].what else {
+            panic!("{cleared:?}")
+        };
+        assert!(aside.join(MANIFEST_FILE).exists());
+        assert!(older.exists() && chosen.exists() && !unfinished.exists() && !later.exists());
+        assert_eq!(newest_whole(folder.path()).unwrap().0.unwrap().directory, chosen);
+        // The same steps can be saved again.
+        save(folder.path(), 15);
+        save(folder.path(), 30);
+    }
+
+    #[test]
+    fn a_step_killed_while_it_is_deleted_is_no_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        save(folder.path(), 10);
+        let directory = save(folder.path(), 20);
+        fs::create_dir(directory.join("somebody's")).unwrap();
+        let error = remove_step(&directory).unwrap_err().to_string();
+        assert!(error.contains("cannot delete"), "{error}");
+        let (found, skipped) = newest_whole(folder.path()).unwrap();
+        assert_eq!(found.unwrap().directory, step_directory(folder.path(), 10));
+        assert_eq!(skipped.len(), 1);
+    }
+}

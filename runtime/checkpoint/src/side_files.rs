@@ -1,0 +1,143 @@
+//! What belongs to a model besides its weights: configuration, tokenizer, chat template.
+
+use crate::disk::{list, read_bounded, write_new};
+use crate::dtype::Dtype;
+use crate::error::{CheckpointError, Result};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The configuration that every model folder has.
+const CONFIG_FILE: &str = "config.json";
+
+/// No configuration may be larger.
+const MAX_CONFIG_BYTES: u64 = 10_000_000;
+
+/// Files that are copied as they are where the source has them.
+const COPIED: [&str; 10] = [
+    "generation_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+];
+
+/// Copies what a model folder holds besides weights into another folder, and gives the names. `config.json` must be there and
+/// gets the type of the weights that were written; `tokenizer*.json` and the other files of a tokenizer, its chat template
+/// and the generation defaults are copied as they are.
+pub fn copy_side_files(source: &Path, target: &Path, dtype: Dtype) -> Result<Vec<String>> {
+    let config = source.join(CONFIG_FILE);
+    let content = read_bounded(&config, MAX_CONFIG_BYTES)?;
+    let updated = with_dtype(&content, dtype).map_err(|reason| CheckpointError::bad_json(&config, reason))?;
+    write_new(&target.join(CONFIG_FILE), updated.as_bytes())?;
+    let mut copied = vec![CONFIG_FILE.to_string()];
+    for path in list(source)? {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        let tokenizer = name.starts_with("tokenizer") && name.ends_with(".json");
+        // A link into a cache of models is followed.
+        if (tokenizer || COPIED.contains(&name)) && path.is_file() {
+            copy(&path, &target.join(name))?;
+            copied.push(name.to_string());
+        }
+    }
+    Ok(copied)
+}
+
+fn copy(from: &Path, to: &PathBuf) -> Result<()> {
+    let mut source = fs::File::open(from).map_err(CheckpointError::io("read", from))?;
+    let bytes = source.metadata().map_err(CheckpointError::io("read", from))?.len();
+    let mut file = fs::File::create_new(to).map_err(CheckpointError::io("create", to))?;
+    let copied = std::io::copy(&mut source, &mut file).and_then(|_| file.sync_all());
+    copied.map_err(CheckpointError::write(to, bytes))
+}
+
+/// The configuration with its type of weights replaced: `dtype`, or `torch_dtype` as older versions of `transformers` spell
+/// it, wherever it stands; `torch_dtype`, which every version reads, where neither does.
+fn with_dtype(content: &[u8], dtype: Dtype) -> Result<String, String> {
+    let mut config: Value = serde_json::from_slice(content).map_err(|error| error.to_string())?;
+    let Some(map) = config.as_object_mut() else {
+        return Err("it is no JSON object".to_string());
+    };
+    let keys = ["dtype", "torch_dtype"];
+    let present: Vec<&str> = keys.into_iter().filter(|key| map.contains_key(*key)).collect();
+    for key in if present.is_empty() {
+        vec!["torch_dtype"]
+    } else {
+        present
+    } {
+        map.insert(key.to_string(), dtype.config_name().into());
+    }
+    Ok(format!("{config:#}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_written_type_is_told_and_the_rest_kept() {
+        let text = r#"{"rope_theta": 10000.0, "torch_dtype": "bfloat16", "rms_norm_eps": 1e-05, "b": [1, null], "a": 12345678901234567}"#;
+        let updated = with_dtype(text.as_bytes(), Dtype::F16).unwrap();
+        let config: Value = serde_json::from_str(&updated).unwrap();
+        assert_eq!(config["torch_dtype"], "float16");
+        assert_eq!(config.get("dtype"), None);
+        assert_eq!(config["rms_norm_eps"].as_f64(), Some(1e-5));
+        assert_eq!(config["a"].as_u64(), Some(12345678901234567));
+        let keys: Vec<_> = config.as_object().unwrap().keys().cloned().collect();
+        assert_eq!(keys, ["rope_theta", "torch_dtype", "rms_norm_eps", "b", "a"]);
+        let newer = with_dtype(br#"{"dtype": "float32"}"#, Dtype::BF16).unwrap();
+        assert_eq!(
+            serde_json::from_str::<Value>(&newer).unwrap(),
+            serde_json::json!({"dtype": "bfloat16"})
+        );
+        let none = with_dtype(b"{}", Dtype::F32).unwrap();
+        assert_eq!(
+            serde_json::from_str::<Value>(&none).unwrap(),
+            serde_json::json!({"torch_dtype": "float32"})
+        );
+        assert!(with_dtype(b"[]", Dtype::F32).is_err());
+    }
+
+    #[test]
+    fn tokenizer_and_template_come_along_and_weights_do_not() {
+        let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let names = [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "tokenizer.model",
+            "chat_template.jinja",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "trainer.py",
+        ];
+        for name in names {
+            fs::write(source.path().join(name), name).unwrap();
+        }
+        let error = copy_side_files(source.path(), target.path(), Dtype::F32)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("config.json"), "{error}");
+        fs::write(source.path().join(CONFIG_FILE), "{}").unwrap();
+        std::os::unix::fs::symlink(source.path().join("trainer.py"), source.path().join("merges.txt")).unwrap();
+        fs::create_dir(source.path().join("vocab.json")).unwrap();
+        let copied = copy_side_files(source.path(), target.path(), Dtype::F32).unwrap();
+        let expected = [
+            "config.json",
+            "chat_template.jinja",
+            "merges.txt",
+            "tokenizer.json",
+            "tokenizer.model",
+            "tokenizer_config.json",
+        ];
+        assert_eq!(copied, expected);
+        assert_eq!(fs::read(target.path().join("merges.txt")).unwrap(), b"trainer.py");
+        assert_eq!(fs::read_dir(target.path()).unwrap().count(), expected.len());
+    }
+}

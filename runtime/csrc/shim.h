@@ -1,0 +1,48 @@
+// What Rust needs of libtorch and tch does not offer. One function per capability, no policy.
+//
+// Every function that can fail returns 0 for success; after anything else zf_last_error() tells why (per thread).
+// Tensors cross as at::Tensor*, which is what tch's as_ptr() gives.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+const char* zf_last_error();
+
+// autograd
+int zf_autograd_grad(void* const* outputs, void* const* grad_outputs, size_t output_count, void* const* inputs,
+                     size_t input_count, void** results);
+
+// storage
+int zf_repoint_storage(void* tensor, void* data, size_t byte_count);
+
+// optimizer
+int zf_fused_adamw(void* const* parameters, void* const* gradients, void* const* first_moments,
+                   void* const* second_moments, size_t count, void* step, double learning_rate, double beta1,
+                   double beta2, double weight_decay, double epsilon);
+
+// The store that Gloo bootstraps through. Calls come from Gloo's own threads. Each returns 0 for success and otherwise
+// fills the text (at most ZF_STORE_TEXT bytes, zero-terminated).
+enum { ZF_STORE_TEXT = 512 };
+struct zf_store {
+  void* context;
+  int (*set)(void* context, const char* key, const uint8_t* value, size_t value_length, char* text);
+  // Calls sink(sink_context, data, length) once with the value.
+  int (*get)(void* context, const char* key, uint64_t timeout_ms, void (*sink)(void*, const uint8_t*, size_t),
+             void* sink_context, char* text);
+  int (*wait)(void* context, const char* const* keys, size_t key_count, uint64_t timeout_ms, char* text);
+  int (*add)(void* context, const char* key, int64_t amount, int64_t* sum, char* text);
+  int (*check)(void* context, const char* const* keys, size_t key_count, int* present, char* text);
+  int (*remove)(void* context, const char* key, int* removed, char* text);
+};
+
+// Gloo
+int zf_gloo_new(const zf_store* store, int rank, int world_size, const char* host, uint64_t timeout_ms, void** out);
+void zf_gloo_free(void* group);
+int zf_gloo_send(void* group, void* tensor, int destination, int tag, void** work);
+int zf_gloo_receive(void* group, void* tensor, int source, int tag, void** work);
+int zf_gloo_broadcast(void* group, void* tensor, int root, void** work);
+int zf_gloo_barrier(void* group, void** work);
+int zf_work_wait(void* work);
+void zf_work_free(void* work);
+}

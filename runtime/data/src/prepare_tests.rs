@@ -1,0 +1,212 @@
+//! Whole rows: what is supervised under each shape of template, and what is refused.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::*;
+use crate::testing;
+
+struct Setting {
+    folder: tempfile::TempDir,
+}
+
+impl Setting {
+    fn new(template: &str, rows: &str) -> Setting {
+        let setting = Setting { folder: tempfile::tempdir().unwrap() };
+        let config = serde_json::json!({"chat_template": template, "bos_token": "<s>", "eos_token": "<|im_end|>"});
+        setting.write("tokenizer.json", &testing::tokenizer_json());
+        setting.write("tokenizer_config.json", &config.to_string());
+        setting.write("config.json", r#"{"vocab_size": 267}"#);
+        setting.write("train.jsonl", rows);
+        setting
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn prepare(&self, max_length: u32, assistant_only_loss: bool) -> Result<Prepared, String> {
+        let dataset = self.path("train.jsonl");
+        let options = Prepare { model_directory: self.folder.path(), dataset: &dataset, max_length, assistant_only_loss };
+        prepare(&options).map_err(|error| error.to_string().replace(&format!("{}/", self.folder.path().display()), ""))
+    }
+}
+
+/// A conversation of user and assistant in turns; a first text that begins with "system:" is the system's.
+fn row(texts: &[&str]) -> String {
+    let system = texts[0].strip_prefix("system:");
+    let mut messages: Vec<_> = system.iter().map(|text| serde_json::json!({"role": "system", "content": text})).collect();
+    for (index, text) in texts[system.iter().len()..].iter().enumerate() {
+        messages.push(serde_json::json!({"role": ["user", "assistant"][index % 2], "content": text}));
+    }
+    serde_json::json!({ "messages": messages }).to_string() + "\n"
+}
+
+/// The example with what is supervised in ⟦ ⟧.
+fn shown(prepared: &Prepared) -> String {
+    let segments = prepared.report.example.iter();
+    segments.map(|part| if part.supervised { format!("⟦{}⟧", part.text) } else { part.text.clone() }).collect()
+}
+
+#[test]
+fn answers_are_supervised_with_their_end_of_turn_under_every_shape_of_template() {
+    let texts = ["system:S", "Q", "the 🙂", "R", "B"];
+    let cases = [
+        (
+            testing::CHATML,
+            &texts[..],
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n⟦the 🙂<|im_end|>⟧\n\
+             <|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n⟦B<|im_end|>⟧\n",
+        ),
+        (
+            testing::CHATML,
+            &texts[1..3],
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n\
+             ⟦the 🙂<|im_end|>⟧\n",
+        ),
+        (
+            testing::HEADERS,
+            &texts[1..],
+            "<s><|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n\
+             ⟦the 🙂<|eot_id|>⟧<|start_header_id|>user<|end_header_id|>\n\nR<|eot_id|>\
+             <|start_header_id|>assistant<|end_header_id|>\n\n⟦B<|eot_id|>⟧",
+        ),
+        (
+            testing::BRACKETS,
+            &texts[1..],
+            "<s> [INST] Q [/INST]⟦ the 🙂<|im_end|>⟧ [INST] R [/INST]⟦ B<|im_end|>⟧",
+        ),
+        (
+            testing::MARKED,
+            &texts[..],
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n⟦the 🙂<|im_end|>⟧\n\
+             <|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n⟦B<|im_end|>⟧\n",
+        ),
+    ];
+    for (template, texts, expected) in cases {
+        let prepared = Setting::new(template, &row(texts)).prepare(1024, true).unwrap();
+        assert_eq!(shown(&prepared), expected);
+        assert!(prepared.report.warnings.iter().all(|warning| !warning.contains("stop")) || template == testing::HEADERS);
+    }
+}
+
+#[test]
+fn with_and_without_marks_the_same_tokens_are_supervised() {
+    let rows = row(&["system:S", "Q", "A", "the", "line\n"]) + &row(&["system:", "🙂", " x\n\ny "]);
+    let plain = Setting::new(testing::CHATML, &rows).prepare(1024, true).unwrap();
+    let marked = Setting::new(testing::MARKED, &rows).prepare(1024, true);
+    // The second answer begins with a blank, which melts with the line end before it.
+    assert!(marked.is_err());
+    assert!(plain.dataset.rows() > 0);
+}
+
+#[test]
+fn all_tokens_are_supervised_when_asked() {
+    let prepared = Setting::new(testing::FORGETFUL, &row(&["Q", "A", "R", "B"])).prepare(1024, false).unwrap();
+    assert_eq!(prepared.report.supervised_tokens, prepared.report.tokens - 1);
+    assert!(!prepared.report.assistant_only_loss);
+    let text: String = prepared.report.example.iter().map(|segment| segment.text.as_str()).collect();
+    assert!(text.starts_with("<|im_start|>user\nQ<|im_end|>"), "{text}");
+}
+
+#[test]
+fn a_template_that_rewrites_the_past_is_refused() {
+    let thinking = row(&["Q", "A"]) + &row(&["Q", "<think>hm</think>A", "R", "B"]);
+    let error = Setting::new(testing::FORGETFUL, &thinking).prepare(1024, true).unwrap_err();
+    assert!(error.starts_with("train.jsonl:2: which tokens are the assistant's cannot be told: messages[0..=1] renders"));
+    assert!(error.contains("<think>") && error.contains("but the whole conversation as"), "{error}");
+    assert!(error.contains("hint: put {% generation %}") && error.contains("assistant_only_loss: false"), "{error}");
+    // Where nothing is rewritten the same template is good.
+    assert!(Setting::new(testing::FORGETFUL, &row(&["Q", "A", "R", "B"])).prepare(1024, true).is_ok());
+}
+
+#[test]
+fn conversations_whose_answers_cannot_be_told_are_refused() {
+    let assistant_first = "{\"messages\": [{\"role\": \"assistant\", \"content\": \"A\"}]}\n";
+    let two_users = "{\"messages\": [{\"role\": \"user\", \"content\": \"A\"}, {\"role\": \"user\", \"content\": \"B\"}]}";
+    let unmarked = "{% for message in messages %}{{ message.content }}{% generation %}{% endgeneration %}{% endfor %}";
+    let cases = [
+        (testing::CHATML, assistant_first, "train.jsonl:1: which tokens are the assistant's cannot be told: on no message"),
+        (testing::CHATML, two_users, "train.jsonl:1: no message of this conversation is the assistant's\nhint: "),
+        (testing::BRACKETS, two_users, "train.jsonl:1: chat template: Roles must alternate"),
+        (unmarked, &row(&["Q", "A"]), "train.jsonl:1: the chat template marks nothing of this conversation"),
+        ("{{ messages[0].content }}", &row(&["Q", "A"]), "leaves nothing of messages[1] after the prompt before it"),
+        (testing::CHATML, &row(&["Q", " the"]), "train.jsonl:1: the token \"\\n \" stands half in and half outside"),
+        (testing::MARKED, &row(&["Q", " the"]), "train.jsonl:1: the token \"\\n \" stands half in and half outside"),
+    ];
+    for (template, rows, expected) in cases {
+        let error = Setting::new(template, rows).prepare(1024, true).unwrap_err();
+        assert!(error.contains(expected) && error.contains("\nhint: "), "{error}");
+    }
+}
+
+#[test]
+fn long_rows_are_cut_and_rows_without_supervision_dropped_and_counted() {
+    let rows = "{\"input_ids\": [1, 2, 3, 4], \"labels\": [-100, -100, 3, 4]}\n\
+                {\"input_ids\": [1, 2, 3, 4], \"labels\": [-100, -100, -100, 4]}\n\
+                {\"input_ids\": [5], \"labels\": [5]}\n\
+                {\"input_ids\": [6, 7]}\n";
+    let prepared = Setting::new("", rows).prepare(3, true).unwrap();
+    let report = &prepared.report;
+    assert_eq!((report.rows, report.dropped, report.truncated, report.longest), (2, 2, 1, 3));
+    assert_eq!((report.tokens, report.supervised_tokens, report.kind), (5, 2, RowKind::Tokens));
+    assert_eq!(prepared.dataset.row(0), (&[1, 2, 3][..], &[-100, -100, 3][..]));
+    assert_eq!(prepared.dataset.row(1), (&[6, 7][..], &[6, 7][..]));
+    assert!(report.warnings[0].contains("does not learn to stop"), "{:?}", report.warnings);
+}
+
+#[test]
+fn a_data_set_with_nothing_to_learn_is_refused() {
+    let rows = "{\"input_ids\": [1, 2], \"labels\": [1, -100]}\n{\"input_ids\": [3]}\n";
+    let error = Setting::new("", rows).prepare(1024, true).unwrap_err();
+    assert!(error.contains("train.jsonl: nothing in its 2 rows is supervised (with max_length 1024)\nhint: "), "{error}");
+    let error = Setting::new(testing::CHATML, &row(&["Q", "A"])).prepare(20, true).unwrap_err();
+    assert!(error.contains("nothing in its 1 rows is supervised (with max_length 20)"), "{error}");
+    let error = Setting::new(testing::CHATML, &row(&["Q", "A"])).prepare(1, true).unwrap_err();
+    assert!(error.contains("max_length is 1\nhint: "), "{error}");
+}
+
+#[test]
+fn ids_of_another_model_are_refused() {
+    let setting = Setting::new("", "{\"input_ids\": [1, 2]}\n{\"input_ids\": [1, 267]}\n");
+    let error = setting.prepare(1024, true).unwrap_err();
+    assert!(error.contains("train.jsonl:2: token id 267, but the model's vocabulary has 267 entries"), "{error}");
+    setting.write("train.jsonl", "{\"input_ids\": [1, 2], \"labels\": [1, 300]}\n");
+    assert!(setting.prepare(1024, true).unwrap_err().contains("token id 300"));
+}
+
+#[test]
+fn tokens_need_no_tokenizer() {
+    let setting = Setting::new("", "{\"input_ids\": [1, 2, 3], \"labels\": [-100, -100, 3]}\n");
+    fs::remove_file(setting.path("tokenizer.json")).unwrap();
+    assert_eq!(shown(&setting.prepare(1024, true).unwrap()), "1 2 ⟦3 ⟧");
+    setting.write("train.jsonl", &row(&["Q", "A"]));
+    assert!(setting.prepare(1024, true).unwrap_err().contains("tokenizer.json: there is no tokenizer here"));
+}
+
+#[test]
+fn many_rows_come_out_in_file_order_and_the_first_fault_is_told() {
+    let mut rows: String = (0..5000).map(|index| row(&["Q", &index.to_string()])).collect();
+    let prepared = Setting::new(testing::CHATML, &rows).prepare(1024, true).unwrap();
+    let tokenizer = testing::tokenizer();
+    assert_eq!(prepared.report.rows, 5000);
+    for index in 0..5000 {
+        let labels: Vec<u32> = prepared.dataset.row(index).1.iter().filter_map(|&label| label.try_into().ok()).collect();
+        assert_eq!(tokenizer.decode(&labels, false).unwrap(), format!("{index}<|im_end|>"));
+    }
+    rows.push_str(&row(&["Q", " the"]));
+    rows.push_str("{\n");
+    let error = Setting::new(testing::CHATML, &rows).prepare(1024, true).unwrap_err();
+    assert!(error.starts_with("train.jsonl:5002:1: broken JSON"), "{error}");
+}
+
+#[test]
+fn unused_columns_are_told() {
+    let rows = row(&["Q", "A"]).replace("{\"messages\"", "{\"source\": \"web\", \"messages\"");
+    let prepared = Setting::new(testing::CHATML, &rows).prepare(1024, true).unwrap();
+    assert_eq!(prepared.report.warnings, ["columns that are not used: source"]);
+}

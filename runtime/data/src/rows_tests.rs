@@ -1,0 +1,116 @@
+//! Rows as they may be, and the messages on those that may not.
+
+use super::*;
+
+fn read(text: &[u8]) -> Result<Vec<(u64, Row)>, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.jsonl");
+    std::fs::write(&path, text).unwrap();
+    let rows = RowReader::open(&path).and_then(|reader| reader.collect::<Result<Vec<_>, _>>());
+    rows.map_err(|error| error.to_string().replace(&format!("{}/", folder.path().display()), ""))
+}
+
+fn tokens(input_ids: &[u32], labels: &[i32]) -> Row {
+    Row::Tokens { input_ids: input_ids.to_vec(), labels: labels.to_vec() }
+}
+
+#[test]
+fn conversations_are_read_with_their_line_numbers() {
+    let text = concat!(
+        "\u{feff}{\"messages\": [{\"role\": \"system\", \"content\": \"s\"}, {\"role\": \"user\", \"content\": \"ü\\n\"}]}\r\n",
+        "\n",
+        "{\"id\": 7, \"messages\": [{\"role\": \"tool\", \"content\": \"\", \"name\": null}, ",
+        "{\"content\": \"a\", \"role\": \"assistant\"}], \"labels\": null}\n",
+        "  \r\n\n"
+    );
+    let expected = [
+        (1, Row::Conversation(vec![Message::new(Role::System, "s"), Message::new(Role::User, "ü\n")])),
+        (3, Row::Conversation(vec![Message::new(Role::Tool, ""), Message::new(Role::Assistant, "a")])),
+    ];
+    assert_eq!(read(text.as_bytes()).unwrap(), expected);
+}
+
+#[test]
+fn tokens_are_read_with_labels_or_without() {
+    let text = b"{\"input_ids\": [1, 2], \"labels\": [-100, 2]}\n{\"input_ids\": [3], \"attention_mask\": [1]}";
+    assert_eq!(read(text).unwrap(), [(1, tokens(&[1, 2], &[-100, 2])), (2, tokens(&[3], &[3]))]);
+}
+
+#[test]
+fn columns_that_are_not_used_are_remembered() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    std::fs::write(&path, "{\"input_ids\": [1], \"source\": \"a\", \"id\": 2, \"attention_mask\": [1]}").unwrap();
+    let mut reader = RowReader::open(&path).unwrap();
+    assert!(reader.by_ref().all(|row| row.is_ok()));
+    assert_eq!(reader.ignored_columns().iter().collect::<Vec<_>>(), ["id", "source"]);
+}
+
+#[test]
+fn faults_name_file_and_line_and_what_was_found() {
+    let good = "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n";
+    let message = |fields: &str| format!("{good}{{\"messages\": [{{{fields}}}]}}");
+    let cases: Vec<(String, &str)> = vec![
+        (format!("{good}{{\"messages\": [}}\n"), "train.jsonl:2:15: broken JSON: expected value\nhint: "),
+        (format!("{good}{{\"messages\": "), "train.jsonl:2:13: broken JSON: EOF while parsing a value\nhint: "),
+        (format!("{good}[1, 2]"), "train.jsonl:2: expected an object, found an array\nhint: a JSONL file has one object a line"),
+        ("\"text\"".into(), "train.jsonl:1: expected an object, found a string\nhint: "),
+        (
+            format!("{good}{{\"text\": \"a\", \"id\": 1}}"),
+            "train.jsonl:2: expected either `messages` or `input_ids` (with `labels`), found the columns: text, id\nhint: ",
+        ),
+        ("{}".into(), "found the columns: none\n"),
+        ("{\"messages\": [], \"input_ids\": [1]}".into(), "found the columns: messages, input_ids\n"),
+        (format!("{good}{{\"input_ids\": [1]}}"), "train.jsonl:2: this row has `input_ids`, but line 1 has `messages`\n"),
+        ("{\"messages\": \"hi\"}".into(), "expected `messages` to be an array, found a string\n"),
+        ("{\"messages\": []}".into(), "train.jsonl:1: `messages` is empty\n"),
+        ("{\"messages\": [\"hi\"]}".into(), "messages[0]: expected an object, found a string\n"),
+        (message("\"role\": \"gpt\", \"content\": \"\""), "train.jsonl:2: messages[0]: unknown role \"gpt\"\n"),
+        (message("\"from\": \"human\", \"value\": \"\""), "expected `role` and `content`, found the fields: from, value\n"),
+        (message("\"role\": \"user\", \"content\": [1]"), "messages[0]: expected `content` to be a string, found an array\n"),
+        (message("\"role\": \"user\""), "expected `content` to be a string, found nothing\n"),
+        (
+            message("\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": []"),
+            "messages[0]: the field `tool_calls` is not supported\n",
+        ),
+        (format!("{{\"tools\": [1], {}", &good[1..]), "train.jsonl:1: the column `tools` is not supported\n"),
+        ("{\"input_ids\": []}".into(), "train.jsonl:1: `input_ids` is empty\n"),
+        ("{\"input_ids\": 5}".into(), "expected `input_ids` to be an array, found a number\n"),
+        ("{\"input_ids\": [1, -2]}".into(), "input_ids[1]: expected a token id, found -2\n"),
+        ("{\"input_ids\": [2147483648]}".into(), "input_ids[0]: expected a token id, found 2147483648\n"),
+        ("{\"input_ids\": [1.5]}".into(), "input_ids[0]: expected a token id, found 1.5\n"),
+        ("{\"input_ids\": [1], \"labels\": [-1]}".into(), "labels[0]: expected a token id or -100, found -1\n"),
+        ("{\"input_ids\": [1, 2], \"labels\": [1]}".into(), "train.jsonl:1: 2 input_ids but 1 labels\n"),
+        ("{\"input_ids\": [1], \"attention_mask\": [0]}".into(), "attention_mask[0]: expected 1 (rows come without padding), found 0"),
+        ("\n \r\n".into(), "train.jsonl: there is no row in this file\nhint: "),
+        (String::new(), "train.jsonl: there is no row in this file\nhint: "),
+    ];
+    for (text, expected) in cases {
+        let error = read(text.as_bytes()).unwrap_err();
+        assert!(error.contains(expected) && error.contains("\nhint: "), "{text}\ngave {error}\nexpected {expected}");
+    }
+    let error = read(b"{\"messages\": [{\"role\": \"user\", \"content\": \"\xff\"}]}").unwrap_err();
+    assert!(error.starts_with("train.jsonl:1:4"), "{error}");
+}
+
+#[test]
+fn what_is_no_file_of_rows_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |path: &Path| RowReader::open(path).err().unwrap().to_string();
+    assert!(error(&folder.path().join("none.jsonl")).contains("none.jsonl: cannot open the data set: No such file"));
+    assert!(error(folder.path()).contains("is a folder\nhint: "));
+    let parquet = folder.path().join("rows.parquet");
+    std::fs::write(&parquet, "PAR1").unwrap();
+    assert!(error(&parquet).contains("only JSONL is read\nhint: "));
+}
+
+#[test]
+fn nothing_comes_after_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    std::fs::write(&path, "{\"input_ids\": [1]}\n{\n{\"input_ids\": [1]}\n").unwrap();
+    let mut reader = RowReader::open(&path).unwrap();
+    assert!(reader.next().unwrap().is_ok());
+    assert!(reader.next().unwrap().is_err());
+    assert!(reader.next().is_none());
+}

@@ -1,0 +1,133 @@
+//! Properties of the step plan, by going through many shapes.
+
+use super::*;
+
+fn plan(rows: usize, shape: (u32, u32, u32), sampling: Sampling) -> StepPlan {
+    let (world_size, per_device_batch, accumulation) = shape;
+    StepPlan::new(StepPlanOptions {
+        rows,
+        world_size,
+        per_device_batch,
+        accumulation,
+        epochs: 2.0,
+        max_steps: -1,
+        seed: 42,
+        data_seed: None,
+        sampling,
+    })
+    .unwrap()
+}
+
+fn slices(plan: &StepPlan, step: u64, (world_size, _, accumulation): (u32, u32, u32)) -> Vec<u32> {
+    let mut rows = Vec::new();
+    for micro_batch in 0..accumulation {
+        for rank in 0..world_size {
+            rows.extend(plan.rows_of(step, micro_batch, rank));
+        }
+    }
+    rows
+}
+
+#[test]
+fn every_row_is_used_once_in_an_epoch_whatever_the_shape() {
+    for rows in [1, 2, 5, 7, 24, 25, 47, 100] {
+        for shape in [(1, 1, 1), (1, 8, 1), (2, 3, 2), (3, 2, 4), (4, 3, 2), (8, 3, 1), (5, 1, 3)] {
+            for sampling in [Sampling::Random, Sampling::Sequential] {
+                let plan = plan(rows, shape, sampling);
+                for epoch in 0..2 {
+                    let steps = epoch * plan.steps_per_epoch()..(epoch + 1) * plan.steps_per_epoch();
+                    let mut seen: Vec<u32> = steps.flat_map(|step| slices(&plan, step, shape)).collect();
+                    if sampling == Sampling::Random {
+                        seen.sort_unstable();
+                    }
+                    assert_eq!(seen, (0..rows as u32).collect::<Vec<_>>(), "{rows} rows, {shape:?}, {sampling:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_global_order_is_the_same_for_every_world_size_with_the_same_global_batch() {
+    let shapes = [(1, 24, 1), (1, 4, 6), (2, 12, 1), (2, 3, 4), (3, 8, 1), (4, 6, 1), (8, 3, 1), (8, 1, 3), (24, 1, 1)];
+    for rows in [24, 50, 71, 600] {
+        let reference = plan(rows, shapes[0], Sampling::Random);
+        for shape in shapes {
+            let other = plan(rows, shape, Sampling::Random);
+            assert_eq!(other.total_steps(), reference.total_steps());
+            for step in 0..reference.total_steps() {
+                assert_eq!(slices(&other, step, shape), reference.rows_of_step(step), "{rows} rows, {shape:?}, step {step}");
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_may_be_asked_for_in_any_order() {
+    let plan = plan(50, (2, 3, 2), Sampling::Random);
+    let forward: Vec<_> = (0..plan.total_steps()).map(|step| plan.rows_of_step(step)).collect();
+    for step in (0..plan.total_steps()).rev() {
+        assert_eq!(plan.rows_of_step(step), forward[step as usize]);
+    }
+}
+
+#[test]
+fn epochs_differ_and_seeds_differ_and_the_data_seed_wins() {
+    let order = |seed: u64, data_seed: Option<u64>, epoch: u64| {
+        let options = plan(100, (1, 100, 1), Sampling::Random).options;
+        StepPlan::new(StepPlanOptions { seed, data_seed, ..options }).unwrap().rows_of_step(epoch)
+    };
+    assert_ne!(order(42, None, 0), order(42, None, 1));
+    assert_ne!(order(42, None, 0), order(43, None, 0));
+    assert_eq!(order(42, Some(7), 0), order(9, Some(7), 0));
+    assert_eq!(order(42, Some(7), 0), order(7, None, 0));
+}
+
+#[test]
+fn shuffling_is_even() {
+    // 6000 permutations of 4 rows: each of the 24 should come about 250 times.
+    let mut counts = std::collections::HashMap::new();
+    for seed in 0..6000 {
+        let mut order = [0, 1, 2, 3];
+        shuffle(&mut order, seed, 0);
+        *counts.entry(order).or_insert(0) += 1;
+    }
+    assert_eq!(counts.len(), 24);
+    assert!(counts.values().all(|&count| (180..320).contains(&count)), "{counts:?}");
+}
+
+#[test]
+fn steps_are_counted_as_transformers_does() {
+    let total = |epochs: f64, max_steps: i64| {
+        let options = plan(25, (2, 3, 2), Sampling::Random).options;
+        StepPlan::new(StepPlanOptions { epochs, max_steps, ..options }).map(|plan| plan.total_steps())
+    };
+    // 25 rows in global batches of 12: 3 steps an epoch.
+    assert_eq!(total(1.0, -1).unwrap(), 3);
+    assert_eq!(total(2.5, -1).unwrap(), 8);
+    assert_eq!(total(0.1, -1).unwrap(), 1);
+    assert_eq!(total(3.0, 4).unwrap(), 4);
+    assert_eq!(total(0.0, 100).unwrap(), 100);
+    for (epochs, max_steps) in [(0.0, -1), (-1.0, 0), (f64::NAN, -1), (f64::INFINITY, -1)] {
+        assert!(total(epochs, max_steps).unwrap_err().to_string().contains("nothing to do"));
+    }
+    let plan = plan(25, (2, 3, 2), Sampling::Random);
+    assert_eq!((plan.epoch_at(2), plan.epoch_at(3), plan.epochs_after(3)), (0, 1, 1.0));
+}
+
+#[test]
+fn numbers_that_cannot_be_are_refused() {
+    let good = plan(25, (2, 3, 2), Sampling::Random).options;
+    assert!(StepPlan::new(StepPlanOptions { rows: 0, ..good.clone() }).is_err());
+    assert!(StepPlan::new(StepPlanOptions { world_size: 0, ..good.clone() }).is_err());
+    let error = StepPlan::new(StepPlanOptions { accumulation: 0, ..good }).unwrap_err().to_string();
+    assert!(error.contains("2 processes × 3 rows × 0 micro-batches"), "{error}");
+}
+
+#[test]
+fn the_order_of_a_seed_never_changes() {
+    assert_eq!(plan(12, (1, 12, 1), Sampling::Random).rows_of_step(0), GOLDEN);
+}
+
+/// Rows 0..12 under seed 42, epoch 0. A change here changes every user's run.
+const GOLDEN: [u32; 12] = [4, 7, 0, 1, 3, 5, 8, 9, 6, 10, 2, 11];

@@ -1,0 +1,189 @@
+//! The model's tokenizer: text to ids with offsets, ids to text, and the ids that pad and that end.
+
+use std::path::Path;
+
+use tokenizers::{PostProcessor, PostProcessorWrapper};
+
+use crate::error::DataError;
+use crate::model_files::{self, SpecialTokens};
+use crate::stream::StreamDecoder;
+
+/// A tokenizer.json with what the other files of the model folder say of its ids.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    /// Without truncation, padding and post-processor: the latter would shorten offsets by the white space in front.
+    inner: tokenizers::Tokenizer,
+    post_processor: Option<PostProcessorWrapper>,
+    special: SpecialTokens,
+    /// Texts of the tokens that are marked as special.
+    markers: Vec<String>,
+    pad_id: u32,
+    eos_ids: Vec<u32>,
+}
+
+/// Token ids and the bytes of the text that each stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// For each token, the first byte of its text and the byte after its last. Empty for a token that stands for none.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+impl Tokenizer {
+    /// Reads tokenizer.json, tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json of
+    /// a model folder; only the first must exist.
+    ///
+    /// # Errors
+    /// When one of them is damaged or tokenizer.json is missing.
+    pub fn load(model_directory: &Path) -> Result<Tokenizer, DataError> {
+        let path = model_directory.join("tokenizer.json");
+        let Some(text) = model_files::read_text(&path)? else {
+            let hint = "the model folder needs a tokenizer.json; transformers writes one: \
+                        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)";
+            return Err(DataError::model(&path, "there is no tokenizer here", hint));
+        };
+        let inner = tokenizers::Tokenizer::from_bytes(text.as_bytes())
+            .map_err(|error| DataError::model(&path, format!("not a tokenizer: {error}"), "copy the file again"))?;
+        let special = SpecialTokens::load(model_directory)?;
+        Ok(Tokenizer::new(inner, special, model_files::eos_ids(model_directory)?))
+    }
+
+    pub(crate) fn new(mut inner: tokenizers::Tokenizer, special: SpecialTokens, mut eos_ids: Vec<u32>) -> Tokenizer {
+        let post_processor = inner.get_post_processor().cloned();
+        inner.with_post_processor(None::<PostProcessorWrapper>).with_padding(None);
+        // Taking a truncation away cannot fail; only setting one can.
+        let _ = inner.with_truncation(None);
+        let added = inner.get_added_tokens_decoder();
+        let markers = added.values().filter(|token| token.special).map(|token| token.content.clone()).collect();
+        let id_of = |name: &str| special.get(name).and_then(|token| inner.token_to_id(token));
+        if eos_ids.is_empty() {
+            eos_ids.extend(id_of("eos_token"));
+        }
+        let pad_id = id_of("pad_token").or_else(|| id_of("eos_token")).or(eos_ids.first().copied()).unwrap_or(0);
+        Tokenizer { inner, post_processor, special, markers, pad_id, eos_ids }
+    }
+
+    /// Text to ids. `add_special` lets the tokenizer add what it adds of itself (often a first token); a text that a
+    /// chat template made has these already.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] when the tokenizer fails on the text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, DataError> {
+        let encoding = self.inner.encode(text, false).map_err(fault)?;
+        match &self.post_processor {
+            Some(processor) if add_special => {
+                Ok(processor.process(encoding, None, true).map_err(fault)?.get_ids().to_vec())
+            }
+            _ => Ok(encoding.get_ids().to_vec()),
+        }
+    }
+
+    /// Text to ids, nothing added, with the bytes of the text that each token stands for.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] when the tokenizer fails on the text.
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Encoded, DataError> {
+        let encoding = self.inner.encode(text, false).map_err(fault)?;
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+    }
+
+    /// Ids to text. Bytes that are no whole character come out as U+FFFD; [`Tokenizer::stream`] waits for the rest.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] when the tokenizer fails on the ids.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, DataError> {
+        self.inner.decode(ids, skip_special).map_err(fault)
+    }
+
+    /// Ids to text, one id at a time, in whole characters.
+    pub fn stream(&self, skip_special: bool) -> StreamDecoder<'_> {
+        StreamDecoder::new(self, skip_special)
+    }
+
+    /// The id of a token by its text.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The id to pad with: of `pad_token`, else of the end of a sequence, else 0.
+    pub fn pad_id(&self) -> u32 {
+        self.pad_id
+    }
+
+    /// The ids that end a generation: of generation_config.json, else config.json, else of `eos_token`. May be empty.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos_ids
+    }
+
+    /// The named special tokens.
+    pub fn special(&self) -> &SpecialTokens {
+        &self.special
+    }
+
+    /// Whether `text` ends with a special token.
+    pub(crate) fn ends_with_special(&self, text: &str) -> bool {
+        self.markers.iter().any(|token| !token.is_empty() && text.ends_with(token.as_str()))
+    }
+}
+
+fn fault(error: tokenizers::Error) -> DataError {
+    DataError::Tokenizer { message: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use std::fs;
+
+    #[test]
+    fn offsets_are_bytes_of_the_text_and_keep_the_white_space_in_front() {
+        let tokenizer = testing::tokenizer();
+        let text = "<|im_start|>user\nhéllo the 🙂<|im_end|>";
+        let encoded = tokenizer.encode_with_offsets(text).unwrap();
+        assert_eq!(tokenizer.decode(&encoded.ids, false).unwrap(), text);
+        let mut end = 0;
+        for &(first, after) in &encoded.offsets {
+            assert!(first <= end && after >= end, "no gap before byte {first}: {:?}", encoded.offsets);
+            end = after;
+        }
+        assert_eq!(end, text.len());
+        assert!(encoded.offsets.iter().any(|&(first, after)| &text[first..after] == " the"));
+    }
+
+    #[test]
+    fn special_tokens_are_added_only_when_asked_for() {
+        let tokenizer = testing::tokenizer();
+        let plain = tokenizer.encode("the", false).unwrap();
+        let whole = tokenizer.encode("the", true).unwrap();
+        assert_eq!(whole[0], tokenizer.token_to_id("<s>").unwrap());
+        assert_eq!(whole[1..], plain);
+    }
+
+    #[test]
+    fn pad_and_eos_ids_fall_back_as_documented() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        let ids = || {
+            let tokenizer = Tokenizer::load(folder.path()).unwrap();
+            (tokenizer.pad_id(), tokenizer.eos_ids().to_vec())
+        };
+        write("tokenizer.json", &testing::tokenizer_json());
+        assert_eq!(ids(), (0, vec![]));
+        write("tokenizer_config.json", r#"{"eos_token": "<|im_end|>"}"#);
+        assert_eq!(ids(), (2, vec![2]));
+        write("tokenizer_config.json", r#"{"eos_token": "<|im_end|>", "pad_token": {"content": "</s>"}}"#);
+        write("generation_config.json", r#"{"eos_token_id": [2, 4]}"#);
+        assert_eq!(ids(), (4, vec![2, 4]));
+    }
+
+    #[test]
+    fn a_missing_or_broken_tokenizer_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = || Tokenizer::load(folder.path()).unwrap_err().to_string();
+        assert!(error().contains("tokenizer.json: there is no tokenizer here\nhint: "), "{}", error());
+        fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+        assert!(error().contains("tokenizer.json: not a tokenizer"), "{}", error());
+    }
+}

@@ -1,0 +1,254 @@
+//! Collectives: one trait, one implementation per backend.
+//!
+//! Every rank calls the same collectives in the same order; each call has a sequence number. Sums are taken in rank order
+//! (rank 0's value first), so a reduction gives the same bits on every rank, every time, and at every ZeRO stage.
+
+mod activity;
+mod gloo;
+mod local_store;
+mod single;
+mod store;
+
+pub use activity::{Activity, Phase};
+pub use gloo::Gloo;
+pub use local_store::LocalStore;
+pub use single::Single;
+pub use store::Store;
+
+use crate::torch::ShimError;
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, TchError, Tensor};
+use thiserror::Error;
+
+/// Why a collective failed.
+#[derive(Debug, Error)]
+pub enum CommError {
+    /// A tensor that does not exist.
+    #[error("{call}: tensor `{argument}` is undefined")]
+    Undefined {
+        /// The collective.
+        call: &'static str,
+        /// The argument.
+        argument: &'static str,
+    },
+    /// A tensor on the wrong device.
+    #[error("{call}: tensor `{argument}` is on {device:?}; this backend works on the CPU")]
+    WrongDevice {
+        /// The collective.
+        call: &'static str,
+        /// The argument.
+        argument: &'static str,
+        /// Where it is.
+        device: Device,
+    },
+    /// A tensor with gaps.
+    #[error("{call}: tensor `{argument}` is not contiguous")]
+    NotContiguous {
+        /// The collective.
+        call: &'static str,
+        /// The argument.
+        argument: &'static str,
+    },
+    /// Two tensors of different types.
+    #[error("{call}: input is {input:?} but output is {output:?}")]
+    TypeMismatch {
+        /// The collective.
+        call: &'static str,
+        /// The input's type.
+        input: Kind,
+        /// The output's type.
+        output: Kind,
+    },
+    /// Lengths that do not fit.
+    #[error("{call}: the full tensor has {full} elements, but shard {shard} × world size {world_size} is {}", shard * world_size)]
+    Length {
+        /// The collective.
+        call: &'static str,
+        /// Elements of the full tensor.
+        full: usize,
+        /// Elements of the shard.
+        shard: usize,
+        /// Ranks.
+        world_size: usize,
+    },
+    /// The backend failed: most often because another rank is gone.
+    #[error("{call} #{sequence} with rank {peer} failed: {source}")]
+    Peer {
+        /// The collective.
+        call: &'static str,
+        /// Its sequence number.
+        sequence: u64,
+        /// The other rank.
+        peer: usize,
+        /// What the backend said.
+        source: ShimError,
+    },
+    /// The backend could not be set up, or failed as a whole.
+    #[error("{call}: {source}")]
+    Backend {
+        /// The collective or `connect`.
+        call: &'static str,
+        /// What the backend said.
+        source: ShimError,
+    },
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] TchError),
+}
+
+impl CommError {
+    /// True when the cause is most likely another rank's failure, which has its own error.
+    pub fn is_consequence(&self) -> bool {
+        matches!(self, CommError::Peer { .. } | CommError::Backend { .. })
+    }
+}
+
+/// What communication cost this rank so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Traffic {
+    /// Bytes of payload this rank sent.
+    pub sent_bytes: u64,
+    /// Time its training thread was blocked in collectives.
+    pub blocked: Duration,
+}
+
+/// A collective that was started. Dropping it without waiting leaves its output undefined.
+#[must_use = "the output is undefined until wait() returns"]
+pub struct Pending<'a> {
+    finish: Option<Box<dyn FnOnce() -> Result<(), CommError> + 'a>>,
+}
+
+impl<'a> Pending<'a> {
+    /// Already finished.
+    pub fn done() -> Self {
+        Pending { finish: None }
+    }
+
+    fn new(finish: impl FnOnce() -> Result<(), CommError> + 'a) -> Self {
+        Pending { finish: Some(Box::new(finish)) }
+    }
+
+    /// Blocks until the output is there.
+    pub fn wait(mut self) -> Result<(), CommError> {
+        match self.finish.take() {
+            Some(finish) => finish(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The collectives of one rank in one group of `world_size` ranks.
+///
+/// Tensors are contiguous and on the backend's device. `full` has `world_size` times the elements of `shard`, and rank r's
+/// part is the r-th; `shard` may be that very part of `full`.
+pub trait Collectives {
+    /// This rank, from 0.
+    fn rank(&self) -> usize;
+
+    /// The number of ranks.
+    fn world_size(&self) -> usize;
+
+    /// Starts to gather every rank's `shard` into `full`.
+    fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending<'_>, CommError>;
+
+    /// Starts to sum every rank's `full` and give this rank its part in `shard`. `full`'s content is lost.
+    fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending<'_>, CommError>;
+
+    /// Copies `tensor` of rank `root` to all.
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError>;
+
+    /// Returns when every rank has called it.
+    fn barrier(&self) -> Result<(), CommError>;
+
+    /// What communication cost so far.
+    fn traffic(&self) -> Traffic;
+
+    /// Gathers every rank's `shard` into `full`.
+    fn all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<(), CommError> {
+        self.start_all_gather_into(full, shard)?.wait()
+    }
+
+    /// Sums every rank's `full` and gives this rank its part in `shard`. `full`'s content is lost.
+    fn reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<(), CommError> {
+        self.start_reduce_scatter_into(shard, full)?.wait()
+    }
+
+    /// Sums `tensor` over all ranks, in place: a reduce-scatter and a gather where the length allows it.
+    fn all_reduce(&self, tensor: &Tensor) -> Result<(), CommError> {
+        let (numel, world_size) = (tensor.numel(), self.world_size());
+        if numel % world_size == 0 {
+            let part = (numel / world_size) as i64;
+            let mine = tensor.view([-1]).narrow(0, self.rank() as i64 * part, part);
+            self.reduce_scatter_into(&mine, tensor)?;
+            return self.all_gather_into(tensor, &mine);
+        }
+        let all = Tensor::f_zeros([(numel * world_size) as i64], (tensor.kind(), tensor.device()))?;
+        self.all_gather_into(&all, tensor)?;
+        let mut total = tensor.view([-1]);
+        total.f_copy_(&all.f_narrow(0, 0, numel as i64)?)?;
+        for rank in 1..world_size {
+            total = total.f_add_(&all.f_narrow(0, (rank * numel) as i64, numel as i64)?)?;
+        }
+        Ok(())
+    }
+
+    /// Every rank's small vector of numbers, by rank.
+    fn exchange(&self, numbers: &[f64]) -> Result<Vec<Vec<f64>>, CommError> {
+        let mine = Tensor::from_slice(numbers);
+        let all = Tensor::f_zeros([(numbers.len() * self.world_size()) as i64], (Kind::Double, Device::Cpu))?;
+        self.all_gather_into(&all, &mine)?;
+        let flat = Vec::<f64>::try_from(&all)?;
+        Ok(flat.chunks(numbers.len().max(1)).map(<[f64]>::to_vec).collect())
+    }
+}
+
+fn check_tensor(call: &'static str, argument: &'static str, tensor: &Tensor) -> Result<(), CommError> {
+    if !tensor.defined() {
+        return Err(CommError::Undefined { call, argument });
+    }
+    if tensor.device() != Device::Cpu {
+        return Err(CommError::WrongDevice { call, argument, device: tensor.device() });
+    }
+    if !tensor.is_contiguous() {
+        return Err(CommError::NotContiguous { call, argument });
+    }
+    Ok(())
+}
+
+/// Checks the tensors of an all-gather or a reduce-scatter.
+fn check_pair(call: &'static str, full: &Tensor, shard: &Tensor, world_size: usize) -> Result<(), CommError> {
+    check_tensor(call, "full", full)?;
+    check_tensor(call, "shard", shard)?;
+    if full.kind() != shard.kind() {
+        let (input, output) = if call == "all_gather" { (shard, full) } else { (full, shard) };
+        return Err(CommError::TypeMismatch { call, input: input.kind(), output: output.kind() });
+    }
+    if full.numel() != shard.numel() * world_size {
+        return Err(CommError::Length { call, full: full.numel(), shard: shard.numel(), world_size });
+    }
+    Ok(())
+}
+
+fn element_size(tensor: &Tensor) -> usize {
+    tensor.kind().elt_size_in_bytes()
+}
+
+/// Adds the time since it was made to a counter when it is dropped.
+struct Stopwatch<'a>(Instant, &'a std::cell::Cell<Traffic>);
+
+impl<'a> Stopwatch<'a> {
+    fn start(traffic: &'a std::cell::Cell<Traffic>) -> Self {
+        Stopwatch(Instant::now(), traffic)
+    }
+}
+
+impl Drop for Stopwatch<'_> {
+    fn drop(&mut self) {
+        let mut traffic = self.1.get();
+        traffic.blocked += self.0.elapsed();
+        self.1.set(traffic);
+    }
+}
+
+#[cfg(test)]
+mod tests;

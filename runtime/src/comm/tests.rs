@@ -1,0 +1,159 @@
+//! Every backend against the definition of the collectives, with threads as ranks.
+
+use super::*;
+use std::sync::Arc;
+
+/// Runs `body` on `world_size` ranks over Gloo and returns what each returned.
+fn with_gloo<T: Send>(world_size: usize, body: impl Fn(&Gloo) -> T + Sync) -> Vec<T> {
+    let store: Arc<dyn Store> = Arc::new(LocalStore::default());
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = (0..world_size)
+            .map(|rank| {
+                let (store, body) = (store.clone(), &body);
+                scope.spawn(move || {
+                    let timeout = Duration::from_secs(30);
+                    let group =
+                        Gloo::connect(store, rank, world_size, "127.0.0.1", timeout, Arc::default()).unwrap();
+                    let result = body(&group);
+                    group.barrier().unwrap();
+                    result
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+/// Rank `rank`'s full buffer: values whose float32 sum depends on the order of addition.
+fn values(rank: usize, length: usize) -> Vec<f32> {
+    (0..length).map(|i| ((rank * 7919 + i * 104_729) % 1000) as f32 * 10f32.powi((rank as i32 * 3) % 8)).collect()
+}
+
+/// The sum in rank order.
+fn expected_sum(world_size: usize, length: usize) -> Vec<f32> {
+    let mut sum = values(0, length);
+    for rank in 1..world_size {
+        sum.iter_mut().zip(values(rank, length)).for_each(|(total, value)| *total += value);
+    }
+    sum
+}
+
+#[test]
+fn gloo_reduce_scatter_sums_in_rank_order_also_in_place() {
+    for world_size in [1, 2, 3, 4] {
+        let length = 5 * world_size;
+        let expected = expected_sum(world_size, length);
+        let results = with_gloo(world_size, |group| {
+            let full = Tensor::from_slice(&values(group.rank(), length));
+            let shard = Tensor::zeros([5], (Kind::Float, Device::Cpu));
+            group.reduce_scatter_into(&shard, &full).unwrap();
+            let full = Tensor::from_slice(&values(group.rank(), length));
+            let mine = full.narrow(0, group.rank() as i64 * 5, 5);
+            group.reduce_scatter_into(&mine, &full).unwrap();
+            (Vec::<f32>::try_from(&shard).unwrap(), Vec::<f32>::try_from(&mine).unwrap())
+        });
+        for (rank, (apart, in_place)) in results.into_iter().enumerate() {
+            assert_eq!(apart, expected[rank * 5..(rank + 1) * 5], "world size {world_size}, rank {rank}");
+            assert_eq!(in_place, apart);
+        }
+    }
+}
+
+#[test]
+fn two_reduce_scatters_may_be_under_way() {
+    let results = with_gloo(3, |group| {
+        let first = Tensor::from_slice(&values(group.rank(), 6));
+        let second = Tensor::from_slice(&values(group.rank(), 12));
+        let (shard1, shard2) =
+            (Tensor::zeros([2], (Kind::Float, Device::Cpu)), Tensor::zeros([4], (Kind::Float, Device::Cpu)));
+        let pending1 = group.start_reduce_scatter_into(&shard1, &first).unwrap();
+        let pending2 = group.start_reduce_scatter_into(&shard2, &second).unwrap();
+        pending1.wait().unwrap();
+        pending2.wait().unwrap();
+        (Vec::<f32>::try_from(&shard1).unwrap(), Vec::<f32>::try_from(&shard2).unwrap())
+    });
+    for (rank, (one, two)) in results.into_iter().enumerate() {
+        assert_eq!(one, expected_sum(3, 6)[rank * 2..(rank + 1) * 2]);
+        assert_eq!(two, expected_sum(3, 12)[rank * 4..(rank + 1) * 4]);
+    }
+}
+
+#[test]
+fn gloo_all_gather_puts_parts_in_rank_order_also_in_place() {
+    for (world_size, kind) in [(1, Kind::Float), (2, Kind::BFloat16), (3, Kind::Double), (4, Kind::Float)] {
+        let results = with_gloo(world_size, |group| {
+            let shard = Tensor::full([3], group.rank() as f64 + 0.5, (kind, Device::Cpu));
+            let full = Tensor::zeros([3 * world_size as i64], (kind, Device::Cpu));
+            group.all_gather_into(&full, &shard).unwrap();
+            let in_place = Tensor::zeros([3 * world_size as i64], (kind, Device::Cpu));
+            let mut mine = in_place.narrow(0, 3 * group.rank() as i64, 3);
+            mine.copy_(&shard);
+            group.all_gather_into(&in_place, &mine).unwrap();
+            let doubles = |tensor: &Tensor| Vec::<f64>::try_from(tensor.to_kind(Kind::Double)).unwrap();
+            (doubles(&full), doubles(&in_place))
+        });
+        let expected: Vec<f64> = (0..world_size).flat_map(|rank| [rank as f64 + 0.5; 3]).collect();
+        for (full, in_place) in results {
+            assert_eq!((full, in_place), (expected.clone(), expected.clone()));
+        }
+    }
+}
+
+#[test]
+fn gloo_all_reduce_broadcast_and_exchange() {
+    let results = with_gloo(3, |group| {
+        let divisible = Tensor::from_slice(&values(group.rank(), 6));
+        group.all_reduce(&divisible).unwrap();
+        let odd = Tensor::from_slice(&values(group.rank(), 7));
+        group.all_reduce(&odd).unwrap();
+        let from_two = Tensor::from_slice(&[group.rank() as i64]);
+        group.broadcast(&from_two, 2).unwrap();
+        let exchanged = group.exchange(&[group.rank() as f64, 10.0]).unwrap();
+        let floats = |tensor: &Tensor| Vec::<f32>::try_from(tensor).unwrap();
+        (floats(&divisible), floats(&odd), from_two.int64_value(&[0]), exchanged)
+    });
+    for (divisible, odd, from_two, exchanged) in results {
+        assert_eq!(divisible, expected_sum(3, 6));
+        assert_eq!(odd, expected_sum(3, 7));
+        assert_eq!(from_two, 2);
+        assert_eq!(exchanged, [[0.0, 10.0], [1.0, 10.0], [2.0, 10.0]]);
+    }
+}
+
+#[test]
+fn gloo_counts_the_bytes_it_sends() {
+    let sent = with_gloo(2, |group| {
+        let full = Tensor::zeros([8], (Kind::Float, Device::Cpu));
+        group.all_gather_into(&full, &full.narrow(0, 4 * group.rank() as i64, 4)).unwrap();
+        group.reduce_scatter_into(&full.narrow(0, 4 * group.rank() as i64, 4), &full).unwrap();
+        group.traffic().sent_bytes
+    });
+    assert_eq!(sent, [32, 32]);
+}
+
+#[test]
+fn violated_preconditions_have_errors_of_their_own() {
+    let single = Single;
+    let four = Tensor::zeros([4], (Kind::Float, Device::Cpu));
+    let doubles = Tensor::zeros([4], (Kind::Double, Device::Cpu));
+    let three = Tensor::zeros([3], (Kind::Float, Device::Cpu));
+    let square = Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)).transpose(0, 1);
+    assert!(matches!(
+        single.all_gather_into(&four, &three),
+        Err(CommError::Length { call: "all_gather", full: 4, shard: 3, world_size: 1 })
+    ));
+    assert!(matches!(
+        single.reduce_scatter_into(&four, &doubles),
+        Err(CommError::TypeMismatch { input: Kind::Double, output: Kind::Float, .. })
+    ));
+    assert!(matches!(single.all_gather_into(&four, &square), Err(CommError::NotContiguous { argument: "shard", .. })));
+    assert!(matches!(single.broadcast(&Tensor::new(), 0), Err(CommError::Undefined { .. })));
+}
+
+#[test]
+fn a_rank_that_never_comes_is_an_error_not_a_hang() {
+    let store: Arc<dyn Store> = Arc::new(LocalStore::default());
+    let result = Gloo::connect(store, 0, 2, "127.0.0.1", Duration::from_millis(300), Arc::default());
+    let error = result.err().expect("rank 1 never came");
+    assert!(matches!(error, CommError::Backend { call: "connect", .. }), "{error}");
+}

@@ -1,0 +1,273 @@
+//! This rank's side of the control plane: everything that is said to `launch`, and the store that Gloo bootstraps
+//! through.
+//!
+//! A tokio runtime with one thread of its own carries all of it; the training thread and Gloo's threads block on single
+//! calls, each with a deadline. Heartbeats go out every second and after each step; their answer carries the directive.
+//! When `launch` stays silent for [`SILENCE`] the process ends, so that no rank outlives its job.
+
+mod store;
+
+pub use store::ControlStore;
+
+use crate::comm::Activity;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+use tokio::sync::Notify;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use zerofold_proto::v1::control_client::ControlClient;
+use zerofold_proto::v1::{
+    CheckpointPart, Directive, EvaluationRecord, FailRequest, HeartbeatRequest, JoinRequest, LeaveRequest, StepRecord,
+};
+
+/// How often a rank reports.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long `launch` may be unreachable before a rank gives up.
+const SILENCE: Duration = Duration::from_secs(20);
+/// Deadline of calls that are answered at once.
+const PROMPT: Duration = Duration::from_secs(30);
+
+/// Why the control plane did not do what was asked.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// The address is not one.
+    #[error("the control plane's address {address:?} is not valid: {reason}")]
+    Address {
+        /// As given.
+        address: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The runtime could not be started.
+    #[error("the control thread could not be started: {0}")]
+    Runtime(std::io::Error),
+    /// A call failed.
+    #[error("{call}: {}", status.message())]
+    Call {
+        /// The call.
+        call: &'static str,
+        /// The answer.
+        status: Box<Status>,
+    },
+}
+
+impl ControlError {
+    /// True when `launch` itself is gone or has given up on the job.
+    pub fn is_consequence(&self) -> bool {
+        match self {
+            ControlError::Call { status, .. } => {
+                matches!(status.code(), Code::Unavailable | Code::Aborted | Code::Cancelled)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Who this rank is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// This rank, from 0.
+    pub rank: u32,
+    /// The number of ranks.
+    pub world_size: u32,
+    /// The membership of the job that it belongs to.
+    pub generation: u64,
+}
+
+/// What the training thread and the heartbeat share.
+#[derive(Default)]
+struct Reports {
+    steps: Mutex<Vec<StepRecord>>,
+    evaluations: Mutex<Vec<EvaluationRecord>>,
+    changed: Notify,
+    stop: AtomicBool,
+}
+
+/// The connection to the control plane.
+pub struct Control {
+    runtime: tokio::runtime::Runtime,
+    client: ControlClient<Channel>,
+    identity: Identity,
+    reports: Arc<Reports>,
+}
+
+impl Control {
+    /// Connects to `address` (such as `http://127.0.0.1:29500`), joins the job and starts the heartbeat.
+    pub fn join(address: &str, identity: Identity, activity: Arc<Activity>) -> Result<Self, ControlError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("control")
+            .enable_all()
+            .build()
+            .map_err(ControlError::Runtime)?;
+        let endpoint = Endpoint::from_shared(address.to_string())
+            .map_err(|error| ControlError::Address { address: address.to_string(), reason: error.to_string() })?
+            .connect_timeout(PROMPT);
+        let client = runtime
+            .block_on(endpoint.connect())
+            .map(ControlClient::new)
+            .map_err(|error| {
+                let text = format!("launch cannot be reached at {address}: {error}");
+                ControlError::Call { call: "connect", status: Box::new(Status::unavailable(text)) }
+            })?;
+        let control = Control { runtime, client, identity, reports: Arc::default() };
+        let request = JoinRequest {
+            rank: control.identity.rank,
+            world_size: control.identity.world_size,
+            generation: control.identity.generation,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+        };
+        let mut client = control.client.clone();
+        control.call("join", PROMPT, async move { client.join(request).await })?;
+        let beat = heartbeat(control.client.clone(), control.identity.clone(), activity, control.reports.clone());
+        control.runtime.spawn(beat);
+        Ok(control)
+    }
+
+    /// Who this rank is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The store, for backends to bootstrap through.
+    pub fn store(&self) -> ControlStore {
+        ControlStore::new(self.client.clone(), self.runtime.handle().clone())
+    }
+
+    fn call<T>(
+        &self,
+        call: &'static str,
+        deadline: Duration,
+        future: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, ControlError> {
+        let answer = self.runtime.block_on(async { tokio::time::timeout(deadline, future).await });
+        answer
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("launch did not answer within {deadline:?}"))))
+            .map_err(|status| ControlError::Call { call, status: Box::new(status) })
+    }
+
+    /// True once `launch` asked for a stop.
+    pub fn stop_requested(&self) -> bool {
+        self.reports.stop.load(Ordering::Relaxed)
+    }
+
+    /// Hands a finished step to the next heartbeat, which goes out at once.
+    pub fn report_step(&self, record: StepRecord) {
+        self.reports.steps.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(record);
+        self.reports.changed.notify_one();
+    }
+
+    /// Hands an evaluation to the next heartbeat, which goes out at once.
+    pub fn report_evaluation(&self, record: EvaluationRecord) {
+        self.reports.evaluations.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(record);
+        self.reports.changed.notify_one();
+    }
+
+    /// Tells that this rank's part of a checkpoint lies on disk, and waits for the commit, at most `deadline`. Returns the
+    /// manifest's path.
+    pub fn checkpoint_written(
+        &self,
+        step: u64,
+        directory: &str,
+        part: Vec<u8>,
+        deadline: Duration,
+    ) -> Result<String, ControlError> {
+        let request = CheckpointPart {
+            rank: self.identity.rank,
+            generation: self.identity.generation,
+            step,
+            directory: directory.to_string(),
+            part,
+        };
+        let mut client = self.client.clone();
+        let answer = self.call("checkpoint", deadline, async move { client.checkpoint_written(request).await })?;
+        Ok(answer.into_inner().manifest)
+    }
+
+    /// Tells why this rank is about to exit with an error.
+    pub fn fail(&self, message: String, consequence: bool) -> Result<(), ControlError> {
+        let Identity { rank, generation, .. } = self.identity;
+        let mut client = self.client.clone();
+        let request = FailRequest { rank, generation, message, consequence };
+        self.call("fail", PROMPT, async move { client.fail(request).await }).map(|_| ())
+    }
+
+    /// Tells that this rank is done; what was reported before is delivered first.
+    pub fn leave(&self, mut request: LeaveRequest) -> Result<(), ControlError> {
+        request.rank = self.identity.rank;
+        request.generation = self.identity.generation;
+        let beat = beat_now(&self.identity, &Activity::default(), &self.reports, request.step);
+        let mut client = self.client.clone();
+        if let Some(last) = beat {
+            let mut client = self.client.clone();
+            self.call("heartbeat", PROMPT, async move { client.heartbeat(last).await })?;
+        }
+        self.call("leave", PROMPT, async move { client.leave(request).await }).map(|_| ())
+    }
+}
+
+/// A heartbeat with everything not yet delivered; `None` when there is nothing.
+fn beat_now(identity: &Identity, activity: &Activity, reports: &Reports, step: u64) -> Option<HeartbeatRequest> {
+    let mut request = request_of(identity, activity, reports);
+    request.step = step;
+    (!request.steps.is_empty() || !request.evaluations.is_empty()).then_some(request)
+}
+
+fn request_of(identity: &Identity, activity: &Activity, reports: &Reports) -> HeartbeatRequest {
+    HeartbeatRequest {
+        rank: identity.rank,
+        generation: identity.generation,
+        step: activity.step(),
+        phase: activity.phase() as i32,
+        collective: activity.collective(),
+        memory_bytes: crate::metrics::memory_bytes(),
+        peak_memory_bytes: crate::metrics::peak_memory_bytes(),
+        steps: std::mem::take(&mut *reports.steps.lock().unwrap_or_else(|poisoned| poisoned.into_inner())),
+        evaluations: std::mem::take(&mut *reports.evaluations.lock().unwrap_or_else(|poisoned| poisoned.into_inner())),
+    }
+}
+
+/// Reports for as long as the process lives.
+async fn heartbeat(
+    mut client: ControlClient<Channel>,
+    identity: Identity,
+    activity: Arc<Activity>,
+    reports: Arc<Reports>,
+) {
+    let mut heard = Instant::now();
+    loop {
+        let request = request_of(&identity, &activity, &reports);
+        match tokio::time::timeout(SILENCE, client.heartbeat(request.clone())).await {
+            Ok(Ok(reply)) => {
+                heard = Instant::now();
+                if reply.into_inner().directive() == Directive::Stop {
+                    reports.stop.store(true, Ordering::Relaxed);
+                }
+            }
+            Ok(Err(status)) if status.code() == Code::FailedPrecondition => {
+                tracing::error!("launch refused this rank: {}", status.message());
+                std::process::exit(1);
+            }
+            _ => {
+                // Not delivered: keep the records, in order, for the next try.
+                let keep = |list: &Mutex<Vec<_>>, old: Vec<_>| {
+                    list.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).splice(0..0, old);
+                };
+                keep(&reports.steps, request.steps);
+                reports
+                    .evaluations
+                    .lock()
+                    .unwrap_or_else(|poisoned| poisoned.into_inner())
+                    .splice(0..0, request.evaluations);
+                if heard.elapsed() > SILENCE {
+                    tracing::error!("launch has been silent for {} s; rank {} ends", SILENCE.as_secs(), identity.rank);
+                    std::process::exit(1);
+                }
+            }
+        }
+        let _woken_or_time = tokio::time::timeout(HEARTBEAT, reports.changed.notified()).await;
+    }
+}

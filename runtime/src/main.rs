@@ -1,0 +1,77 @@
+//! The command `worker`: one rank of a job. Started by `launch`, not by hand.
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(version, about = "One rank of a Zerofold job. Started by `launch`, not by hand.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train as the rank that the environment names.
+    Train,
+    /// Generate text; the request is JSON as `launch generate` writes it.
+    Generate {
+        /// The request.
+        request: String,
+    },
+    /// Write the logits of a model for given token ids, to compare with other implementations.
+    Logits {
+        /// A Hugging Face model folder.
+        model: PathBuf,
+        /// A safetensors file with int64 `input_ids` [rows, length].
+        input_ids: PathBuf,
+        /// Where to write float32 `logits` [rows, length, vocabulary].
+        output: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("ZEROFOLD_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .init();
+    keep_freed_memory();
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Train => Ok(zerofold_runtime::worker::train()?),
+        Command::Generate { request } => {
+            let request = serde_json::from_str(&request).context("the request is not what `launch generate` writes")?;
+            zerofold_runtime::generate::run(&request)
+        }
+        Command::Logits { model, input_ids, output } => {
+            zerofold_runtime::generate::logits(&model, &input_ids, &output)
+        }
+    }
+}
+
+/// Training allocates and frees the same large tensors at every step. By default each would be mapped and unmapped anew,
+/// and every page faulted in again; this lets the allocator keep them.
+fn keep_freed_memory() {
+    // SAFETY: mallopt only sets parameters of the allocator, before other threads exist.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}

@@ -1,0 +1,311 @@
+//! The maths against values that PyTorch computed (`tests/fixtures`).
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
+const MODELS: [&str; 4] = ["tiny-llama", "tiny-llama-tied", "tiny-mistral", "tiny-llama-sharded"];
+
+/// A fixture model with its weights.
+struct Whole {
+    llama: Llama,
+    units: Vec<Vec<Tensor>>,
+}
+
+impl Whole {
+    fn read(name: &str, kind: Kind) -> Whole {
+        let folder = PathBuf::from(FIXTURES).join("models").join(name);
+        let llama = Llama::new(ModelConfig::read(&folder).expect("a config"), kind, Device::Cpu).expect("a model");
+        let files = std::fs::read_dir(&folder)
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").path());
+        let weights: HashMap<String, Tensor> = files
+            .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+            .flat_map(|path| Tensor::read_safetensors(path).expect("weights"))
+            .collect();
+        let leaf = |leaf: &LeafSpec| {
+            let parts: Vec<Tensor> = leaf
+                .parameters
+                .iter()
+                .map(|part| weights[&part.name].to_kind(kind))
+                .collect();
+            let stacked = Tensor::cat(&parts, 0);
+            let shape: Vec<i64> = leaf.shape().iter().map(|size| *size as i64).collect();
+            assert_eq!(stacked.size(), shape, "{}", leaf.parameters[0].name);
+            stacked.set_requires_grad(true)
+        };
+        let units = llama
+            .units()
+            .iter()
+            .map(|unit| unit.leaves.iter().map(leaf).collect())
+            .collect();
+        Whole { llama, units }
+    }
+
+    fn blocks(&self) -> &[Vec<Tensor>] {
+        &self.units[1..=self.llama.config.num_hidden_layers]
+    }
+
+    fn head(&self, x: &Tensor) -> Tensor {
+        let last = &self.units[self.units.len() - 1];
+        let (head, norm) = if self.llama.config.tie_word_embeddings {
+            (&self.units[0][0], &self.units[0][1])
+        } else {
+            (&last[0], &last[1])
+        };
+        self.llama
+            .final_norm(norm, x)
+            .expect("a norm")
+            .linear::<Tensor>(head, None)
+    }
+
+    fn logits(&self, input_ids: &Tensor) -> Tensor {
+        let embedded = self.llama.embed(&self.units[0][0], input_ids).expect("an embedding");
+        let step = |x: Tensor, leaves: &Vec<Tensor>| self.llama.block(leaves, &x).expect("a block");
+        self.head(&self.blocks().iter().fold(embedded, step))
+    }
+
+    fn logits_cached(&self, input_ids: &Tensor, caches: &mut [LayerCache]) -> Tensor {
+        let mut x = self.llama.embed(&self.units[0][0], input_ids).expect("an embedding");
+        for (leaves, cache) in self.blocks().iter().zip(caches) {
+            x = self.llama.block_cached(leaves, &x, cache).expect("a block");
+        }
+        self.head(&x)
+    }
+}
+
+fn expected(name: &str) -> (Tensor, Tensor) {
+    let path = Path::new(FIXTURES).join("forward").join(format!("{name}.safetensors"));
+    let tensors: HashMap<String, Tensor> = Tensor::read_safetensors(path).expect("a fixture").into_iter().collect();
+    (tensors["input_ids"].shallow_clone(), tensors["logits"].shallow_clone())
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a.to_kind(Kind::Float) - b.to_kind(Kind::Float))
+        .abs()
+        .max()
+        .double_value(&[])
+}
+
+#[test]
+fn logits_equal_those_of_transformers() {
+    for name in MODELS {
+        let (input_ids, logits) = expected(name);
+        let difference = largest_difference(&Whole::read(name, Kind::Float).logits(&input_ids), &logits);
+        assert!(difference < 1e-4, "{name}: logits differ by {difference}");
+    }
+}
+
+#[test]
+fn bfloat16_stays_near_float32() {
+    for name in MODELS {
+        let (input_ids, logits) = expected(name);
+        let difference = largest_difference(&Whole::read(name, Kind::BFloat16).logits(&input_ids), &logits);
+        let scale = logits.abs().max().double_value(&[]);
+        assert!(
+            difference < 0.05 * scale,
+            "{name}: logits of up to {scale} differ by {difference}"
+        );
+    }
+}
+
+#[test]
+fn a_cache_changes_nothing() {
+    let _guard = tch::no_grad_guard();
+    for name in MODELS {
+        let whole = Whole::read(name, Kind::Float);
+        let (input_ids, logits) = expected(name);
+        let length = input_ids.size()[1];
+        // A prompt, single tokens, and several at once after others, as in a second question of a chat.
+        let mut caches: Vec<LayerCache> = whole.blocks().iter().map(|_| LayerCache::new()).collect();
+        for (begin, end) in [(0, 9), (9, 10), (10, 11), (11, 24), (24, length)] {
+            let part = whole.logits_cached(&input_ids.narrow(1, begin, end - begin), &mut caches);
+            let difference = largest_difference(&part, &logits.narrow(1, begin, end - begin));
+            assert!(
+                difference < 1e-4,
+                "{name}: positions {begin}..{end} differ by {difference}"
+            );
+        }
+        // Back to position 9, then the same again.
+        caches.iter_mut().for_each(|cache| cache.truncate(9));
+        let again = whole.logits_cached(&input_ids.narrow(1, 9, 4), &mut caches);
+        assert!(
+            largest_difference(&again, &logits.narrow(1, 9, 4)) < 1e-4,
+            "{name}: after going back"
+        );
+        assert_eq!(caches[0].length(), 13);
+    }
+}
+
+#[test]
+fn a_cache_grows_past_its_first_room() {
+    let _guard = tch::no_grad_guard();
+    let whole = Whole::read("tiny-llama-tied", Kind::Float);
+    let input_ids = Tensor::arange(300, (Kind::Int64, Device::Cpu))
+        .remainder(64)
+        .view([1, 300]);
+    let mut caches: Vec<LayerCache> = whole.blocks().iter().map(|_| LayerCache::new()).collect();
+    let _prompt = whole.logits_cached(&input_ids.narrow(1, 0, 250), &mut caches);
+    let parts: Vec<Tensor> = (250..300)
+        .map(|at| whole.logits_cached(&input_ids.narrow(1, at, 1), &mut caches))
+        .collect();
+    let difference = largest_difference(&Tensor::cat(&parts, 1), &whole.logits(&input_ids).narrow(1, 250, 50));
+    assert!(difference < 1e-4, "differ by {difference}");
+}
+
+#[test]
+fn a_gradient_reaches_every_leaf_and_is_the_slope() {
+    for name in ["tiny-llama", "tiny-llama-tied", "tiny-mistral"] {
+        let whole = Whole::read(name, Kind::Double);
+        let (input_ids, _) = expected(name);
+        let target = input_ids.roll([-1], [1]).flatten(0, 1);
+        let loss = || {
+            whole
+                .logits(&input_ids)
+                .flatten(0, 1)
+                .cross_entropy_for_logits(&target)
+                .to_kind(Kind::Double)
+        };
+        let leaves: Vec<&Tensor> = whole.units.iter().flatten().collect();
+        let gradients = Tensor::run_backward(&[loss()], &leaves, false, false);
+        for (leaf, gradient) in leaves.iter().zip(&gradients) {
+            let length = gradient.norm().double_value(&[]);
+            assert!(
+                length.is_finite() && length > 0.0,
+                "{name}: {:?} has gradient {length}",
+                leaf.size()
+            );
+        }
+        // Along the gradient itself, the loss must rise by its squared length.
+        let step = 1e-3;
+        let squares: f64 = gradients
+            .iter()
+            .map(|gradient| gradient.square().sum(Kind::Double).double_value(&[]))
+            .sum();
+        let at = |factor: f64| {
+            tch::no_grad(|| {
+                let move_by = |by: f64| {
+                    for (leaf, gradient) in leaves.iter().zip(&gradients) {
+                        let _moved = leaf.shallow_clone().f_add_(&(gradient * by)).expect("moved");
+                    }
+                };
+                move_by(factor);
+                let value = loss().double_value(&[]);
+                move_by(-factor);
+                value
+            })
+        };
+        let slope = (at(step) - at(-step)) / (2.0 * step);
+        assert!(
+            (slope / squares - 1.0).abs() < 1e-2,
+            "{name}: slope {slope}, squared gradient {squares}"
+        );
+    }
+}
+
+#[test]
+fn padding_on_the_right_changes_no_earlier_position() {
+    let whole = Whole::read("tiny-mistral", Kind::Float);
+    let (input_ids, logits) = expected("tiny-mistral");
+    let padded = Tensor::cat(&[&input_ids, &Tensor::full([2, 11], 2, (Kind::Int64, Device::Cpu))], 1);
+    let part = whole.logits(&padded).narrow(1, 0, input_ids.size()[1]);
+    assert!(largest_difference(&part, &logits) < 1e-4);
+}
+
+#[test]
+fn rope_frequencies_equal_those_of_transformers() {
+    let text = std::fs::read_to_string(Path::new(FIXTURES).join("rope.json")).expect("a fixture");
+    let fixture: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let cases = fixture["cases"].as_array().expect("cases");
+    assert!(!cases.is_empty());
+    for case in cases {
+        let folder = tempfile::tempdir().expect("a folder");
+        let head_dim = case["head_dim"].as_u64().expect("a head width");
+        let config = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": head_dim, "intermediate_size": 1, "vocab_size": 1,
+            "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": head_dim,
+            "rope_parameters": case["rope_parameters"],
+        });
+        std::fs::write(folder.path().join("config.json"), config.to_string()).expect("written");
+        let config = ModelConfig::read(folder.path()).expect("a config");
+        let ours = super::super::inverse_frequencies(&config.rope, config.head_dim).expect("frequencies");
+        let theirs: Vec<f64> = case["inv_freq"]
+            .as_array()
+            .expect("values")
+            .iter()
+            .filter_map(|v| v.as_f64())
+            .collect();
+        assert_eq!(ours.len(), theirs.len(), "{}", case["name"]);
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            let relative = (f64::from(*ours) / theirs - 1.0).abs();
+            assert!(relative < 1e-6, "{}: {ours} is not {theirs}", case["name"]);
+        }
+    }
+}
+
+#[test]
+fn units_hold_every_parameter_once() {
+    for name in MODELS {
+        let whole = Whole::read(name, Kind::Float);
+        let folder = PathBuf::from(FIXTURES).join("models").join(name);
+        let mut in_files: Vec<String> = std::fs::read_dir(&folder)
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+            .flat_map(|path| Tensor::read_safetensors(path).expect("weights"))
+            .map(|(name, _)| name)
+            .collect();
+        let units = whole.llama.units();
+        let mut in_units: Vec<String> = units
+            .iter()
+            .flat_map(|unit| &unit.leaves)
+            .flat_map(|leaf| &leaf.parameters)
+            .map(|parameter| parameter.name.clone())
+            .collect();
+        in_files.sort();
+        in_units.sort();
+        assert_eq!(in_files, in_units, "{name}");
+        let tied = whole.llama.config.tie_word_embeddings;
+        assert_eq!(
+            (units[0].stays_gathered, units[0].leaves.len()),
+            (tied, if tied { 2 } else { 1 })
+        );
+        assert_eq!(
+            units.len(),
+            whole.llama.config.num_hidden_layers + if tied { 1 } else { 2 }
+        );
+    }
+}
+
+#[test]
+fn misuse_is_an_error_and_no_panic() {
+    let mut whole = Whole::read("tiny-mistral", Kind::Float);
+    whole.llama.config.sliding_window = Some(5);
+    let x = Tensor::zeros([1, 6, 48], (Kind::Float, Device::Cpu));
+    assert!(matches!(
+        whole.llama.block(&whole.units[1], &x),
+        Err(ModelError::BeyondWindow { length: 6, window: 5 })
+    ));
+    assert!(whole.llama.block(&whole.units[1], &x.narrow(1, 0, 5)).is_ok());
+    assert!(matches!(
+        whole.llama.block(&whole.units[0], &x),
+        Err(ModelError::Leaves {
+            expected: 6,
+            found: 1,
+            ..
+        })
+    ));
+    let outside = Tensor::from_slice(&[100_000i64]).view([1, 1]);
+    assert!(matches!(
+        whole.llama.embed(&whole.units[0][0], &outside),
+        Err(ModelError::Torch(_))
+    ));
+    let narrow = x.narrow(1, 0, 5).narrow(2, 0, 40);
+    assert!(matches!(
+        whole.llama.block(&whole.units[1], &narrow),
+        Err(ModelError::Torch(_))
+    ));
+}

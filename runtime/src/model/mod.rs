@@ -1,0 +1,23 @@
+//! The Llama family as maths only: what the layers compute, on tensors that somebody else owns.
+//!
+//! A model is an ordered list of units (embedding, decoder blocks, head). [`Llama::units`] tells their parameters;
+//! [`Llama::embed`], [`Llama::block`] and [`Llama::final_norm`] compute with tensors handed in by the caller, who alone
+//! knows where weights live, when they are gathered and when they are gone.
+//!
+//! # Note: no operation saves a copy of a weight
+//! Between a unit's forward and its backward the engine takes the weights away by repointing their storage, and brings
+//! them back before the backward. That works for whatever autograd keeps as a *view* of a weight. It would fail for a
+//! copy, which would stay in memory: so weights arrive in the compute type and are never cast, repeated or made
+//! contiguous in here.
+
+mod cache;
+mod config;
+mod error;
+mod llama;
+mod rope;
+
+pub use cache::LayerCache;
+pub use config::{ModelConfig, RopeConfig, RopeScaling};
+pub use error::ModelError;
+pub use llama::Llama;
+pub use rope::inverse_frequencies;

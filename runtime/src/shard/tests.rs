@@ -1,0 +1,82 @@
+//! That stage 3 really frees.
+
+use super::*;
+use crate::comm::Single;
+use crate::model::{Llama, ModelConfig};
+use crate::torch::autograd_grad;
+use std::path::PathBuf;
+use zerofold_checkpoint::ModelFiles;
+
+fn loaded(stage: Stage, compute: Kind) -> (Llama, Shards) {
+    let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/models/tiny-llama"));
+    let model = Llama::new(ModelConfig::read(&directory).unwrap(), compute, Device::Cpu).unwrap();
+    let layout = Layout::new(&model.units(), 1).unwrap();
+    let mut shards = Shards::new(layout, stage, compute, Rc::new(Single)).unwrap();
+    shards.load(&ModelFiles::open(&directory).unwrap()).unwrap();
+    (model, shards)
+}
+
+fn has_nan(tensor: &Tensor) -> bool {
+    tensor.isnan().any().int64_value(&[]) == 1
+}
+
+#[test]
+fn a_released_unit_reads_as_nan() {
+    for compute in [Kind::Float, Kind::BFloat16] {
+        let (_, mut shards) = loaded(Stage::Three, compute);
+        let weight = shards.units[1].leaves()[0].shallow_clone();
+        assert!(weight.isnan().all().int64_value(&[]) == 1);
+        shards.gather(1).unwrap();
+        assert!(!has_nan(&weight));
+        shards.release(1).unwrap();
+        assert!(weight.isnan().all().int64_value(&[]) == 1);
+    }
+}
+
+#[test]
+fn a_unit_is_never_gathered_into_a_buffer_in_use() {
+    let (_, mut shards) = loaded(Stage::Three, Kind::Float);
+    shards.gather(1).unwrap();
+    shards.gather(2).unwrap();
+    let error = shards.gather(3).unwrap_err();
+    assert!(matches!(error, ShardError::NoBuffer(name) if name.contains("layer 2")));
+}
+
+/// Backward must read the weights through the flat parameter. Were a copy of a weight saved in forward, freeing would free
+/// nothing: so each weight in turn is spoilt between forward and backward, and the gradient has to notice.
+#[test]
+fn backward_sees_every_weight_through_the_flat_parameter() {
+    for compute in [Kind::Float, Kind::BFloat16] {
+        let (model, mut shards) = loaded(Stage::Three, compute);
+        shards.gather(1).unwrap();
+        let width = model.config.hidden_size as i64;
+        let (numel, places) = {
+            let layout = &shards.units[1].layout;
+            (layout.numel, layout.leaves.iter().map(|leaf| (leaf.begin, leaf.end)).collect::<Vec<_>>())
+        };
+        let whole = shards.buffers.tensor(0).narrow(0, 0, numel as i64).copy();
+        for (index, (begin, end)) in places.into_iter().enumerate() {
+            let input = Tensor::randn([2, 9, width], (compute, Device::Cpu)).set_requires_grad(true);
+            // SAFETY: `whole` and `spoilt` outlive the passes that read them.
+            unsafe { shards.units[1].point_at(whole.data_ptr()).unwrap() };
+            let output = tch::with_grad(|| model.block(shards.units[1].leaves(), &input)).unwrap();
+            let spoilt = whole.copy();
+            let _filled = spoilt.narrow(0, begin as i64, (end - begin) as i64).fill_(f64::NAN);
+            // SAFETY: as above.
+            unsafe { shards.units[1].point_at(spoilt.data_ptr()).unwrap() };
+            let seed = output.ones_like();
+            let gradients = autograd_grad(&[&output], &[&seed], &[&input]).unwrap();
+            assert!(has_nan(gradients[0].as_ref().unwrap()), "leaf {index}: backward did not read the spoilt weight");
+        }
+        shards.release(1).unwrap();
+    }
+}
+
+#[test]
+fn gather_buffers_exist_at_stage_three_only() {
+    let (_, shards) = loaded(Stage::Two, Kind::BFloat16);
+    assert_eq!(shards.gather_buffer_bytes(), 0);
+    let (_, shards) = loaded(Stage::Three, Kind::BFloat16);
+    let largest = shards.layout().units.iter().map(|unit| unit.numel).max().unwrap();
+    assert_eq!(shards.gather_buffer_bytes(), 2 * 2 * largest);
+}

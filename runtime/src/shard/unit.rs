@@ -1,0 +1,159 @@
+//! One unit's tensors on one rank.
+
+use super::ShardError;
+use crate::torch::repoint_storage;
+use std::ffi::c_void;
+use tch::{Device, Kind, Tensor};
+use zerofold_configs::Stage;
+use zerofold_plan::{ParameterGroup, UnitLayout};
+
+/// A unit: its flat parameter, the leaves that autograd sees, and what the optimizer owns of it.
+///
+/// "Owned" is the whole flat parameter at stage 0 and this rank's shard from stage 1 on.
+pub struct Unit {
+    /// Where everything lies.
+    pub layout: UnitLayout,
+    /// The flat parameter in the compute type: real memory at stages 0 to 2; at stage 3 it points at a gather buffer, or
+    /// at poison while released.
+    pub(super) flat: Tensor,
+    /// Views of `flat`, one per leaf, that require gradients.
+    leaves: Vec<Tensor>,
+    /// Owned float32 masters. In float32 at stages 0 to 2 a view of `flat`.
+    pub(super) master: Tensor,
+    /// float32: all of it at stages 0 and 1, the shard at 2 and 3.
+    pub(super) gradient: Tensor,
+    /// Owned first moments, float32.
+    pub(super) first_moment: Tensor,
+    /// Owned second moments, float32.
+    pub(super) second_moment: Tensor,
+    /// This rank's range of the flat parameter.
+    shard: std::ops::Range<usize>,
+    stage: Stage,
+}
+
+/// One run of the owned range: what a fused optimizer call works on.
+pub struct OwnedRun {
+    /// The parameter group.
+    pub group: ParameterGroup,
+    /// Masters of the run.
+    pub master: Tensor,
+    /// Gradients of the run.
+    pub gradient: Tensor,
+    /// First moments of the run.
+    pub first_moment: Tensor,
+    /// Second moments of the run.
+    pub second_moment: Tensor,
+}
+
+impl Unit {
+    pub(super) fn new(layout: UnitLayout, stage: Stage, compute: Kind, rank: usize) -> Result<Self, ShardError> {
+        let _no_grad = tch::no_grad_guard();
+        let float = (Kind::Float, Device::Cpu);
+        let shard = layout.shard(rank);
+        let owned = if stage.shards_optimizer() { shard.clone() } else { 0..layout.numel };
+        let owned_numel = owned.len() as i64;
+        let flat = if stage.shards_parameters() {
+            // Never touched: it is pointed elsewhere before anybody reads it.
+            Tensor::f_empty([layout.numel as i64], (compute, Device::Cpu))?
+        } else {
+            Tensor::f_zeros([layout.numel as i64], (compute, Device::Cpu))?
+        };
+        let leaves = layout
+            .leaves
+            .iter()
+            .map(|leaf| {
+                let shape: Vec<i64> = leaf.shape.iter().map(|&size| size as i64).collect();
+                let view = flat.f_narrow(0, leaf.begin as i64, (leaf.end - leaf.begin) as i64)?.f_view(shape.as_slice())?;
+                view.f_set_requires_grad(true)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let master = if compute == Kind::Float && !stage.shards_parameters() {
+            flat.f_narrow(0, owned.start as i64, owned_numel)?
+        } else {
+            Tensor::f_zeros([owned_numel], float)?
+        };
+        let gradient_numel = if stage.shards_gradients() { layout.shard_numel } else { layout.numel };
+        Ok(Unit {
+            flat,
+            leaves,
+            master,
+            gradient: Tensor::f_zeros([gradient_numel as i64], float)?,
+            first_moment: Tensor::f_zeros([owned_numel], float)?,
+            second_moment: Tensor::f_zeros([owned_numel], float)?,
+            shard,
+            stage,
+            layout,
+        })
+    }
+
+    /// The leaves, in the order of the model's specification. At stage 3 valid only while gathered.
+    pub fn leaves(&self) -> &[Tensor] {
+        &self.leaves
+    }
+
+    /// Points the flat parameter and all its views at `pointer`.
+    ///
+    /// # Safety
+    /// As [`repoint_storage`]: `numel` elements there stay valid and unchanged while they are used.
+    pub(super) unsafe fn point_at(&self, pointer: *mut c_void) -> Result<(), ShardError> {
+        let bytes = self.layout.numel * self.flat.kind().elt_size_in_bytes();
+        // SAFETY: passed on to the caller.
+        Ok(unsafe { repoint_storage(&self.flat, pointer, bytes) }?)
+    }
+
+    fn shard_of(&self, tensor: &Tensor) -> Result<Tensor, ShardError> {
+        if tensor.numel() == self.shard.len() && tensor.numel() != self.layout.numel {
+            return Ok(tensor.shallow_clone());
+        }
+        Ok(tensor.f_narrow(0, self.shard.start as i64, self.shard.len() as i64)?)
+    }
+
+    /// This rank's shard of the gradient, a view.
+    pub fn own_gradient(&self) -> Result<Tensor, ShardError> {
+        self.shard_of(&self.gradient)
+    }
+
+    /// This rank's shard of the parameters in the compute type, a view. Not at stage 3.
+    pub(super) fn own_parameters(&self) -> Result<Tensor, ShardError> {
+        self.shard_of(&self.flat)
+    }
+
+    /// This rank's shards of masters, first and second moments: views, what checkpoints keep, at every stage.
+    pub fn own_state(&self) -> Result<[Tensor; 3], ShardError> {
+        Ok([self.shard_of(&self.master)?, self.shard_of(&self.first_moment)?, self.shard_of(&self.second_moment)?])
+    }
+
+    /// The owned state in full: masters, first and second moments.
+    pub(super) fn owned_state(&self) -> [&Tensor; 3] {
+        [&self.master, &self.first_moment, &self.second_moment]
+    }
+
+    /// Writes masters into the parameters where they are different memory.
+    pub(super) fn cast_masters(&mut self) -> Result<(), ShardError> {
+        if self.flat.kind() != Kind::Float {
+            let mut target = if self.stage.shards_optimizer() { self.own_parameters()? } else { self.flat.shallow_clone() };
+            target.f_copy_(&self.master)?;
+        }
+        Ok(())
+    }
+
+    /// The owned range, cut into runs by parameter group.
+    pub fn owned_runs(&self) -> Result<Vec<OwnedRun>, ShardError> {
+        let owned = if self.stage.shards_optimizer() { self.shard.clone() } else { 0..self.layout.numel };
+        let gradient = if self.stage.shards_optimizer() { self.own_gradient()? } else { self.gradient.shallow_clone() };
+        self.layout
+            .runs_within(owned.clone())
+            .into_iter()
+            .map(|run| {
+                let (begin, length) = ((run.begin - owned.start) as i64, (run.end - run.begin) as i64);
+                Ok(OwnedRun {
+                    group: run.group,
+                    master: self.master.f_narrow(0, begin, length)?,
+                    gradient: gradient.f_narrow(0, begin, length)?,
+                    first_moment: self.first_moment.f_narrow(0, begin, length)?,
+                    second_moment: self.second_moment.f_narrow(0, begin, length)?,
+                })
+            })
+            .collect()
+    }
+}

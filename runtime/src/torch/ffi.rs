@@ -1,0 +1,83 @@
+//! The raw interface of `csrc/shim.h`, declaration by declaration.
+
+use std::ffi::{c_char, c_int, c_void};
+
+/// Bytes of the buffer in which a store callback explains an error.
+pub(crate) const STORE_TEXT: usize = 512;
+
+/// `zf_store`: the callbacks through which Gloo reaches the control plane's store.
+#[repr(C)]
+pub(crate) struct Store {
+    pub(crate) context: *mut c_void,
+    pub(crate) set: extern "C" fn(*mut c_void, *const c_char, *const u8, usize, *mut c_char) -> c_int,
+    pub(crate) get: extern "C" fn(
+        *mut c_void,
+        *const c_char,
+        u64,
+        extern "C" fn(*mut c_void, *const u8, usize),
+        *mut c_void,
+        *mut c_char,
+    ) -> c_int,
+    pub(crate) wait: extern "C" fn(*mut c_void, *const *const c_char, usize, u64, *mut c_char) -> c_int,
+    pub(crate) add: extern "C" fn(*mut c_void, *const c_char, i64, *mut i64, *mut c_char) -> c_int,
+    pub(crate) check: extern "C" fn(*mut c_void, *const *const c_char, usize, *mut c_int, *mut c_char) -> c_int,
+    pub(crate) remove: extern "C" fn(*mut c_void, *const c_char, *mut c_int, *mut c_char) -> c_int,
+}
+
+unsafe extern "C" {
+    pub(crate) fn zf_last_error() -> *const c_char;
+    pub(crate) fn zf_autograd_grad(
+        outputs: *const *mut c_void,
+        grad_outputs: *const *mut c_void,
+        output_count: usize,
+        inputs: *const *mut c_void,
+        input_count: usize,
+        results: *mut *mut c_void,
+    ) -> c_int;
+    pub(crate) fn zf_repoint_storage(tensor: *mut c_void, data: *mut c_void, byte_count: usize) -> c_int;
+    pub(crate) fn zf_fused_adamw(
+        parameters: *const *mut c_void,
+        gradients: *const *mut c_void,
+        first_moments: *const *mut c_void,
+        second_moments: *const *mut c_void,
+        count: usize,
+        step: *mut c_void,
+        learning_rate: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        epsilon: f64,
+    ) -> c_int;
+    pub(crate) fn zf_gloo_new(
+        store: *const Store,
+        rank: c_int,
+        world_size: c_int,
+        host: *const c_char,
+        timeout_ms: u64,
+        out: *mut *mut c_void,
+    ) -> c_int;
+    pub(crate) fn zf_gloo_free(group: *mut c_void);
+    pub(crate) fn zf_gloo_send(
+        group: *mut c_void,
+        tensor: *mut c_void,
+        destination: c_int,
+        tag: c_int,
+        work: *mut *mut c_void,
+    ) -> c_int;
+    pub(crate) fn zf_gloo_receive(
+        group: *mut c_void,
+        tensor: *mut c_void,
+        source: c_int,
+        tag: c_int,
+        work: *mut *mut c_void,
+    ) -> c_int;
+    pub(crate) fn zf_gloo_broadcast(
+        group: *mut c_void,
+        tensor: *mut c_void,
+        root: c_int,
+        work: *mut *mut c_void,
+    ) -> c_int;
+    pub(crate) fn zf_gloo_barrier(group: *mut c_void, work: *mut *mut c_void) -> c_int;
+    pub(crate) fn zf_work_wait(work: *mut c_void) -> c_int;
+    pub(crate) fn zf_work_free(work: *mut c_void);
+}

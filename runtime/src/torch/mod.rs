@@ -1,0 +1,185 @@
+//! Safe wrappers over the C++ shim (`csrc/`): what libtorch can do and tch does not offer.
+
+mod ffi;
+
+use std::ffi::{CStr, c_int, c_void};
+use tch::{Device, Kind, Tensor};
+use thiserror::Error;
+
+pub(crate) use ffi::{
+    STORE_TEXT, Store as StoreCallbacks, zf_gloo_barrier, zf_gloo_broadcast, zf_gloo_free, zf_gloo_new,
+    zf_gloo_receive, zf_gloo_send, zf_work_free, zf_work_wait,
+};
+
+/// What libtorch threw.
+#[derive(Debug, Error)]
+#[error("libtorch: {0}")]
+pub struct ShimError(pub String);
+
+/// Turns a shim function's status into a result.
+pub(crate) fn checked(status: c_int) -> Result<(), ShimError> {
+    if status == 0 {
+        return Ok(());
+    }
+    // SAFETY: zf_last_error returns a zero-terminated string of this thread that lives until the next call.
+    let text = unsafe { CStr::from_ptr(ffi::zf_last_error()) }.to_string_lossy();
+    // libtorch appends a C++ stack trace; the first line says what happened.
+    Err(ShimError(text.lines().next().unwrap_or("unknown error").to_string()))
+}
+
+/// The handle under which a tensor crosses to the shim.
+pub(crate) fn handle(tensor: &Tensor) -> *mut c_void {
+    tensor.as_ptr().cast_mut().cast()
+}
+
+fn handles(tensors: &[&Tensor]) -> Vec<*mut c_void> {
+    tensors.iter().map(|tensor| handle(tensor)).collect()
+}
+
+/// Gradients of `outputs`, seeded with `seeds` (same shapes), with respect to `inputs`; `None` where no path leads.
+///
+/// Nothing is written to `.grad()`, and the graph is freed.
+pub fn autograd_grad(
+    outputs: &[&Tensor],
+    seeds: &[&Tensor],
+    inputs: &[&Tensor],
+) -> Result<Vec<Option<Tensor>>, ShimError> {
+    if outputs.len() != seeds.len() {
+        return Err(ShimError(format!("{} outputs but {} seeds", outputs.len(), seeds.len())));
+    }
+    let mut results: Vec<*mut c_void> = vec![std::ptr::null_mut(); inputs.len()];
+    // SAFETY: every handle comes from a live tensor, and the counts are those of the lists.
+    checked(unsafe {
+        ffi::zf_autograd_grad(
+            handles(outputs).as_ptr(),
+            handles(seeds).as_ptr(),
+            outputs.len(),
+            handles(inputs).as_ptr(),
+            inputs.len(),
+            results.as_mut_ptr(),
+        )
+    })?;
+    Ok(results
+        .into_iter()
+        // SAFETY: a result is null or an at::Tensor made by `new` that nobody else owns.
+        .map(|result| (!result.is_null()).then(|| unsafe { Tensor::from_ptr(result.cast()) }))
+        .collect())
+}
+
+/// Makes the storage of `tensor`, and of all its views, point at `bytes` bytes at `data`, which it will not own.
+///
+/// # Safety
+/// The memory must stay valid until the storage is repointed again or every tensor on it is gone, nobody else may write
+/// to it while they are in use, and whoever reads the tensors, autograd's saved views included, must expect its content.
+pub unsafe fn repoint_storage(tensor: &Tensor, data: *mut c_void, bytes: usize) -> Result<(), ShimError> {
+    // SAFETY: the handle is a live CPU tensor; the memory is the caller's promise.
+    checked(unsafe { ffi::zf_repoint_storage(handle(tensor), data, bytes) })
+}
+
+/// The elements of a contiguous float32 tensor on the CPU.
+pub fn float_slice_mut(tensor: &mut Tensor) -> Result<&mut [f32], ShimError> {
+    if tensor.kind() != Kind::Float || tensor.device() != Device::Cpu || !tensor.is_contiguous() {
+        let (kind, device) = (tensor.kind(), tensor.device());
+        return Err(ShimError(format!("a contiguous float32 tensor on the CPU was expected, not {kind:?} on {device:?}")));
+    }
+    let (pointer, length) = (tensor.data_ptr().cast::<f32>(), tensor.numel());
+    if length == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: the tensor is contiguous float32 CPU memory of `length` elements, aligned by libtorch, and stays alive as
+    // long as the borrow; tensors are used from one thread only.
+    Ok(unsafe { std::slice::from_raw_parts_mut(pointer, length) })
+}
+
+/// The numbers of one AdamW step (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay; multiplied by the learning rate.
+    pub weight_decay: f64,
+}
+
+/// Flat float32 pieces that one fused optimizer call works on; the lists run in parallel.
+#[derive(Default)]
+pub struct OptimizerPieces<'a> {
+    /// Masters, updated in place.
+    pub masters: Vec<&'a Tensor>,
+    /// Gradients.
+    pub gradients: Vec<&'a Tensor>,
+    /// First moments, updated in place.
+    pub first_moments: Vec<&'a Tensor>,
+    /// Second moments, updated in place.
+    pub second_moments: Vec<&'a Tensor>,
+}
+
+/// One AdamW step, each piece in one fused pass. `step` counts this step: 1 at the first.
+pub fn fused_adamw(pieces: &OptimizerPieces<'_>, step: u64, numbers: &AdamW) -> Result<(), ShimError> {
+    let count = pieces.masters.len();
+    let lengths = [pieces.gradients.len(), pieces.first_moments.len(), pieces.second_moments.len()];
+    if lengths.iter().any(|&length| length != count) || step == 0 {
+        return Err(ShimError(format!("AdamW needs lists of one length ({count}, {lengths:?}) and a step ({step}) ≥ 1")));
+    }
+    if count == 0 {
+        return Ok(());
+    }
+    let step = Tensor::from(step as f32);
+    // SAFETY: all handles are live tensors and the count is that of every list.
+    checked(unsafe {
+        ffi::zf_fused_adamw(
+            handles(&pieces.masters).as_ptr(),
+            handles(&pieces.gradients).as_ptr(),
+            handles(&pieces.first_moments).as_ptr(),
+            handles(&pieces.second_moments).as_ptr(),
+            count,
+            handle(&step),
+            numbers.learning_rate,
+            numbers.beta1,
+            numbers.beta2,
+            numbers.weight_decay,
+            numbers.epsilon,
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seeded_gradient_is_the_seed_times_the_derivative() {
+        let x = Tensor::from_slice(&[1.0f32, 2.0, 3.0]).set_requires_grad(true);
+        let unused = Tensor::from_slice(&[1.0f32]).set_requires_grad(true);
+        let y = &x * &x;
+        let seed = Tensor::from_slice(&[1.0f32, 10.0, 100.0]);
+        let grads = autograd_grad(&[&y], &[&seed], &[&x, &unused]).unwrap();
+        assert_eq!(Vec::<f32>::try_from(grads[0].as_ref().unwrap()).unwrap(), [2.0, 40.0, 600.0]);
+        assert!(grads[1].is_none());
+        assert!(!x.grad().defined());
+    }
+
+    #[test]
+    fn what_libtorch_throws_comes_back_as_an_error() {
+        let x = Tensor::from_slice(&[1.0f32, 2.0]).set_requires_grad(true);
+        let y = &x * 2.0;
+        let seed = Tensor::from_slice(&[1.0f32, 1.0, 1.0]);
+        let error = autograd_grad(&[&y], &[&seed], &[&x]).unwrap_err();
+        assert!(error.to_string().contains("shape"), "{error}");
+    }
+
+    #[test]
+    fn views_follow_a_repointed_storage() {
+        let flat = Tensor::zeros([4], (Kind::Float, Device::Cpu));
+        let view = flat.narrow(0, 2, 2);
+        let other = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0]);
+        // SAFETY: `other` outlives the use of `flat` and `view` below.
+        unsafe { repoint_storage(&flat, other.data_ptr(), 16).unwrap() };
+        assert_eq!(Vec::<f32>::try_from(&view).unwrap(), [3.0, 4.0]);
+    }
+}

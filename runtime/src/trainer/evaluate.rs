@@ -1,0 +1,45 @@
+//! The loss on held-out rows.
+
+use super::{TrainError, Trainer};
+use crate::comm::Phase;
+use std::time::{Duration, Instant};
+use zerofold_data::{Batch, TokenizedDataset};
+
+/// What an evaluation gave, over all ranks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Evaluation {
+    /// Mean loss over all supervised tokens, whatever rank and batch they were in.
+    pub(super) loss: f64,
+    /// How many those are.
+    pub(super) supervised_tokens: u64,
+    /// Wall-clock time.
+    pub(super) elapsed: Duration,
+}
+
+impl Trainer {
+    /// The token-weighted mean loss over `dataset`, `batch_size` rows at a time on each rank. All ranks run equally many
+    /// batches, since each may gather parameters; a rank without rows runs an empty one.
+    pub(super) fn evaluate(
+        &mut self,
+        dataset: &TokenizedDataset,
+        batch_size: usize,
+        pad_id: u32,
+    ) -> Result<Evaluation, TrainError> {
+        let _no_grad = tch::no_grad_guard();
+        let began = Instant::now();
+        self.activity.enter(Phase::Evaluation);
+        let (rank, world_size) = (self.shards.comm().rank(), self.shards.comm().world_size());
+        let rows: Vec<u32> = (0..dataset.rows() as u32).collect();
+        let mut mine = [0.0; 2];
+        for window in rows.chunks(batch_size * world_size) {
+            let part = window.chunks(batch_size).nth(rank).unwrap_or(&[]);
+            let batch = Batch::collate(dataset, part, pad_id)?;
+            mine[0] += self.pass().forward(&batch)?;
+            mine[1] += batch.supervised as f64;
+        }
+        self.shards.forget_gathered()?;
+        let all = self.shards.comm().exchange(&mine)?;
+        let (sum, count) = all.iter().fold((0.0, 0.0), |(sum, count), part| (sum + part[0], count + part[1]));
+        Ok(Evaluation { loss: sum / count, supervised_tokens: count as u64, elapsed: began.elapsed() })
+    }
+}

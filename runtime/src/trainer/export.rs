@@ -1,0 +1,55 @@
+//! The trained model as an ordinary Hugging Face folder.
+
+use super::run::Job;
+use super::{TrainError, Trainer};
+use crate::comm::Phase;
+use std::path::PathBuf;
+use zerofold_checkpoint::{
+    Dtype, ExportPlan, ExportWriter, ModelFiles, StagingDirectory, TensorEntry, copy_side_files, ensure_room,
+};
+use zerofold_configs::SaveDtype;
+
+/// The largest file of an exported model, as Hugging Face's own tools write them.
+const MAX_FILE_BYTES: u64 = 5_000_000_000;
+
+impl Trainer {
+    /// Writes the model to `output_dir/model`, whole or not at all, in the type of its source unless told otherwise. Rank 0
+    /// writes while all ranks gather unit by unit; nobody holds more than one unit in full.
+    pub(super) fn export(&mut self, job: &Job<'_>) -> Result<PathBuf, TrainError> {
+        self.activity.enter(Phase::Export);
+        let target = job.config.training.output_dir.join("model");
+        if job.control.identity().rank != 0 {
+            self.shards.for_each_full_master(|_, _| Ok::<(), TrainError>(()))?;
+            return Ok(target);
+        }
+        let source = &job.config.training.model_name_or_path;
+        let units = &self.shards.layout().units;
+        let dtype = match job.config.training.save_dtype {
+            Some(SaveDtype::Float32) => Dtype::F32,
+            Some(SaveDtype::Bfloat16) => Dtype::BF16,
+            Some(SaveDtype::Float16) => Dtype::F16,
+            None => match units.iter().flat_map(|unit| unit.parameters()).next() {
+                Some(parameter) => ModelFiles::open(source)?.entry(&parameter.name)?.dtype,
+                None => Dtype::F32,
+            },
+        };
+        let entries: Vec<TensorEntry> = units
+            .iter()
+            .flat_map(|unit| unit.parameters())
+            .map(|parameter| TensorEntry::new(parameter.name.clone(), dtype, parameter.shape.clone()))
+            .collect();
+        let plan = ExportPlan::new(&entries, MAX_FILE_BYTES)?;
+        ensure_room(&job.config.training.output_dir, plan.total_bytes)?;
+        let staging = StagingDirectory::create(&target)?;
+        let mut writer = ExportWriter::create(staging.path(), &plan)?;
+        self.shards.for_each_full_master(|index, values| {
+            for parameter in units[index].parameters() {
+                writer.write_f32(&parameter.name, 0, &values[parameter.begin..parameter.end])?;
+            }
+            Ok::<(), TrainError>(())
+        })?;
+        writer.finish()?;
+        copy_side_files(source, staging.path(), dtype)?;
+        Ok(staging.commit(true)?)
+    }
+}

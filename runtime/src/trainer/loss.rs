@@ -1,0 +1,82 @@
+//! The head and the loss: cross-entropy over supervised tokens only, in chunks.
+//!
+//! Logits exist for one chunk of supervised tokens at a time and in float32. The gradient is written down directly
+//! (softmax minus one-hot, over the count), so no logits are kept for autograd, and the head's weight gradient is added up
+//! in float32. Chunks begin anew with each micro-batch, so they are the same at every stage.
+
+use tch::{Kind, TchError, Tensor};
+
+/// Supervised tokens whose logits exist at once.
+const CHUNK: i64 = 512;
+
+/// What the head gives for one micro-batch.
+pub(super) struct HeadLoss {
+    /// The sum of the tokens' cross-entropies.
+    pub(super) sum: f64,
+    /// The gradient of `sum × scale` with respect to the hidden states given; `None` when only the loss was asked for.
+    pub(super) hidden_gradient: Option<Tensor>,
+}
+
+/// Cross-entropy of `hidden` `[tokens, hidden size]` under the head `weight` `[vocabulary, hidden size]` for `targets`
+/// `[tokens]`, summed. With `gradient` = (float32 gradient of `weight` to add to, `scale`) the gradients of
+/// `sum × scale` are computed too.
+pub(super) fn head_loss(
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &Tensor,
+    gradient: Option<(&Tensor, f64)>,
+) -> Result<HeadLoss, TchError> {
+    let tokens = hidden.size()[0];
+    let hidden_gradient = gradient.map(|_| hidden.f_zeros_like()).transpose()?;
+    let mut sum = 0.0;
+    let mut begin = 0;
+    while begin < tokens {
+        let length = CHUNK.min(tokens - begin);
+        let chunk = hidden.f_narrow(0, begin, length)?;
+        let target = targets.f_narrow(0, begin, length)?.f_unsqueeze(1)?;
+        let mut logits = chunk.f_matmul(&weight.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)?;
+        let normalizer = logits.f_logsumexp([-1i64].as_slice(), true)?;
+        let losses = normalizer.f_sub(&logits.f_gather(1, &target, false)?)?;
+        sum += losses.f_sum(Kind::Double)?.f_double_value(&[])?;
+        if let (Some((weight_gradient, scale)), Some(hidden_gradient)) = (gradient, &hidden_gradient) {
+            // The gradient of the logits, in their own memory: (softmax − one-hot) × scale.
+            let mut probabilities = logits.f_sub_(&normalizer)?.f_exp_()?;
+            let minus_one = Tensor::f_full([length, 1], -1.0, (Kind::Float, logits.device()))?;
+            probabilities = probabilities.f_scatter_add_(1, &target, &minus_one)?;
+            let logits_gradient = probabilities.f_mul_scalar_(scale)?.f_to_kind(hidden.kind())?;
+            hidden_gradient.f_narrow(0, begin, length)?.f_copy_(&logits_gradient.f_matmul(weight)?)?;
+            let _sum = weight_gradient.shallow_clone().f_add_(&logits_gradient.f_transpose(0, 1)?.f_matmul(&chunk)?)?;
+        }
+        begin += length;
+    }
+    Ok(HeadLoss { sum, hidden_gradient })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Reduction};
+
+    #[test]
+    fn loss_and_gradients_equal_autograds() {
+        tch::manual_seed(3);
+        let options = (Kind::Float, Device::Cpu);
+        // More tokens than one chunk holds.
+        let (tokens, width, vocabulary) = (CHUNK + 88, 16, 40);
+        let hidden = Tensor::randn([tokens, width], options).set_requires_grad(true);
+        let weight = Tensor::randn([vocabulary, width], options).set_requires_grad(true);
+        let targets = Tensor::randint(vocabulary, [tokens], (Kind::Int64, Device::Cpu));
+        let logits = hidden.matmul(&weight.transpose(0, 1));
+        let expected = logits.cross_entropy_loss::<Tensor>(&targets, None, Reduction::Sum, -100, 0.0);
+        let scale = 1.0 / 37.0;
+        (&expected * scale).backward();
+        let (loss, weight_gradient) = tch::no_grad(|| {
+            let weight_gradient = Tensor::zeros([vocabulary, width], options);
+            let loss = head_loss(&hidden, &weight, &targets, Some((&weight_gradient, scale))).unwrap();
+            (loss, weight_gradient)
+        });
+        assert!((loss.sum - expected.double_value(&[])).abs() < 1e-3 * loss.sum);
+        assert!(weight_gradient.allclose(&weight.grad(), 1e-4, 1e-5, false));
+        assert!(loss.hidden_gradient.unwrap().allclose(&hidden.grad(), 1e-4, 1e-6, false));
+    }
+}

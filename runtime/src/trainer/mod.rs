@@ -1,0 +1,130 @@
+//! The training loop. Start reading at `step.rs`.
+
+mod checkpoint;
+mod evaluate;
+mod export;
+mod loss;
+mod pass;
+mod run;
+mod step;
+
+pub use checkpoint::Progress;
+pub use run::{Job, Outcome, run};
+pub use step::{StepOptions, StepOutcome};
+
+use crate::comm::{Activity, CommError};
+use crate::model::{Llama, ModelError};
+use crate::optim::OptimError;
+use crate::shard::{ShardError, Shards};
+use crate::torch::ShimError;
+use std::sync::Arc;
+use tch::TchError;
+use thiserror::Error;
+
+/// Why training failed.
+#[derive(Debug, Error)]
+pub enum TrainError {
+    /// The model's forward failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Sharding failed.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// The optimizer failed.
+    #[error(transparent)]
+    Optim(#[from] OptimError),
+    /// A collective failed.
+    #[error(transparent)]
+    Collective(#[from] CommError),
+    /// The shim failed.
+    #[error(transparent)]
+    Shim(#[from] ShimError),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] TchError),
+    /// Writing or reading a checkpoint or an export failed.
+    #[error(transparent)]
+    Checkpoint(#[from] zerofold_checkpoint::CheckpointError),
+    /// The data do not fit the plan.
+    #[error(transparent)]
+    Data(#[from] zerofold_data::DataError),
+    /// The control plane did not do what was asked.
+    #[error(transparent)]
+    Control(#[from] crate::control::ControlError),
+    /// A block's output does not depend on its input.
+    #[error("unit {0}: no gradient reaches its input")]
+    NoGradient(String),
+    /// A window in which nothing is supervised.
+    #[error("step {step}: none of the window's tokens is supervised, so there is no loss")]
+    NothingSupervised {
+        /// The step, from 1.
+        step: u64,
+    },
+    /// A token id outside the vocabulary.
+    #[error(
+        "row {row} of the training data has token id {token}, but the model's vocabulary has {vocabulary} entries\n\
+         hint: the tokenizer and the model do not belong together"
+    )]
+    TokenOutside {
+        /// The row, from 0.
+        row: usize,
+        /// The token id.
+        token: i64,
+        /// The vocabulary's size.
+        vocabulary: usize,
+    },
+    /// Loss or gradients are NaN or infinite.
+    #[error(
+        "step {step}: loss {loss}, gradient norm {norm}: not finite, so the step was not taken\n\
+         hint: a lower learning_rate, a warm-up, or mixed_precision: 'no' may help; rank {rank} saw it first"
+    )]
+    NotFinite {
+        /// The step, from 1.
+        step: u64,
+        /// The mean loss.
+        loss: f64,
+        /// The global gradient norm.
+        norm: f64,
+        /// The lowest rank whose own part is not finite.
+        rank: usize,
+    },
+    /// A checkpoint that does not fit this job.
+    #[error("checkpoint {path}: {what} is {found} there and {expected} in this job\nhint: {hint}")]
+    Mismatch {
+        /// The checkpoint's folder.
+        path: String,
+        /// What differs.
+        what: &'static str,
+        /// In the checkpoint.
+        found: String,
+        /// In the job.
+        expected: String,
+        /// What to do.
+        hint: &'static str,
+    },
+}
+
+impl TrainError {
+    /// True when another rank's failure is the most likely cause.
+    pub fn is_consequence(&self) -> bool {
+        match self {
+            TrainError::Collective(error) | TrainError::Optim(OptimError::Norm(error)) => error.is_consequence(),
+            TrainError::Shard(ShardError::Collective { source, .. })
+            | TrainError::Optim(OptimError::Shard(ShardError::Collective { source, .. })) => source.is_consequence(),
+            TrainError::Control(error) => error.is_consequence(),
+            _ => false,
+        }
+    }
+}
+
+/// A model over its shards, ready to be trained.
+pub struct Trainer {
+    /// The maths.
+    pub model: Llama,
+    /// Its parameters, gradients and optimizer state.
+    pub shards: Shards,
+    /// What this rank is doing.
+    pub activity: Arc<Activity>,
+    /// How a step is taken.
+    pub options: StepOptions,
+}

@@ -1,0 +1,137 @@
+//! A whole run: steps, evaluations, checkpoints, and the model at the end.
+
+use super::checkpoint::Progress;
+use super::step::StepOutcome;
+use super::{TrainError, Trainer};
+use crate::comm::Phase;
+use crate::control::Control;
+use std::path::{Path, PathBuf};
+use zerofold_configs::{Resolved, Strategy};
+use zerofold_data::{Batch, StepPlan, TokenizedDataset};
+use zerofold_proto::v1::{EvaluationRecord, StepRecord};
+
+/// Rows are padded with this id. What it is does not matter: causal attention hides padding on the right from every real
+/// token, and nothing is supervised there.
+const PAD_ID: u32 = 0;
+
+/// What a run works on.
+pub struct Job<'a> {
+    /// The resolved configuration.
+    pub config: &'a Resolved,
+    /// The control plane.
+    pub control: &'a Control,
+    /// Training rows.
+    pub train: TokenizedDataset,
+    /// Held-out rows.
+    pub held_out: Option<TokenizedDataset>,
+    /// Which rows belong to which step.
+    pub plan: StepPlan,
+    /// The folder of the checkpoint to go on from.
+    pub resume: Option<PathBuf>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Optimizer steps finished, earlier runs' included.
+    pub steps: u64,
+    /// True when it ended early because a stop was asked for.
+    pub stopped: bool,
+    /// Where the model was written; `None` when the run was stopped.
+    pub model: Option<PathBuf>,
+}
+
+/// Trains from the start, or from a checkpoint, to the end of the plan or to a requested stop.
+pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> {
+    let mut finished = match &job.resume {
+        Some(directory) => trainer.restore(directory, job)?.step,
+        None => 0,
+    };
+    if finished == 0 && job.config.training.eval_on_start {
+        trainer.evaluate_and_report(job, finished)?;
+    }
+    let total = job.plan.total_steps();
+    let mut stopped = false;
+    while finished < total && !stopped {
+        let window = trainer.window(job, finished)?;
+        let outcome = trainer.step(finished, &window, job.control.stop_requested())?;
+        finished = outcome.step;
+        stopped = outcome.stop && finished < total;
+        trainer.report(job, &outcome);
+        let ends = stopped || finished == total;
+        if !stopped && due(job.config.training.eval_strategy, job.config.training.eval_steps, finished, ends, &job.plan) {
+            trainer.evaluate_and_report(job, finished)?;
+        }
+        if due(job.config.training.save_strategy, job.config.training.save_steps, finished, ends, &job.plan) {
+            trainer.save(job, &Progress { step: finished })?;
+        }
+    }
+    if stopped {
+        return Ok(Outcome { steps: finished, stopped, model: None });
+    }
+    let model = trainer.export(job)?;
+    Ok(Outcome { steps: finished, stopped, model: Some(model) })
+}
+
+/// Whether something with this strategy is done after `finished` steps. Whatever is done at all is done at the end too.
+fn due(strategy: Strategy, every: u32, finished: u64, ends: bool, plan: &StepPlan) -> bool {
+    match strategy {
+        Strategy::No => false,
+        Strategy::Steps => ends || finished.is_multiple_of(u64::from(every)),
+        Strategy::Epoch => ends || finished.is_multiple_of(plan.steps_per_epoch()),
+    }
+}
+
+impl Trainer {
+    /// This rank's micro-batches of the step after `finished` ones.
+    fn window(&self, job: &Job<'_>, finished: u64) -> Result<Vec<Batch>, TrainError> {
+        self.activity.enter(Phase::Data);
+        let rank = job.control.identity().rank;
+        (0..job.config.gradient_accumulation_steps)
+            .map(|micro_batch| {
+                let rows = job.plan.rows_of(finished, micro_batch, rank);
+                Ok(Batch::collate(&job.train, &rows, PAD_ID)?)
+            })
+            .collect()
+    }
+
+    /// Rank 0 tells `launch` of a step; every rank's numbers are the same.
+    fn report(&self, job: &Job<'_>, outcome: &StepOutcome) {
+        if job.control.identity().rank != 0 {
+            return;
+        }
+        job.control.report_step(StepRecord {
+            step: outcome.step,
+            epoch: job.plan.epochs_after(outcome.step),
+            loss: outcome.loss,
+            grad_norm: outcome.grad_norm,
+            learning_rate: outcome.learning_rate,
+            tokens: outcome.tokens,
+            supervised_tokens: outcome.supervised_tokens,
+            seconds: outcome.elapsed.as_secs_f64(),
+            communication_seconds: outcome.communication.as_secs_f64(),
+            sent_bytes: outcome.sent_bytes,
+            peak_memory_bytes: outcome.peak_memory_bytes,
+        });
+    }
+
+    fn evaluate_and_report(&mut self, job: &Job<'_>, finished: u64) -> Result<(), TrainError> {
+        let Some(held_out) = &job.held_out else { return Ok(()) };
+        let batch_size = job.config.training.per_device_eval_batch_size as usize;
+        let evaluation = self.evaluate(held_out, batch_size, PAD_ID)?;
+        if job.control.identity().rank == 0 {
+            job.control.report_evaluation(EvaluationRecord {
+                step: finished,
+                loss: evaluation.loss,
+                supervised_tokens: evaluation.supervised_tokens,
+                seconds: evaluation.elapsed.as_secs_f64(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A path as text, for messages.
+pub(super) fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

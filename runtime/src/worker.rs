@@ -1,0 +1,270 @@
+//! One rank: joins the job, builds model, shards and trainer, trains, leaves.
+
+use crate::comm::{Activity, Collectives, CommError, Gloo, Phase, Single};
+use crate::control::{Control, ControlError, Identity};
+use crate::model::{Llama, ModelConfig, ModelError};
+use crate::optim::{Schedule, ScheduleKind};
+use crate::shard::{ShardError, Shards};
+use crate::torch::AdamW;
+use crate::trainer::{Job, Outcome, StepOptions, TrainError, Trainer};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tch::{Device, Kind};
+use thiserror::Error;
+use zerofold_checkpoint::ModelFiles;
+use zerofold_configs::{Backend, Precision, Resolved, Sampling, Scheduler};
+use zerofold_data::{StepPlan, StepPlanOptions, TokenizedDataset};
+use zerofold_plan::Layout;
+use zerofold_proto::v1::{LeaveRequest, StateBytes};
+
+/// How long a collective may wait for another rank.
+const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// Why a worker could not do its work.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// A variable that `launch` sets is missing or not what it should be.
+    #[error("{name}={value:?} in the environment: {problem}\nhint: workers are started by `launch train`, not by hand")]
+    Environment {
+        /// The variable.
+        name: &'static str,
+        /// Its value, empty when it is not set.
+        value: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The resolved configuration cannot be read.
+    #[error(transparent)]
+    Config(#[from] zerofold_configs::ConfigError),
+    /// The control plane.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The tokenised data.
+    #[error(transparent)]
+    Data(#[from] zerofold_data::DataError),
+    /// The model's files.
+    #[error(transparent)]
+    Files(#[from] zerofold_checkpoint::CheckpointError),
+    /// The model's configuration.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Laying the model out.
+    #[error(transparent)]
+    Layout(#[from] zerofold_plan::LayoutError),
+    /// The backend.
+    #[error(transparent)]
+    Collective(#[from] CommError),
+    /// Sharding.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// Training.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+}
+
+impl WorkerError {
+    /// True when another rank's failure, or `launch`'s, is the most likely cause.
+    pub fn is_consequence(&self) -> bool {
+        match self {
+            WorkerError::Control(error) => error.is_consequence(),
+            WorkerError::Collective(error) => error.is_consequence(),
+            WorkerError::Shard(ShardError::Collective { source, .. }) => source.is_consequence(),
+            WorkerError::Train(error) => error.is_consequence(),
+            _ => false,
+        }
+    }
+}
+
+/// What `launch` tells a worker through its environment.
+struct Environment {
+    identity: Identity,
+    control: String,
+    host: String,
+    config: PathBuf,
+    resume: Option<PathBuf>,
+    threads: i32,
+}
+
+fn variable<T: std::str::FromStr>(name: &'static str) -> Result<T, WorkerError>
+where
+    T::Err: std::fmt::Display,
+{
+    let value = std::env::var(name).unwrap_or_default();
+    value.parse().map_err(|error: T::Err| WorkerError::Environment { name, value, problem: error.to_string() })
+}
+
+impl Environment {
+    fn read() -> Result<Self, WorkerError> {
+        let identity = Identity {
+            rank: variable("RANK")?,
+            world_size: variable("WORLD_SIZE")?,
+            generation: variable("ZEROFOLD_GENERATION")?,
+        };
+        if identity.rank >= identity.world_size {
+            let problem = format!("a rank is below WORLD_SIZE={}", identity.world_size);
+            return Err(WorkerError::Environment { name: "RANK", value: identity.rank.to_string(), problem });
+        }
+        Ok(Environment {
+            identity,
+            control: variable("ZEROFOLD_CONTROL")?,
+            host: variable("MASTER_ADDR")?,
+            config: variable::<String>("ZEROFOLD_CONFIG")?.into(),
+            resume: std::env::var_os("ZEROFOLD_RESUME").map(PathBuf::from),
+            threads: variable("OMP_NUM_THREADS")?,
+        })
+    }
+}
+
+/// Runs one rank of a training job. An error is told to `launch` before it is returned.
+pub fn train() -> Result<(), WorkerError> {
+    let environment = Environment::read()?;
+    tch::set_num_threads(environment.threads.max(1));
+    let config = Resolved::read(&environment.config)?;
+    let activity = Arc::new(Activity::default());
+    let control = Control::join(&environment.control, environment.identity.clone(), activity.clone())?;
+    let result = train_joined(&environment, &config, &control, activity);
+    if let Err(error) = &result
+        && let Err(unheard) = control.fail(error.to_string(), error.is_consequence())
+    {
+        tracing::warn!("the error could not be told to launch: {unheard}");
+    }
+    result
+}
+
+fn train_joined(
+    environment: &Environment,
+    config: &Resolved,
+    control: &Control,
+    activity: Arc<Activity>,
+) -> Result<(), WorkerError> {
+    activity.enter(Phase::Loading);
+    let data = config.training.output_dir.join("data");
+    let train = TokenizedDataset::load(&data.join("train.safetensors"))?;
+    let held_out = match config.training.eval_dataset {
+        Some(_) => Some(TokenizedDataset::load(&data.join("eval.safetensors"))?),
+        None => None,
+    };
+    let plan = step_plan(config, train.rows())?;
+    let comm = connect(environment, config, control, activity.clone())?;
+    let model_directory = &config.training.model_name_or_path;
+    let mut trainer = build(config, model_directory, comm, activity, plan.total_steps())?;
+    check_tokens(&train, trainer.model.config.vocab_size)?;
+    if environment.resume.is_none() {
+        trainer.shards.load(&ModelFiles::open(model_directory)?)?;
+    }
+    let job = Job { config, control, train, held_out, plan, resume: environment.resume.clone() };
+    let outcome = crate::trainer::run(&mut trainer, &job)?;
+    control.leave(leave_request(&trainer, &outcome))?;
+    Ok(())
+}
+
+/// The plan of steps, the same on every rank.
+fn step_plan(config: &Resolved, rows: usize) -> Result<StepPlan, WorkerError> {
+    let training = &config.training;
+    Ok(StepPlan::new(StepPlanOptions {
+        rows,
+        world_size: config.num_processes,
+        per_device_batch: training.per_device_train_batch_size,
+        accumulation: config.gradient_accumulation_steps,
+        epochs: training.num_train_epochs,
+        max_steps: training.max_steps,
+        seed: training.seed,
+        data_seed: training.data_seed,
+        sampling: match training.train_sampling_strategy {
+            Sampling::Random => zerofold_data::Sampling::Random,
+            Sampling::Sequential => zerofold_data::Sampling::Sequential,
+        },
+    })?)
+}
+
+fn connect(
+    environment: &Environment,
+    config: &Resolved,
+    control: &Control,
+    activity: Arc<Activity>,
+) -> Result<Rc<dyn Collectives>, WorkerError> {
+    let Identity { rank, world_size, .. } = environment.identity;
+    Ok(match config.backend {
+        Backend::Single => Rc::new(Single),
+        Backend::Gloo => Rc::new(Gloo::connect(
+            Arc::new(control.store()),
+            rank as usize,
+            world_size as usize,
+            &environment.host,
+            COLLECTIVE_TIMEOUT,
+            activity,
+        )?),
+    })
+}
+
+/// Model, shards and options; parameters are not yet read.
+fn build(
+    config: &Resolved,
+    model_directory: &Path,
+    comm: Rc<dyn Collectives>,
+    activity: Arc<Activity>,
+    total_steps: u64,
+) -> Result<Trainer, WorkerError> {
+    let compute = match config.mixed_precision {
+        Precision::No => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    };
+    let model = Llama::new(ModelConfig::read(model_directory)?, compute, Device::Cpu)?;
+    let layout = Layout::new(&model.units(), comm.world_size())?;
+    let shards = Shards::new(layout, config.stage, compute, comm)?;
+    let training = &config.training;
+    let options = StepOptions {
+        schedule: Schedule {
+            kind: match training.lr_scheduler_type {
+                Scheduler::Linear => ScheduleKind::Linear,
+                Scheduler::Cosine => ScheduleKind::Cosine,
+                Scheduler::Constant => ScheduleKind::Constant,
+                Scheduler::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
+            },
+            peak: training.learning_rate,
+            warmup_steps: training.warmup_steps_of(total_steps),
+            total_steps,
+        },
+        adamw: AdamW {
+            learning_rate: training.learning_rate,
+            beta1: training.adam_beta1,
+            beta2: training.adam_beta2,
+            epsilon: training.adam_epsilon,
+            weight_decay: training.weight_decay,
+        },
+        max_grad_norm: config.max_grad_norm,
+        gradient_checkpointing: config.gradient_checkpointing,
+    };
+    Ok(Trainer { model, shards, activity, options })
+}
+
+/// A token id that the embedding does not have would be an index error deep inside a step, on one rank only.
+fn check_tokens(dataset: &TokenizedDataset, vocabulary: usize) -> Result<(), TrainError> {
+    for row in 0..dataset.rows() {
+        let (ids, labels) = dataset.row(row);
+        let outside = ids.iter().map(|&id| i64::from(id)).chain(labels.iter().map(|&label| i64::from(label)));
+        if let Some(token) = outside.into_iter().find(|&token| token >= vocabulary as i64) {
+            return Err(TrainError::TokenOutside { row, token, vocabulary });
+        }
+    }
+    Ok(())
+}
+
+fn leave_request(trainer: &Trainer, outcome: &Outcome) -> LeaveRequest {
+    let state = trainer.shards.state_bytes();
+    LeaveRequest {
+        step: outcome.steps,
+        stopped: outcome.stopped,
+        model_directory: outcome.model.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        state: Some(StateBytes {
+            parameters: state.parameters as u64,
+            gradients: state.gradients as u64,
+            masters: state.masters as u64,
+            moments: state.moments as u64,
+            gather_buffers: trainer.shards.gather_buffer_bytes() as u64,
+        }),
+        ..LeaveRequest::default()
+    }
+}
