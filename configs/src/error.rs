@@ -1,0 +1,108 @@
+//! What can be wrong with a configuration. Each message says what, where, which value and what to do; advice stands on
+//! a last line that begins with `hint:`.
+
+use std::path::PathBuf;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("cannot read {path}: {message}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        message: String,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {path}: {message}", path = path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        message: String,
+    },
+    /// Neither a file nor a preset has this name.
+    #[error("no configuration named {name}: there is no such file, and no such preset\nhint: {hint}")]
+    NoSuchConfig {
+        /// The name as it was given.
+        name: String,
+        /// The presets there are, and the nearest one.
+        hint: String,
+    },
+    /// A file is not YAML, or not of the expected form.
+    #[error("{file} cannot be understood: {message}")]
+    Syntax {
+        /// The file.
+        file: String,
+        /// What the reader said, with its line.
+        message: String,
+    },
+    /// A `--set` that is not `key=value`.
+    #[error("--set {text}: expected key=value\nhint: for example --set learning_rate=1e-5")]
+    BadSet {
+        /// The argument as it was given.
+        text: String,
+    },
+    /// A key that nobody knows.
+    #[error("{place}: unknown key {key}{section}\nhint: {hint}")]
+    UnknownKey {
+        /// The key as it was written.
+        key: String,
+        /// Where it stands.
+        place: String,
+        /// ` in SECTION`, or nothing.
+        section: String,
+        /// The nearest right name, or where keys are listed.
+        hint: String,
+    },
+    /// A value of the wrong type or out of its range.
+    #[error("{place}: {key} is {value}, which is not allowed: {allowed}{hint}")]
+    InvalidValue {
+        /// The key.
+        key: String,
+        /// The value as it was written.
+        value: String,
+        /// Where it stands.
+        place: String,
+        /// `it must be …`.
+        allowed: String,
+        /// A whole hint line with its line break, or nothing.
+        hint: String,
+    },
+    /// A known key or value whose meaning is not built, and which would change the result if it were dropped.
+    #[error("{place}: {key}: {value} is not built yet\nhint: {hint}")]
+    NotBuilt {
+        /// The key.
+        key: String,
+        /// The value as it was written.
+        value: String,
+        /// Where it stands.
+        place: String,
+        /// What can be done instead.
+        hint: String,
+    },
+    /// Two values that were both written and disagree.
+    #[error("{first} ({first_place}) and {second} ({second_place}) disagree\nhint: {hint}")]
+    Conflict {
+        /// The first, as `key: value`.
+        first: String,
+        /// Where the first stands.
+        first_place: String,
+        /// The second, as `key: value`.
+        second: String,
+        /// Where the second stands.
+        second_place: String,
+        /// How to settle it.
+        hint: String,
+    },
+    /// Keys without which no job can run.
+    #[error("not set: {keys}\nhint: {hint}")]
+    Missing {
+        /// The keys.
+        keys: String,
+        /// The flags and the YAML that set them.
+        hint: String,
+    },
+}

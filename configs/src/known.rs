@@ -1,0 +1,263 @@
+//! The keys that users' files carry beside those of the registry: each is known, and is read, has no effect here, or
+//! is not built. The names are Accelerate's; those of the trainers are in `known_training`.
+
+use crate::error::ConfigError;
+use crate::known_training::{RENAMED, TRAINING};
+use crate::registry::{Section, nearest, same_name};
+use crate::settings::{Setting, Settings};
+use crate::training::KEYS;
+use crate::value::text;
+use serde_yaml::Value;
+
+/// What becomes of a known key that is set to something else than its neutral values.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Role {
+    /// It is read elsewhere.
+    Used,
+    /// It has no effect here, for this reason; the user is told.
+    NoEffect(&'static str),
+    /// It would change the result, and is refused with this hint.
+    NotBuilt(&'static str),
+}
+
+/// A key that is known but is not in the registry.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub name: &'static str,
+    /// Values that mean what happens anyway, in small letters; `*` is any value. Nothing at all is always neutral.
+    pub neutral: &'static [&'static str],
+    pub role: Role,
+}
+
+impl Known {
+    /// Whether the key holds a whole section, which no flag can set.
+    pub(crate) fn is_section(&self) -> bool {
+        self.name.ends_with("_config") || matches!(self.name, "tpu_env" | "commands")
+    }
+}
+
+/// One line of a table.
+pub(crate) const fn known(name: &'static str, neutral: &'static [&'static str], role: Role) -> Known {
+    Known { name, neutral, role }
+}
+
+use Role::{NoEffect, NotBuilt, Used};
+
+const NO: &[&str] = &["false", "no", "none", ""];
+const NONE: &[&str] = &["none", ""];
+const ANY: &[&str] = &["*"];
+const ONE: &[&str] = &["1"];
+const TPU: Role = NoEffect("it is for TPUs");
+const ONE_MACHINE: Role = NotBuilt("jobs run on one machine so far: use num_machines: 1");
+const NO_OFFLOAD: Role = NotBuilt("nothing is offloaded so far: use none (false), or a higher stage on more processes");
+
+const TOP: &[Known] = &[
+    known("distributed_type", &[], Used),
+    known("fp16", NO, NotBuilt("use mixed_precision: bf16")),
+    known("compute_environment", &["local_machine"], NotBuilt("jobs run on the local machine: use LOCAL_MACHINE")),
+    known("use_cpu", ANY, NoEffect("")),
+    known("debug", NO, NoEffect("the buffers of every collective are always checked")),
+    known("machine_rank", &["0"], ONE_MACHINE),
+    known("num_machines", &["0", "1"], ONE_MACHINE),
+    known("main_process_ip", &["127.0.0.1", "localhost"], NoEffect("all processes run on this machine")),
+    known("gpu_ids", &["all"], NoEffect("this version trains on the CPU")),
+    known("rdzv_backend", &["static", "c10d"], NoEffect("launch does the rendezvous itself")),
+    known("same_network", ANY, NoEffect("")),
+    known("main_training_function", ANY, NoEffect("")),
+    known("enable_cpu_affinity", NO, NoEffect("the cores are shared out evenly among the processes")),
+    known("downcast_bf16", NO, TPU),
+    known("dynamo_config", &["no", "false", "default"], NotBuilt("remove dynamo_config: nothing is compiled so far")),
+    known("dynamo_backend", NO, NotBuilt("remove dynamo_backend: nothing is compiled so far")),
+    known("megatron_lm_config", NO, NotBuilt("use distributed_type: DEEPSPEED or FSDP")),
+    known("mpirun_config", &["", "0", "1", "false"], NotBuilt("launch starts the processes itself, on this machine")),
+    known("mpirun_ccl", ANY, NoEffect("")),
+    known("fp8_config", NO, NotBuilt("use mixed_precision: bf16")),
+    known("ipex_config", NO, NoEffect("it is an option of an extension to PyTorch")),
+    known("tpu_name", NO, TPU),
+    known("tpu_zone", NO, TPU),
+    known("tpu_use_cluster", NO, TPU),
+    known("tpu_use_sudo", NO, TPU),
+    known("tpu_vm", NO, TPU),
+    known("tpu_env", NO, TPU),
+    known("command_file", NO, TPU),
+    known("commands", NO, TPU),
+];
+
+const DEEPSPEED: &[Known] = &[
+    known("gradient_accumulation_steps", &[], Used),
+    known("gradient_clipping", &[], Used),
+    known(
+        "deepspeed_config_file",
+        NONE,
+        NotBuilt("write zero_stage, gradient_accumulation_steps and gradient_clipping into deepspeed_config instead"),
+    ),
+    known("offload_optimizer_device", NONE, NO_OFFLOAD),
+    known("offload_param_device", NONE, NO_OFFLOAD),
+    known("offload_optimizer_nvme_path", NONE, NoEffect("nothing is offloaded")),
+    known("offload_param_nvme_path", NONE, NoEffect("nothing is offloaded")),
+    known("zero3_init_flag", ANY, NoEffect("")),
+    known("zero3_save_16bit_model", NO, NoEffect("the model is always exported, in the type that save_dtype says")),
+    known("deepspeed_multinode_launcher", ANY, NoEffect("")),
+    known("deepspeed_hostfile", NONE, ONE_MACHINE),
+    known("deepspeed_inclusion_filter", NONE, ONE_MACHINE),
+    known("deepspeed_exclusion_filter", NONE, ONE_MACHINE),
+    known("deepspeed_moe_layer_cls_names", NONE, NoEffect("a unit is one decoder block whatever its class")),
+    known("seq_parallel_communication_data_type", NONE, NoEffect("sequences are not split over processes")),
+];
+
+const FSDP: &[Known] = &[
+    known("fsdp_version", &[], Used),
+    known("fsdp_sharding_strategy", &[], Used),
+    known("fsdp_reshard_after_forward", &[], Used),
+    known("fsdp_activation_checkpointing", &[], Used),
+    known("fsdp_offload_params", NO, NO_OFFLOAD),
+    known("fsdp_cpu_offload", NO, NO_OFFLOAD),
+    known(
+        "fsdp_auto_wrap_policy",
+        &["transformer_based_wrap", "no_wrap"],
+        NotBuilt("units are the model's decoder blocks: use TRANSFORMER_BASED_WRAP"),
+    ),
+    known("fsdp_transformer_layer_cls_to_wrap", NO, NoEffect("a unit is one decoder block whatever its class")),
+    known("fsdp_min_num_params", &["0"], NoEffect("a unit is one decoder block whatever its size")),
+    known("fsdp_backward_prefetch", ANY, NoEffect("")),
+    known("fsdp_backward_prefetch_policy", ANY, NoEffect("")),
+    known("fsdp_forward_prefetch", NO, NoEffect("the order of the units is always known in advance")),
+    known(
+        "fsdp_state_dict_type",
+        &["full_state_dict", "1"],
+        NoEffect("checkpoints are always sharded, and the model is exported whole at the end"),
+    ),
+    known("fsdp_use_orig_params", ANY, NoEffect("")),
+    known("fsdp_cpu_ram_efficient_loading", ANY, NoEffect("")),
+    known("fsdp_sync_module_states", ANY, NoEffect("")),
+    known("fsdp_ignored_modules", NO, NotBuilt("every parameter is trained and sharded: remove fsdp_ignored_modules")),
+];
+
+const ONLY_DATA_PARALLEL: Role = NotBuilt("only data parallelism is built so far: use size 1");
+
+const PARALLELISM: &[Known] = &[
+    known("parallelism_config_dp_replicate_size", ONE, ONLY_DATA_PARALLEL),
+    known("parallelism_config_dp_shard_size", &[], Used),
+    known("parallelism_config_tp_size", ONE, ONLY_DATA_PARALLEL),
+    known("parallelism_config_cp_size", ONE, ONLY_DATA_PARALLEL),
+    known("parallelism_config_sp_size", ONE, ONLY_DATA_PARALLEL),
+    known("parallelism_config_cp_backend", ANY, NoEffect("")),
+    known("parallelism_config_cp_comm_strategy", ANY, NoEffect("")),
+    known("parallelism_config_sp_backend", ANY, NoEffect("")),
+    known("parallelism_config_sp_seq_length", ANY, NoEffect("")),
+    known("parallelism_config_sp_seq_length_is_variable", ANY, NoEffect("")),
+    known("parallelism_config_sp_attn_implementation", ANY, NoEffect("")),
+];
+
+/// The tables, by section.
+pub(crate) const TABLES: &[(Section, &[Known])] = &[
+    (Section::Training, TRAINING),
+    (Section::Top, TOP),
+    (Section::DeepSpeed, DEEPSPEED),
+    (Section::Fsdp, FSDP),
+    (Section::Parallelism, PARALLELISM),
+];
+
+fn table(section: Section) -> &'static [Known] {
+    TABLES.iter().find(|(of, _)| *of == section).map_or(&[], |(_, table)| table)
+}
+
+/// Every right name in a section.
+fn names(section: Section) -> impl Iterator<Item = &'static str> {
+    let registry = KEYS.iter().filter(move |key| key.section == section).map(|key| key.name);
+    registry.chain(table(section).iter().map(|known| known.name))
+}
+
+/// What Accelerate puts before the keys of a section when it is missing.
+fn prefix(section: Section) -> &'static str {
+    match section {
+        Section::Fsdp => "fsdp_",
+        Section::Parallelism => "parallelism_config_",
+        _ => "",
+    }
+}
+
+/// The right name of `key` in `section`, when it is known there; `-` counts as `_`, and the section's prefix may lack.
+pub(crate) fn lookup(section: Section, key: &str) -> Option<&'static str> {
+    let prefixed = format!("{}{key}", prefix(section));
+    names(section).find(|name| same_name(name, key) || same_name(name, &prefixed))
+}
+
+/// What to say of a key that `section` does not know; `None` for a name from the command line, and `flag` when it was
+/// a flag there.
+pub(crate) fn suggestion(section: Option<Section>, key: &str, flag: bool) -> String {
+    let short = key.rsplit('.').next().unwrap_or(key);
+    if let Some((_, new)) = RENAMED.iter().find(|(old, _)| same_name(old, short)) {
+        return format!("it is called {new} here");
+    }
+    let order = [Section::Training, Section::Top, Section::DeepSpeed, Section::Fsdp, Section::Parallelism];
+    if let Some(section) = section {
+        if let Some(other) = order.into_iter().find(|other| lookup(*other, key).is_some()) {
+            return match other {
+                Section::Top => format!("{key} belongs at the top level of the file"),
+                _ => format!("{key} belongs in the section {}:", other.name()),
+            };
+        }
+        if let Some(name) = nearest(key, names(section)).or_else(|| nearest(&prefixed(section, key), names(section))) {
+            return format!("did you mean {name}?");
+        }
+    }
+    for section in order {
+        if let Some(name) =
+            nearest(short, names(section)).or_else(|| nearest(&prefixed(section, short), names(section)))
+        {
+            return match flag {
+                true => format!("did you mean --{name}?"),
+                false => format!("did you mean {}?", section.path(name)),
+            };
+        }
+    }
+    "launch train --help lists every key".to_owned()
+}
+
+fn prefixed(section: Section, key: &str) -> String {
+    format!("{}{key}", prefix(section))
+}
+
+/// Whether `value` is among `neutral`, or holds nothing; a mapping or list is when all of its values are.
+fn is_neutral(value: &Value, neutral: &[&str]) -> bool {
+    if neutral.contains(&"*") {
+        return true;
+    }
+    match value {
+        Value::Null => true,
+        Value::Sequence(entries) => entries.iter().all(|entry| is_neutral(entry, neutral)),
+        Value::Mapping(entries) => entries.values().all(|entry| is_neutral(entry, neutral)),
+        scalar => {
+            let number = crate::value::number(scalar);
+            text(scalar).is_some_and(|text| {
+                let text = text.to_lowercase();
+                neutral.iter().any(|neutral| {
+                    *neutral == text || number.is_some_and(|number| neutral.parse::<f64>().is_ok_and(|it| it == number))
+                })
+            })
+        }
+    }
+}
+
+/// Goes through everything that holds: refuses what is not built, and returns a note for each key that has no effect.
+pub(crate) fn check(settings: &Settings) -> Result<Vec<String>, ConfigError> {
+    let mut notes = Vec::new();
+    for setting in settings.effective() {
+        let Some(known) = table(setting.section).iter().find(|known| known.name == setting.key) else {
+            continue;
+        };
+        match known.role {
+            Used => {}
+            _ if is_neutral(&setting.value, known.neutral) => {}
+            NoEffect(reason) => notes.push(no_effect(setting, reason)),
+            NotBuilt(hint) => return Err(setting.not_built(hint)),
+        }
+    }
+    Ok(notes)
+}
+
+/// The note for a setting without effect.
+pub(crate) fn no_effect(setting: &Setting, reason: &str) -> String {
+    format!("{} ({}) has no effect: {reason}", setting.equation(), setting.place)
+}

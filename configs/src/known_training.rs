@@ -1,0 +1,216 @@
+//! The keys of TrainingArguments, SFTConfig and TRL's script and model arguments that are known but not in the
+//! registry, the names that changed, and the choices that are not built.
+
+use crate::known::Role::{NoEffect, NotBuilt, Used};
+use crate::known::{Known, Role, known};
+use crate::value::text;
+use serde_yaml::Value;
+
+const NO: &[&str] = &["false", "no", "none", ""];
+const NONE: &[&str] = &["none", ""];
+const YES: &[&str] = &["true"];
+const ZERO: &[&str] = &["0", "none", "false"];
+const ANY: &[&str] = &["*"];
+const REMOVE: Role = NotBuilt("remove the key, or set it to its default");
+const NO_PEFT: Role = NotBuilt("all parameters are trained: remove the key");
+const NO_HUB: Role = NotBuilt("the model stays in output_dir/model: remove the key");
+const NO_PACKING: Role = NotBuilt("use packing: false; rows are padded to the longest of their micro-batch");
+const METRICS: Role = NoEffect("metrics go to output_dir/metrics.jsonl, every step");
+const LOADER: Role = NoEffect("the data is tokenised once, before the training");
+const DDP: Role = NoEffect("it is an option of PyTorch's DDP");
+const CUDA: Role = NoEffect("this version trains on the CPU");
+const RESUME: Role = NotBuilt("use the flag --resume");
+const MASTERS: Role = NoEffect("parameters are trained as float32 masters, and computed in what mixed_precision says");
+const NO_EFFECT_SILENT: Role = NoEffect("");
+
+/// Known keys of the section `training:` beside the registry.
+pub(crate) const TRAINING: &[Known] = &[
+    known("ddp_backend", &[], Used),
+    known("fp16", NO, NotBuilt("use bf16: true")),
+    // Data
+    known("packing", NO, NO_PACKING),
+    known("eval_packing", NO, NO_PACKING),
+    known("padding_free", NO, NO_PACKING),
+    known("packing_strategy", ANY, NO_EFFECT_SILENT),
+    known("completion_only_loss", NO, NotBuilt("use rows with messages, whose loss is on the assistant's tokens")),
+    known("truncation_mode", &["keep_start"], REMOVE),
+    known("chat_template_path", NONE, NotBuilt("put the template into the model folder as chat_template.jinja")),
+    known("eos_token", NONE, REMOVE),
+    known("pad_token", NONE, NoEffect("padding is masked by position, whatever its token")),
+    known("dataset_text_field", &["text"], NotBuilt("plain text rows are not read so far: use messages")),
+    known("dataset_num_proc", ANY, NO_EFFECT_SILENT),
+    known("dataset_batch_size", ANY, NO_EFFECT_SILENT),
+    known("dataset_kwargs", NO, REMOVE),
+    known("dataset_config", NONE, NotBuilt("dataset is the path of one JSONL file")),
+    known("dataset_train_split", &["train"], NotBuilt("dataset is the path of one JSONL file")),
+    known("dataset_test_split", &["test"], NotBuilt("eval_dataset is the path of one JSONL file")),
+    known("dataset_streaming", NO, REMOVE),
+    known("shuffle_dataset", NO, NotBuilt("use train_sampling_strategy: random")),
+    known("group_by_length", NO, NotBuilt("use train_sampling_strategy: random")),
+    known("length_column_name", ANY, NO_EFFECT_SILENT),
+    known("pad_to_multiple_of", ZERO, NoEffect("padding does not change the loss")),
+    known("remove_unused_columns", ANY, NO_EFFECT_SILENT),
+    known("ignore_data_skip", NO, NotBuilt("a resumed run goes on with the rows it had not seen")),
+    known("dataloader_num_workers", ZERO, LOADER),
+    known("dataloader_prefetch_factor", NONE, LOADER),
+    known("dataloader_pin_memory", ANY, NO_EFFECT_SILENT),
+    known("dataloader_persistent_workers", NO, LOADER),
+    known("dataloader_drop_last", NO, NotBuilt("every row is used once per epoch: use false")),
+    // Loss and optimizer
+    known("loss_type", &["nll", "chunked_nll"], REMOVE),
+    known("label_smoothing_factor", ZERO, REMOVE),
+    known("neftune_noise_alpha", ZERO, REMOVE),
+    known("average_tokens_across_devices", YES, NotBuilt("the loss is always the mean over all supervised tokens")),
+    known("optim", &["adamw_torch_fused", "adamw_torch", "adamw_hf"], NotBuilt("use adamw_torch_fused")),
+    known("optim_args", NONE, REMOVE),
+    known("optim_target_modules", NONE, REMOVE),
+    known("adafactor", NO, NotBuilt("use optim: adamw_torch_fused")),
+    known("lr_scheduler_kwargs", NONE, REMOVE),
+    known("auto_find_batch_size", NO, NotBuilt("set per_device_train_batch_size")),
+    known("gradient_checkpointing_kwargs", ANY, NO_EFFECT_SILENT),
+    known("activation_offloading", NO, REMOVE),
+    known("use_liger_kernel", NO, REMOVE),
+    known("liger_kernel_config", NONE, REMOVE),
+    known("torch_compile", NO, NotBuilt("nothing is compiled so far: use false")),
+    known("torch_compile_backend", NONE, NotBuilt("nothing is compiled so far: remove the key")),
+    known("torch_compile_mode", NONE, NotBuilt("nothing is compiled so far: remove the key")),
+    known("jit_mode_eval", NO, REMOVE),
+    known("full_determinism", ANY, NO_EFFECT_SILENT),
+    known("torch_empty_cache_steps", ZERO, CUDA),
+    known("tf32", ANY, NO_EFFECT_SILENT),
+    known("half_precision_backend", ANY, NO_EFFECT_SILENT),
+    known("fp16_opt_level", ANY, NO_EFFECT_SILENT),
+    known("bf16_full_eval", NO, REMOVE),
+    known("fp16_full_eval", NO, REMOVE),
+    // Evaluation, saving, logging
+    known("do_train", YES, NotBuilt("launch train always trains")),
+    known("do_eval", ANY, NO_EFFECT_SILENT),
+    known("do_predict", NO, NotBuilt("use launch generate")),
+    known("eval_delay", ZERO, REMOVE),
+    known("eval_accumulation_steps", ANY, NO_EFFECT_SILENT),
+    known("eval_do_concat_batches", ANY, NO_EFFECT_SILENT),
+    known("prediction_loss_only", ANY, NO_EFFECT_SILENT),
+    known("batch_eval_metrics", NO, REMOVE),
+    known("load_best_model_at_end", NO, NotBuilt("use false: the model of the last step is exported")),
+    known("metric_for_best_model", ANY, NO_EFFECT_SILENT),
+    known("greater_is_better", ANY, NO_EFFECT_SILENT),
+    known("save_total_limit", ZERO, NotBuilt("every checkpoint is kept: remove the key, or save less often")),
+    known("save_only_model", NO, REMOVE),
+    known("save_safetensors", YES, NotBuilt("files are always safetensors: use true")),
+    known("save_on_each_node", NO, REMOVE),
+    known("enable_jit_checkpoint", NO, REMOVE),
+    known("resume_from_checkpoint", NO, RESUME),
+    known("restore_callback_states_from_checkpoint", NO, REMOVE),
+    known("overwrite_output_dir", NO, NotBuilt("a run folder is never overwritten: name a new output_dir")),
+    known("logging_strategy", &["steps"], METRICS),
+    known("logging_first_step", ANY, NO_EFFECT_SILENT),
+    known("logging_dir", NONE, METRICS),
+    known("logging_nan_inf_filter", ANY, NO_EFFECT_SILENT),
+    known("report_to", NO, METRICS),
+    known("run_name", NONE, METRICS),
+    known("project", NONE, METRICS),
+    known("disable_tqdm", ANY, NO_EFFECT_SILENT),
+    known("log_level", ANY, NO_EFFECT_SILENT),
+    known("log_level_replica", ANY, NO_EFFECT_SILENT),
+    known("log_on_each_node", ANY, NO_EFFECT_SILENT),
+    known("include_tokens_per_second", ANY, NO_EFFECT_SILENT),
+    known("include_num_input_tokens_seen", ANY, NO_EFFECT_SILENT),
+    known("skip_memory_metrics", ANY, NO_EFFECT_SILENT),
+    known("push_to_hub", NO, NO_HUB),
+    known("hub_model_id", NONE, NO_HUB),
+    known("hub_strategy", ANY, NO_EFFECT_SILENT),
+    known("hub_token", ANY, NO_EFFECT_SILENT),
+    known("hub_private_repo", ANY, NO_EFFECT_SILENT),
+    known("hub_always_push", NO, NO_HUB),
+    known("hub_revision", NONE, NO_HUB),
+    // Processes
+    known("use_cpu", ANY, NO_EFFECT_SILENT),
+    known("no_cuda", ANY, NO_EFFECT_SILENT),
+    known("local_rank", ANY, NO_EFFECT_SILENT),
+    known("ddp_timeout", &["1800"], NoEffect("use the flag --timeout")),
+    known("ddp_find_unused_parameters", NO, DDP),
+    known("ddp_bucket_cap_mb", NONE, DDP),
+    known("ddp_broadcast_buffers", ANY, NO_EFFECT_SILENT),
+    known("fsdp", NO, NotBuilt("use distributed_type: FSDP with fsdp_config at the top level")),
+    known("deepspeed", NO, NotBuilt("use distributed_type: DEEPSPEED with deepspeed_config at the top level")),
+    known("accelerator_config", NO, REMOVE),
+    // The model
+    known("dtype", &["float32", "auto", "none"], MASTERS),
+    known("torch_dtype", &["float32", "auto", "none"], MASTERS),
+    known("attn_implementation", NONE, NoEffect("there is one implementation of attention")),
+    known("trust_remote_code", NO, NoEffect("no code of a model folder is ever run")),
+    known("model_revision", &["main", "none", ""], NotBuilt("model_name_or_path is a local folder")),
+    known("model_init_kwargs", NONE, REMOVE),
+    known("use_peft", NO, NO_PEFT),
+    known("lora_r", ANY, NO_EFFECT_SILENT),
+    known("lora_alpha", ANY, NO_EFFECT_SILENT),
+    known("lora_dropout", ANY, NO_EFFECT_SILENT),
+    known("lora_target_modules", ANY, NO_EFFECT_SILENT),
+    known("load_in_8bit", NO, NO_PEFT),
+    known("load_in_4bit", NO, NO_PEFT),
+];
+
+/// Names that were once right, or are right elsewhere, with the name here.
+pub(crate) const RENAMED: &[(&str, &str)] = &[
+    ("max_seq_length", "max_length"),
+    ("max_seq_len", "max_length"),
+    ("cutoff_len", "max_length"),
+    ("evaluation_strategy", "eval_strategy"),
+    ("dataset_name", "dataset"),
+    ("train_dataset", "dataset"),
+    ("train_file", "dataset"),
+    ("dataset_path", "dataset"),
+    ("eval_file", "eval_dataset"),
+    ("validation_file", "eval_dataset"),
+    ("model", "model_name_or_path"),
+    ("model_name", "model_name_or_path"),
+    ("model_path", "model_name_or_path"),
+    ("base_model", "model_name_or_path"),
+    ("lr", "learning_rate"),
+    ("lr_scheduler", "lr_scheduler_type"),
+    ("epochs", "num_train_epochs"),
+    ("num_epochs", "num_train_epochs"),
+    ("train_batch_size", "per_device_train_batch_size"),
+    ("train_micro_batch_size_per_gpu", "per_device_train_batch_size"),
+    ("micro_batch_size", "per_device_train_batch_size"),
+    ("per_gpu_train_batch_size", "per_device_train_batch_size"),
+    ("per_gpu_eval_batch_size", "per_device_eval_batch_size"),
+    ("output", "output_dir"),
+    ("output_path", "output_dir"),
+    ("stage", "zero_stage"),
+    ("beta1", "adam_beta1"),
+    ("beta2", "adam_beta2"),
+    ("precision", "mixed_precision"),
+];
+
+/// Choices that users know and that are not built: key, names, and what to use instead.
+const UNBUILT: &[(&[&str], &[&str], &str)] = &[
+    (
+        &["lr_scheduler_type"],
+        &[
+            "cosine_with_restarts",
+            "polynomial",
+            "inverse_sqrt",
+            "reduce_lr_on_plateau",
+            "cosine_with_min_lr",
+            "cosine_warmup_with_min_lr",
+            "warmup_stable_decay",
+        ],
+        "use linear, cosine, constant or constant_with_warmup",
+    ),
+    (&["mixed_precision"], &["fp16", "fp8"], "use bf16 or no"),
+    (
+        &["backend", "ddp_backend"],
+        &["nccl", "shm", "mpi", "ccl", "hccl", "cncl"],
+        "use gloo, or single for one process",
+    ),
+    (&["save_strategy"], &["best"], "use steps, epoch or no"),
+    (&["train_sampling_strategy"], &["group_by_length"], "use random or sequential"),
+];
+
+/// What to use instead, when `value` is a choice of `key` that users know and that is not built.
+pub(crate) fn unbuilt_choice(key: &str, value: &Value) -> Option<&'static str> {
+    let value = text(value)?.to_lowercase();
+    let found = UNBUILT.iter().find(|(keys, names, _)| keys.contains(&key) && names.contains(&value.as_str()));
+    found.map(|(_, _, hint)| *hint)
+}

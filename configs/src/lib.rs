@@ -1,0 +1,43 @@
+//! What can be configured: as written, then resolved.
+//!
+//! A job is described in three places: a YAML file in Accelerate's own form with one section of ours (`training:`),
+//! `--set key=value`, and one flag per key. [`resolve`] puts them together (flags, then `--set`, then the file, then
+//! the defaults) into a [`Resolved`], in which everything is decided and which remembers where each value came from. It
+//! is written to the run folder as `config.resolved.yaml` and is the only configuration that a worker reads.
+//!
+//! ```text
+//! YAML file ──source──┐
+//! --set, flags ───────┴─> settings ──accelerate, fsdp, training──> Resolved ──> config.resolved.yaml
+//! ```
+//!
+//! An unknown key is an error that offers the nearest right name; a key that would change the result but is not built
+//! is an error that says so; a known key without effect here that somebody may count on is told in
+//! [`Resolved::notes`]. Keys that mean nothing here (options of TPUs, of a progress bar) are taken without a word.
+
+mod accelerate;
+mod error;
+mod fsdp;
+mod generate;
+mod known;
+mod known_training;
+mod presets;
+mod registry;
+mod resolve;
+mod resolved;
+mod settings;
+mod source;
+mod training;
+mod types;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::ConfigError;
+pub use generate::{ComputeDtype, GenerateRequest};
+pub use presets::{PRESETS, Preset};
+pub use registry::{Allowed, DefaultValue, Group, Key, Kind, Section, flag_names, key, nearest};
+pub use resolve::{Inputs, resolve};
+pub use resolved::Resolved;
+pub use training::{KEYS, Training};
+pub use types::{Backend, Precision, Sampling, SaveDtype, Scheduler, Stage, Strategy};

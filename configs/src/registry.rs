@@ -1,0 +1,255 @@
+//! What a key is: the form of the registry that flags, `--help` and the reading of values are all made from.
+
+use crate::known::TABLES;
+use crate::training::KEYS;
+
+/// The section of the YAML file that a key stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Section {
+    /// The top level, which is Accelerate's.
+    Top,
+    /// `deepspeed_config:`
+    DeepSpeed,
+    /// `fsdp_config:`
+    Fsdp,
+    /// `parallelism_config:`
+    Parallelism,
+    /// `training:`, ours.
+    Training,
+}
+
+impl Section {
+    /// Every section.
+    pub const ALL: [Section; 5] =
+        [Section::Top, Section::DeepSpeed, Section::Fsdp, Section::Parallelism, Section::Training];
+
+    /// The section's key in the file; empty for the top level.
+    pub fn name(self) -> &'static str {
+        match self {
+            Section::Top => "",
+            Section::DeepSpeed => "deepspeed_config",
+            Section::Fsdp => "fsdp_config",
+            Section::Parallelism => "parallelism_config",
+            Section::Training => "training",
+        }
+    }
+
+    /// `key` with its section, as in `training.learning_rate`.
+    pub fn path(self, key: &str) -> String {
+        match self {
+            Section::Top => key.to_owned(),
+            _ => format!("{}.{key}", self.name()),
+        }
+    }
+}
+
+/// What kind of value a key takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// A path, relative to the working directory.
+    Path,
+    /// A whole number.
+    Integer,
+    /// A number.
+    Number,
+    /// true or false.
+    Switch,
+    /// One of these names.
+    Choice(&'static [&'static str]),
+}
+
+impl Kind {
+    /// What stands for the value in a usage line: `PATH`, `N`, `X`, `BOOL`, or the names.
+    pub fn placeholder(self) -> String {
+        match self {
+            Kind::Path => "PATH".to_owned(),
+            Kind::Integer => "N".to_owned(),
+            Kind::Number => "X".to_owned(),
+            Kind::Switch => "BOOL".to_owned(),
+            Kind::Choice(names) => names.join("|"),
+        }
+    }
+}
+
+/// The range that a number must lie in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Allowed {
+    /// Any value of the kind.
+    Any,
+    /// This or more.
+    AtLeast(f64),
+    /// More than this.
+    Above(f64),
+    /// From the first, up to but not including the second.
+    HalfOpen(f64, f64),
+    /// From the first to the second, both included.
+    Between(f64, f64),
+    /// −1 for "not set", or this or more.
+    MinusOneOrAtLeast(f64),
+}
+
+impl Allowed {
+    /// Whether `number` lies in the range.
+    pub fn admits(self, number: f64) -> bool {
+        match self {
+            Allowed::Any => true,
+            Allowed::AtLeast(low) => number >= low,
+            Allowed::Above(low) => number > low,
+            Allowed::HalfOpen(low, high) => number >= low && number < high,
+            Allowed::Between(low, high) => number >= low && number <= high,
+            Allowed::MinusOneOrAtLeast(low) => number == -1.0 || number >= low,
+        }
+    }
+
+    /// The range in words, to follow the kind; empty for any.
+    pub fn words(self) -> String {
+        match self {
+            Allowed::Any => String::new(),
+            Allowed::AtLeast(low) => format!(", {low} or more"),
+            Allowed::Above(low) => format!(", more than {low}"),
+            Allowed::HalfOpen(low, high) => format!(", from {low} up to but not including {high}"),
+            Allowed::Between(low, high) => format!(", from {low} to {high}"),
+            Allowed::MinusOneOrAtLeast(low) => format!(", {low} or more, or -1 for not set"),
+        }
+    }
+}
+
+/// What a key is when nobody sets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DefaultValue {
+    /// It must be set.
+    Required,
+    /// Nothing.
+    Unset,
+    /// This, in its written form.
+    Text(&'static str),
+    /// Whatever this other key is.
+    SameAs(&'static str),
+    /// It depends; these words say on what.
+    Computed(&'static str),
+}
+
+impl std::fmt::Display for DefaultValue {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DefaultValue::Required => formatter.write_str("required"),
+            DefaultValue::Unset => formatter.write_str("not set"),
+            DefaultValue::Text(text) | DefaultValue::Computed(text) => formatter.write_str(text),
+            DefaultValue::SameAs(key) => write!(formatter, "the value of {key}"),
+        }
+    }
+}
+
+/// What a key is about: the headings of `--help`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Group {
+    /// What to train, on what, and where the result goes.
+    Files,
+    /// Processes, sharding and precision.
+    Job,
+    /// Batches and length of the training.
+    Batches,
+    /// The optimizer and its schedule.
+    Optimizer,
+    /// The data: order, lengths, loss mask.
+    Data,
+    /// Logging, evaluation and saving.
+    Reports,
+}
+
+impl Group {
+    /// Every group, in the order of `--help`.
+    pub const ALL: [Group; 6] =
+        [Group::Files, Group::Job, Group::Batches, Group::Optimizer, Group::Data, Group::Reports];
+
+    /// The heading.
+    pub fn title(self) -> &'static str {
+        match self {
+            Group::Files => "Model, data and output",
+            Group::Job => "Processes, sharding and precision",
+            Group::Batches => "Batches and length",
+            Group::Optimizer => "Optimizer and schedule",
+            Group::Data => "Data",
+            Group::Reports => "Logging, evaluation and saving",
+        }
+    }
+}
+
+/// One key that can be set in the file, by `--set`, and by a flag of its name.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Key {
+    /// The name, in snake case. As a flag it is accepted with `_` and with `-`.
+    pub name: &'static str,
+    /// Where it stands in the file.
+    pub section: Section,
+    /// What kind of value it takes.
+    pub kind: Kind,
+    /// What it is when nobody sets it.
+    pub default: DefaultValue,
+    /// The range of its values.
+    pub allowed: Allowed,
+    /// The heading it belongs under.
+    pub group: Group,
+    /// One line of help.
+    pub help: &'static str,
+}
+
+impl Key {
+    /// The values it takes, in words.
+    pub fn allowed_words(&self) -> String {
+        let kind = match self.kind {
+            Kind::Path => "a path".to_owned(),
+            Kind::Integer => "a whole number".to_owned(),
+            Kind::Number => "a number".to_owned(),
+            Kind::Switch => "true or false".to_owned(),
+            Kind::Choice(names) => names.join(", "),
+        };
+        let one_of = if matches!(self.kind, Kind::Choice(_)) { "one of " } else { "" };
+        format!("it must be {one_of}{kind}{}", self.allowed.words())
+    }
+}
+
+/// The key of this name in [`KEYS`]; `-` counts as `_`.
+pub fn key(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| same_name(key.name, name))
+}
+
+/// Whether two names are the same when `-` counts as `_`.
+pub(crate) fn same_name(known: &str, written: &str) -> bool {
+    known.len() == written.len()
+        && known
+            .bytes()
+            .zip(written.bytes())
+            .all(|(known, written)| known == written || (known == b'_' && written == b'-'))
+}
+
+/// Every name that is accepted as a flag: those of [`KEYS`], and every other key of Accelerate and of the Hugging Face
+/// trainers that is known. The latter deserve no line in `--help`, yet a user's command line may carry them.
+pub fn flag_names() -> Vec<&'static str> {
+    let mut names: Vec<&'static str> = KEYS.iter().map(|key| key.name).collect();
+    for (_, table) in TABLES {
+        names.extend(table.iter().filter(|known| !known.is_section()).map(|known| known.name));
+    }
+    let mut seen = std::collections::HashSet::new();
+    names.retain(|name| seen.insert(*name));
+    names
+}
+
+/// The candidate that `name` is most likely meant to be, if any is near: at most a third of its letters differ.
+///
+/// Capitals and `-` for `_` do not count; of equally near candidates, the one with the longest common beginning wins.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let normal = |text: &str| text.trim().to_lowercase().replace('-', "_");
+    let name = normal(name);
+    let limit = (name.chars().count() / 3).max(1);
+    candidates
+        .into_iter()
+        .map(|candidate| {
+            let other = normal(candidate);
+            let common = name.chars().zip(other.chars()).take_while(|(left, right)| left == right).count();
+            (strsim::damerau_levenshtein(&name, &other), std::cmp::Reverse(common), candidate)
+        })
+        .filter(|(distance, _, _)| *distance <= limit)
+        .min_by_key(|(distance, common, _)| (*distance, *common))
+        .map(|(_, _, candidate)| candidate)
+}

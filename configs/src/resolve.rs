@@ -1,0 +1,239 @@
+//! Putting the file, `--set` and the flags together into a [`Resolved`].
+
+use crate::accelerate;
+use crate::error::ConfigError;
+use crate::known::{check, no_effect};
+use crate::registry::{DefaultValue, Section};
+use crate::resolved::Resolved;
+use crate::settings::{Layer, Opinion, Reader, Setting, Settings, agree, missing};
+use crate::training::{KEYS, Training};
+use crate::types::{Backend, Precision, Strategy};
+use crate::{presets, source};
+use serde_yaml::Value;
+
+/// What the user gave, as written.
+#[derive(Debug, Clone, Default)]
+pub struct Inputs {
+    /// `--config` (or `--config_file`): a path, or a preset's name.
+    pub config: Option<String>,
+    /// `--set`, each as `key=value`; keys may carry their section, as in `training.learning_rate`.
+    pub set: Vec<String>,
+    /// Flags as (name, value), without dashes in front; a switch without a value has the value `true`.
+    pub flags: Vec<(String, String)>,
+    /// `--nproc`.
+    pub nproc: Option<u32>,
+    /// Accelerators of this machine: the default number of processes when it is not 0.
+    pub devices: u32,
+}
+
+/// Decides everything: flags go before `--set`, `--set` before the file, the file before the defaults.
+///
+/// Where several keys speak of one thing (`mixed_precision` and `bf16`), the one in the higher place wins, and two in
+/// the same place must agree.
+///
+/// # Errors
+/// One [`ConfigError`]: a file that cannot be read, an unknown key, a value that is not allowed or not built, two that
+/// disagree, or a required key that is not set.
+pub fn resolve(inputs: &Inputs) -> Result<Resolved, ConfigError> {
+    let mut settings = Settings::default();
+    let mut accelerate_file = None;
+    if let Some(name) = &inputs.config {
+        let (file, text) = presets::find(name)?;
+        if source::add_file(&mut settings, &file, &text)? {
+            accelerate_file = Some(file);
+        }
+    }
+    for text in &inputs.set {
+        source::add_set(&mut settings, text)?;
+    }
+    for (name, value) in &inputs.flags {
+        source::add_flag(&mut settings, name, value)?;
+    }
+    add_nproc(&mut settings, inputs.nproc)?;
+    decide(&settings, accelerate_file.as_deref(), inputs)
+}
+
+fn add_nproc(settings: &mut Settings, nproc: Option<u32>) -> Result<(), ConfigError> {
+    let Some(nproc) = nproc else { return Ok(()) };
+    let nproc = Setting {
+        section: Section::Top,
+        key: "num_processes",
+        value: Value::from(nproc),
+        layer: Layer::Flag,
+        place: "flag --nproc".to_owned(),
+    };
+    if let Some(other) = settings.find(Section::Top, "num_processes").filter(|other| other.layer == Layer::Flag) {
+        let number = |setting: &Setting| crate::value::number(&setting.value);
+        if number(other) != number(&nproc) {
+            return Err(nproc.conflict(other, "pass one of the two"));
+        }
+    }
+    settings.add(nproc);
+    Ok(())
+}
+
+fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -> Result<Resolved, ConfigError> {
+    let mut reader = Reader::new(settings);
+    reader.notes = check(settings)?;
+    check_required(settings, inputs)?;
+    let stage = accelerate::stage(&mut reader, accelerate_file)?;
+    let num_processes = accelerate::num_processes(&mut reader, inputs.devices)?;
+    accelerate::check_shard_size(&reader, num_processes)?;
+    let mixed_precision = mixed_precision(&mut reader)?;
+    let gradient_accumulation_steps =
+        shared(&mut reader, "gradient_accumulation_steps", "gradient_accumulation_steps")?;
+    let max_grad_norm = shared(&mut reader, "max_grad_norm", "gradient_clipping")?;
+    let gradient_checkpointing = gradient_checkpointing(&mut reader)?;
+    let backend = backend(&mut reader, num_processes)?;
+    let main_process_port = reader.read::<Option<u16>>("main_process_port")?.filter(|port| *port != 0);
+    let training = training(&mut reader)?;
+    Ok(Resolved {
+        num_processes,
+        backend,
+        main_process_port,
+        stage,
+        mixed_precision,
+        max_grad_norm,
+        gradient_accumulation_steps,
+        gradient_checkpointing,
+        training,
+        provenance: reader.provenance,
+        notes: reader.notes,
+    })
+}
+
+fn check_required(settings: &Settings, inputs: &Inputs) -> Result<(), ConfigError> {
+    let required = KEYS.iter().filter(|key| key.default == DefaultValue::Required);
+    let absent: Vec<_> = required.filter(|key| settings.find(key.section, key.name).is_none()).collect();
+    if absent.is_empty() {
+        return Ok(());
+    }
+    Err(match missing(&absent) {
+        ConfigError::Missing { keys, hint } if inputs.config.is_none() => {
+            ConfigError::Missing { keys, hint: format!("{hint}; --config zero3.yaml is a preset that has all of them") }
+        }
+        error => error,
+    })
+}
+
+fn mixed_precision(reader: &mut Reader<'_>) -> Result<Precision, ConfigError> {
+    let precision = reader.opinion::<Precision>("mixed_precision")?;
+    let bf16 = reader.opinion::<bool>("bf16")?.map(|opinion| Opinion {
+        value: if opinion.value { Precision::Bf16 } else { Precision::No },
+        setting: opinion.setting,
+    });
+    let held = agree([precision, bf16])?;
+    Ok(reader.settle("mixed_precision", held, Precision::No))
+}
+
+/// A value that `training` and `deepspeed_config` both may set, under these two names.
+fn shared<T>(reader: &mut Reader<'_>, name: &str, deepspeed_name: &str) -> Result<T, ConfigError>
+where
+    T: crate::value::FromValue + PartialEq,
+{
+    let ours = reader.opinion::<T>(name)?;
+    let theirs = reader.opinion_of::<T>(Section::DeepSpeed, deepspeed_name, Reader::key(name))?;
+    match agree([ours, theirs])? {
+        Some(held) => {
+            reader.provenance.insert(name.to_owned(), held.setting.place.clone());
+            Ok(held.value)
+        }
+        None => reader.read(name),
+    }
+}
+
+fn gradient_checkpointing(reader: &mut Reader<'_>) -> Result<bool, ConfigError> {
+    let ours = reader.opinion::<bool>("gradient_checkpointing")?;
+    // `false` in fsdp_config only says that FSDP does not do it; the trainer still may.
+    let key = Reader::key("gradient_checkpointing");
+    let fsdp =
+        reader.opinion_of::<bool>(Section::Fsdp, "fsdp_activation_checkpointing", key)?.filter(|opinion| opinion.value);
+    match agree([ours, fsdp])? {
+        Some(held) => Ok(reader.settle("gradient_checkpointing", Some(held), true)),
+        None => reader.read("gradient_checkpointing"),
+    }
+}
+
+fn backend(reader: &mut Reader<'_>, num_processes: u32) -> Result<Backend, ConfigError> {
+    let ours = reader.opinion::<Backend>("backend")?;
+    let theirs = reader.opinion_of::<Backend>(Section::Training, "ddp_backend", Reader::key("backend"))?;
+    let held = agree([ours, theirs])?;
+    if let Some(held) = &held
+        && held.value == Backend::Single
+        && num_processes > 1
+    {
+        let hint = format!("use gloo, or --nproc 1 in place of {num_processes}");
+        return Err(held.setting.not_allowed("single is for one process", Some(hint)));
+    }
+    let default = if num_processes == 1 { Backend::Single } else { Backend::Gloo };
+    Ok(reader.settle("backend", held, default))
+}
+
+fn training(reader: &mut Reader<'_>) -> Result<Training, ConfigError> {
+    if let Some(setting) = reader.settings.null(Section::Training, "max_length") {
+        return Err(setting.not_built("rows are always cut somewhere: set a number"));
+    }
+    let mut training = Training::read(reader)?;
+    let settings = reader.settings;
+    let find = |key: &str| settings.find(Section::Training, key);
+    settle_warmup(&mut training, find("warmup_steps"), find("warmup_ratio"))?;
+    let mut unread = |key: &str, because: &str, reason: String| {
+        if let Some(setting) = find(key) {
+            let place = find(because).map_or("the default", |because| because.place.as_str());
+            reader.notes.push(no_effect(setting, &format!("{reason} ({place})")));
+        }
+    };
+    if training.max_steps > 0 {
+        unread(
+            "num_train_epochs",
+            "max_steps",
+            format!("max_steps is {}; set it to -1 to train by epochs", training.max_steps),
+        );
+    }
+    if training.eval_strategy != Strategy::Steps {
+        unread("eval_steps", "eval_strategy", format!("eval_strategy is {}", training.eval_strategy));
+    }
+    if training.save_strategy != Strategy::Steps {
+        unread("save_steps", "save_strategy", format!("save_strategy is {}", training.save_strategy));
+    }
+    check_evaluation(&training, settings)?;
+    Ok(training)
+}
+
+/// Refuses an evaluation that was asked for without data to evaluate on.
+fn check_evaluation(training: &Training, settings: &Settings) -> Result<(), ConfigError> {
+    let (key, value) = match training.eval_strategy {
+        Strategy::No if training.eval_on_start => ("eval_on_start", "true"),
+        Strategy::No => return Ok(()),
+        strategy => ("eval_strategy", strategy.name()),
+    };
+    if training.eval_dataset.is_some() {
+        return Ok(());
+    }
+    let place = settings.find(Section::Training, key).map_or("default", |setting| setting.place.as_str());
+    let hint =
+        format!("{key} is {value} ({place}): pass --eval_dataset PATH, set training.eval_dataset, or set {key} to no");
+    Err(ConfigError::Missing { keys: "eval_dataset".to_owned(), hint })
+}
+
+/// Leaves one of `warmup_steps` and `warmup_ratio`: the one in the higher place.
+fn settle_warmup(training: &mut Training, steps: Option<&Setting>, ratio: Option<&Setting>) -> Result<(), ConfigError> {
+    if let Some(steps) = steps
+        && training.warmup_steps > 1.0
+        && training.warmup_steps.fract() != 0.0
+    {
+        return Err(steps.not_allowed("it must be a whole number of steps, or a share below 1", None));
+    }
+    let (Some(steps), Some(ratio)) = (steps, ratio) else {
+        return Ok(());
+    };
+    match steps.layer.cmp(&ratio.layer) {
+        std::cmp::Ordering::Greater => training.warmup_ratio = 0.0,
+        std::cmp::Ordering::Less => training.warmup_steps = 0.0,
+        std::cmp::Ordering::Equal if training.warmup_steps > 0.0 && training.warmup_ratio > 0.0 => {
+            return Err(steps.conflict(ratio, "both say how long the warm-up is: keep one"));
+        }
+        std::cmp::Ordering::Equal => {}
+    }
+    Ok(())
+}

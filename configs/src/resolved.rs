@@ -1,0 +1,77 @@
+//! The resolved configuration of one job.
+
+use crate::error::ConfigError;
+use crate::training::Training;
+use crate::types::{Backend, Precision, Stage};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Everything decided for one job; written to the run folder as `config.resolved.yaml` and read by every worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resolved {
+    /// Processes of the job (the world size N), at least 1.
+    pub num_processes: u32,
+    /// What carries the collectives.
+    pub backend: Backend,
+    /// The port of the control plane; `None` takes any free one.
+    pub main_process_port: Option<u16>,
+    /// The ZeRO stage.
+    pub stage: Stage,
+    /// The compute type.
+    pub mixed_precision: Precision,
+    /// The global gradient norm above which gradients are scaled down; 0 switches clipping off.
+    pub max_grad_norm: f64,
+    /// Micro-batches per optimizer step, at least 1.
+    pub gradient_accumulation_steps: u32,
+    /// Keep only each unit's input in the forward pass and recompute the rest in the backward pass.
+    pub gradient_checkpointing: bool,
+    /// The training itself.
+    pub training: Training,
+    /// Where each value came from, by key: `zero3.yaml:12`, `flag --learning_rate`, `--set learning_rate`, `default`.
+    pub provenance: BTreeMap<String, String>,
+    /// What was written but has no effect here, one sentence each.
+    pub notes: Vec<String>,
+}
+
+const HEADER: &str =
+    "# The configuration that this run used: everything decided. Written by launch, read by its workers.\n";
+
+impl Resolved {
+    /// Writes the configuration as YAML, whole or not at all: a temporary file beside `path` is renamed into place.
+    ///
+    /// # Errors
+    /// [`ConfigError::Write`] when the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), ConfigError> {
+        let failed = |message: String| ConfigError::Write { path: path.to_path_buf(), message };
+        let yaml = serde_yaml::to_string(self).map_err(|error| failed(error.to_string()))?;
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = std::path::PathBuf::from(partial);
+        let written = std::fs::write(&partial, format!("{HEADER}{yaml}"))
+            .and_then(|()| std::fs::File::open(&partial)?.sync_all())
+            .and_then(|()| std::fs::rename(&partial, path));
+        written.map_err(|error| {
+            let _ = std::fs::remove_file(&partial);
+            failed(error.to_string())
+        })
+    }
+
+    /// Reads what [`Resolved::write`] wrote.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`] when the file cannot be read, [`ConfigError::Syntax`] when it is not such a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = crate::source::read_text(path)?;
+        serde_yaml::from_str(&text)
+            .map_err(|error| ConfigError::Syntax { file: path.display().to_string(), message: error.to_string() })
+    }
+
+    /// Rows of one optimizer step over all processes: processes × rows per device × accumulated micro-batches.
+    pub fn global_batch(&self) -> u64 {
+        u64::from(self.num_processes)
+            * u64::from(self.training.per_device_train_batch_size)
+            * u64::from(self.gradient_accumulation_steps)
+    }
+}

@@ -1,0 +1,188 @@
+//! The files that users have.
+
+use super::{TRAINING, resolved, with_flags};
+use crate::{Backend, Inputs, PRESETS, Precision, Resolved, Scheduler, Stage, Strategy, resolve};
+
+/// What every file of TRL's kind has at the top level.
+const COMMON: &str = "compute_environment: LOCAL_MACHINE\ndebug: false\ndowncast_bf16: 'no'\nmachine_rank: 0\n\
+    main_training_function: main\nmixed_precision: 'bf16'\nnum_machines: 1\nnum_processes: 8\nrdzv_backend: static\n\
+    same_network: true\ntpu_env: []\ntpu_use_cluster: false\ntpu_use_sudo: false\nuse_cpu: false\n";
+
+const FSDP1: &str = "distributed_type: FSDP\nenable_cpu_affinity: false\nfsdp_config:\n  \
+    fsdp_activation_checkpointing: false\n  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n  \
+    fsdp_backward_prefetch: BACKWARD_PRE\n  fsdp_cpu_ram_efficient_loading: true\n  fsdp_forward_prefetch: true\n  \
+    fsdp_offload_params: false\n  fsdp_reshard_after_forward: FULL_SHARD\n  fsdp_state_dict_type: FULL_STATE_DICT\n  \
+    fsdp_sync_module_states: true\n  fsdp_use_orig_params: true\n  fsdp_version: 1\n";
+
+const FSDP2: &str = "distributed_type: FSDP\nenable_cpu_affinity: false\nfsdp_config:\n  \
+    fsdp_activation_checkpointing: false\n  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n  \
+    fsdp_cpu_ram_efficient_loading: true\n  fsdp_offload_params: false\n  fsdp_reshard_after_forward: true\n  \
+    fsdp_state_dict_type: FULL_STATE_DICT\n  fsdp_version: 2\n";
+
+fn deepspeed(stage: u8, accumulation: &str) -> String {
+    format!(
+        "distributed_type: DEEPSPEED\ndeepspeed_config:\n  deepspeed_multinode_launcher: standard\n  \
+        gradient_accumulation_steps: {accumulation}\n  offload_optimizer_device: none\n  offload_param_device: none\n  \
+        zero3_init_flag: true\n  zero3_save_16bit_model: true\n  zero_stage: {stage}\n"
+    )
+}
+
+#[test]
+fn trl_files_resolve_to_their_stage() {
+    let table = [
+        ("zero1", deepspeed(1, "1"), 8, 1),
+        ("zero2", deepspeed(2, "auto"), 8, 2),
+        ("zero3", deepspeed(3, "auto"), 8, 3),
+        ("fsdp1", FSDP1.to_owned(), 8, 3),
+        ("fsdp2", FSDP2.to_owned(), 8, 3),
+        ("multi_gpu", "distributed_type: MULTI_GPU\ngpu_ids: all\n".to_owned(), 8, 0),
+        ("multi_cpu", "distributed_type: MULTI_CPU\nmpirun_config:\n  mpirun_ccl: '1'\n".to_owned(), 8, 0),
+        ("single_gpu", "distributed_type: \"NO\"\ngpu_ids: all\n".to_owned(), 1, 0),
+    ];
+    for (name, text, processes, stage) in table {
+        let job = resolved(&format!("{COMMON}{text}"), "").unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!((job.num_processes, job.stage.number()), (processes, stage), "{name}");
+        assert_eq!(job.mixed_precision, Precision::Bf16, "{name}");
+        assert_eq!(job.backend, if processes == 1 { Backend::Single } else { Backend::Gloo }, "{name}");
+        assert_eq!(job.gradient_accumulation_steps, 1, "{name}");
+        assert!(job.gradient_checkpointing, "{name}: false in fsdp_config leaves the trainer's default");
+    }
+}
+
+#[test]
+fn minimal_files_and_fsdp_strategies() {
+    let fsdp = |entries: &str| format!("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {{{entries}}}\n");
+    let table = [
+        ("distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: '3'}\n".to_owned(), 3),
+        ("distributed_type: DEEPSPEED\nnum_processes: 2\n".to_owned(), 2),
+        ("distributed_type: DEEPSPEED\nfsdp_config: {}\nmegatron_lm_config: {}\ndynamo_backend: 'NO'\n".to_owned(), 2),
+        (fsdp(""), 3),
+        (fsdp("fsdp_sharding_strategy: SHARD_GRAD_OP"), 2),
+        (fsdp("fsdp_sharding_strategy: 1"), 3),
+        (fsdp("fsdp_sharding_strategy: '2'"), 2),
+        (fsdp("sharding_strategy: full_shard, offload_params: false"), 3),
+        (fsdp("fsdp_sharding_strategy: NO_SHARD"), 0),
+        // The key that Accelerate's wizard writes for version 1 counts, though Accelerate itself goes past it.
+        (fsdp("fsdp_reshard_after_forward: SHARD_GRAD_OP"), 2),
+        (fsdp("fsdp_version: 2"), 3),
+        (fsdp("fsdp_version: 2, fsdp_reshard_after_forward: false"), 2),
+        (fsdp("fsdp_version: '2', fsdp_reshard_after_forward: 'true'"), 3),
+        (fsdp("fsdp_version: 2, fsdp_reshard_after_forward: true, fsdp_sharding_strategy: FULL_SHARD"), 3),
+    ];
+    for (text, stage) in table {
+        let job = resolved(&text, "").unwrap_or_else(|error| panic!("{text}{error}"));
+        assert_eq!(job.stage.number(), stage, "{text}");
+    }
+}
+
+#[test]
+fn what_has_no_effect_is_told_once_and_only_where_it_was_set() {
+    let notes = |text: &str, more: &str| resolved(text, more).unwrap().notes;
+    assert_eq!(notes("distributed_type: MULTI_CPU\n", "  packing: false\n  report_to: none\n"), Vec::<String>::new());
+    let told = notes(&format!("{COMMON}{FSDP1}"), "  report_to: wandb\n");
+    assert_eq!(
+        told,
+        [
+            "fsdp_config.fsdp_forward_prefetch: true (job.yaml:22) has no effect: the order of the units is always known \
+             in advance",
+            "training.report_to: wandb (job.yaml:33) has no effect: metrics go to output_dir/metrics.jsonl, every step",
+        ]
+    );
+    let told = notes("distributed_type: 'NO'\nnum_processes: 8\n", "");
+    assert_eq!(told, ["num_processes: 8 (job.yaml:2) has no effect: distributed_type: NO is one process"]);
+    let told = notes("distributed_type: MULTI_CPU\n", "  max_steps: 5\n  num_train_epochs: 2\n  eval_steps: 5\n");
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("num_train_epochs: 2 (job.yaml:7)") && told[0].contains("(job.yaml:6)"), "{told:?}");
+    assert!(told[1].contains("eval_steps: 5 (job.yaml:8)") && told[1].contains("the default"), "{told:?}");
+    let told = notes("distributed_type: FSDP\nfsdp_config:\n  fsdp_sharding_strategy: SHARD_GRAD_OP\n", "");
+    assert!(told.len() == 1 && told[0].contains("ZeRO stage 2"), "{told:?}");
+}
+
+#[test]
+fn both_yaml_dialects_mean_the_same() {
+    for no in ["NO", "'NO'", "no", "false", "No"] {
+        let job =
+            resolved(&format!("distributed_type: {no}\nmixed_precision: {no}\ndowncast_bf16: {no}\n"), "").unwrap();
+        assert_eq!((job.num_processes, job.mixed_precision), (1, Precision::No), "{no}");
+        let job = resolved("", &format!("  eval_strategy: {no}\n  save_strategy: {no}\n  bf16: {no}\n")).unwrap();
+        assert_eq!((job.training.eval_strategy, job.training.save_strategy), (Strategy::No, Strategy::No), "{no}");
+    }
+    for number in ["1e-5", "'1e-5'", "1.0e-5", "0.00001"] {
+        let job =
+            resolved("num_processes: '4'\ndistributed_type: MULTI_CPU\n", &format!("  learning_rate: {number}\n"));
+        let job = job.unwrap();
+        assert_eq!((job.training.learning_rate, job.num_processes), (1e-5, 4), "{number}");
+    }
+}
+
+#[test]
+fn defaults_are_those_of_sft() {
+    let job = with_flags(TRAINING, &[], &[]).unwrap();
+    assert_eq!((job.num_processes, job.backend, job.stage), (1, Backend::Single, Stage::Zero));
+    assert_eq!((job.max_grad_norm, job.gradient_accumulation_steps, job.gradient_checkpointing), (1.0, 1, true));
+    let training = &job.training;
+    assert_eq!((training.learning_rate, training.lr_scheduler_type), (2e-5, Scheduler::Linear));
+    assert_eq!((training.per_device_train_batch_size, training.num_train_epochs, training.max_steps), (8, 3.0, -1));
+    assert_eq!((training.adam_beta1, training.adam_beta2, training.adam_epsilon), (0.9, 0.999, 1e-8));
+    assert_eq!((training.logging_steps, training.eval_steps, training.save_steps), (10, 10, 500));
+    assert_eq!((training.seed, training.data_seed, training.row_seed()), (42, None, 42));
+    assert_eq!((training.max_length, training.assistant_only_loss, training.save_dtype), (1024, true, None));
+    assert!(job.notes.is_empty(), "{:?}", job.notes);
+    let logging = with_flags(TRAINING, &[("logging_steps", "3")], &[]).unwrap();
+    assert_eq!(logging.training.eval_steps, 3, "eval_steps follows logging_steps");
+}
+
+#[test]
+fn warm_up_is_steps_or_a_share_rounded_up() {
+    let table = [("warmup_steps", "7", 7), ("warmup_steps", "0.05", 6), ("warmup_ratio", "0.1", 11), ("seed", "1", 0)];
+    for (key, value, expected) in table {
+        let job = with_flags(TRAINING, &[(key, value)], &[]).unwrap();
+        assert_eq!(job.training.warmup_steps_of(101), expected, "{key} {value}");
+    }
+}
+
+#[test]
+fn presets_resolve_by_name_without_a_word() {
+    let stages = [("ddp.yaml", 0), ("zero1.yaml", 1), ("zero2.yaml", 2), ("zero3.yaml", 3)];
+    assert_eq!(PRESETS.len(), stages.len());
+    for (name, stage) in stages {
+        let job = resolve(&Inputs { config: Some(name.to_owned()), ..Inputs::default() }).unwrap();
+        assert_eq!((job.stage.number(), job.num_processes), (stage, 2), "{name}");
+        assert_eq!(job.notes, Vec::<String>::new(), "{name}");
+        assert_eq!(job.training.output_dir, std::path::Path::new("runs").join(name.trim_end_matches(".yaml")));
+        let line = job.provenance["learning_rate"].strip_prefix(&format!("{name}:")).unwrap().parse::<usize>().unwrap();
+        let text = PRESETS.iter().find(|preset| preset.name == name).unwrap().text;
+        assert!(text.lines().nth(line - 1).unwrap().contains("learning_rate: "), "{name}:{line}");
+    }
+    assert!(resolve(&Inputs { config: Some("zero2".to_owned()), ..Inputs::default() }).is_ok());
+}
+
+#[test]
+fn a_resolved_configuration_survives_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.resolved.yaml");
+    let flags = [
+        ("learning_rate", "1e-7"),
+        ("seed", "18446744073709551615"),
+        ("data_seed", "7"),
+        ("eval_dataset", "no"),
+        ("save_dtype", "bfloat16"),
+        ("main_process_port", "29501"),
+        ("output_dir", "a b: #c"),
+        ("report_to", "wandb"),
+    ];
+    let job = with_flags(TRAINING, &flags, &[]).unwrap();
+    assert_eq!(job.main_process_port, Some(29501));
+    assert_eq!(job.notes.len(), 1);
+    job.write(&path).unwrap();
+    assert_eq!(Resolved::read(&path).unwrap(), job);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("stage: 0\n") && text.contains("learning_rate: flag --learning_rate\n"), "{text}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside the file");
+
+    std::fs::write(&path, text.replace("stage: 0", "stage: 4")).unwrap();
+    let error = Resolved::read(&path).unwrap_err().to_string();
+    assert!(error.contains("config.resolved.yaml") && error.contains("4 is no ZeRO stage"), "{error}");
+    let error = job.write(&folder.path().join("absent/file.yaml")).unwrap_err().to_string();
+    assert!(error.contains("cannot write") && error.contains("absent/file.yaml"), "{error}");
+}

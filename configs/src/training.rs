@@ -1,0 +1,179 @@
+//! The table of keys: each is declared once, here, with its type, default, range, group and help. The struct
+//! [`Training`], the registry [`KEYS`] and the reading of values are all made from it.
+
+use crate::error::ConfigError;
+use crate::registry::{Allowed, DefaultValue, Group, Key, Section};
+use crate::settings::Reader;
+use crate::types::{Backend, Precision, Sampling, SaveDtype, Scheduler, Strategy};
+use crate::value::FromValue;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+macro_rules! default_value {
+    (required) => {
+        DefaultValue::Required
+    };
+    (unset) => {
+        DefaultValue::Unset
+    };
+    ((same_as $other:ident)) => {
+        DefaultValue::SameAs(stringify!($other))
+    };
+    ((computed $words:literal)) => {
+        DefaultValue::Computed($words)
+    };
+    ($text:literal) => {
+        DefaultValue::Text($text)
+    };
+}
+
+/// Lines of the form `/// help` `name: Type = default, allowed, Group;`. Those under `training` become fields of
+/// [`Training`]; those under a section in brackets are read by name, because other keys have a say in them too.
+macro_rules! keys {
+    (
+        training { $($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:tt, $allowed:expr, $group:ident;)+ }
+        $([$section:ident] {
+            $($(#[doc = $job_doc:literal])+ $job_name:ident: $job_type:ty = $job_default:tt, $job_allowed:expr, $job_group:ident;)+
+        })+
+    ) => {
+        /// The section `training:`, decided. Names and meanings are those of `TrainingArguments` and `SFTConfig`.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct Training {
+            $($(#[doc = $doc])+ pub $name: $type,)+
+        }
+
+        impl Training {
+            pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, ConfigError> {
+                Ok(Self { $($name: reader.read(stringify!($name))?,)+ })
+            }
+        }
+
+        /// Every key that has a flag and a line in `--help`.
+        pub const KEYS: &[Key] = &[
+            $(Key {
+                name: stringify!($name),
+                section: Section::Training,
+                kind: <$type as FromValue>::KIND,
+                default: default_value!($default),
+                allowed: $allowed,
+                group: Group::$group,
+                help: concat!($($doc),+).trim_ascii(),
+            },)+
+            $($(Key {
+                name: stringify!($job_name),
+                section: Section::$section,
+                kind: <$job_type as FromValue>::KIND,
+                default: default_value!($job_default),
+                allowed: $job_allowed,
+                group: Group::$job_group,
+                help: concat!($($job_doc),+).trim_ascii(),
+            },)+)+
+        ];
+    };
+}
+
+const POSITIVE: Allowed = Allowed::AtLeast(1.0);
+const NOT_NEGATIVE: Allowed = Allowed::AtLeast(0.0);
+
+keys! {
+    training {
+        /// The Hugging Face model folder to start from
+        model_name_or_path: PathBuf = required, Allowed::Any, Files;
+        /// The training data: JSONL with `messages`, or with `input_ids` (and `labels`)
+        dataset: PathBuf = required, Allowed::Any, Files;
+        /// The held-out data, of the same form
+        eval_dataset: Option<PathBuf> = unset, Allowed::Any, Files;
+        /// The run folder: metrics, logs, checkpoints and the finished model
+        output_dir: PathBuf = required, Allowed::Any, Files;
+        /// Rows of one micro-batch on each process
+        per_device_train_batch_size: u32 = "8", POSITIVE, Batches;
+        /// Rows of one batch on each process when evaluating
+        per_device_eval_batch_size: u32 = "8", POSITIVE, Batches;
+        /// Times through the training data; may be a fraction
+        num_train_epochs: f64 = "3", Allowed::Above(0.0), Batches;
+        /// Optimizer steps to train for, whatever the epochs; -1 leaves it to them
+        max_steps: i64 = "-1", Allowed::MinusOneOrAtLeast(1.0), Batches;
+        /// The highest learning rate
+        learning_rate: f64 = "2e-5", NOT_NEGATIVE, Optimizer;
+        /// How the learning rate goes on after the warm-up
+        lr_scheduler_type: Scheduler = "linear", Allowed::Any, Optimizer;
+        /// Optimizer steps of warm-up; a number below 1 is a share of all steps
+        warmup_steps: f64 = "0", NOT_NEGATIVE, Optimizer;
+        /// Share of all steps that warms up; warmup_steps goes before it
+        warmup_ratio: f64 = "0", Allowed::Between(0.0, 1.0), Optimizer;
+        /// AdamW's weight decay; biases and norm weights are not decayed
+        weight_decay: f64 = "0", NOT_NEGATIVE, Optimizer;
+        /// AdamW's decay rate of the first moment
+        adam_beta1: f64 = "0.9", Allowed::HalfOpen(0.0, 1.0), Optimizer;
+        /// AdamW's decay rate of the second moment
+        adam_beta2: f64 = "0.999", Allowed::HalfOpen(0.0, 1.0), Optimizer;
+        /// AdamW's epsilon
+        adam_epsilon: f64 = "1e-8", Allowed::Above(0.0), Optimizer;
+        /// Optimizer steps between two log lines; metrics.jsonl has every step
+        logging_steps: u32 = "10", POSITIVE, Reports;
+        /// When the held-out loss is measured during training
+        eval_strategy: Strategy = "no", Allowed::Any, Reports;
+        /// Also measure the held-out loss before the first step
+        eval_on_start: bool = "false", Allowed::Any, Reports;
+        /// Optimizer steps between two evaluations, with eval_strategy steps
+        eval_steps: u32 = (same_as logging_steps), POSITIVE, Reports;
+        /// When a checkpoint to resume from is saved
+        save_strategy: Strategy = "steps", Allowed::Any, Reports;
+        /// Optimizer steps between two checkpoints, with save_strategy steps
+        save_steps: u32 = "500", POSITIVE, Reports;
+        /// The seed of everything random
+        seed: u64 = "42", NOT_NEGATIVE, Data;
+        /// A seed of its own for the order of the rows
+        data_seed: Option<u64> = (computed "the value of seed"), NOT_NEGATIVE, Data;
+        /// The order of the rows
+        train_sampling_strategy: Sampling = "random", Allowed::Any, Data;
+        /// Tokens of a row; what is longer is cut at the end
+        max_length: u32 = "1024", Allowed::AtLeast(2.0), Data;
+        /// Loss on the assistant's tokens only, for rows with `messages`
+        assistant_only_loss: bool = "true", Allowed::Any, Data;
+        /// The type of the exported model's files
+        save_dtype: Option<SaveDtype> = (computed "the type of the model's own files"), Allowed::Any, Reports;
+    }
+    [Training] {
+        /// Micro-batches per optimizer step
+        gradient_accumulation_steps: u32 = "1", POSITIVE, Batches;
+        /// Gradients are scaled down to this global norm; 0 switches it off
+        max_grad_norm: f64 = "1", NOT_NEGATIVE, Optimizer;
+        /// Recompute activations in the backward pass: less memory, more time
+        gradient_checkpointing: bool = "true", Allowed::Any, Job;
+        /// The same as mixed_precision bf16
+        bf16: bool = (computed "by mixed_precision"), Allowed::Any, Job;
+        /// The collectives: gloo, or single for one process
+        backend: Backend = (computed "gloo, or single for one process"), Allowed::Any, Job;
+    }
+    [Top] {
+        /// Compute type: no (float32) or bf16 with float32 masters
+        mixed_precision: Precision = "no", Allowed::Any, Job;
+        /// Processes of the job, the same as --nproc
+        num_processes: u32 = (computed "the number of GPUs, or 1"), Allowed::MinusOneOrAtLeast(1.0), Job;
+        /// Port of the control plane
+        main_process_port: Option<u16> = (computed "any free port"), Allowed::Between(0.0, 65535.0), Job;
+    }
+    [DeepSpeed] {
+        /// What is sharded: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters
+        zero_stage: u8 = (computed "by the file, or 0"), Allowed::Between(0.0, 3.0), Job;
+    }
+}
+
+impl Training {
+    /// Optimizer steps of warm-up when the training has `total_steps`: `warmup_steps`, a share of the total when it is
+    /// below 1, else `warmup_ratio` of the total; shares are rounded up.
+    pub fn warmup_steps_of(&self, total_steps: u64) -> u64 {
+        if self.warmup_steps >= 1.0 {
+            return self.warmup_steps as u64;
+        }
+        let share = if self.warmup_steps > 0.0 { self.warmup_steps } else { self.warmup_ratio };
+        (share * total_steps as f64).ceil() as u64
+    }
+
+    /// The seed of the order of the rows: `data_seed`, else `seed`.
+    pub fn row_seed(&self) -> u64 {
+        self.data_seed.unwrap_or(self.seed)
+    }
+}

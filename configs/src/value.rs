@@ -1,0 +1,195 @@
+//! Reading one value. YAML files meant for PyYAML (YAML 1.1) quote what it would misread and leave as text what it
+//! cannot read (`1e-5`), so a number may come as text, and a choice called `no` as a boolean.
+
+use crate::registry::Kind;
+use crate::types::{Backend, Precision, Sampling, SaveDtype, Scheduler, Strategy};
+use serde_yaml::Value;
+use std::path::PathBuf;
+
+/// A type that a configuration value can have.
+pub(crate) trait FromValue: Sized {
+    /// What kind of value it is, for help and messages.
+    const KIND: Kind;
+    /// The value, or `None` when it is not of this type.
+    fn from_value(value: &Value) -> Option<Self>;
+}
+
+/// The value as a finite number: a YAML number, or text that spells one.
+pub(crate) fn number(value: &Value) -> Option<f64> {
+    let number = match value {
+        Value::Number(number) => number.as_f64()?,
+        Value::String(text) => plain_number(text)?.parse().ok()?,
+        _ => return None,
+    };
+    number.is_finite().then_some(number)
+}
+
+/// `text` without the underscores between digits that YAML 1.1 allows; `None` when it does not look like a number
+/// (Rust would also read `inf` and `nan`).
+fn plain_number(text: &str) -> Option<String> {
+    let text = text.trim();
+    let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-._eE".contains(&byte));
+    (numeric && text.bytes().any(|byte| byte.is_ascii_digit()) && !text.starts_with('_') && !text.ends_with('_'))
+        .then(|| text.replace('_', ""))
+}
+
+/// The value as a whole number; `1e3` and `8.0` are whole.
+fn whole(value: &Value) -> Option<i128> {
+    match value {
+        Value::Number(number) if number.is_u64() => number.as_u64().map(i128::from),
+        Value::Number(number) if number.is_i64() => number.as_i64().map(i128::from),
+        _ => {
+            let exact = value.as_str().and_then(plain_number).and_then(|text| text.parse().ok());
+            let rounded = || number(value).filter(|number| number.fract() == 0.0 && number.abs() < 9.0e15);
+            exact.or_else(|| rounded().map(|number| number as i128))
+        }
+    }
+}
+
+/// The value as YAML would be written on one line, for messages.
+pub(crate) fn written(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(switch) => switch.to_string(),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) if text.is_empty() => "\"\"".to_owned(),
+        Value::String(text) => text.clone(),
+        other => serde_json::to_string(other).unwrap_or_else(|_| "a nested value".to_owned()),
+    }
+}
+
+/// The value as text, when it is a scalar.
+pub(crate) fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.trim().to_owned()),
+        Value::Bool(_) | Value::Number(_) => Some(written(value)),
+        _ => None,
+    }
+}
+
+impl FromValue for bool {
+    const KIND: Kind = Kind::Switch;
+
+    fn from_value(value: &Value) -> Option<Self> {
+        match text(value)?.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "1" => Some(true),
+            "false" | "no" | "off" | "0" => Some(false),
+            _ => None,
+        }
+    }
+}
+
+impl FromValue for f64 {
+    const KIND: Kind = Kind::Number;
+
+    fn from_value(value: &Value) -> Option<Self> {
+        number(value)
+    }
+}
+
+macro_rules! whole_numbers {
+    ($($type:ty),+) => {$(
+        impl FromValue for $type {
+            const KIND: Kind = Kind::Integer;
+
+            fn from_value(value: &Value) -> Option<Self> {
+                whole(value)?.try_into().ok()
+            }
+        }
+    )+};
+}
+whole_numbers!(u8, u16, u32, u64, i64);
+
+impl FromValue for PathBuf {
+    const KIND: Kind = Kind::Path;
+
+    fn from_value(value: &Value) -> Option<Self> {
+        text(value).filter(|text| !text.is_empty()).map(PathBuf::from)
+    }
+}
+
+macro_rules! choices {
+    ($($type:ty),+) => {$(
+        impl FromValue for $type {
+            const KIND: Kind = Kind::Choice(<$type>::NAMES);
+
+            fn from_value(value: &Value) -> Option<Self> {
+                match value {
+                    Value::Bool(false) => Self::from_name("no"),
+                    Value::String(text) => Self::from_name(text.trim()),
+                    _ => None,
+                }
+            }
+        }
+    )+};
+}
+choices!(Backend, Precision, Scheduler, Strategy, Sampling, SaveDtype);
+
+impl<T: FromValue> FromValue for Option<T> {
+    const KIND: Kind = T::KIND;
+
+    fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::Null => Some(None),
+            Value::String(text) if ["null", "none", "~", ""].contains(&text.trim().to_ascii_lowercase().as_str()) => {
+                Some(None)
+            }
+            other => T::from_value(other).map(Some),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn yaml(text: &str) -> Value {
+        serde_yaml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn numbers_come_as_numbers_or_as_text() {
+        for text in ["1e-5", "1.0e-5", "0.00001", "'1e-5'", "\"0.00001\"", "'  1e-5 '"] {
+            assert_eq!(f64::from_value(&yaml(text)), Some(1e-5), "{text}");
+        }
+        for text in ["8", "8.0", "'8'", "8e0", "'8.0'"] {
+            assert_eq!(u32::from_value(&yaml(text)), Some(8), "{text}");
+        }
+        assert_eq!(u32::from_value(&yaml("1_000")), Some(1000));
+        assert_eq!(u64::from_value(&yaml("18446744073709551615")), Some(u64::MAX));
+        for text in ["8.5", "-1", "eight", "true", "[8]", "null", "''", ".inf", "_8", "4294967296"] {
+            assert_eq!(u32::from_value(&yaml(text)), None, "{text}");
+        }
+        for text in [".nan", ".inf", "'inf'", "'nan'", "infinity", "1e999"] {
+            assert_eq!(f64::from_value(&yaml(text)), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn switches_and_choices_survive_both_yaml_dialects() {
+        for text in ["true", "True", "'true'", "yes", "on", "1"] {
+            assert_eq!(bool::from_value(&yaml(text)), Some(true), "{text}");
+        }
+        for text in ["false", "'False'", "no", "off", "0"] {
+            assert_eq!(bool::from_value(&yaml(text)), Some(false), "{text}");
+        }
+        assert_eq!(bool::from_value(&yaml("2")), None);
+        for text in ["no", "'no'", "NO", "false"] {
+            assert_eq!(Precision::from_value(&yaml(text)), Some(Precision::No), "{text}");
+            assert_eq!(Strategy::from_value(&yaml(text)), Some(Strategy::No), "{text}");
+        }
+        assert_eq!(Scheduler::from_value(&yaml("false")), None);
+        assert_eq!(Precision::from_value(&yaml("true")), None);
+    }
+
+    #[test]
+    fn nothing_is_a_value_of_what_may_be_absent() {
+        for text in ["null", "~", "", "'none'", "None"] {
+            assert_eq!(Option::<u64>::from_value(&yaml(text)), Some(None), "{text}");
+        }
+        assert_eq!(Option::<u64>::from_value(&yaml("7")), Some(Some(7)));
+        assert_eq!(Option::<u64>::from_value(&yaml("x")), None);
+        assert_eq!(PathBuf::from_value(&yaml("2024")), Some(PathBuf::from("2024")));
+        assert_eq!(PathBuf::from_value(&yaml("''")), None);
+    }
+}
