@@ -88,7 +88,8 @@ impl TokenizedDataset {
             tensors.push((name, view));
         }
         let metadata = HashMap::from([("format".to_string(), "zerofold-rows".to_string())]);
-        let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|error| damaged(path, error.to_string()))?;
+        let bytes =
+            safetensors::serialize(tensors, Some(metadata)).map_err(|error| damaged(path, error.to_string()))?;
         write_atomically(path, &bytes)
     }
 

@@ -86,7 +86,13 @@ impl DataError {
     }
 
     pub(crate) fn row(path: &Path, line: u64, fault: Fault) -> DataError {
-        DataError::Row { path: path.to_path_buf(), line, column: fault.column, message: fault.message, hint: fault.hint }
+        DataError::Row {
+            path: path.to_path_buf(),
+            line,
+            column: fault.column,
+            message: fault.message,
+            hint: fault.hint,
+        }
     }
 }
 

@@ -26,7 +26,10 @@ pub(crate) fn assistant_spans(
     if template.has_generation_marks() {
         if full.spans.is_empty() && !turns.is_empty() {
             let message = "the chat template marks nothing of this conversation as the assistant's";
-            return Err(Fault::new(message, "the template's {% generation %} blocks must enclose what the assistant writes"));
+            return Err(Fault::new(
+                message,
+                "the template's {% generation %} blocks must enclose what the assistant writes",
+            ));
         }
         return Ok(full.spans.clone());
     }
@@ -82,9 +85,11 @@ fn prefix<'a>(
 
 /// A little of `text` before and after the byte `at`, quoted.
 fn excerpt(text: &str, at: usize) -> String {
-    let start = text.floor_char_boundary(at.saturating_sub(20).min(text.len()));
-    let end = text.floor_char_boundary((at + 20).min(text.len()));
-    format!("{:?}", &text[start..end])
+    let near = |index: usize| (index.saturating_sub(20)..index + 20).contains(&at);
+    format!(
+        "{:?}",
+        text.char_indices().filter(|&(index, _)| near(index)).map(|(_, character)| character).collect::<String>()
+    )
 }
 
 /// The end of the turn that `text` ends with: without the white space after an end-of-turn token.
@@ -117,7 +122,8 @@ pub(crate) fn labels(encoded: &Encoded, text: &str, spans: &[Range<usize>], igno
 
 /// An id as a label, which is signed.
 pub(crate) fn label_of(id: u32) -> Result<i32, Fault> {
-    i32::try_from(id).map_err(|_| Fault::new(format!("the token id {id} is too large"), "no tokenizer has so many tokens"))
+    i32::try_from(id)
+        .map_err(|_| Fault::new(format!("the token id {id} is too large"), "no tokenizer has so many tokens"))
 }
 
 /// An error met while a row was rendered or encoded, to be given its place.

@@ -31,7 +31,9 @@ impl SpecialTokens {
     pub fn load(model_directory: &Path) -> Result<SpecialTokens, DataError> {
         let mut tokens = BTreeMap::new();
         for file in ["special_tokens_map.json", "tokenizer_config.json"] {
-            let Some(value) = read_json(&model_directory.join(file))? else { continue };
+            let Some(value) = read_json(&model_directory.join(file))? else {
+                continue;
+            };
             for name in NAMES {
                 if let Some(token) = value.get(name).and_then(token_text) {
                     tokens.insert(name.to_string(), token);
@@ -116,7 +118,8 @@ mod tests {
     #[test]
     fn special_tokens_are_strings_or_objects_and_the_tokenizer_config_wins() {
         let folder = tempfile::tempdir().unwrap();
-        let config = r#"{"eos_token": {"content": "<|im_end|>", "special": true}, "pad_token": null, "bos_token": "<s>"}"#;
+        let config =
+            r#"{"eos_token": {"content": "<|im_end|>", "special": true}, "pad_token": null, "bos_token": "<s>"}"#;
         fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
         let map = r#"{"eos_token": "</s>", "unk_token": "<unk>", "additional_special_tokens": ["a"]}"#;
         fs::write(folder.path().join("special_tokens_map.json"), map).unwrap();

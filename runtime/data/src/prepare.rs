@@ -54,15 +54,27 @@ pub fn prepare(options: &Prepare<'_>) -> Result<Prepared, DataError> {
     let mut reader = RowReader::open(options.dataset)?;
     let mut encoder: Option<Encoder<'_>> = None;
     let mut result = Collected::default();
-    loop {
-        let rows: Vec<(u64, Row)> = reader.by_ref().take(CHUNK).collect::<Result<_, _>>()?;
-        let Some((_, first)) = rows.first() else { break };
-        let encoder = match &encoder {
-            Some(encoder) => encoder,
-            None => encoder.insert(Encoder::new(options, first)?),
-        };
-        for row in encoder.encode_all(&rows)? {
-            result.add(row);
+    let mut ended = false;
+    while !ended {
+        let mut rows = Vec::with_capacity(CHUNK);
+        let mut fault = None;
+        while !ended && rows.len() < CHUNK {
+            match reader.next() {
+                Some(Ok(row)) => rows.push(row),
+                Some(Err(error)) => (fault, ended) = (Some(error), true),
+                None => ended = true,
+            }
+        }
+        if let Some((_, first)) = rows.first() {
+            let encoder = match &encoder {
+                Some(encoder) => encoder,
+                None => encoder.insert(Encoder::new(options, first)?),
+            };
+            encoder.encode_all(&rows)?.into_iter().for_each(|row| result.add(row));
+        }
+        // Only now, so that of several faults the first in the file is told.
+        if let Some(error) = fault {
+            return Err(error);
         }
     }
     match encoder {
@@ -115,11 +127,8 @@ impl<'a> Encoder<'a> {
     fn new(options: &'a Prepare<'a>, first: &Row) -> Result<Encoder<'a>, DataError> {
         let model = options.model_directory;
         let conversations = matches!(first, Row::Conversation(_));
-        let tokenizer = match Tokenizer::load(model) {
-            Ok(tokenizer) => Some(tokenizer),
-            Err(_) if !conversations => None,
-            Err(error) => return Err(error),
-        };
+        let needed = conversations || model.join("tokenizer.json").exists();
+        let tokenizer = if needed { Some(Tokenizer::load(model)?) } else { None };
         let template = if conversations { Some(ChatTemplate::load(model)?) } else { None };
         Ok(Encoder { options, tokenizer, template, vocabulary: model_files::vocabulary_size(model)? })
     }
@@ -178,7 +187,8 @@ impl<'a> Encoder<'a> {
         let full = template.render_with_spans(messages, false).map_err(|error| {
             mask::fault_of(error, "the chat template takes only certain roles, often in turns; change the row")
         })?;
-        let encoded = tokenizer.encode_with_offsets(&full.text).map_err(|error| mask::fault_of(error, "change the row"))?;
+        let encoded =
+            tokenizer.encode_with_offsets(&full.text).map_err(|error| mask::fault_of(error, "change the row"))?;
         let labels = if self.options.assistant_only_loss {
             self.assistant_labels(messages, template, tokenizer, &full, &encoded)?
         } else {
@@ -263,7 +273,8 @@ fn warnings(dataset: &TokenizedDataset, encoder: &Encoder<'_>, reader: &RowReade
         let ends = |label: &i32| u32::try_from(*label).is_ok_and(|id| tokenizer.eos_ids().contains(&id));
         if !tokenizer.eos_ids().is_empty() && !dataset.labels.iter().any(ends) {
             let ids = tokenizer.eos_ids();
-            warnings.push(format!("no supervised token ends a generation (ids {ids:?}): the model does not learn to stop"));
+            warnings
+                .push(format!("no supervised token ends a generation (ids {ids:?}): the model does not learn to stop"));
         }
     }
     warnings

@@ -31,7 +31,8 @@ impl Setting {
 
     fn prepare(&self, max_length: u32, assistant_only_loss: bool) -> Result<Prepared, String> {
         let dataset = self.path("train.jsonl");
-        let options = Prepare { model_directory: self.folder.path(), dataset: &dataset, max_length, assistant_only_loss };
+        let options =
+            Prepare { model_directory: self.folder.path(), dataset: &dataset, max_length, assistant_only_loss };
         prepare(&options).map_err(|error| error.to_string().replace(&format!("{}/", self.folder.path().display()), ""))
     }
 }
@@ -39,9 +40,11 @@ impl Setting {
 /// A conversation of user and assistant in turns; a first text that begins with "system:" is the system's.
 fn row(texts: &[&str]) -> String {
     let system = texts[0].strip_prefix("system:");
-    let mut messages: Vec<_> = system.iter().map(|text| serde_json::json!({"role": "system", "content": text})).collect();
+    let mut messages: Vec<_> =
+        system.iter().map(|text| serde_json::json!({"role": "system", "content": text})).collect();
     for (index, text) in texts[system.iter().len()..].iter().enumerate() {
-        messages.push(serde_json::json!({"role": ["user", "assistant"][index % 2], "content": text}));
+        let role = if index % 2 == 0 { "user" } else { "assistant" };
+        messages.push(serde_json::json!({"role": role, "content": text}));
     }
     serde_json::json!({ "messages": messages }).to_string() + "\n"
 }
@@ -75,11 +78,7 @@ fn answers_are_supervised_with_their_end_of_turn_under_every_shape_of_template()
              ⟦the 🙂<|eot_id|>⟧<|start_header_id|>user<|end_header_id|>\n\nR<|eot_id|>\
              <|start_header_id|>assistant<|end_header_id|>\n\n⟦B<|eot_id|>⟧",
         ),
-        (
-            testing::BRACKETS,
-            &texts[1..],
-            "<s> [INST] Q [/INST]⟦ the 🙂<|im_end|>⟧ [INST] R [/INST]⟦ B<|im_end|>⟧",
-        ),
+        (testing::BRACKETS, &texts[1..], "<s> [INST] Q [/INST]⟦ the 🙂<|im_end|>⟧ [INST] R [/INST]⟦ B<|im_end|>⟧"),
         (
             testing::MARKED,
             &texts[..],
@@ -90,18 +89,18 @@ fn answers_are_supervised_with_their_end_of_turn_under_every_shape_of_template()
     for (template, texts, expected) in cases {
         let prepared = Setting::new(template, &row(texts)).prepare(1024, true).unwrap();
         assert_eq!(shown(&prepared), expected);
-        assert!(prepared.report.warnings.iter().all(|warning| !warning.contains("stop")) || template == testing::HEADERS);
+        assert!(
+            prepared.report.warnings.iter().all(|warning| !warning.contains("stop")) || template == testing::HEADERS
+        );
     }
 }
 
 #[test]
 fn with_and_without_marks_the_same_tokens_are_supervised() {
-    let rows = row(&["system:S", "Q", "A", "the", "line\n"]) + &row(&["system:", "🙂", " x\n\ny "]);
+    let rows = row(&["system:S", "Q", "A", "the", "line\n"]) + &row(&["system:", "🙂", "x\n\ny the "]);
     let plain = Setting::new(testing::CHATML, &rows).prepare(1024, true).unwrap();
-    let marked = Setting::new(testing::MARKED, &rows).prepare(1024, true);
-    // The second answer begins with a blank, which melts with the line end before it.
-    assert!(marked.is_err());
-    assert!(plain.dataset.rows() > 0);
+    let marked = Setting::new(testing::MARKED, &rows).prepare(1024, true).unwrap();
+    assert_eq!(plain.dataset, marked.dataset);
 }
 
 #[test]
@@ -117,7 +116,9 @@ fn all_tokens_are_supervised_when_asked() {
 fn a_template_that_rewrites_the_past_is_refused() {
     let thinking = row(&["Q", "A"]) + &row(&["Q", "<think>hm</think>A", "R", "B"]);
     let error = Setting::new(testing::FORGETFUL, &thinking).prepare(1024, true).unwrap_err();
-    assert!(error.starts_with("train.jsonl:2: which tokens are the assistant's cannot be told: messages[0..=1] renders"));
+    assert!(
+        error.starts_with("train.jsonl:2: which tokens are the assistant's cannot be told: messages[0..=1] renders")
+    );
     assert!(error.contains("<think>") && error.contains("but the whole conversation as"), "{error}");
     assert!(error.contains("hint: put {% generation %}") && error.contains("assistant_only_loss: false"), "{error}");
     // Where nothing is rewritten the same template is good.
@@ -127,16 +128,21 @@ fn a_template_that_rewrites_the_past_is_refused() {
 #[test]
 fn conversations_whose_answers_cannot_be_told_are_refused() {
     let assistant_first = "{\"messages\": [{\"role\": \"assistant\", \"content\": \"A\"}]}\n";
-    let two_users = "{\"messages\": [{\"role\": \"user\", \"content\": \"A\"}, {\"role\": \"user\", \"content\": \"B\"}]}";
+    let two_users =
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"A\"}, {\"role\": \"user\", \"content\": \"B\"}]}";
     let unmarked = "{% for message in messages %}{{ message.content }}{% generation %}{% endgeneration %}{% endfor %}";
     let cases = [
-        (testing::CHATML, assistant_first, "train.jsonl:1: which tokens are the assistant's cannot be told: on no message"),
+        (
+            testing::CHATML,
+            assistant_first,
+            "train.jsonl:1: which tokens are the assistant's cannot be told: on no message",
+        ),
         (testing::CHATML, two_users, "train.jsonl:1: no message of this conversation is the assistant's\nhint: "),
         (testing::BRACKETS, two_users, "train.jsonl:1: chat template: Roles must alternate"),
         (unmarked, &row(&["Q", "A"]), "train.jsonl:1: the chat template marks nothing of this conversation"),
         ("{{ messages[0].content }}", &row(&["Q", "A"]), "leaves nothing of messages[1] after the prompt before it"),
-        (testing::CHATML, &row(&["Q", " the"]), "train.jsonl:1: the token \"\\n \" stands half in and half outside"),
-        (testing::MARKED, &row(&["Q", " the"]), "train.jsonl:1: the token \"\\n \" stands half in and half outside"),
+        (testing::CHATML, &row(&["Q", "  the"]), "train.jsonl:1: the token \"\\n \" stands half in and half outside"),
+        (testing::MARKED, &row(&["Q", "  the"]), "train.jsonl:1: the token \"\\n \" stands half in and half outside"),
     ];
     for (template, rows, expected) in cases {
         let error = Setting::new(template, rows).prepare(1024, true).unwrap_err();
@@ -163,7 +169,10 @@ fn long_rows_are_cut_and_rows_without_supervision_dropped_and_counted() {
 fn a_data_set_with_nothing_to_learn_is_refused() {
     let rows = "{\"input_ids\": [1, 2], \"labels\": [1, -100]}\n{\"input_ids\": [3]}\n";
     let error = Setting::new("", rows).prepare(1024, true).unwrap_err();
-    assert!(error.contains("train.jsonl: nothing in its 2 rows is supervised (with max_length 1024)\nhint: "), "{error}");
+    assert!(
+        error.contains("train.jsonl: nothing in its 2 rows is supervised (with max_length 1024)\nhint: "),
+        "{error}"
+    );
     let error = Setting::new(testing::CHATML, &row(&["Q", "A"])).prepare(20, true).unwrap_err();
     assert!(error.contains("nothing in its 1 rows is supervised (with max_length 20)"), "{error}");
     let error = Setting::new(testing::CHATML, &row(&["Q", "A"])).prepare(1, true).unwrap_err();
@@ -195,13 +204,14 @@ fn many_rows_come_out_in_file_order_and_the_first_fault_is_told() {
     let tokenizer = testing::tokenizer();
     assert_eq!(prepared.report.rows, 5000);
     for index in 0..5000 {
-        let labels: Vec<u32> = prepared.dataset.row(index).1.iter().filter_map(|&label| label.try_into().ok()).collect();
+        let labels: Vec<u32> =
+            prepared.dataset.row(index).1.iter().filter_map(|&label| label.try_into().ok()).collect();
         assert_eq!(tokenizer.decode(&labels, false).unwrap(), format!("{index}<|im_end|>"));
     }
-    rows.push_str(&row(&["Q", " the"]));
+    rows.push_str(&row(&["Q", "  the"]));
     rows.push_str("{\n");
     let error = Setting::new(testing::CHATML, &rows).prepare(1024, true).unwrap_err();
-    assert!(error.starts_with("train.jsonl:5002:1: broken JSON"), "{error}");
+    assert!(error.starts_with("train.jsonl:5001: the token \"\\n \" stands"), "{error}");
 }
 
 #[test]

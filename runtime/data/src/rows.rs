@@ -17,7 +17,8 @@ const LINE_LIMIT: u64 = 64 << 20;
 const UNSUPPORTED: [&str; 6] =
     ["tools", "chat_template_kwargs", "completion_mask", "assistant_masks", "position_ids", "seq_lengths"];
 
-const SHAPES: &str = "a row is {\"messages\": [{\"role\": …, \"content\": …}, …]} or {\"input_ids\": […], \"labels\": […]}";
+const SHAPES: &str =
+    "a row is {\"messages\": [{\"role\": …, \"content\": …}, …]} or {\"input_ids\": […], \"labels\": […]}";
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -188,7 +189,8 @@ fn parse_columns(columns: &Map<String, Value>) -> Result<(&'static str, Row), Fa
         _ => {
             let names: Vec<&str> = columns.keys().map(String::as_str).collect();
             let found = if names.is_empty() { "none".to_string() } else { names.join(", ") };
-            let message = format!("expected either `messages` or `input_ids` (with `labels`), found the columns: {found}");
+            let message =
+                format!("expected either `messages` or `input_ids` (with `labels`), found the columns: {found}");
             Err(Fault::new(message, SHAPES))
         }
     }
@@ -199,7 +201,10 @@ fn parse_messages(value: &Value) -> Result<Row, Fault> {
         return Err(Fault::new(format!("expected `messages` to be an array, found {}", kind(value)), SHAPES));
     };
     if entries.is_empty() {
-        return Err(Fault::new("`messages` is empty", "a conversation has at least a user's and an assistant's message"));
+        return Err(Fault::new(
+            "`messages` is empty",
+            "a conversation has at least a user's and an assistant's message",
+        ));
     }
     let messages = entries.iter().enumerate().map(|(index, entry)| parse_message(index, entry));
     Ok(Row::Conversation(messages.collect::<Result<_, _>>()?))
@@ -260,7 +265,12 @@ fn parse_tokens(columns: &Map<String, Value>) -> Result<Row, Fault> {
     Ok(Row::Tokens { input_ids, labels: labels.into_iter().map(|label| label as i32).collect() })
 }
 
-fn integers(columns: &Map<String, Value>, name: &str, what: &str, fits: impl Fn(i64) -> bool) -> Result<Vec<i64>, Fault> {
+fn integers(
+    columns: &Map<String, Value>,
+    name: &str,
+    what: &str,
+    fits: impl Fn(i64) -> bool,
+) -> Result<Vec<i64>, Fault> {
     let Some(Value::Array(entries)) = columns.get(name) else {
         let found = columns.get(name).map_or("nothing", kind);
         return Err(Fault::new(format!("expected `{name}` to be an array, found {found}"), SHAPES));

@@ -52,8 +52,11 @@ fn faults_name_file_and_line_and_what_was_found() {
     let message = |fields: &str| format!("{good}{{\"messages\": [{{{fields}}}]}}");
     let cases: Vec<(String, &str)> = vec![
         (format!("{good}{{\"messages\": [}}\n"), "train.jsonl:2:15: broken JSON: expected value\nhint: "),
-        (format!("{good}{{\"messages\": "), "train.jsonl:2:13: broken JSON: EOF while parsing a value\nhint: "),
-        (format!("{good}[1, 2]"), "train.jsonl:2: expected an object, found an array\nhint: a JSONL file has one object a line"),
+        (format!("{good}{{\"messages\": "), "train.jsonl:2:12: broken JSON: EOF while parsing a value\nhint: "),
+        (
+            format!("{good}[1, 2]"),
+            "train.jsonl:2: expected an object, found an array\nhint: a JSONL file has one object a line",
+        ),
         ("\"text\"".into(), "train.jsonl:1: expected an object, found a string\nhint: "),
         (
             format!("{good}{{\"text\": \"a\", \"id\": 1}}"),
@@ -61,13 +64,22 @@ fn faults_name_file_and_line_and_what_was_found() {
         ),
         ("{}".into(), "found the columns: none\n"),
         ("{\"messages\": [], \"input_ids\": [1]}".into(), "found the columns: messages, input_ids\n"),
-        (format!("{good}{{\"input_ids\": [1]}}"), "train.jsonl:2: this row has `input_ids`, but line 1 has `messages`\n"),
+        (
+            format!("{good}{{\"input_ids\": [1]}}"),
+            "train.jsonl:2: this row has `input_ids`, but line 1 has `messages`\n",
+        ),
         ("{\"messages\": \"hi\"}".into(), "expected `messages` to be an array, found a string\n"),
         ("{\"messages\": []}".into(), "train.jsonl:1: `messages` is empty\n"),
         ("{\"messages\": [\"hi\"]}".into(), "messages[0]: expected an object, found a string\n"),
         (message("\"role\": \"gpt\", \"content\": \"\""), "train.jsonl:2: messages[0]: unknown role \"gpt\"\n"),
-        (message("\"from\": \"human\", \"value\": \"\""), "expected `role` and `content`, found the fields: from, value\n"),
-        (message("\"role\": \"user\", \"content\": [1]"), "messages[0]: expected `content` to be a string, found an array\n"),
+        (
+            message("\"from\": \"human\", \"value\": \"\""),
+            "expected `role` and `content`, found the fields: from, value\n",
+        ),
+        (
+            message("\"role\": \"user\", \"content\": [1]"),
+            "messages[0]: expected `content` to be a string, found an array\n",
+        ),
         (message("\"role\": \"user\""), "expected `content` to be a string, found nothing\n"),
         (
             message("\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": []"),
@@ -81,7 +93,10 @@ fn faults_name_file_and_line_and_what_was_found() {
         ("{\"input_ids\": [1.5]}".into(), "input_ids[0]: expected a token id, found 1.5\n"),
         ("{\"input_ids\": [1], \"labels\": [-1]}".into(), "labels[0]: expected a token id or -100, found -1\n"),
         ("{\"input_ids\": [1, 2], \"labels\": [1]}".into(), "train.jsonl:1: 2 input_ids but 1 labels\n"),
-        ("{\"input_ids\": [1], \"attention_mask\": [0]}".into(), "attention_mask[0]: expected 1 (rows come without padding), found 0"),
+        (
+            "{\"input_ids\": [1], \"attention_mask\": [0]}".into(),
+            "attention_mask[0]: expected 1 (rows come without padding), found 0",
+        ),
         ("\n \r\n".into(), "train.jsonl: there is no row in this file\nhint: "),
         (String::new(), "train.jsonl: there is no row in this file\nhint: "),
     ];

@@ -56,7 +56,11 @@ fn the_global_order_is_the_same_for_every_world_size_with_the_same_global_batch(
             let other = plan(rows, shape, Sampling::Random);
             assert_eq!(other.total_steps(), reference.total_steps());
             for step in 0..reference.total_steps() {
-                assert_eq!(slices(&other, step, shape), reference.rows_of_step(step), "{rows} rows, {shape:?}, step {step}");
+                assert_eq!(
+                    slices(&other, step, shape),
+                    reference.rows_of_step(step),
+                    "{rows} rows, {shape:?}, step {step}"
+                );
             }
         }
     }

@@ -53,7 +53,10 @@ impl<'a> StreamDecoder<'a> {
     }
 
     fn after_context(&self, text: &str) -> String {
-        text.strip_prefix(self.context.as_str()).or_else(|| text.get(self.context.len()..)).unwrap_or_default().to_string()
+        text.strip_prefix(self.context.as_str())
+            .or_else(|| text.get(self.context.len()..))
+            .unwrap_or_default()
+            .to_string()
     }
 }
 

@@ -15,7 +15,8 @@ fn stand_in(byte: u8) -> char {
 
 /// Byte-level BPE with the merges for "the", " the" and "\n ", special tokens in front, and a `<s>` that is added.
 pub(crate) fn tokenizer_json() -> String {
-    let special = ["<s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "</s>", "<|start_header_id|>", "<|end_header_id|>"];
+    let special =
+        ["<s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "</s>", "<|start_header_id|>", "<|end_header_id|>"];
     let mut tokens: Vec<String> = special.iter().map(|token| token.to_string()).collect();
     tokens.extend((0..=255).map(|byte| stand_in(byte).to_string()));
     let merges = [["t", "h"], ["th", "e"], ["Ġ", "the"], ["Ċ", "Ġ"]];
@@ -96,14 +97,14 @@ pub(crate) const BRACKETS: &str = "{{ bos_token }}
 /// ChatML that marks what the assistant writes.
 pub(crate) const MARKED: &str = "{% for message in messages %}
     {{- '<|im_start|>' + message.role + '\n' }}
-    {% if message.role == 'assistant' %}
+    {%- if message.role == 'assistant' %}
         {%- generation -%}
         {{ message.content + '<|im_end|>' }}
         {%- endgeneration %}
-    {% else %}
+    {%- else %}
         {{- message.content + '<|im_end|>' }}
     {%- endif %}
-{{ '\n' }}
+    {{- '\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 

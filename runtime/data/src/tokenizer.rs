@@ -15,7 +15,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     post_processor: Option<PostProcessorWrapper>,
     special: SpecialTokens,
-    /// Texts of the tokens that are marked as special.
+    /// Texts of the tokens that are marked as special or named as such.
     markers: Vec<String>,
     pad_id: u32,
     eos_ids: Vec<u32>,
@@ -55,7 +55,8 @@ impl Tokenizer {
         // Taking a truncation away cannot fail; only setting one can.
         let _ = inner.with_truncation(None);
         let added = inner.get_added_tokens_decoder();
-        let markers = added.values().filter(|token| token.special).map(|token| token.content.clone()).collect();
+        let marked = added.values().filter(|token| token.special).map(|token| token.content.clone());
+        let markers = marked.chain(special.iter().map(|(_, token)| token.to_string())).collect();
         let id_of = |name: &str| special.get(name).and_then(|token| inner.token_to_id(token));
         if eos_ids.is_empty() {
             eos_ids.extend(id_of("eos_token"));

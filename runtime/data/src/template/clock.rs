@@ -6,7 +6,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::{Error, ErrorKind};
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -35,7 +45,9 @@ pub(super) fn format(format: &str, seconds: u64) -> Result<String, Error> {
         if !padded {
             directive = characters.next();
         }
-        let number = |value: u64, width: usize| if padded { format!("{value:0width$}") } else { value.to_string() };
+        let number = |value: u64, width: usize| {
+            if padded { format!("{value:0width$}") } else { value.to_string() }
+        };
         let twelve = (hour + 11) % 12 + 1;
         output.push_str(&match directive {
             Some('Y') => year.to_string(),

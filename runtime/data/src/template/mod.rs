@@ -18,7 +18,7 @@ use crate::model_files::{self, SpecialTokens};
 use crate::rows::Message;
 
 /// Instructions that one rendering may take: a template comes with a model from anywhere and must come to an end.
-const FUEL: u64 = 50_000_000;
+const FUEL: u64 = 10_000_000;
 
 const NAME: &str = "chat_template";
 
@@ -53,7 +53,9 @@ impl ChatTemplate {
         }
         for name in ["chat_template.json", "tokenizer_config.json"] {
             let path = model_directory.join(name);
-            let Some(file) = model_files::read_json(&path)? else { continue };
+            let Some(file) = model_files::read_json(&path)? else {
+                continue;
+            };
             match file.get("chat_template") {
                 None | Some(Json::Null) => {}
                 Some(value) => {
@@ -80,7 +82,8 @@ impl ChatTemplate {
 
     fn compile(source: String, special: SpecialTokens, path: &Path) -> Result<ChatTemplate, DataError> {
         let broken = |message: String| {
-            let hint = "the template must be Jinja as transformers takes it; copy it again from where the model came from";
+            let hint =
+                "the template must be Jinja as transformers takes it; copy it again from where the model came from";
             DataError::model(path, format!("chat template: {message}"), hint)
         };
         let marked = generation::mark(&source).map_err(broken)?;
@@ -127,16 +130,22 @@ impl ChatTemplate {
         context.extend(self.special.iter().map(|(name, token)| (name, Value::from(token))));
         let template = self.environment.get_template(NAME).map_err(|error| fault(describe(&error)))?;
         let text = template.render(Value::from_iter(context)).map_err(|error| fault(describe(&error)))?;
-        if self.marked { generation::take_marks(&text).map_err(fault) } else { Ok(Rendered { text, spans: Vec::new() }) }
+        if self.marked {
+            generation::take_marks(&text).map_err(fault)
+        } else {
+            Ok(Rendered { text, spans: Vec::new() })
+        }
     }
 }
 
 fn default_template(value: &Json) -> Option<&str> {
     match value {
         Json::String(source) => Some(source),
-        Json::Array(entries) => {
-            entries.iter().find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"))?.get("template")?.as_str()
-        }
+        Json::Array(entries) => entries
+            .iter()
+            .find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"))?
+            .get("template")?
+            .as_str(),
         Json::Object(entries) => entries.get("default")?.as_str(),
         _ => None,
     }
@@ -145,7 +154,8 @@ fn default_template(value: &Json) -> Option<&str> {
 /// What went wrong and in which line of the template.
 fn describe(error: &minijinja::Error) -> String {
     let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_string);
-    let what = if error.kind() == minijinja::ErrorKind::OutOfFuel { "does not come to an end".to_string() } else { what };
+    let what =
+        if error.kind() == minijinja::ErrorKind::OutOfFuel { "does not come to an end".to_string() } else { what };
     error.line().map_or_else(|| what.clone(), |line| format!("{what} (line {line} of the template)"))
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 
 use super::clock;
 
@@ -14,7 +14,6 @@ pub(super) fn environment() -> Environment<'static> {
     environment.set_lstrip_blocks(true);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(format_value);
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |format: &str| clock::format(format, clock::now()));
@@ -25,15 +24,6 @@ fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
-/// Prints truth values and none as Python does.
-fn format_value(output: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
-    match value.kind() {
-        ValueKind::Bool => Ok(output.write_str(if value.is_true() { "True" } else { "False" })?),
-        ValueKind::None => Ok(output.write_str("None")?),
-        _ => escape_formatter(output, state, value),
-    }
-}
-
 /// Python's `json.dumps`, with transformers' default of leaving what is not ASCII as it is.
 fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
@@ -42,7 +32,9 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
         None if indent.is_some() => (",".to_string(), ": ".to_string()),
         None => (", ".to_string(), ": ".to_string()),
         Some([between_items, after_key]) => (between_items.clone(), after_key.clone()),
-        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: `separators` must be two strings")),
+        Some(_) => {
+            return Err(Error::new(ErrorKind::InvalidOperation, "tojson: `separators` must be two strings"));
+        }
     };
     let dump = Dump {
         indent,
@@ -84,7 +76,9 @@ impl Dump {
                 self.close(output, items.len(), depth);
                 output.push(']');
             }
-            kind => return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: cannot write a {kind}"))),
+            kind => {
+                return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: cannot write a {kind}")));
+            }
         }
         Ok(())
     }
