@@ -13,11 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub fn ensure_room(directory: &Path, bytes: u64) -> Result<()> {
     let available = available_bytes(directory)?;
     if available < bytes {
-        return Err(CheckpointError::NoRoom {
-            path: directory.to_owned(),
-            needed: bytes,
-            available,
-        });
+        return Err(CheckpointError::NoRoom { path: directory.to_owned(), needed: bytes, available });
     }
     Ok(())
 }
@@ -25,18 +21,13 @@ pub fn ensure_room(directory: &Path, bytes: u64) -> Result<()> {
 /// How many bytes an ordinary user may still write on the disk of this folder (see [`ensure_room`]).
 pub fn available_bytes(directory: &Path) -> Result<u64> {
     let absolute = std::path::absolute(directory).map_err(CheckpointError::io("find", directory))?;
-    let existing = absolute
-        .ancestors()
-        .find(|path| path.exists())
-        .unwrap_or(Path::new("/"));
+    let existing = absolute.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let name = c_path(existing)?;
     // SAFETY: statvfs is a plain C struct for which all zeros is a value.
     let mut answer: libc::statvfs = unsafe { std::mem::zeroed() };
     // SAFETY: `name` ends with a zero byte and `answer` is a statvfs that outlives the call.
     if unsafe { libc::statvfs(name.as_ptr(), &mut answer) } != 0 {
-        return Err(CheckpointError::io("ask for the free space of", existing)(
-            std::io::Error::last_os_error(),
-        ));
+        return Err(CheckpointError::io("ask for the free space of", existing)(std::io::Error::last_os_error()));
     }
     Ok((answer.f_bavail as u64).saturating_mul(answer.f_frsize as u64))
 }
@@ -63,9 +54,7 @@ pub(crate) fn sync_tree(directory: &Path) -> Result<()> {
         if metadata.is_dir() {
             sync_tree(&entry)?;
         } else if metadata.is_file() {
-            File::open(&entry)
-                .and_then(|file| file.sync_all())
-                .map_err(CheckpointError::io("sync", &entry))?;
+            File::open(&entry).and_then(|file| file.sync_all()).map_err(CheckpointError::io("sync", &entry))?;
         }
     }
     sync_directory(directory)
@@ -91,14 +80,9 @@ pub(crate) fn write_new(path: &Path, content: &[u8]) -> Result<()> {
 pub(crate) fn read_bounded(path: &Path, bound: u64) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(CheckpointError::io("open", path))?;
     let mut content = Vec::new();
-    file.take(bound + 1)
-        .read_to_end(&mut content)
-        .map_err(CheckpointError::io("read", path))?;
+    file.take(bound + 1).read_to_end(&mut content).map_err(CheckpointError::io("read", path))?;
     if content.len() as u64 > bound {
-        return Err(CheckpointError::bad_json(
-            path,
-            format!("it is larger than {bound} bytes"),
-        ));
+        return Err(CheckpointError::bad_json(path, format!("it is larger than {bound} bytes")));
     }
     Ok(content)
 }
@@ -138,25 +122,16 @@ pub(crate) fn rename_with(from: &Path, to: &Path, how: Rename) -> std::io::Resul
         Rename::NoReplace => libc::RENAME_NOREPLACE,
         Rename::Exchange => libc::RENAME_EXCHANGE,
     };
-    let (from, to) = (
-        CString::new(from.as_os_str().as_bytes())?,
-        CString::new(to.as_os_str().as_bytes())?,
-    );
+    let (from, to) = (CString::new(from.as_os_str().as_bytes())?, CString::new(to.as_os_str().as_bytes())?);
     // SAFETY: both paths end with a zero byte and outlive the call.
     let answer = unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) };
-    if answer == 0 {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
+    if answer == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 /// A suffix that no other call of any process on this machine gave out.
 pub(crate) fn unique_suffix() -> String {
     static CALLS: AtomicU64 = AtomicU64::new(0);
-    let time = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
+    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let call = CALLS.fetch_add(1, Ordering::Relaxed);
     format!("{:x}-{:x}-{call:x}", std::process::id(), time.as_nanos() as u64)
 }
@@ -175,25 +150,16 @@ mod tests {
         let later = folder.path().join("run/checkpoints");
         ensure_room(&later, 1).unwrap();
         let error = ensure_room(&later, u64::MAX).unwrap_err().to_string();
-        assert!(
-            error.contains("run/checkpoints") && error.contains("hint: free space"),
-            "{error}"
-        );
+        assert!(error.contains("run/checkpoints") && error.contains("hint: free space"), "{error}");
     }
 
     #[test]
     fn a_full_disk_has_its_own_error() {
         let path = Path::new("/dev/full");
         let mut file = File::options().write(true).open(path).unwrap();
-        let error = file
-            .write_all(b"x")
-            .map_err(CheckpointError::write(path, 1_500_000_000))
-            .unwrap_err();
+        let error = file.write_all(b"x").map_err(CheckpointError::write(path, 1_500_000_000)).unwrap_err();
         assert!(matches!(error, CheckpointError::DiskFull { .. }));
-        assert!(
-            error.to_string().contains("/dev/full (1.5 GB needed in all)"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("/dev/full (1.5 GB needed in all)"), "{error}");
     }
 
     #[test]

@@ -45,9 +45,7 @@ impl Dtype {
 
     /// The type of that safetensors name; none for the types that are not read here.
     pub fn from_name(name: &str) -> Option<Dtype> {
-        [Dtype::F32, Dtype::BF16, Dtype::F16]
-            .into_iter()
-            .find(|dtype| dtype.name() == name)
+        [Dtype::F32, Dtype::BF16, Dtype::F16].into_iter().find(|dtype| dtype.name() == name)
     }
 }
 
@@ -90,12 +88,7 @@ pub fn encode_f32(values: &[f32], dtype: Dtype, bytes: &mut Vec<u8>) {
 /// # Panics
 /// If `bytes` are not exactly the bytes of `values.len()` elements.
 pub fn decode_f32(bytes: &[u8], dtype: Dtype, values: &mut [f32]) {
-    assert_eq!(
-        bytes.len(),
-        values.len() * dtype.size(),
-        "bytes of {} {dtype} elements",
-        values.len()
-    );
+    assert_eq!(bytes.len(), values.len() * dtype.size(), "bytes of {} {dtype} elements", values.len());
     match dtype {
         Dtype::F32 => bytemuck::cast_slice_mut(values).copy_from_slice(bytes),
         Dtype::BF16 => decode_chunks([bf16::ZERO; CHUNK], bytes, values),
@@ -140,14 +133,7 @@ mod tests {
 
     #[test]
     fn f32_is_kept_bit_for_bit() {
-        let values = [
-            0.0,
-            -0.0,
-            1.5,
-            f32::MIN_POSITIVE / 2.0,
-            f32::INFINITY,
-            f32::from_bits(0x7fc0_1234),
-        ];
+        let values = [0.0, -0.0, 1.5, f32::MIN_POSITIVE / 2.0, f32::INFINITY, f32::from_bits(0x7fc0_1234)];
         let back = there_and_back(&values, Dtype::F32);
         assert!(values.iter().zip(&back).all(|(a, b)| a.to_bits() == b.to_bits()));
     }

@@ -157,62 +157,38 @@ pub enum CheckpointError {
 impl CheckpointError {
     /// For `map_err` on a call to the operating system.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError {
-        move |source| CheckpointError::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
+        move |source| CheckpointError::Io { action, path: path.to_owned(), source }
     }
 
     /// For `map_err` on a write: a full disk or quota has its own variant.
     pub(crate) fn write(path: &Path, needed: u64) -> impl FnOnce(std::io::Error) -> CheckpointError {
         move |source| match source.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => CheckpointError::DiskFull {
-                path: path.to_owned(),
-                needed,
-                source,
-            },
-            _ => CheckpointError::Io {
-                action: "write",
-                path: path.to_owned(),
-                source,
-            },
+            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
+                CheckpointError::DiskFull { path: path.to_owned(), needed, source }
+            }
+            _ => CheckpointError::Io { action: "write", path: path.to_owned(), source },
         }
     }
 
     /// A damaged safetensors file.
     pub(crate) fn bad_file(path: &Path, reason: impl Display) -> CheckpointError {
-        CheckpointError::BadFile {
-            path: path.to_owned(),
-            reason: reason.to_string(),
-        }
+        CheckpointError::BadFile { path: path.to_owned(), reason: reason.to_string() }
     }
 
     /// A JSON file of the wrong form.
     pub(crate) fn bad_json(path: &Path, reason: impl Display) -> CheckpointError {
-        CheckpointError::BadJson {
-            path: path.to_owned(),
-            reason: reason.to_string(),
-        }
+        CheckpointError::BadJson { path: path.to_owned(), reason: reason.to_string() }
     }
 
     /// A checkpoint that is not whole.
     pub(crate) fn not_whole(path: &Path, reason: impl Display) -> CheckpointError {
-        CheckpointError::NotWhole {
-            path: path.to_owned(),
-            reason: reason.to_string(),
-        }
+        CheckpointError::NotWhole { path: path.to_owned(), reason: reason.to_string() }
     }
 }
 
 /// Bytes as a person reads them, such as `1.5 GB` (powers of ten).
 pub(crate) fn readable_bytes(bytes: u64) -> String {
-    let units = [
-        (1_000_000_000_000, "TB"),
-        (1_000_000_000, "GB"),
-        (1_000_000, "MB"),
-        (1_000, "kB"),
-    ];
+    let units = [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
     match units.iter().find(|(size, _)| bytes >= *size) {
         Some((size, name)) => format!("{:.1} {name}", bytes as f64 / *size as f64),
         None => format!("{bytes} bytes"),

@@ -42,12 +42,8 @@ impl ExportPlan {
         let mut total_bytes = 0u64;
         let mut total_elements = 0u64;
         for entry in entries {
-            let bytes = entry
-                .bytes()
-                .ok_or_else(|| bad_plan(format!("tensor {} is too large", entry.name)))?;
-            total_bytes = total_bytes
-                .checked_add(bytes)
-                .ok_or_else(|| bad_plan("it is too large".to_string()))?;
+            let bytes = entry.bytes().ok_or_else(|| bad_plan(format!("tensor {} is too large", entry.name)))?;
+            total_bytes = total_bytes.checked_add(bytes).ok_or_else(|| bad_plan("it is too large".to_string()))?;
             total_elements += bytes / entry.dtype.size() as u64;
             match groups.last_mut() {
                 Some((filled, tensors)) if *filled + bytes <= max_file_bytes => {
@@ -66,17 +62,8 @@ impl ExportPlan {
             _ => format!("model-{number:05}-of-{count:05}.safetensors"),
         };
         let numbered = (1..).zip(groups);
-        let files = numbered
-            .map(|(number, (_, tensors))| ExportFile {
-                name: name(number),
-                tensors,
-            })
-            .collect();
-        Ok(ExportPlan {
-            files,
-            total_bytes,
-            total_elements,
-        })
+        let files = numbered.map(|(number, (_, tensors))| ExportFile { name: name(number), tensors }).collect();
+        Ok(ExportPlan { files, total_bytes, total_elements })
     }
 
     /// The content of `model.safetensors.index.json`; none for a single file, which has no index.
@@ -87,11 +74,7 @@ impl ExportPlan {
         let weight_map: BTreeMap<&str, &str> = self
             .files
             .iter()
-            .flat_map(|file| {
-                file.tensors
-                    .iter()
-                    .map(|tensor| (tensor.name.as_str(), file.name.as_str()))
-            })
+            .flat_map(|file| file.tensors.iter().map(|tensor| (tensor.name.as_str(), file.name.as_str())))
             .collect();
         let metadata = serde_json::json!({"total_parameters": self.total_elements, "total_size": self.total_bytes});
         let index = serde_json::json!({"metadata": metadata, "weight_map": weight_map});
@@ -100,10 +83,7 @@ impl ExportPlan {
 }
 
 fn bad_plan(reason: String) -> CheckpointError {
-    CheckpointError::BadLayout {
-        path: SINGLE_FILE.into(),
-        reason,
-    }
+    CheckpointError::BadLayout { path: SINGLE_FILE.into(), reason }
 }
 
 /// Writes the files of a plan; which file a tensor lies in is its own business.
@@ -129,18 +109,9 @@ impl ExportWriter {
                     return Err(bad_plan(format!("tensor {} is given twice", tensor.name)));
                 }
             }
-            writers.push(SafetensorsWriter::create_without_digest(
-                &path,
-                &file.tensors,
-                &metadata,
-            )?);
+            writers.push(SafetensorsWriter::create_without_digest(&path, &file.tensors, &metadata)?);
         }
-        Ok(ExportWriter {
-            writers,
-            file_of,
-            index: plan.index(),
-            directory: directory.to_owned(),
-        })
+        Ok(ExportWriter { writers, file_of, index: plan.index(), directory: directory.to_owned() })
     }
 
     /// Writes values of a tensor, beginning at `element_offset` of it, rounded to the tensor's type.
@@ -158,9 +129,7 @@ impl ExportWriter {
         for writer in self.writers {
             writer.finish()?;
         }
-        self.index.map_or(Ok(()), |index| {
-            write_new(&self.directory.join(INDEX_FILE), index.as_bytes())
-        })
+        self.index.map_or(Ok(()), |index| write_new(&self.directory.join(INDEX_FILE), index.as_bytes()))
     }
 
     fn writer_of(&mut self, name: &str) -> Result<&mut SafetensorsWriter> {
@@ -184,20 +153,14 @@ mod tests {
 
     fn entries() -> Vec<TensorEntry> {
         let shapes: [(&str, &[usize]); 4] = [("d", &[5]), ("c", &[2, 2]), ("b", &[4]), ("a", &[100])];
-        shapes
-            .iter()
-            .map(|(name, shape)| TensorEntry::new(*name, Dtype::BF16, *shape))
-            .collect()
+        shapes.iter().map(|(name, shape)| TensorEntry::new(*name, Dtype::BF16, *shape)).collect()
     }
 
     #[test]
     fn files_fill_up_in_order() {
         let plan = ExportPlan::new(&entries(), 18).unwrap();
-        let files: Vec<Vec<&str>> = plan
-            .files
-            .iter()
-            .map(|file| file.tensors.iter().map(|tensor| tensor.name.as_str()).collect())
-            .collect();
+        let files: Vec<Vec<&str>> =
+            plan.files.iter().map(|file| file.tensors.iter().map(|tensor| tensor.name.as_str()).collect()).collect();
         assert_eq!(files, [vec!["d", "c"], vec!["b"], vec!["a"]]);
         assert_eq!(plan.files[2].name, "model-00003-of-00003.safetensors");
         assert_eq!((plan.total_bytes, plan.total_elements), (226, 113));
@@ -205,10 +168,7 @@ mod tests {
         assert_eq!(index["metadata"]["total_size"], 226);
         assert_eq!(index["weight_map"]["b"], "model-00002-of-00003.safetensors");
         let single = ExportPlan::new(&entries(), MAX_FILE_BYTES).unwrap();
-        assert_eq!(
-            (single.files.len(), single.files[0].name.as_str(), single.index()),
-            (1, SINGLE_FILE, None)
-        );
+        assert_eq!((single.files.len(), single.files[0].name.as_str(), single.index()), (1, SINGLE_FILE, None));
         assert!(ExportPlan::new(&[], 18).is_err());
     }
 
@@ -220,20 +180,10 @@ mod tests {
             let mut writer = ExportWriter::create(folder.path(), &plan).unwrap();
             for (number, entry) in entries().iter().enumerate() {
                 let elements = entry.bytes().unwrap() as usize / 2;
-                writer
-                    .write_f32(&entry.name, 0, &vec![number as f32; elements - 1])
-                    .unwrap();
-                writer
-                    .write_at(&entry.name, 2 * (elements as u64 - 1), &[0, 0])
-                    .unwrap();
+                writer.write_f32(&entry.name, 0, &vec![number as f32; elements - 1]).unwrap();
+                writer.write_at(&entry.name, 2 * (elements as u64 - 1), &[0, 0]).unwrap();
             }
-            assert!(
-                writer
-                    .write_f32("dd", 0, &[0.0])
-                    .unwrap_err()
-                    .to_string()
-                    .contains("tensor dd")
-            );
+            assert!(writer.write_f32("dd", 0, &[0.0]).unwrap_err().to_string().contains("tensor dd"));
             writer.finish().unwrap();
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), count);
             let model = ModelFiles::open(folder.path()).unwrap();
@@ -250,13 +200,7 @@ mod tests {
         let plan = ExportPlan::new(&entries(), 18).unwrap();
         let mut writer = ExportWriter::create(folder.path(), &plan).unwrap();
         writer.write_f32("d", 0, &[0.0; 5]).unwrap();
-        assert!(
-            writer
-                .finish()
-                .unwrap_err()
-                .to_string()
-                .contains("tensor c has 0 of 8 bytes")
-        );
+        assert!(writer.finish().unwrap_err().to_string().contains("tensor c has 0 of 8 bytes"));
         assert!(!folder.path().join(INDEX_FILE).exists());
     }
 }

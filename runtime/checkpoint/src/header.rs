@@ -27,19 +27,12 @@ pub struct TensorEntry {
 impl TensorEntry {
     /// A tensor of this name, type and shape.
     pub fn new(name: impl Into<String>, dtype: Dtype, shape: impl Into<Vec<usize>>) -> Self {
-        TensorEntry {
-            name: name.into(),
-            dtype,
-            shape: shape.into(),
-        }
+        TensorEntry { name: name.into(), dtype, shape: shape.into() }
     }
 
     /// How many bytes it has; none if that is no 64-bit number.
     pub fn bytes(&self) -> Option<u64> {
-        let elements = self
-            .shape
-            .iter()
-            .try_fold(1u64, |product, dim| product.checked_mul(*dim as u64))?;
+        let elements = self.shape.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim as u64))?;
         elements.checked_mul(self.dtype.size() as u64)
     }
 }
@@ -69,38 +62,21 @@ impl Header {
             return Err("its header does not begin with {".to_string());
         }
         let raw: RawHeader = serde_json::from_slice(json).map_err(|error| format!("its header is wrong: {error}"))?;
-        let mut header = Header {
-            metadata: raw.metadata,
-            tensors: BTreeMap::new(),
-        };
+        let mut header = Header { metadata: raw.metadata, tensors: BTreeMap::new() };
         for (name, tensor) in raw.tensors {
             let (begin, end) = tensor.data_offsets;
             let bits =
                 bits_of(&tensor.dtype).ok_or_else(|| format!("tensor {name} has unknown type {}", tensor.dtype))?;
-            let bits = tensor
-                .shape
-                .iter()
-                .try_fold(bits, |product, dim| product.checked_mul(*dim as u64));
+            let bits = tensor.shape.iter().try_fold(bits, |product, dim| product.checked_mul(*dim as u64));
             let bits = bits.ok_or_else(|| format!("tensor {name} of shape {:?} is too large", tensor.shape))?;
             if begin > end || end > data_bytes {
                 return Err(format!("tensor {name} lies at bytes {begin} to {end} of {data_bytes}"));
             }
             if !bits.is_multiple_of(8) || bits / 8 != end - begin {
                 let (shape, dtype) = (&tensor.shape, &tensor.dtype);
-                return Err(format!(
-                    "tensor {name} of shape {shape:?} and type {dtype} has {} bytes",
-                    end - begin
-                ));
+                return Err(format!("tensor {name} of shape {shape:?} and type {dtype} has {} bytes", end - begin));
             }
-            header.tensors.insert(
-                name,
-                HeaderTensor {
-                    dtype: tensor.dtype,
-                    shape: tensor.shape,
-                    begin,
-                    end,
-                },
-            );
+            header.tensors.insert(name, HeaderTensor { dtype: tensor.dtype, shape: tensor.shape, begin, end });
         }
         header.check_no_gaps(data_bytes)?;
         Ok(header)
@@ -120,9 +96,7 @@ impl Header {
             expected = tensor.end;
         }
         if expected != data_bytes {
-            return Err(format!(
-                "its tensors have {expected} bytes, the file has {data_bytes} for them"
-            ));
+            return Err(format!("its tensors have {expected} bytes, the file has {data_bytes} for them"));
         }
         Ok(())
     }
@@ -145,10 +119,7 @@ pub(crate) fn encode(
         if entry.name == METADATA || !names.insert(&entry.name) {
             return Err(format!("the tensor name {} is reserved or given twice", entry.name));
         }
-        let end = entry
-            .bytes()
-            .and_then(|bytes| offset.checked_add(bytes))
-            .filter(|end| *end <= i64::MAX as u64);
+        let end = entry.bytes().and_then(|bytes| offset.checked_add(bytes)).filter(|end| *end <= i64::MAX as u64);
         let end = end.ok_or_else(|| format!("tensor {} of shape {:?} is too large", entry.name, entry.shape))?;
         let description =
             serde_json::json!({"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [offset, end]});
@@ -159,10 +130,7 @@ pub(crate) fn encode(
     let mut json = serde_json::to_vec(&map).map_err(|error| error.to_string())?;
     json.resize(json.len().next_multiple_of(8), b' ');
     if json.len() as u64 > MAX_HEADER_BYTES {
-        return Err(format!(
-            "its header would have {} bytes, the bound is {MAX_HEADER_BYTES}",
-            json.len()
-        ));
+        return Err(format!("its header would have {} bytes, the bound is {MAX_HEADER_BYTES}", json.len()));
     }
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.append(&mut json);
@@ -230,10 +198,7 @@ mod tests {
 
     #[test]
     fn what_was_encoded_is_parsed() {
-        let entries = [
-            TensorEntry::new("b", Dtype::F32, [2, 3]),
-            TensorEntry::new("a", Dtype::F16, []),
-        ];
+        let entries = [TensorEntry::new("b", Dtype::F32, [2, 3]), TensorEntry::new("a", Dtype::F16, [])];
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
         let (bytes, begins, total) = encode(&entries, &metadata).unwrap();
         assert_eq!(bytes.len() % 8, 0);
@@ -241,15 +206,7 @@ mod tests {
         assert_eq!(total, bytes.len() as u64 + 26);
         let header = Header::parse(&bytes[8..], 26).unwrap();
         assert_eq!(header.metadata, metadata);
-        assert_eq!(
-            header.tensors["b"],
-            HeaderTensor {
-                dtype: "F32".into(),
-                shape: vec![2, 3],
-                begin: 0,
-                end: 24
-            }
-        );
+        assert_eq!(header.tensors["b"], HeaderTensor { dtype: "F32".into(), shape: vec![2, 3], begin: 0, end: 24 });
         assert_eq!(header.tensors["a"].shape, Vec::<usize>::new());
     }
 
@@ -257,38 +214,17 @@ mod tests {
     fn wrong_headers_name_the_tensor() {
         let cases = [
             (r#" {}"#, "does not begin with {"),
-            (
-                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#,
-                "header is wrong",
-            ),
-            (
-                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#,
-                "tensor a lies at bytes 8 to 0 of 8",
-            ),
-            (
-                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#,
-                "tensor a lies at bytes 8 to 16 of 8",
-            ),
+            (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#, "header is wrong"),
+            (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, "tensor a lies at bytes 8 to 0 of 8"),
+            (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#, "tensor a lies at bytes 8 to 16 of 8"),
             (
                 r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#,
                 "tensor a of shape [3] and type F32 has 8 bytes",
             ),
-            (
-                r#"{"a":{"dtype":"F33","shape":[2],"data_offsets":[0,8]}}"#,
-                "tensor a has unknown type F33",
-            ),
-            (
-                r#"{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}"#,
-                "header is wrong",
-            ),
-            (
-                r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
-                "tensor a begins at byte 4",
-            ),
-            (
-                r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
-                "tensors have 4 bytes, the file has 8",
-            ),
+            (r#"{"a":{"dtype":"F33","shape":[2],"data_offsets":[0,8]}}"#, "tensor a has unknown type F33"),
+            (r#"{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}"#, "header is wrong"),
+            (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, "tensor a begins at byte 4"),
+            (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, "tensors have 4 bytes, the file has 8"),
             (
                 r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}"#,
                 "tensor a of shape [4294967296, 4294967296] is too large",
@@ -310,10 +246,7 @@ mod tests {
 
     #[test]
     fn lists_that_cannot_be_files_are_refused() {
-        let twice = [
-            TensorEntry::new("a", Dtype::F32, [1]),
-            TensorEntry::new("a", Dtype::F32, [1]),
-        ];
+        let twice = [TensorEntry::new("a", Dtype::F32, [1]), TensorEntry::new("a", Dtype::F32, [1])];
         assert!(encode(&twice, &BTreeMap::new()).unwrap_err().contains("given twice"));
         let reserved = [TensorEntry::new(METADATA, Dtype::F32, [1])];
         assert!(encode(&reserved, &BTreeMap::new()).is_err());

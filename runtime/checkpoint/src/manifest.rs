@@ -47,12 +47,7 @@ pub struct FileEntry {
 impl FileEntry {
     /// A file as its writer finished it.
     pub fn new(name: impl Into<String>, digest: FileDigest, tensors: Vec<TensorRange>) -> Self {
-        FileEntry {
-            name: name.into(),
-            bytes: digest.bytes,
-            blake3: digest.blake3,
-            tensors,
-        }
+        FileEntry { name: name.into(), bytes: digest.bytes, blake3: digest.blake3, tensors }
     }
 }
 
@@ -126,25 +121,13 @@ impl Manifest {
         };
         for (expected, part) in (0..).zip(&parts) {
             if part.rank != expected {
-                let fault = if part.rank < expected {
-                    "came twice"
-                } else {
-                    "is missing"
-                };
-                return Err(bad(format!(
-                    "rank {} of {} {fault}",
-                    part.rank.min(expected),
-                    manifest.world_size
-                )));
+                let fault = if part.rank < expected { "came twice" } else { "is missing" };
+                return Err(bad(format!("rank {} of {} {fault}", part.rank.min(expected), manifest.world_size)));
             }
             manifest.check_agrees(first.rank, part)?;
         }
         if parts.len() as u64 != u64::from(manifest.world_size) {
-            return Err(bad(format!(
-                "{} of {} ranks are there",
-                parts.len(),
-                manifest.world_size
-            )));
+            return Err(bad(format!("{} of {} ranks are there", parts.len(), manifest.world_size)));
         }
         manifest.files = parts.into_iter().flat_map(|part| part.files).collect();
         manifest.check().map_err(bad)?;
@@ -164,10 +147,7 @@ impl Manifest {
 
     fn check_agrees(&self, first: u32, part: &Part) -> Result<()> {
         let differs = |what: &str, ours: &dyn std::fmt::Display, theirs: &dyn std::fmt::Display| {
-            Err(bad(format!(
-                "rank {first} has {what} {ours}, rank {} has {theirs}",
-                part.rank
-            )))
+            Err(bad(format!("rank {first} has {what} {ours}, rank {} has {theirs}", part.rank)))
         };
         if self.step != part.step {
             return differs("step", &self.step, &part.step);
@@ -214,13 +194,7 @@ impl Manifest {
         let mut wholes: BTreeMap<&str, Vec<&TensorRange>> = BTreeMap::new();
         for file in &self.files {
             for range in &file.tensors {
-                let TensorRange {
-                    whole,
-                    length,
-                    begin,
-                    end,
-                    ..
-                } = range;
+                let TensorRange { whole, length, begin, end, .. } = range;
                 if begin > end || end > length {
                     return Err(format!(
                         "{} holds elements {begin} to {end} of {whole}, which has {length}",
@@ -236,10 +210,7 @@ impl Manifest {
             let mut covered = 0;
             for range in ranges {
                 if range.length != length {
-                    return Err(format!(
-                        "{whole} has {length} elements in one file and {} in another",
-                        range.length
-                    ));
+                    return Err(format!("{whole} has {length} elements in one file and {} in another", range.length));
                 }
                 if range.begin > covered {
                     break;
@@ -247,9 +218,7 @@ impl Manifest {
                 covered = covered.max(range.end);
             }
             if covered < length {
-                return Err(format!(
-                    "no file holds element {covered} of {whole}, which has {length}"
-                ));
+                return Err(format!("no file holds element {covered} of {whole}, which has {length}"));
             }
         }
         Ok(())
@@ -274,10 +243,7 @@ pub(crate) mod tests {
             begin: 4 * u64::from(rank),
             end: 4 * u64::from(rank) + 4,
         };
-        let digest = FileDigest {
-            bytes: 100,
-            blake3: "0".repeat(64),
-        };
+        let digest = FileDigest { bytes: 100, blake3: "0".repeat(64) };
         Part {
             rank,
             world_size,
@@ -286,11 +252,7 @@ pub(crate) mod tests {
             stage: 3,
             layout: "layout".into(),
             state: json!({"row": 480, "learning_rate": 0.1 + 0.2}),
-            files: vec![FileEntry::new(
-                shard_file_name(rank, world_size, 1),
-                digest,
-                vec![tensor],
-            )],
+            files: vec![FileEntry::new(shard_file_name(rank, world_size, 1), digest, vec![tensor])],
         }
     }
 
@@ -343,20 +305,12 @@ pub(crate) mod tests {
     fn files_cover_every_whole_and_keep_to_their_folder() {
         type Change = fn(&mut FileEntry);
         let changes: [(&str, Change); 7] = [
-            ("no file holds element 4 of layer 0/master", |file| {
-                file.tensors[0].begin = 5
-            }),
-            ("no file holds element 7 of layer 0/master", |file| {
-                file.tensors[0].end = 7
-            }),
-            ("holds elements 4 to 9 of layer 0/master, which has 8", |file| {
-                file.tensors[0].end = 9
-            }),
+            ("no file holds element 4 of layer 0/master", |file| file.tensors[0].begin = 5),
+            ("no file holds element 7 of layer 0/master", |file| file.tensors[0].end = 7),
+            ("holds elements 4 to 9 of layer 0/master, which has 8", |file| file.tensors[0].end = 9),
             ("8 elements in one file and 9", |file| file.tensors[0].length = 9),
             ("is given twice", |file| file.name = shard_file_name(0, 2, 1)),
-            ("is not of the form", |file| {
-                file.name = "../rank-00001-of-00002.g1.safetensors".into()
-            }),
+            ("is not of the form", |file| file.name = "../rank-00001-of-00002.g1.safetensors".into()),
             ("is no BLAKE3 hash", |file| file.blake3 = "x".repeat(64)),
         ];
         for (expected, change) in changes {

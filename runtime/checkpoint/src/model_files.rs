@@ -40,19 +40,12 @@ impl ModelFiles {
         if single.exists() {
             let file = SafetensorsReader::open(&single)?;
             let tensors = file.names().map(|name| (name.to_string(), 0)).collect();
-            return Ok(ModelFiles {
-                directory: directory.to_owned(),
-                files: vec![file],
-                tensors,
-            });
+            return Ok(ModelFiles { directory: directory.to_owned(), files: vec![file], tensors });
         }
         if index.exists() {
             return Self::open_index(directory, &index);
         }
-        Err(CheckpointError::NoModel {
-            path: directory.to_owned(),
-            hint: hint_for(directory),
-        })
+        Err(CheckpointError::NoModel { path: directory.to_owned(), hint: hint_for(directory) })
     }
 
     fn open_index(directory: &Path, path: &Path) -> Result<Self> {
@@ -66,10 +59,7 @@ impl ModelFiles {
                 Some(number) => *number,
                 None => {
                     if !is_plain_name(&name) {
-                        return Err(CheckpointError::UnsafeName {
-                            path: path.to_owned(),
-                            name,
-                        });
+                        return Err(CheckpointError::UnsafeName { path: path.to_owned(), name });
                     }
                     files.push(SafetensorsReader::open(&directory.join(&name))?);
                     opened.insert(name, files.len() - 1);
@@ -77,19 +67,13 @@ impl ModelFiles {
                 }
             };
             if !files[number].contains(&tensor) {
-                let reason = format!(
-                    "it says that tensor {tensor} lies in {}, where it is not",
-                    files[number].path().display()
-                );
+                let reason =
+                    format!("it says that tensor {tensor} lies in {}, where it is not", files[number].path().display());
                 return Err(CheckpointError::bad_json(path, reason));
             }
             tensors.insert(tensor, number);
         }
-        Ok(ModelFiles {
-            directory: directory.to_owned(),
-            files,
-            tensors,
-        })
+        Ok(ModelFiles { directory: directory.to_owned(), files, tensors })
     }
 
     /// The model's folder.
@@ -124,24 +108,16 @@ impl ModelFiles {
     }
 
     fn file_of(&self, name: &str) -> Result<&SafetensorsReader> {
-        self.tensors
-            .get(name)
-            .map(|file| &self.files[*file])
-            .ok_or_else(|| CheckpointError::MissingTensor {
-                path: self.directory.clone(),
-                tensor: name.to_string(),
-                near: nearest(name, self.names()),
-            })
+        self.tensors.get(name).map(|file| &self.files[*file]).ok_or_else(|| CheckpointError::MissingTensor {
+            path: self.directory.clone(),
+            tensor: name.to_string(),
+            near: nearest(name, self.names()),
+        })
     }
 }
 
 fn hint_for(directory: &Path) -> String {
-    let pickles = [
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-        "model.pt",
-        "consolidated.00.pth",
-    ];
+    let pickles = ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth"];
     if !directory.is_dir() {
         return "this is not a folder; download the model and give its folder".to_string();
     }
@@ -163,10 +139,7 @@ mod tests {
     use std::fs;
 
     fn write(path: &Path, tensors: &[(&str, f32)]) {
-        let entries: Vec<_> = tensors
-            .iter()
-            .map(|(name, _)| TensorEntry::new(*name, Dtype::BF16, [2]))
-            .collect();
+        let entries: Vec<_> = tensors.iter().map(|(name, _)| TensorEntry::new(*name, Dtype::BF16, [2])).collect();
         let mut writer = SafetensorsWriter::create(path, &entries, &BTreeMap::new()).unwrap();
         for (name, value) in tensors {
             writer.write_f32(name, 0, &[*value; 2]).unwrap();
@@ -184,10 +157,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(&folder.path().join("one.safetensors"), &[("a", 1.0)]);
         write(&folder.path().join("two.safetensors"), &[("b", 2.0), ("unlisted", 3.0)]);
-        index(
-            folder.path(),
-            serde_json::json!({"a": "one.safetensors", "b": "two.safetensors"}),
-        );
+        index(folder.path(), serde_json::json!({"a": "one.safetensors", "b": "two.safetensors"}));
         let model = ModelFiles::open(folder.path()).unwrap();
         assert_eq!(model.names().collect::<Vec<_>>(), ["a", "b"]);
         let mut values = [0.0];
@@ -214,19 +184,10 @@ mod tests {
         fs::create_dir_all(inside.join("deeper")).unwrap();
         write(&inside.join("deeper/one.safetensors"), &[("a", 1.0)]);
         let absolute = outside.path().join("one.safetensors").display().to_string();
-        for name in [
-            "../one.safetensors",
-            "..",
-            "deeper/one.safetensors",
-            "",
-            absolute.as_str(),
-        ] {
+        for name in ["../one.safetensors", "..", "deeper/one.safetensors", "", absolute.as_str()] {
             index(&inside, serde_json::json!({"a": name}));
             let error = ModelFiles::open(&inside).unwrap_err();
-            assert!(
-                matches!(&error, CheckpointError::UnsafeName { name: told, .. } if told == name),
-                "{error}"
-            );
+            assert!(matches!(&error, CheckpointError::UnsafeName { name: told, .. } if told == name), "{error}");
         }
     }
 
@@ -234,23 +195,14 @@ mod tests {
     fn an_index_that_lies_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         write(&folder.path().join("one.safetensors"), &[("a", 1.0)]);
-        index(
-            folder.path(),
-            serde_json::json!({"a": "one.safetensors", "b": "one.safetensors"}),
-        );
+        index(folder.path(), serde_json::json!({"a": "one.safetensors", "b": "one.safetensors"}));
         let error = ModelFiles::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains("tensor b lies in"), "{error}");
         index(folder.path(), serde_json::json!({"a": "gone.safetensors"}));
         let error = ModelFiles::open(folder.path()).unwrap_err().to_string();
-        assert!(
-            error.contains("cannot open") && error.contains("gone.safetensors"),
-            "{error}"
-        );
+        assert!(error.contains("cannot open") && error.contains("gone.safetensors"), "{error}");
         fs::write(folder.path().join(INDEX_FILE), "{\"weight_map\": [1]}").unwrap();
-        assert!(matches!(
-            ModelFiles::open(folder.path()),
-            Err(CheckpointError::BadJson { .. })
-        ));
+        assert!(matches!(ModelFiles::open(folder.path()), Err(CheckpointError::BadJson { .. })));
     }
 
     #[test]
@@ -258,13 +210,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("pytorch_model.bin"), "").unwrap();
         let error = ModelFiles::open(folder.path()).unwrap_err().to_string();
-        assert!(
-            error.contains("pytorch_model.bin is a pickle") && error.contains("save_pretrained"),
-            "{error}"
-        );
-        let error = ModelFiles::open(&folder.path().join("nowhere"))
-            .unwrap_err()
-            .to_string();
+        assert!(error.contains("pytorch_model.bin is a pickle") && error.contains("save_pretrained"), "{error}");
+        let error = ModelFiles::open(&folder.path().join("nowhere")).unwrap_err().to_string();
         assert!(error.contains("not a folder"), "{error}");
     }
 }

@@ -53,9 +53,7 @@ pub fn step_of(directory: &Path) -> Option<u64> {
 /// # Errors
 /// If a file is missing or has another size, or a manifest is there already (another run, or an earlier attempt, won).
 pub fn publish(step_directory: &Path, manifest: &Manifest) -> Result<()> {
-    manifest
-        .check()
-        .map_err(|reason| CheckpointError::BadParts { reason })?;
+    manifest.check().map_err(|reason| CheckpointError::BadParts { reason })?;
     check_step(step_directory, manifest)?;
     check_sizes(step_directory, manifest)?;
     let path = step_directory.join(MANIFEST_FILE);
@@ -80,15 +78,10 @@ pub fn open_step(step_directory: &Path) -> Result<Found> {
         return Err(CheckpointError::not_whole(step_directory, reason));
     }
     let manifest = read_manifest(&path)?;
-    manifest
-        .check()
-        .map_err(|reason| CheckpointError::not_whole(step_directory, reason))?;
+    manifest.check().map_err(|reason| CheckpointError::not_whole(step_directory, reason))?;
     check_step(step_directory, &manifest)?;
     check_sizes(step_directory, &manifest)?;
-    Ok(Found {
-        directory: step_directory.to_owned(),
-        manifest,
-    })
+    Ok(Found { directory: step_directory.to_owned(), manifest })
 }
 
 /// As [`open_step`], and reads every file: its hash and the tensors in it must be what the manifest says.
@@ -98,10 +91,7 @@ pub fn verify(step_directory: &Path) -> Result<Found> {
         let path = step_directory.join(&entry.name);
         let digest = digest_file(&path)?;
         if digest.blake3 != entry.blake3 {
-            let reason = format!(
-                "{} has the hash {}, its manifest says {}",
-                entry.name, digest.blake3, entry.blake3
-            );
+            let reason = format!("{} has the hash {}, its manifest says {}", entry.name, digest.blake3, entry.blake3);
             return Err(CheckpointError::not_whole(step_directory, reason));
         }
         check_tensors(&SafetensorsReader::open(&path)?, entry)
@@ -118,10 +108,7 @@ pub fn newest_whole(checkpoints: &Path) -> Result<(Option<Found>, Vec<Skipped>)>
         match open_step(&directory) {
             Ok(found) => return Ok((Some(found), skipped)),
             Err(CheckpointError::NotWhole { reason, .. }) => skipped.push(Skipped { directory, reason }),
-            Err(error) => skipped.push(Skipped {
-                directory,
-                reason: error.to_string(),
-            }),
+            Err(error) => skipped.push(Skipped { directory, reason: error.to_string() }),
         }
     }
     Ok((None, skipped))
@@ -158,10 +145,7 @@ fn read_manifest(path: &Path) -> Result<Manifest> {
 fn check_step(directory: &Path, manifest: &Manifest) -> Result<()> {
     match step_of(directory) {
         Some(step) if step != manifest.step => {
-            let reason = format!(
-                "the folder is named for step {step}, the manifest is of step {}",
-                manifest.step
-            );
+            let reason = format!("the folder is named for step {step}, the manifest is of step {}", manifest.step);
             Err(CheckpointError::not_whole(directory, reason))
         }
         _ => Ok(()),
@@ -172,12 +156,7 @@ fn check_sizes(directory: &Path, manifest: &Manifest) -> Result<()> {
     for file in &manifest.files {
         let reason = match fs::metadata(directory.join(&file.name)) {
             Ok(metadata) if metadata.len() == file.bytes && metadata.is_file() => continue,
-            Ok(metadata) => format!(
-                "{} has {} bytes, its manifest says {}",
-                file.name,
-                metadata.len(),
-                file.bytes
-            ),
+            Ok(metadata) => format!("{} has {} bytes, its manifest says {}", file.name, metadata.len(), file.bytes),
             Err(error) => format!("{}: {error}", file.name),
         };
         return Err(CheckpointError::not_whole(directory, reason));
@@ -207,12 +186,7 @@ fn check_tensors(file: &SafetensorsReader, entry: &FileEntry) -> Result<(), Stri
 fn link(temporary: &Path, path: &Path) -> Result<()> {
     let linked = match fs::hard_link(temporary, path) {
         // Some file systems have no hard links.
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)
-            ) =>
-        {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)) => {
             rename_with(temporary, path, Rename::NoReplace)
         }
         other => other,
@@ -222,11 +196,7 @@ fn link(temporary: &Path, path: &Path) -> Result<()> {
             path: path.to_owned(),
             hint: "this step was saved by another run in the same output_dir; give each run a folder of its own",
         },
-        _ => CheckpointError::Io {
-            action: "publish",
-            path: path.to_owned(),
-            source,
-        },
+        _ => CheckpointError::Io { action: "publish", path: path.to_owned(), source },
     })
 }
 
@@ -273,17 +243,10 @@ pub(crate) mod tests {
         let (found, skipped) = newest_whole(folder.path()).unwrap();
         let found = found.unwrap();
         assert_eq!((&found.directory, skipped), (&newest, vec![]));
-        assert_eq!(
-            found.manifest.state["learning_rate"].as_f64().unwrap().to_bits(),
-            (0.1f64 + 0.2).to_bits()
-        );
+        assert_eq!(found.manifest.state["learning_rate"].as_f64().unwrap().to_bits(), (0.1f64 + 0.2).to_bits());
         assert_eq!(verify(&newest).unwrap(), found);
         let names: Vec<_> = list(&newest).unwrap();
-        assert_eq!(
-            names.len(),
-            3,
-            "two shards and a manifest, nothing temporary: {names:?}"
-        );
+        assert_eq!(names.len(), 3, "two shards and a manifest, nothing temporary: {names:?}");
     }
 
     #[test]
@@ -305,18 +268,10 @@ pub(crate) mod tests {
         let (directory, manifest) = write_step(folder.path(), 20);
         fs::remove_file(directory.join(&manifest.files[1].name)).unwrap();
         let error = publish(&directory, &manifest).unwrap_err().to_string();
-        assert!(
-            error.contains("rank-00001-of-00002.g1.safetensors: No such file"),
-            "{error}"
-        );
+        assert!(error.contains("rank-00001-of-00002.g1.safetensors: No such file"), "{error}");
         let elsewhere = step_directory(folder.path(), 21);
         fs::create_dir(&elsewhere).unwrap();
-        assert!(
-            publish(&elsewhere, &manifest)
-                .unwrap_err()
-                .to_string()
-                .contains("named for step 21")
-        );
+        assert!(publish(&elsewhere, &manifest).unwrap_err().to_string().contains("named for step 21"));
         assert_eq!(newest_whole(folder.path()).unwrap().0, None);
     }
 
@@ -328,18 +283,9 @@ pub(crate) mod tests {
         write_step(folder.path(), 20);
         // Killed between the temporary manifest and its name.
         let (killed, manifest) = write_step(folder.path(), 30);
-        fs::write(
-            killed.join("manifest.json.partial-1"),
-            serde_json::to_vec(&manifest).unwrap(),
-        )
-        .unwrap();
+        fs::write(killed.join("manifest.json.partial-1"), serde_json::to_vec(&manifest).unwrap()).unwrap();
         let cut = save(folder.path(), 40);
-        fs::File::options()
-            .write(true)
-            .open(cut.join(&manifest.files[0].name))
-            .unwrap()
-            .set_len(8)
-            .unwrap();
+        fs::File::options().write(true).open(cut.join(&manifest.files[0].name)).unwrap().set_len(8).unwrap();
         let garbled = save(folder.path(), 50);
         fs::write(garbled.join(MANIFEST_FILE), "{").unwrap();
         let newer = save(folder.path(), 60);
@@ -368,16 +314,9 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let directory = save(folder.path(), 20);
         let path = directory.join(MANIFEST_FILE);
-        let text = fs::read_to_string(&path)
-            .unwrap()
-            .replace("rank-00001", "../rank-00001");
+        let text = fs::read_to_string(&path).unwrap().replace("rank-00001", "../rank-00001");
         fs::write(&path, text).unwrap();
-        assert!(
-            open_step(&directory)
-                .unwrap_err()
-                .to_string()
-                .contains("is not of the form")
-        );
+        assert!(open_step(&directory).unwrap_err().to_string().contains("is not of the form"));
     }
 
     #[test]
@@ -396,10 +335,7 @@ pub(crate) mod tests {
         manifest.files[0].tensors[0].dtype = Dtype::BF16;
         publish(&directory, &manifest).unwrap();
         let error = verify(&directory).unwrap_err().to_string();
-        assert!(
-            error.contains("has 4 elements of F32, its manifest says 4 of BF16"),
-            "{error}"
-        );
+        assert!(error.contains("has 4 elements of F32, its manifest says 4 of BF16"), "{error}");
     }
 
     #[test]

@@ -58,8 +58,7 @@ impl SafetensorsReader {
             ));
         }
         let mut length = [0; 8];
-        file.read_exact_at(&mut length, 0)
-            .map_err(CheckpointError::io("read", path))?;
+        file.read_exact_at(&mut length, 0).map_err(CheckpointError::io("read", path))?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER_BYTES || length > bytes - 8 {
             let reason = format!(
@@ -68,17 +67,11 @@ impl SafetensorsReader {
             return Err(CheckpointError::bad_file(path, reason));
         }
         let mut json = vec![0; length as usize];
-        file.read_exact_at(&mut json, 8)
-            .map_err(CheckpointError::io("read", path))?;
+        file.read_exact_at(&mut json, 8).map_err(CheckpointError::io("read", path))?;
         let data_begin = 8 + length;
         let header =
             Header::parse(&json, bytes - data_begin).map_err(|reason| CheckpointError::bad_file(path, reason))?;
-        Ok(SafetensorsReader {
-            path: path.to_owned(),
-            file,
-            data_begin,
-            header,
-        })
+        Ok(SafetensorsReader { path: path.to_owned(), file, data_begin, header })
     }
 
     /// The file's path.
@@ -124,10 +117,7 @@ impl SafetensorsReader {
         let all = (tensor.end - tensor.begin) as usize / dtype.size();
         let Range { start, end } = elements;
         if start > end || end > all || end - start != values.len() {
-            let reason = format!(
-                "elements {start} to {end} of {all} were asked for, with room for {}",
-                values.len()
-            );
+            let reason = format!("elements {start} to {end} of {all} were asked for, with room for {}", values.len());
             return Err(self.bad_range(name, reason));
         }
         let mut position = self.data_begin + tensor.begin + (start * dtype.size()) as u64;
@@ -156,15 +146,11 @@ impl SafetensorsReader {
     }
 
     fn find(&self, name: &str) -> Result<(Dtype, &HeaderTensor)> {
-        let tensor = self
-            .header
-            .tensors
-            .get(name)
-            .ok_or_else(|| CheckpointError::MissingTensor {
-                path: self.path.clone(),
-                tensor: name.to_string(),
-                near: nearest(name, self.names()),
-            })?;
+        let tensor = self.header.tensors.get(name).ok_or_else(|| CheckpointError::MissingTensor {
+            path: self.path.clone(),
+            tensor: name.to_string(),
+            near: nearest(name, self.names()),
+        })?;
         let dtype = Dtype::from_name(&tensor.dtype).ok_or_else(|| CheckpointError::UnsupportedDtype {
             path: self.path.clone(),
             tensor: name.to_string(),
@@ -174,27 +160,16 @@ impl SafetensorsReader {
     }
 
     fn read_exact(&self, name: &str, position: u64, bytes: &mut [u8]) -> Result<()> {
-        self.file
-            .read_exact_at(bytes, position)
-            .map_err(|source| match source.kind() {
-                std::io::ErrorKind::UnexpectedEof => CheckpointError::bad_file(
-                    &self.path,
-                    format!("it ended inside tensor {name}, since it was opened"),
-                ),
-                _ => CheckpointError::Io {
-                    action: "read",
-                    path: self.path.clone(),
-                    source,
-                },
-            })
+        self.file.read_exact_at(bytes, position).map_err(|source| match source.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                CheckpointError::bad_file(&self.path, format!("it ended inside tensor {name}, since it was opened"))
+            }
+            _ => CheckpointError::Io { action: "read", path: self.path.clone(), source },
+        })
     }
 
     fn bad_range(&self, name: &str, reason: String) -> CheckpointError {
-        CheckpointError::BadRange {
-            path: self.path.clone(),
-            tensor: name.to_string(),
-            reason,
-        }
+        CheckpointError::BadRange { path: self.path.clone(), tensor: name.to_string(), reason }
     }
 }
 
@@ -202,10 +177,7 @@ impl SafetensorsReader {
 pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     let allowed = (name.chars().count() / 3).max(3);
     let distances = names.map(|candidate| (strsim::levenshtein(name, candidate), candidate));
-    distances
-        .filter(|(distance, _)| *distance <= allowed)
-        .min()
-        .map(|(_, candidate)| candidate.to_string())
+    distances.filter(|(distance, _)| *distance <= allowed).min().map(|(_, candidate)| candidate.to_string())
 }
 
 #[cfg(test)]
@@ -218,18 +190,9 @@ mod tests {
         let floats: Vec<u8> = (0..6).flat_map(|value| (value as f32).to_le_bytes()).collect();
         let integers: Vec<u8> = 7i64.to_le_bytes().to_vec();
         let tensors = [
-            (
-                "weight",
-                TensorView::new(OfficialDtype::F32, vec![2, 3], &floats).unwrap(),
-            ),
-            (
-                "half",
-                TensorView::new(OfficialDtype::F16, vec![4], &[0, 0x3c, 0, 0x40, 0, 0xbc, 0, 0]).unwrap(),
-            ),
-            (
-                "position_ids",
-                TensorView::new(OfficialDtype::I64, vec![1], &integers).unwrap(),
-            ),
+            ("weight", TensorView::new(OfficialDtype::F32, vec![2, 3], &floats).unwrap()),
+            ("half", TensorView::new(OfficialDtype::F16, vec![4], &[0, 0x3c, 0, 0x40, 0, 0xbc, 0, 0]).unwrap()),
+            ("position_ids", TensorView::new(OfficialDtype::I64, vec![1], &integers).unwrap()),
         ];
         let content = safetensors::serialize(tensors, None).unwrap();
         fs::write(path, &content).unwrap();
@@ -249,10 +212,7 @@ mod tests {
         reader.read_f32("half", 0..3, &mut values).unwrap();
         assert_eq!(values, [1.0, 2.0, -1.0]);
         let entry = reader.entry("weight").unwrap();
-        assert_eq!(
-            (entry.dtype, entry.shape.as_slice(), entry.elements()),
-            (Dtype::F32, &[2, 3][..], 6)
-        );
+        assert_eq!((entry.dtype, entry.shape.as_slice(), entry.elements()), (Dtype::F32, &[2, 3][..], 6));
         let mut bytes = [0; 4];
         reader.read_bytes("half", 2, &mut bytes).unwrap();
         assert_eq!(bytes, [0, 0x40, 0, 0xbc]);
@@ -272,19 +232,10 @@ mod tests {
             ("wieght", 0, 3, "hint: the nearest name there is weight"),
             ("position_ids", 0, 1, "tensor position_ids in"),
         ] {
-            let error = reader
-                .read_f32(name, Range { start, end }, &mut values)
-                .unwrap_err()
-                .to_string();
+            let error = reader.read_f32(name, Range { start, end }, &mut values).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
-        assert!(
-            reader
-                .entry("position_ids")
-                .unwrap_err()
-                .to_string()
-                .contains("has type I64")
-        );
+        assert!(reader.entry("position_ids").unwrap_err().to_string().contains("has type I64"));
         assert!(!reader.entry("nothing.alike").unwrap_err().to_string().contains("hint"));
         assert!(reader.read_bytes("half", 8, &mut [0]).is_err());
         assert!(reader.read_bytes("half", u64::MAX, &mut [0]).is_err());
@@ -297,11 +248,7 @@ mod tests {
         let content = official(&path);
         for length in 0..content.len() {
             fs::write(&path, &content[..length]).unwrap();
-            assert!(
-                SafetensorsReader::open(&path).is_err(),
-                "{length} of {} bytes",
-                content.len()
-            );
+            assert!(SafetensorsReader::open(&path).is_err(), "{length} of {} bytes", content.len());
         }
         fs::write(&path, [&content[..], &[0]].concat()).unwrap();
         assert!(SafetensorsReader::open(&path).is_err());
@@ -312,12 +259,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
         fs::write(&path, u64::MAX.to_le_bytes()).unwrap();
-        assert!(
-            SafetensorsReader::open(&path)
-                .unwrap_err()
-                .to_string()
-                .contains("a header of 18446744073709551615")
-        );
+        assert!(SafetensorsReader::open(&path).unwrap_err().to_string().contains("a header of 18446744073709551615"));
     }
 
     #[test]
@@ -329,9 +271,7 @@ mod tests {
         let mut state = 1u64;
         let mut next = |bound: usize| {
             // A linear congruential generator is random enough to choose bytes to break.
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (state >> 33) as usize % bound
         };
         let (mut refused, mut values) = (0, vec![0.0; 6]);
@@ -340,11 +280,7 @@ mod tests {
             for _ in 0..1 + next(3) {
                 let choices = br#"{}[]",:0123456789-eF"#;
                 let at = next(header_end);
-                broken[at] = if next(2) == 0 {
-                    choices[next(choices.len())]
-                } else {
-                    next(256) as u8
-                };
+                broken[at] = if next(2) == 0 { choices[next(choices.len())] } else { next(256) as u8 };
             }
             fs::write(&path, &broken).unwrap();
             match SafetensorsReader::open(&path) {

@@ -27,11 +27,7 @@ pub enum ClearedWhat {
 /// Which of these steps (`(step, whole)`) may go so that the newest `keep` whole ones stay. At least one whole one always
 /// stays; what is not whole is never in the answer, since it may be a save that goes on just now.
 pub fn plan_deletion(steps: &[(u64, bool)], keep: usize) -> Vec<u64> {
-    let mut whole: Vec<u64> = steps
-        .iter()
-        .filter(|(_, whole)| *whole)
-        .map(|(step, _)| *step)
-        .collect();
+    let mut whole: Vec<u64> = steps.iter().filter(|(_, whole)| *whole).map(|(step, _)| *step).collect();
     whole.sort_unstable();
     whole.truncate(whole.len().saturating_sub(keep.max(1)));
     whole
@@ -41,10 +37,7 @@ pub fn plan_deletion(steps: &[(u64, bool)], keep: usize) -> Vec<u64> {
 /// newer one was published.
 pub fn delete_old(checkpoints: &Path, keep: usize) -> Result<Vec<PathBuf>> {
     let steps = steps(checkpoints)?;
-    let states: Vec<_> = steps
-        .iter()
-        .map(|(step, directory)| (*step, open_step(directory).is_ok()))
-        .collect();
+    let states: Vec<_> = steps.iter().map(|(step, directory)| (*step, open_step(directory).is_ok())).collect();
     let plan = plan_deletion(&states, keep);
     let mut deleted = Vec::new();
     for (_, directory) in steps.into_iter().filter(|(step, _)| plan.contains(step)) {
@@ -144,16 +137,8 @@ mod tests {
         fs::write(folder.path().join("step-notes"), "").unwrap();
         let cleared = prepare_to_resume(folder.path(), 20).unwrap();
         assert_eq!(cleared.len(), 2);
-        assert_eq!(
-            cleared[0],
-            Cleared {
-                directory: unfinished.clone(),
-                what: ClearedWhat::RemovedUnfinished
-            }
-        );
-        let ClearedWhat::MovedTo(aside) = &cleared[1].what else {
-            panic!("{cleared:?}")
-        };
+        assert_eq!(cleared[0], Cleared { directory: unfinished.clone(), what: ClearedWhat::RemovedUnfinished });
+        let ClearedWhat::MovedTo(aside) = &cleared[1].what else { panic!("{cleared:?}") };
         assert!(aside.join(MANIFEST_FILE).exists());
         assert!(older.exists() && chosen.exists() && !unfinished.exists() && !later.exists());
         assert_eq!(newest_whole(folder.path()).unwrap().0.unwrap().directory, chosen);

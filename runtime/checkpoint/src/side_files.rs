@@ -67,11 +67,7 @@ fn with_dtype(content: &[u8], dtype: Dtype) -> Result<String, String> {
     };
     let keys = ["dtype", "torch_dtype"];
     let present: Vec<&str> = keys.into_iter().filter(|key| map.contains_key(*key)).collect();
-    for key in if present.is_empty() {
-        vec!["torch_dtype"]
-    } else {
-        present
-    } {
+    for key in if present.is_empty() { vec!["torch_dtype"] } else { present } {
         map.insert(key.to_string(), dtype.config_name().into());
     }
     Ok(format!("{config:#}\n"))
@@ -93,15 +89,9 @@ mod tests {
         let keys: Vec<_> = config.as_object().unwrap().keys().cloned().collect();
         assert_eq!(keys, ["rope_theta", "torch_dtype", "rms_norm_eps", "b", "a"]);
         let newer = with_dtype(br#"{"dtype": "float32"}"#, Dtype::BF16).unwrap();
-        assert_eq!(
-            serde_json::from_str::<Value>(&newer).unwrap(),
-            serde_json::json!({"dtype": "bfloat16"})
-        );
+        assert_eq!(serde_json::from_str::<Value>(&newer).unwrap(), serde_json::json!({"dtype": "bfloat16"}));
         let none = with_dtype(b"{}", Dtype::F32).unwrap();
-        assert_eq!(
-            serde_json::from_str::<Value>(&none).unwrap(),
-            serde_json::json!({"torch_dtype": "float32"})
-        );
+        assert_eq!(serde_json::from_str::<Value>(&none).unwrap(), serde_json::json!({"torch_dtype": "float32"}));
         assert!(with_dtype(b"[]", Dtype::F32).is_err());
     }
 
@@ -120,9 +110,7 @@ mod tests {
         for name in names {
             fs::write(source.path().join(name), name).unwrap();
         }
-        let error = copy_side_files(source.path(), target.path(), Dtype::F32)
-            .unwrap_err()
-            .to_string();
+        let error = copy_side_files(source.path(), target.path(), Dtype::F32).unwrap_err().to_string();
         assert!(error.contains("config.json"), "{error}");
         fs::write(source.path().join(CONFIG_FILE), "{}").unwrap();
         std::os::unix::fs::symlink(source.path().join("trainer.py"), source.path().join("merges.txt")).unwrap();

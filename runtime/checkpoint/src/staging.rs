@@ -23,11 +23,7 @@ impl StagingDirectory {
     pub fn create(target: &Path) -> Result<Self> {
         let path = beside(target, PARTIAL)?;
         fs::create_dir(&path).map_err(CheckpointError::io("create", &path))?;
-        Ok(StagingDirectory {
-            path,
-            target: target.to_owned(),
-            committed: false,
-        })
+        Ok(StagingDirectory { path, target: target.to_owned(), committed: false })
     }
 
     /// Where to write.
@@ -128,10 +124,7 @@ fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
 }
 
 fn unsupported(error: &std::io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)
-    )
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP))
 }
 
 fn already_exists(error: &std::io::Error) -> bool {
@@ -140,11 +133,7 @@ fn already_exists(error: &std::io::Error) -> bool {
 
 fn remove_any(path: &Path) -> Result<()> {
     let metadata = fs::symlink_metadata(path).map_err(CheckpointError::io("delete", path))?;
-    let removed = if metadata.is_dir() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    };
+    let removed = if metadata.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     removed.map_err(CheckpointError::io("delete", path))
 }
 
@@ -182,10 +171,7 @@ mod tests {
 
     fn names(folder: &Path) -> Vec<String> {
         let paths = list(folder).unwrap();
-        paths
-            .iter()
-            .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
-            .collect()
+        paths.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
     }
 
     #[test]
@@ -230,10 +216,7 @@ mod tests {
         fs::create_dir(folder.path().join("model.partial-1")).unwrap();
         fs::create_dir(folder.path().join("model.replaced-1")).unwrap();
         fs::create_dir(folder.path().join("modelling")).unwrap();
-        assert_eq!(
-            StagingDirectory::remove_leftovers(&target).unwrap(),
-            [folder.path().join("model.partial-1")]
-        );
+        assert_eq!(StagingDirectory::remove_leftovers(&target).unwrap(), [folder.path().join("model.partial-1")]);
         assert_eq!(names(folder.path()), ["model", "modelling"]);
     }
 }

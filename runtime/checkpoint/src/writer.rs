@@ -28,10 +28,7 @@ pub fn digest_file(path: &Path) -> Result<FileDigest> {
     let bytes = file.metadata().map_err(CheckpointError::io("read", path))?.len();
     let mut hasher = blake3::Hasher::new();
     hash_range(&file, path, 0, bytes, &mut hasher)?;
-    Ok(FileDigest {
-        bytes,
-        blake3: hasher.finalize().to_hex().to_string(),
-    })
+    Ok(FileDigest { bytes, blake3: hasher.finalize().to_hex().to_string() })
 }
 
 /// A safetensors file that is being written. Every byte of every tensor is written once; dropped before
@@ -86,21 +83,15 @@ impl SafetensorsWriter {
         hasher: Option<blake3::Hasher>,
     ) -> Result<Self> {
         let layout = encode(entries, metadata);
-        let (header, begins, bytes) = layout.map_err(|reason| CheckpointError::BadLayout {
-            path: path.to_owned(),
-            reason,
-        })?;
+        let (header, begins, bytes) =
+            layout.map_err(|reason| CheckpointError::BadLayout { path: path.to_owned(), reason })?;
         let created = File::options().read(true).write(true).create_new(true).open(path);
         let file = created.map_err(|source| match source.kind() {
             std::io::ErrorKind::AlreadyExists => CheckpointError::Exists {
                 path: path.to_owned(),
                 hint: "it belongs to another run or another attempt; nothing is written over",
             },
-            _ => CheckpointError::Io {
-                action: "create",
-                path: path.to_owned(),
-                source,
-            },
+            _ => CheckpointError::Io { action: "create", path: path.to_owned(), source },
         })?;
         let tensors = entries.iter().zip(begins).map(|(entry, begin)| Target {
             entry: entry.clone(),
@@ -111,11 +102,7 @@ impl SafetensorsWriter {
         let mut writer = SafetensorsWriter {
             path: path.to_owned(),
             file,
-            names: entries
-                .iter()
-                .enumerate()
-                .map(|(index, entry)| (entry.name.clone(), index))
-                .collect(),
+            names: entries.iter().enumerate().map(|(index, entry)| (entry.name.clone(), index)).collect(),
             tensors: tensors.collect(),
             bytes,
             hasher,
@@ -145,26 +132,16 @@ impl SafetensorsWriter {
     pub fn write_at(&mut self, name: &str, byte_offset: u64, bytes: &[u8]) -> Result<()> {
         let index = self.index(name)?;
         let target = &mut self.tensors[index];
-        let end = byte_offset
-            .checked_add(bytes.len() as u64)
-            .filter(|end| *end <= target.bytes);
+        let end = byte_offset.checked_add(bytes.len() as u64).filter(|end| *end <= target.bytes);
         let reason = match end {
-            None => Some(format!(
-                "{} bytes at byte {byte_offset} do not fit into its {}",
-                bytes.len(),
-                target.bytes
-            )),
+            None => Some(format!("{} bytes at byte {byte_offset} do not fit into its {}", bytes.len(), target.bytes)),
             Some(end) if !target.written.insert(byte_offset, end) => {
                 Some(format!("some of its bytes {byte_offset} to {end} were written before"))
             }
             Some(_) => None,
         };
         if let Some(reason) = reason {
-            return Err(CheckpointError::BadRange {
-                path: self.path.clone(),
-                tensor: name.to_string(),
-                reason,
-            });
+            return Err(CheckpointError::BadRange { path: self.path.clone(), tensor: name.to_string(), reason });
         }
         let position = target.begin + byte_offset;
         self.put(position, bytes)
@@ -190,11 +167,7 @@ impl SafetensorsWriter {
 
     /// Checks that every byte was written, syncs the file to disk, and gives its size and hash.
     pub fn finish(mut self) -> Result<FileDigest> {
-        if let Some(target) = self
-            .tensors
-            .iter()
-            .find(|target| target.written.total() != target.bytes)
-        {
+        if let Some(target) = self.tensors.iter().find(|target| target.written.total() != target.bytes) {
             return Err(CheckpointError::Incomplete {
                 path: self.path.clone(),
                 tensor: target.entry.name.clone(),
@@ -207,31 +180,21 @@ impl SafetensorsWriter {
             hash_range(&self.file, &self.path, self.hashed, self.bytes, hasher)?;
             blake3 = hasher.finalize().to_hex().to_string();
         }
-        self.file
-            .sync_all()
-            .map_err(CheckpointError::write(&self.path, self.bytes))?;
+        self.file.sync_all().map_err(CheckpointError::write(&self.path, self.bytes))?;
         self.finished = true;
-        Ok(FileDigest {
-            bytes: self.bytes,
-            blake3,
-        })
+        Ok(FileDigest { bytes: self.bytes, blake3 })
     }
 
     fn index(&self, name: &str) -> Result<usize> {
-        self.names
-            .get(name)
-            .copied()
-            .ok_or_else(|| CheckpointError::MissingTensor {
-                path: self.path.clone(),
-                tensor: name.to_string(),
-                near: None,
-            })
+        self.names.get(name).copied().ok_or_else(|| CheckpointError::MissingTensor {
+            path: self.path.clone(),
+            tensor: name.to_string(),
+            near: None,
+        })
     }
 
     fn put(&mut self, position: u64, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all_at(bytes, position)
-            .map_err(CheckpointError::write(&self.path, self.bytes))?;
+        self.file.write_all_at(bytes, position).map_err(CheckpointError::write(&self.path, self.bytes))?;
         if let Some(hasher) = &mut self.hasher
             && position == self.hashed
         {
@@ -256,8 +219,7 @@ fn hash_range(file: &File, path: &Path, begin: u64, end: u64, hasher: &mut blake
     let mut position = begin;
     while position < end {
         let length = (buffer.len() as u64).min(end - position) as usize;
-        file.read_exact_at(&mut buffer[..length], position)
-            .map_err(CheckpointError::io("read", path))?;
+        file.read_exact_at(&mut buffer[..length], position).map_err(CheckpointError::io("read", path))?;
         hasher.update(&buffer[..length]);
         position += length as u64;
     }
@@ -301,10 +263,7 @@ mod tests {
     use super::*;
 
     fn entries() -> Vec<TensorEntry> {
-        vec![
-            TensorEntry::new("first", Dtype::F32, [2, 3]),
-            TensorEntry::new("second", Dtype::BF16, [4]),
-        ]
+        vec![TensorEntry::new("first", Dtype::F32, [2, 3]), TensorEntry::new("second", Dtype::BF16, [4])]
     }
 
     fn create(folder: &tempfile::TempDir) -> SafetensorsWriter {
@@ -388,20 +347,11 @@ mod tests {
     #[test]
     fn a_file_without_tensors_and_empty_tensors_can_be_finished() {
         let folder = tempfile::tempdir().unwrap();
-        for (name, entries) in [
-            ("none", vec![]),
-            ("empty", vec![TensorEntry::new("a", Dtype::F16, [0, 3])]),
-        ] {
+        for (name, entries) in [("none", vec![]), ("empty", vec![TensorEntry::new("a", Dtype::F16, [0, 3])])] {
             let path = folder.path().join(name);
-            SafetensorsWriter::create(&path, &entries, &BTreeMap::new())
-                .unwrap()
-                .finish()
-                .unwrap();
+            SafetensorsWriter::create(&path, &entries, &BTreeMap::new()).unwrap().finish().unwrap();
             let content = fs::read(&path).unwrap();
-            assert_eq!(
-                safetensors::SafeTensors::deserialize(&content).unwrap().len(),
-                entries.len()
-            );
+            assert_eq!(safetensors::SafeTensors::deserialize(&content).unwrap().len(), entries.len());
         }
     }
 }
