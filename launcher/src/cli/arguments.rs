@@ -1,0 +1,219 @@
+//! What can be typed, with its help.
+
+use clap::builder::styling::AnsiColor;
+use clap::builder::{StyledStr, Styles};
+use clap::{Arg, ArgAction, Command, value_parser};
+use zerofold_configs::{ComputeDtype, DefaultValue, GenerateRequest, Group, KEYS, Key, Kind, flag_names};
+
+/// A longer list of names stands in the help line, not in place of the value.
+const PLACEHOLDER_LETTERS: usize = 24;
+
+const EXAMPLES: &str = "\
+Examples:
+  launch --nproc 2 --config zero3.yaml train
+      fine-tune the demo model on two processes, everything sharded
+  launch --config zero3.yaml train --learning_rate 5e-5 --output_dir runs/second
+      the same with two values changed; every key of the file is a flag
+  launch --config accelerate.yaml train --model_name_or_path FOLDER --dataset FILE --output_dir X
+      an Accelerate file of your own, the rest by flags
+  launch --config zero3.yaml --resume train
+      go on from the newest whole checkpoint
+  launch generate --model runs/zero3/model --chat \"Hello\"
+      ask the result something
+
+Presets for --config: ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml.
+`launch train --help` lists every key, `launch generate --help` what generating can do.";
+
+const TRAIN_NOTE: &str = "Each of these is also a key of the file, in its section `training:` or in Accelerate's own part, \
+    and can be given by --set KEY=VALUE. Flags go before --set, --set before the file, the file before the defaults.";
+
+const GENERATE_EXAMPLES: &str = "\
+Examples:
+  launch generate --model FOLDER                        chat at the terminal
+  launch generate --model FOLDER --chat \"Hello\"         one answer
+  launch generate --model FOLDER --prompt \"Once upon\"   continue a text
+  launch generate --model FOLDER --dataset held-out.jsonl --output answers.jsonl
+      answer each example, and compare with the answer that stands there";
+
+/// The option whose value may be left out, and what it is then, by its name with `_` or `-`.
+pub(super) fn value_when_bare(name: &str) -> Option<&'static str> {
+    let name = name.replace('-', "_");
+    if name == "resume" {
+        return Some("newest");
+    }
+    let key = KEYS.iter().find(|key| key.name == name);
+    match key {
+        Some(key) => (key.kind == Kind::Switch).then_some("true"),
+        None => flag_names().contains(&name.as_str()).then_some("true"),
+    }
+}
+
+/// The whole command line.
+pub(super) fn command() -> Command {
+    let styles = Styles::styled()
+        .header(AnsiColor::Green.on_default().bold())
+        .usage(AnsiColor::Green.on_default().bold())
+        .literal(AnsiColor::Cyan.on_default().bold())
+        .placeholder(AnsiColor::Cyan.on_default());
+    Command::new("launch")
+        .about("Fine-tunes Hugging Face language models on many devices at once, with ZeRO sharding.")
+        .version(env!("CARGO_PKG_VERSION"))
+        .styles(styles)
+        .max_term_width(110)
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch generate --model FOLDER [OPTIONS]")
+        .after_help(EXAMPLES)
+        .allow_external_subcommands(true)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .args_override_self(true)
+        .args(job_options())
+        .args(key_flags(true))
+        .subcommand(train())
+        .subcommand(generate())
+}
+
+fn train() -> Command {
+    Command::new("train")
+        .about("Fine-tune a model: one process per rank, supervised until the model is written")
+        .override_usage("launch [OPTIONS] train [OPTIONS]")
+        .after_help(TRAIN_NOTE)
+        .args_override_self(true)
+        .args(job_options())
+        .args(key_flags(false))
+        // Somebody who comes from `accelerate launch … train.py`.
+        .arg(Arg::new("script").hide(true).num_args(0..).trailing_var_arg(true))
+}
+
+/// The options of the job, the same before and after the command.
+fn job_options() -> Vec<Arg> {
+    vec![
+        option("nproc", "N", "Processes to start, one rank each [default: the file's num_processes, else 1]")
+            .value_parser(value_parser!(u32).range(1..))
+            .visible_alias("nproc_per_node")
+            .alias("nproc-per-node"),
+        option("config", "FILE", "A YAML file (Accelerate's form, with a section `training:`), or a preset's name")
+            .visible_alias("config_file")
+            .alias("config-file"),
+        option("set", "KEY=VALUE", "Set one key, as if it stood in the file; may be given often")
+            .action(ArgAction::Append),
+        option("resume", "STEP", "Go on from a step's folder; without a value, from the newest whole checkpoint")
+            .num_args(0..=1)
+            .default_missing_value("newest"),
+        option("timeout", "SECONDS", "How long a rank may take to join, or be silent [default: 1800]")
+            .value_parser(value_parser!(u64).range(1..)),
+        option("grace", "SECONDS", "How long ranks may take to stop when asked (Ctrl-C, SIGTERM) [default: 60]")
+            .value_parser(value_parser!(u64)),
+        Arg::new("quiet").long("quiet").short('q').action(ArgAction::SetTrue).help("Print errors and the result only"),
+    ]
+}
+
+fn option(name: &'static str, value: &'static str, help: impl Into<StyledStr>) -> Arg {
+    Arg::new(name).long(name).value_name(value).help(help.into())
+}
+
+/// One flag per key. Known names of other programs that have no line of their own are accepted too: the configuration
+/// knows what to answer.
+fn key_flags(hide: bool) -> Vec<Arg> {
+    let keys = Group::ALL.into_iter().flat_map(|group| KEYS.iter().filter(move |key| key.group == group));
+    let mut flags: Vec<Arg> = keys.map(|key| key_flag(key).hide(hide)).collect();
+    let taken =
+        ["nproc", "nproc_per_node", "config", "config_file", "set", "resume", "timeout", "grace", "quiet", "help"];
+    for name in flag_names() {
+        if !taken.contains(&name) && !KEYS.iter().any(|key| key.name == name) {
+            flags.push(bare_means_true(flag(name)).hide(true));
+        }
+    }
+    flags
+}
+
+fn key_flag(key: &Key) -> Arg {
+    let placeholder = key.kind.placeholder();
+    let (value, names) = match placeholder.len() > PLACEHOLDER_LETTERS {
+        true => ("NAME", format!(": {}", placeholder.replace('|', ", "))),
+        false => (placeholder.as_str(), String::new()),
+    };
+    let default = match key.default {
+        DefaultValue::Required => " [required]".to_owned(),
+        DefaultValue::Unset => String::new(),
+        default => format!(" [default: {default}]"),
+    };
+    let help = format!("{}{names}{default}", key.help);
+    let arg = flag(key.name).value_name(value.to_owned()).help(help).help_heading(key.group.title());
+    if key.kind == Kind::Switch { bare_means_true(arg) } else { arg }
+}
+
+fn flag(name: &'static str) -> Arg {
+    let arg = Arg::new(name).long(name).allow_negative_numbers(true);
+    if name.contains('_') { arg.alias(name.replace('_', "-")) } else { arg }
+}
+
+fn bare_means_true(arg: Arg) -> Arg {
+    arg.num_args(0..=1).default_missing_value("true")
+}
+
+fn generate() -> Command {
+    let defaults = GenerateRequest::new("");
+    let number = |name: &'static str, value: &'static str, help: &str, default: String| {
+        flag(name).value_name(value).help(format!("{help} [default: {default}]")).help_heading("Sampling")
+    };
+    Command::new("generate")
+        .about("Answer, continue or chat with a model folder")
+        .override_usage("launch generate --model FOLDER [OPTIONS]")
+        .after_help(GENERATE_EXAMPLES)
+        .args_override_self(true)
+        .arg(option("model", "FOLDER", "The Hugging Face model folder").required(true))
+        .arg(option("prompt", "TEXT", "Continue this text").conflicts_with_all(["chat", "dataset"]))
+        .arg(
+            option("chat", "TEXT", "Answer this message by the chat template; without a text, chat")
+                .num_args(0..=1)
+                .default_missing_value("")
+                .conflicts_with("dataset"),
+        )
+        .arg(option("system", "TEXT", "The system message of the chat"))
+        .arg(option("dataset", "FILE", "Answer each example of a JSONL file with `messages`, and compare"))
+        .arg(option("output", "FILE", "Where the answers to --dataset are written, as JSONL").requires("dataset"))
+        .arg(
+            option("limit", "N", "At most so many examples of --dataset")
+                .value_parser(value_parser!(u64).range(1..))
+                .requires("dataset"),
+        )
+        .arg(
+            number("max_new_tokens", "N", "At most so many new tokens", defaults.max_new_tokens.to_string())
+                .value_parser(value_parser!(u32).range(1..)),
+        )
+        .arg(
+            number(
+                "temperature",
+                "X",
+                "Softmax temperature; 0 takes the likeliest token",
+                defaults.temperature.to_string(),
+            )
+            .value_parser(temperature),
+        )
+        .arg(
+            number("top_p", "X", "Sample among the likeliest tokens that hold this share", defaults.top_p.to_string())
+                .value_parser(top_p),
+        )
+        .arg(
+            number("top_k", "N", "Sample among so many likeliest tokens; 0 means all", defaults.top_k.to_string())
+                .value_parser(value_parser!(u32)),
+        )
+        .arg(number("seed", "N", "Seed of the sampling", defaults.seed.to_string()).value_parser(value_parser!(u64)))
+        .arg(
+            option("dtype", "NAME", format!("The type to compute in [default: {}]", defaults.dtype))
+                .value_parser(clap::builder::PossibleValuesParser::new(ComputeDtype::NAMES)),
+        )
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    bounded(text, |number| number >= 0.0, "temperature is a number of 0 or more")
+}
+
+fn top_p(text: &str) -> Result<f64, String> {
+    bounded(text, |number| number > 0.0 && number <= 1.0, "top_p is a number above 0, at most 1")
+}
+
+fn bounded(text: &str, fits: impl Fn(f64) -> bool, words: &str) -> Result<f64, String> {
+    let number = text.trim().parse::<f64>().ok().filter(|number| number.is_finite() && fits(*number));
+    number.ok_or_else(|| words.to_owned())
+}

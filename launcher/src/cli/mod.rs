@@ -1,0 +1,206 @@
+//! The command line: `launch [options] COMMAND [options]`.
+//!
+//! As typed → what is meant ([`Meant`]). Options of the job and every key may stand before or after the command; what
+//! stands after goes before.
+
+mod arguments;
+mod generate;
+mod train;
+
+use std::ffi::OsString;
+
+use clap::ArgMatches;
+use zerofold_configs::{GenerateRequest, nearest};
+
+use crate::error::LaunchError;
+use crate::train::TrainOptions;
+
+/// The commands.
+const COMMANDS: [&str; 2] = ["train", "generate"];
+
+/// What a command line means.
+#[derive(Clone, Debug)]
+pub enum Meant {
+    /// Train.
+    Train(Box<TrainOptions>),
+    /// Generate.
+    Generate(Box<GenerateRequest>),
+}
+
+/// Why there is nothing to run.
+#[derive(Debug)]
+pub enum CliError {
+    /// Help, the version, or an error with usage, as clap words it.
+    Clap(clap::Error),
+    /// An error of ours.
+    Launch(LaunchError),
+}
+
+impl From<clap::Error> for CliError {
+    fn from(error: clap::Error) -> Self {
+        CliError::Clap(error)
+    }
+}
+
+impl From<LaunchError> for CliError {
+    fn from(error: LaunchError) -> Self {
+        CliError::Launch(error)
+    }
+}
+
+/// Reads a command line, program name first. `on_terminal` tells whether a person can type on standard input.
+pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Result<Meant, CliError> {
+    let words = attach_commands(words.into_iter().collect());
+    let matches = arguments::command().try_get_matches_from(words)?;
+    match matches.subcommand() {
+        Some(("train", after)) => Ok(Meant::Train(Box::new(train::meant(&matches, after)?))),
+        Some(("generate", after)) => {
+            if let Some(name) = train::job_options_given(&matches) {
+                let message = format!("--{name} has no meaning for generate");
+                return Err(LaunchError::usage(message, "see `launch generate --help`").into());
+            }
+            Ok(Meant::Generate(Box::new(generate::meant(after, on_terminal)?)))
+        }
+        Some((other, _)) => Err(not_a_command(other).into()),
+        None => Err(LaunchError::usage("no command", "the commands are train and generate").into()),
+    }
+}
+
+/// `--resume train` and `--bf16 train` mean the command `train`, not a value: a word that is a command is never taken by an
+/// option whose value may be left out.
+fn attach_commands(mut words: Vec<OsString>) -> Vec<OsString> {
+    for index in 1..words.len().saturating_sub(1) {
+        let next_is_command = COMMANDS.iter().any(|command| words[index + 1] == *command);
+        let Some(word) = words[index].to_str() else { continue };
+        let Some(default) = word.strip_prefix("--").and_then(arguments::value_when_bare) else {
+            continue;
+        };
+        if next_is_command {
+            words[index] = format!("{word}={default}").into();
+        }
+    }
+    words
+}
+
+fn not_a_command(word: &str) -> LaunchError {
+    if word.ends_with(".py") {
+        return LaunchError::usage(
+            format!("{word}: launch runs no script; its command is `train`"),
+            "what the script sets is given by --config FILE and by flags of the same names, for example:\n      launch --nproc \
+             2 --config zero3.yaml train --model_name_or_path FOLDER --dataset FILE.jsonl --output_dir runs/mine",
+        );
+    }
+    let hint = match nearest(word, COMMANDS) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => "the commands are train and generate; see `launch --help`".to_owned(),
+    };
+    LaunchError::usage(format!("`{word}` is no command"), hint)
+}
+
+/// The value of an option, as typed after the command, else before it.
+fn last<'a>(name: &str, before: &'a ArgMatches, after: &'a ArgMatches) -> Option<&'a String> {
+    let value = |matches: &'a ArgMatches| matches.try_get_one::<String>(name).ok().flatten();
+    value(after).or_else(|| value(before))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run_folder::Resume;
+    use std::time::Duration;
+
+    fn parse_line(line: &str) -> Result<Meant, CliError> {
+        parse(line.split_whitespace().map(OsString::from), false)
+    }
+
+    fn train(line: &str) -> TrainOptions {
+        match parse_line(line) {
+            Ok(Meant::Train(options)) => *options,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn error(line: &str) -> String {
+        match parse_line(line).unwrap_err() {
+            CliError::Clap(error) => error.to_string(),
+            CliError::Launch(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn options_stand_before_or_after_the_command() {
+        for line in ["launch --nproc 2 --config zero3.yaml train", "launch train --config_file=zero3.yaml --nproc 2"] {
+            let options = train(line);
+            assert_eq!(options.inputs.nproc, Some(2), "{line}");
+            assert_eq!(options.inputs.config.as_deref(), Some("zero3.yaml"), "{line}");
+            assert_eq!(options.timeout, Duration::from_secs(1800));
+        }
+        assert_eq!(train("launch --nproc 2 train --nproc 3").inputs.nproc, Some(3));
+        let options = train("launch --set seed=1 train --set max_steps=2 --set=a=b");
+        assert_eq!(options.inputs.set, ["seed=1", "max_steps=2", "a=b"]);
+    }
+
+    #[test]
+    fn every_key_is_a_flag_in_both_spellings() {
+        for key in zerofold_configs::KEYS {
+            for name in [key.name.to_owned(), key.name.replace('_', "-")] {
+                let options = train(&format!("launch train --{name} 1"));
+                assert_eq!(options.inputs.flags, [(key.name.to_owned(), "1".to_owned())]);
+            }
+        }
+        let options = train("launch train --max_steps -1 --bf16 --learning-rate 1e-5");
+        let expected = [("learning_rate", "1e-5"), ("max_steps", "-1"), ("bf16", "true")];
+        for (name, value) in expected {
+            assert!(options.inputs.flags.contains(&(name.into(), value.into())), "{name}: {:?}", options.inputs.flags);
+        }
+    }
+
+    #[test]
+    fn an_option_without_its_value_does_not_take_the_command() {
+        let options = train("launch --bf16 --resume train");
+        assert_eq!(options.resume, Some(Resume::Newest));
+        assert_eq!(options.inputs.flags, [("bf16".to_owned(), "true".to_owned())]);
+        assert_eq!(train("launch train --resume").resume, Some(Resume::Newest));
+        assert_eq!(train("launch train").resume, None);
+        let step = Some(Resume::Step("step-00000020".into()));
+        assert_eq!(train("launch --resume step-00000020 train").resume, step);
+    }
+
+    #[test]
+    fn a_script_and_wrong_names_get_an_answer() {
+        for line in ["launch --nproc 2 train.py --lr 1", "launch train train.py"] {
+            assert!(error(line).contains("launch runs no script; its command is `train`"), "{line}: {}", error(line));
+        }
+        assert!(error("launch trian").contains("did you mean `train`?"));
+        assert!(error("launch train --learning_rat 1").contains("--learning_rate"));
+        assert!(error("launch --nproc two train").contains("invalid value 'two'"));
+        assert!(error("launch --nproc 2 generate --model m").contains("--nproc has no meaning for generate"));
+    }
+
+    #[test]
+    fn generate_asks_for_what_was_meant() {
+        let request =
+            |line: &str, on_terminal| match parse(line.split_whitespace().map(OsString::from), on_terminal).unwrap() {
+                Meant::Generate(request) => *request,
+                other => panic!("{other:?}"),
+            };
+        let chat = request("launch generate --model m --chat Hello --temperature 0.7 --dtype bfloat16", false);
+        assert_eq!((chat.prompt.as_deref(), chat.chat, chat.temperature), (Some("Hello"), true, 0.7));
+        assert_eq!(chat.dtype, zerofold_configs::ComputeDtype::Bfloat16);
+        let plain = request("launch generate --model m --prompt Once", true);
+        assert_eq!((plain.prompt.as_deref(), plain.chat), (Some("Once"), false));
+        assert!(request("launch generate --model m", true).chat);
+        assert!(!request("launch generate --model m", false).chat);
+        assert!(request("launch generate --model m --chat", false).chat);
+        let data = request("launch generate --model m --dataset d.jsonl --limit 5 --output o.jsonl", true);
+        assert_eq!((data.limit, data.prompt, data.output), (Some(5), None, Some("o.jsonl".into())));
+        assert!(error("launch generate --model m --prompt a --chat b").contains("cannot be used with"));
+        assert!(error("launch generate --prompt a").contains("--model"));
+        assert!(error("launch generate --model m --top_p 1.5").contains("top_p"));
+    }
+}

@@ -1,0 +1,54 @@
+//! What a command line with `train` means.
+
+use std::time::Duration;
+
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use zerofold_configs::{Inputs, flag_names};
+
+use super::last;
+use crate::error::LaunchError;
+use crate::run_folder::Resume;
+use crate::train::TrainOptions;
+
+/// Accelerators that the workers can use: none yet, every backend works on the CPU.
+const DEVICES: u32 = 0;
+const TIMEOUT_SECONDS: u64 = 1800;
+const GRACE_SECONDS: u64 = 60;
+
+pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<TrainOptions, LaunchError> {
+    if let Some(script) = after.get_many::<String>("script").and_then(|mut words| words.next()) {
+        return Err(super::not_a_command(script));
+    }
+    let seconds = |name: &str, default: u64| {
+        let typed = after.get_one::<u64>(name).or_else(|| before.get_one::<u64>(name));
+        Duration::from_secs(typed.copied().unwrap_or(default))
+    };
+    let set =
+        [before, after].iter().filter_map(|matches| matches.get_many::<String>("set")).flatten().cloned().collect();
+    let flags = flag_names().into_iter().filter_map(|name| Some((name.to_owned(), last(name, before, after)?.clone())));
+    let inputs = Inputs {
+        config: last("config", before, after).cloned(),
+        set,
+        flags: flags.collect(),
+        nproc: after.get_one::<u32>("nproc").or_else(|| before.get_one("nproc")).copied(),
+        devices: DEVICES,
+    };
+    let resume = last("resume", before, after).map(|step| match step.as_str() {
+        "newest" => Resume::Newest,
+        step => Resume::Step(step.into()),
+    });
+    Ok(TrainOptions {
+        inputs,
+        resume,
+        quiet: before.get_flag("quiet") || after.get_flag("quiet"),
+        timeout: seconds("timeout", TIMEOUT_SECONDS),
+        grace: seconds("grace", GRACE_SECONDS),
+    })
+}
+
+/// An option of a training job that was typed before another command, if any. (`--quiet` asks for nothing that matters.)
+pub(super) fn job_options_given(before: &ArgMatches) -> Option<&str> {
+    let mut names = before.ids().map(clap::Id::as_str);
+    names.find(|name| *name != "quiet" && before.value_source(name) == Some(ValueSource::CommandLine))
+}

@@ -1,0 +1,146 @@
+//! The control plane of one job: rendezvous, the key-value store, heartbeats, checkpoints. `launch` serves it on a thread
+//! of its own; every worker is a client.
+//!
+//! Decisions are pure and tested alone ([`store`], [`membership`], [`checkpoint`]); `server` is the shell round them.
+//! What happens is told to the main thread as [`Event`]s.
+
+pub mod checkpoint;
+pub mod membership;
+mod server;
+pub mod store;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+
+use thiserror::Error;
+use tokio::sync::oneshot;
+use tonic::transport::server::TcpIncoming;
+use zerofold_proto::v1::control_server::ControlServer;
+
+pub use membership::{Left, Member, Membership};
+pub use server::Publish;
+
+use crate::event::Event;
+use server::{ControlService, Shared};
+
+/// The largest message of a worker: a rank's part of a checkpoint lists every tensor it holds.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Why the control plane did not start.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// The configured port belongs to somebody else.
+    #[error(
+        "port {port} (main_process_port) is in use by another process\nhint: leave main_process_port out to take any free port, or choose another; `ss -ltnp sport = :{port}` shows who has it"
+    )]
+    PortInUse {
+        /// The port.
+        port: u16,
+    },
+    /// Another reason.
+    #[error("cannot start the control plane on 127.0.0.1:{port}: {source}")]
+    Start {
+        /// The port; 0 for any.
+        port: u16,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// What a job's control plane needs to know.
+pub struct ControlOptions {
+    /// Listen on this port; `None` takes any free one.
+    pub port: Option<u16>,
+    /// How many ranks.
+    pub world_size: u32,
+    /// This membership of the job; calls of others are refused.
+    pub generation: u64,
+    /// Publishes complete checkpoints.
+    pub publish: Arc<Publish>,
+}
+
+/// A control plane that is being served. Dropping it ends the service.
+pub struct ControlPlane {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    shutdown: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ControlPlane {
+    /// Listens on loopback and serves from a thread of its own.
+    ///
+    /// # Errors
+    /// The port is taken, or the system refuses a socket or a thread.
+    pub fn start(options: ControlOptions, events: Sender<Event>) -> Result<ControlPlane, ControlError> {
+        let port = options.port.unwrap_or(0);
+        let failed = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::AddrInUse if port != 0 => ControlError::PortInUse { port },
+            _ => ControlError::Start { port, source },
+        };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+
+        let membership = Membership::new(options.world_size, options.generation, env!("CARGO_PKG_VERSION"));
+        let shared = Arc::new(Shared::new(membership, options.publish, events));
+        let service = ControlServer::new(ControlService(shared.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let (shutdown, asked) = oneshot::channel::<()>();
+        let serve = async move {
+            // Small messages back and forth: waiting to fill a packet would cost 40 ms each.
+            let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
+            let server = tonic::transport::Server::builder().serve_with_incoming(service, incoming);
+            // Not a graceful shutdown: that would wait for workers that hang.
+            tokio::select! {
+                served = server => served.map_err(std::io::Error::other),
+                _ = asked => Ok(()),
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || {
+                if let Err(error) = runtime.block_on(serve) {
+                    tracing::error!(%error, "the control plane ended");
+                }
+                runtime.shutdown_background();
+            })
+            .map_err(failed)?;
+        tracing::debug!(%address, "control plane listens");
+        Ok(ControlPlane { address, shared, shutdown: Some(shutdown), thread: Some(thread) })
+    }
+
+    /// Where workers reach it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on every heartbeat is answered with "finish the step, save, leave".
+    pub fn ask_to_stop(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+    }
+
+    /// A worker's process ended: checkpoints that wait for it are answered with an error.
+    pub fn rank_gone(&self, rank: u32, reason: &str) {
+        self.shared.rank_gone(rank, reason);
+    }
+
+    /// What is known of every rank now.
+    pub fn members(&self) -> Vec<Member> {
+        self.shared.membership().members().to_vec()
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        if let Some(shutdown) = self.shutdown.take() {
+            let _ = shutdown.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

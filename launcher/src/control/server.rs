@@ -1,0 +1,246 @@
+//! The tonic service: a thin shell round the store, the membership and the collector.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+use zerofold_proto::v1::control_server::Control;
+use zerofold_proto::v1::*;
+
+use super::checkpoint::{Collector, Complete};
+use super::membership::{Left, Membership, MembershipError};
+use super::store::{Store, StoreError};
+use crate::event::Event;
+
+/// Publishes the manifest of a complete checkpoint: gets the step's folder and every rank's part (JSON, by rank), returns
+/// the manifest's path or what went wrong. Called on a thread where blocking is allowed.
+pub type Publish = dyn Fn(&Path, &[Vec<u8>]) -> Result<String, String> + Send + Sync;
+
+type Answer = Option<Result<String, String>>;
+
+/// Where the outcome of a checkpoint will be told, and the whole checkpoint if this part was the last.
+type Taken = (watch::Receiver<Answer>, Option<Complete<Vec<u8>>>);
+
+/// What the service and `launch`'s main thread share.
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) stop: AtomicBool,
+    membership: Mutex<Membership>,
+    checkpoints: Mutex<Checkpoints>,
+    publish: Arc<Publish>,
+    events: Mutex<Sender<Event>>,
+}
+
+/// The collector and those who wait for its outcome, by step.
+struct Checkpoints {
+    collector: Collector<Vec<u8>>,
+    waiting: HashMap<u64, watch::Sender<Answer>>,
+}
+
+impl Checkpoints {
+    /// Answers everybody who waits for `step` and forgets them.
+    fn answer(&mut self, step: u64, answer: Result<String, String>) {
+        if let Some(waiting) = self.waiting.remove(&step) {
+            waiting.send_replace(Some(answer));
+        }
+    }
+
+    fn answer_all(&mut self, error: &str) {
+        for (_, waiting) in self.waiting.drain() {
+            waiting.send_replace(Some(Err(error.to_owned())));
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What the mutexes guard is valid between any two statements, so a panic elsewhere does not spoil it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn new(membership: Membership, publish: Arc<Publish>, events: Sender<Event>) -> Self {
+        let collector = Collector::new(membership.world_size());
+        Shared {
+            store: Store::default(),
+            stop: AtomicBool::new(false),
+            membership: Mutex::new(membership),
+            checkpoints: Mutex::new(Checkpoints { collector, waiting: HashMap::new() }),
+            publish,
+            events: Mutex::new(events),
+        }
+    }
+
+    pub(crate) fn membership(&self) -> MutexGuard<'_, Membership> {
+        lock(&self.membership)
+    }
+
+    pub(crate) fn rank_gone(&self, rank: u32, reason: &str) {
+        let mut checkpoints = lock(&self.checkpoints);
+        let error = checkpoints.collector.rank_gone(rank, reason);
+        checkpoints.answer_all(&error.to_string());
+    }
+
+    fn tell(&self, event: Event) {
+        // Nobody listens any more once the job is over.
+        let _ = lock(&self.events).send(event);
+    }
+
+    fn take_part(&self, part: CheckpointPart) -> Result<Taken, String> {
+        let mut checkpoints = lock(&self.checkpoints);
+        match checkpoints.collector.offer(part.rank, part.step, &part.directory, part.part) {
+            Ok(complete) => {
+                let waiting = checkpoints.waiting.entry(part.step).or_insert_with(|| watch::Sender::new(None));
+                Ok((waiting.subscribe(), complete))
+            }
+            Err(error) => {
+                checkpoints.answer_all(&error.to_string());
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Publishes on a thread of its own and answers every rank, even when the caller's connection is gone by then.
+    fn publish(self: Arc<Self>, complete: Complete<Vec<u8>>) {
+        tokio::task::spawn_blocking(move || {
+            let step = complete.step;
+            let answer = (self.publish)(Path::new(&complete.directory), &complete.parts);
+            if answer.is_ok() {
+                self.tell(Event::Checkpoint { step, directory: complete.directory });
+            }
+            lock(&self.checkpoints).answer(step, answer);
+        });
+    }
+}
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct ControlService(pub(crate) Arc<Shared>);
+
+impl From<StoreError> for Status {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::DeadlineExceeded { .. } => Status::deadline_exceeded(message),
+            StoreError::Full { .. } => Status::resource_exhausted(message),
+            StoreError::KeyTooLong { .. } | StoreError::ValueTooLarge { .. } | StoreError::NotANumber { .. } => {
+                Status::invalid_argument(message)
+            }
+        }
+    }
+}
+
+impl From<MembershipError> for Status {
+    fn from(error: MembershipError) -> Self {
+        let message = error.to_string();
+        match error {
+            MembershipError::Duplicate { .. } => Status::already_exists(message),
+            _ => Status::failed_precondition(message),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Control for ControlService {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
+        let request = request.into_inner();
+        self.0.membership().join(Instant::now(), &request)?;
+        tracing::debug!(rank = request.rank, pid = request.pid, "joined");
+        self.0.tell(Event::Joined { rank: request.rank });
+        Ok(Response::new(JoinReply {}))
+    }
+
+    async fn store_set(&self, request: Request<StoreSetRequest>) -> Result<Response<StoreSetReply>, Status> {
+        let request = request.into_inner();
+        self.0.store.set(&request.key, request.value)?;
+        Ok(Response::new(StoreSetReply {}))
+    }
+
+    async fn store_get(&self, request: Request<StoreGetRequest>) -> Result<Response<StoreGetReply>, Status> {
+        let request = request.into_inner();
+        let value = self.0.store.get(&request.key, Duration::from_millis(request.timeout_ms)).await?;
+        Ok(Response::new(StoreGetReply { value }))
+    }
+
+    async fn store_wait(&self, request: Request<StoreWaitRequest>) -> Result<Response<StoreWaitReply>, Status> {
+        let request = request.into_inner();
+        self.0.store.wait(&request.keys, Duration::from_millis(request.timeout_ms)).await?;
+        Ok(Response::new(StoreWaitReply {}))
+    }
+
+    async fn store_add(&self, request: Request<StoreAddRequest>) -> Result<Response<StoreAddReply>, Status> {
+        let request = request.into_inner();
+        let value = self.0.store.add(&request.key, request.amount)?;
+        Ok(Response::new(StoreAddReply { value }))
+    }
+
+    async fn store_check(&self, request: Request<StoreCheckRequest>) -> Result<Response<StoreCheckReply>, Status> {
+        let present = self.0.store.check(&request.into_inner().keys);
+        Ok(Response::new(StoreCheckReply { present }))
+    }
+
+    async fn store_delete(&self, request: Request<StoreDeleteRequest>) -> Result<Response<StoreDeleteReply>, Status> {
+        let deleted = self.0.store.delete(&request.into_inner().key);
+        Ok(Response::new(StoreDeleteReply { deleted }))
+    }
+
+    async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatReply>, Status> {
+        let request = request.into_inner();
+        self.0.membership().heartbeat(Instant::now(), &request)?;
+        if !request.steps.is_empty() {
+            self.0.tell(Event::Steps(request.steps));
+        }
+        if !request.evaluations.is_empty() {
+            self.0.tell(Event::Evaluations(request.evaluations));
+        }
+        let stop = self.0.stop.load(Ordering::Acquire);
+        let directive = if stop { Directive::Stop } else { Directive::Continue };
+        Ok(Response::new(HeartbeatReply { directive: directive.into() }))
+    }
+
+    async fn checkpoint_written(
+        &self,
+        request: Request<CheckpointPart>,
+    ) -> Result<Response<CheckpointCommitted>, Status> {
+        let part = request.into_inner();
+        self.0.membership().check(part.rank, part.generation)?;
+        let (mut answer, complete) = self.0.take_part(part).map_err(Status::failed_precondition)?;
+        if let Some(complete) = complete {
+            self.0.clone().publish(complete);
+        }
+        let outcome = match answer.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone(),
+            Err(_) => None,
+        };
+        match outcome {
+            Some(Ok(manifest)) => Ok(Response::new(CheckpointCommitted { manifest })),
+            Some(Err(message)) => Err(Status::aborted(message)),
+            None => Err(Status::aborted("the control plane closed before the checkpoint was published")),
+        }
+    }
+
+    async fn fail(&self, request: Request<FailRequest>) -> Result<Response<FailReply>, Status> {
+        let FailRequest { rank, generation, message, consequence } = request.into_inner();
+        self.0.membership().check(rank, generation)?;
+        self.0.tell(Event::Failed { rank, message, consequence });
+        self.0.rank_gone(rank, "failed");
+        Ok(Response::new(FailReply {}))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveReply>, Status> {
+        let request = request.into_inner();
+        self.0.membership().leave(Instant::now(), &request)?;
+        let left = Left {
+            step: request.step,
+            stopped: request.stopped,
+            model_directory: request.model_directory,
+            state: request.state.unwrap_or_default(),
+        };
+        self.0.tell(Event::Left { rank: request.rank, left });
+        Ok(Response::new(LeaveReply {}))
+    }
+}

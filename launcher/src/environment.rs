@@ -1,0 +1,29 @@
+//! The one registry of environment variables: those `launch` reads, and those it sets for its workers.
+
+/// Read: the program that runs as worker; without it, `worker` beside `launch`.
+pub const WORKER: &str = "ZEROFOLD_WORKER";
+/// Read: which log messages of `launch` itself are shown, such as `debug`.
+pub const LOG: &str = "ZEROFOLD_LOG";
+
+/// Set: the rank, from 0.
+pub const RANK: &str = "RANK";
+/// Set: the rank on this host.
+pub const LOCAL_RANK: &str = "LOCAL_RANK";
+/// Set: how many ranks the job has.
+pub const WORLD_SIZE: &str = "WORLD_SIZE";
+/// Set: how many of them run on this host.
+pub const LOCAL_WORLD_SIZE: &str = "LOCAL_WORLD_SIZE";
+/// Set: the host of the control plane.
+pub const MASTER_ADDR: &str = "MASTER_ADDR";
+/// Set: the port of the control plane.
+pub const MASTER_PORT: &str = "MASTER_PORT";
+/// Set unless the user has: threads of one rank.
+pub const OMP_NUM_THREADS: &str = "OMP_NUM_THREADS";
+/// Set: the address of the control plane, as a URL.
+pub const CONTROL: &str = "ZEROFOLD_CONTROL";
+/// Set: the path of `config.resolved.yaml`.
+pub const CONFIG: &str = "ZEROFOLD_CONFIG";
+/// Set: the membership of the job.
+pub const GENERATION: &str = "ZEROFOLD_GENERATION";
+/// Set when resuming: the folder of the step to go on from.
+pub const RESUME: &str = "ZEROFOLD_RESUME";

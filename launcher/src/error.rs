@@ -1,0 +1,118 @@
+//! What can go wrong before a job runs, and the exit code of each.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::control::ControlError;
+use crate::supervise::SpawnError;
+
+/// A failed run.
+pub const EXIT_FAILED: u8 = 1;
+/// Bad usage, configuration or data.
+pub const EXIT_USAGE: u8 = 2;
+
+/// Why a job did not start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LaunchError {
+    /// The command line cannot be meant like this.
+    #[error("{message}\nhint: {hint}")]
+    Usage {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(Box<zerofold_configs::ConfigError>),
+    /// The data cannot be used.
+    #[error(transparent)]
+    Data(Box<zerofold_data::DataError>),
+    /// Checkpoints cannot be read.
+    #[error(transparent)]
+    Checkpoint(Box<zerofold_checkpoint::CheckpointError>),
+    /// The model folder cannot be used.
+    #[error("model_name_or_path: {}: {message}\nhint: {hint}", path.display())]
+    Model {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The run folder cannot be used.
+    #[error("output_dir: {}: {message}\nhint: {hint}", path.display())]
+    RunFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The control plane did not start.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A worker could not be started.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// The program of the workers is missing.
+    #[error("{message}\nhint: {hint}")]
+    Worker {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A call to the system failed.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl From<zerofold_configs::ConfigError> for LaunchError {
+    fn from(error: zerofold_configs::ConfigError) -> Self {
+        LaunchError::Config(Box::new(error))
+    }
+}
+
+impl From<zerofold_data::DataError> for LaunchError {
+    fn from(error: zerofold_data::DataError) -> Self {
+        LaunchError::Data(Box::new(error))
+    }
+}
+
+impl From<zerofold_checkpoint::CheckpointError> for LaunchError {
+    fn from(error: zerofold_checkpoint::CheckpointError) -> Self {
+        LaunchError::Checkpoint(Box::new(error))
+    }
+}
+
+impl LaunchError {
+    /// A wrong command line.
+    pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        LaunchError::Usage { message: message.into(), hint: hint.into() }
+    }
+
+    /// A failed call to the system.
+    pub fn system(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let action = action.into();
+        move |source| LaunchError::System { action, source }
+    }
+
+    /// The exit code of `launch`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            LaunchError::Spawn(_) | LaunchError::Worker { .. } | LaunchError::System { .. } => EXIT_FAILED,
+            LaunchError::Control(ControlError::Start { .. }) => EXIT_FAILED,
+            _ => EXIT_USAGE,
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What the control plane, the children and the terminal tell the main thread, which alone decides.
+
+use zerofold_proto::v1::{EvaluationRecord, StepRecord};
+
+use crate::control::Left;
+use crate::supervise::Exit;
+
+/// A signal that `launch` itself received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopSignal {
+    /// Ctrl-C.
+    Interrupt,
+    /// SIGTERM, as schedulers and `kill` send it.
+    Terminate,
+}
+
+impl StopSignal {
+    /// The exit code by which a shell knows that the program ended by this signal.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            StopSignal::Interrupt => 130,
+            StopSignal::Terminate => 143,
+        }
+    }
+
+    /// As a person calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            StopSignal::Interrupt => "Ctrl-C",
+            StopSignal::Terminate => "SIGTERM",
+        }
+    }
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A worker runs and speaks.
+    Joined {
+        /// Its rank.
+        rank: u32,
+    },
+    /// Rank 0 finished optimizer steps.
+    Steps(Vec<StepRecord>),
+    /// Rank 0 finished passes over the held-out rows.
+    Evaluations(Vec<EvaluationRecord>),
+    /// A checkpoint was published.
+    Checkpoint {
+        /// After this step.
+        step: u64,
+        /// Its folder.
+        directory: String,
+    },
+    /// A worker tells why it is about to exit with an error.
+    Failed {
+        /// Its rank.
+        rank: u32,
+        /// Its own words.
+        message: String,
+        /// Another rank's failure is the cause.
+        consequence: bool,
+    },
+    /// A worker is done.
+    Left {
+        /// Its rank.
+        rank: u32,
+        /// What it told.
+        left: Left,
+    },
+    /// A worker's process ended; comes once for each.
+    Exited {
+        /// Its rank.
+        rank: u32,
+        /// How.
+        exit: Exit,
+    },
+    /// `launch` was asked to stop.
+    Signal(StopSignal),
+}

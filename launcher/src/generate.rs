@@ -1,0 +1,41 @@
+//! The command `generate`: a worker takes over the terminal, the signals and the exit code.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use zerofold_configs::GenerateRequest;
+
+use crate::error::LaunchError;
+use crate::{model_folder, worker_command};
+
+/// The longest argument that Linux hands to a program, with its final zero byte.
+const MAX_ARGUMENT_BYTES: usize = 128 << 10;
+
+/// Becomes the worker that generates; returns only if that fails. There is nothing to supervise with one process, so
+/// `launch` does not stay between it and the terminal.
+pub fn generate(request: &GenerateRequest) -> LaunchError {
+    match command(request) {
+        Ok(mut command) => {
+            let program = command.get_program().to_string_lossy().into_owned();
+            let error = command.exec();
+            LaunchError::system(format!("run {program}"))(error)
+        }
+        Err(error) => error,
+    }
+}
+
+fn command(request: &GenerateRequest) -> Result<Command, LaunchError> {
+    model_folder::check(&request.model)?;
+    let worker = worker_command::find_worker()?;
+    let json = serde_json::to_string(request).map_err(|error| {
+        let message = format!("the request cannot be written as JSON: {error}");
+        LaunchError::usage(message, "paths and prompts must be valid UTF-8")
+    })?;
+    if json.len() >= MAX_ARGUMENT_BYTES {
+        let message = format!("the prompt makes a request of {} bytes; at most {MAX_ARGUMENT_BYTES} fit", json.len());
+        return Err(LaunchError::usage(message, "give long prompts on standard input or by --dataset"));
+    }
+    let mut command = Command::new(worker);
+    command.arg("generate").arg(json);
+    Ok(command)
+}

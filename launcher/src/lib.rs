@@ -1,0 +1,32 @@
+//! The command `launch`: command line, control plane, supervision, terminal. Links no libtorch, so it starts at once; what
+//! needs tensors is done by `worker`.
+//!
+//! ```text
+//! main → cli ─ generate → becomes `worker generate`
+//!            └ train → configuration, checks, data → announce
+//!                 → control (serves the workers)  ─┐
+//!                 → supervise::child (N workers)  ─┼─ Event → supervise → verdict → report
+//!                 → signals (Ctrl-C, SIGTERM)     ─┘            └→ view, metrics.jsonl
+//! ```
+//!
+//! The main thread alone decides: everything else sends it [`event::Event`]s.
+
+pub mod announce;
+pub mod checkpoint_publisher;
+pub mod cli;
+pub mod control;
+pub mod environment;
+pub mod error;
+pub mod event;
+pub mod format;
+pub mod generate;
+pub mod metrics;
+pub mod model_folder;
+pub mod report;
+pub mod run_folder;
+pub mod signals;
+pub mod supervise;
+pub mod terminal;
+pub mod train;
+pub mod view;
+pub mod worker_command;

@@ -1,0 +1,36 @@
+//! The command `launch`; the map of the program is in `lib.rs`.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use zerofold_launcher::cli::{self, CliError, Meant};
+use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
+use zerofold_launcher::{environment, generate, train};
+
+fn main() -> ExitCode {
+    let began = Instant::now();
+    let filter = tracing_subscriber::EnvFilter::try_from_env(environment::LOG)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ended = match cli::parse(std::env::args_os(), std::io::stdin().is_terminal()) {
+        Ok(Meant::Train(options)) => train::train(&options, began),
+        Ok(Meant::Generate(request)) => Err(generate::generate(&request)),
+        Err(CliError::Launch(error)) => Err(error),
+        Err(CliError::Clap(error)) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &LaunchError) -> ExitCode {
+    use std::io::Write;
+    // A closed standard error must not change the exit code.
+    let _ = writeln!(std::io::stderr(), "error: {error}");
+    ExitCode::from(error.exit_code())
+}

@@ -1,0 +1,142 @@
+//! `metrics.jsonl`: one JSON object a step, and one an evaluation. Numbers that are not finite are written as null.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::Value;
+use zerofold_proto::v1::{EvaluationRecord, StepRecord};
+
+#[derive(Serialize)]
+struct Step {
+    step: u64,
+    epoch: f64,
+    loss: f64,
+    grad_norm: f64,
+    learning_rate: f64,
+    tokens: u64,
+    supervised_tokens: u64,
+    tokens_per_second: f64,
+    supervised_tokens_per_second: f64,
+    step_seconds: f64,
+    communication_seconds: f64,
+    sent_bytes: u64,
+    peak_memory_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Evaluation {
+    step: u64,
+    eval_loss: f64,
+    eval_supervised_tokens: u64,
+    eval_seconds: f64,
+}
+
+/// The open file. Every line is written at once, so that a reader sees whole lines.
+#[derive(Debug)]
+pub struct MetricsFile {
+    file: File,
+}
+
+impl MetricsFile {
+    /// A new file, replacing what is there.
+    pub fn create(path: &Path) -> std::io::Result<Self> {
+        Ok(MetricsFile { file: File::create(path)? })
+    }
+
+    /// Goes on after `step`: what an earlier run wrote about later steps is taken out, since they are about to be done again.
+    pub fn resume(path: &Path, step: u64) -> std::io::Result<Self> {
+        let kept = match File::open(path) {
+            Ok(file) => lines_until(BufReader::new(file), step)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let partial = path.with_extension("jsonl.partial");
+        std::fs::write(&partial, kept)?;
+        std::fs::rename(&partial, path)?;
+        Ok(MetricsFile { file: File::options().append(true).open(path)? })
+    }
+
+    /// Adds a step.
+    pub fn step(&mut self, record: &StepRecord) -> std::io::Result<()> {
+        self.line(&Step {
+            step: record.step,
+            epoch: record.epoch,
+            loss: record.loss,
+            grad_norm: record.grad_norm,
+            learning_rate: record.learning_rate,
+            tokens: record.tokens,
+            supervised_tokens: record.supervised_tokens,
+            tokens_per_second: rate(record.tokens, record.seconds),
+            supervised_tokens_per_second: rate(record.supervised_tokens, record.seconds),
+            step_seconds: record.seconds,
+            communication_seconds: record.communication_seconds,
+            sent_bytes: record.sent_bytes,
+            peak_memory_bytes: record.peak_memory_bytes,
+        })
+    }
+
+    /// Adds an evaluation.
+    pub fn evaluation(&mut self, record: &EvaluationRecord) -> std::io::Result<()> {
+        self.line(&Evaluation {
+            step: record.step,
+            eval_loss: record.loss,
+            eval_supervised_tokens: record.supervised_tokens,
+            eval_seconds: record.seconds,
+        })
+    }
+
+    fn line(&mut self, object: &impl Serialize) -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(object)?;
+        line.push(b'\n');
+        self.file.write_all(&line)
+    }
+}
+
+/// Units per second; not a number for a time of 0.
+pub fn rate(units: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { units as f64 / seconds } else { f64::NAN }
+}
+
+/// The lines of steps up to `step`. What is no whole line of ours (the last one of a killed run) is left out.
+fn lines_until(reader: impl BufRead, step: u64) -> std::io::Result<Vec<u8>> {
+    let mut kept = Vec::new();
+    for line in reader.lines() {
+        let line = line?;
+        let of = serde_json::from_str::<Value>(&line).ok().and_then(|object| object.get("step")?.as_u64());
+        if of.is_some_and(|of| of <= step) {
+            kept.extend_from_slice(line.as_bytes());
+            kept.push(b'\n');
+        }
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(step: u64) -> StepRecord {
+        StepRecord { step, loss: 1.5, tokens: 100, seconds: 0.5, grad_norm: f64::NAN, ..StepRecord::default() }
+    }
+
+    #[test]
+    fn a_resumed_file_has_every_step_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut metrics = MetricsFile::create(&path).unwrap();
+        for number in 1..=3 {
+            metrics.step(&step(number)).unwrap();
+        }
+        metrics.evaluation(&EvaluationRecord { step: 3, loss: 2.0, ..Default::default() }).unwrap();
+        metrics.file.write_all(b"{\"step\": 4, \"lo").unwrap();
+        let mut metrics = MetricsFile::resume(&path, 2).unwrap();
+        metrics.step(&step(3)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(lines[0]["tokens_per_second"], 200.0);
+        assert_eq!(lines[0]["grad_norm"], Value::Null);
+    }
+}

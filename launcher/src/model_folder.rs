@@ -1,0 +1,71 @@
+//! Checks of a Hugging Face model folder that cost nothing, before anything is started.
+
+use std::path::Path;
+
+use zerofold_checkpoint::ModelFiles;
+
+use crate::error::LaunchError;
+
+/// Checks that the folder exists and has its configuration, its tokenizer and weights in safetensors (every file that the
+/// index names, with a readable header).
+///
+/// # Errors
+/// [`LaunchError::Model`] or [`LaunchError::Checkpoint`], with what to do.
+pub fn check(path: &Path) -> Result<(), LaunchError> {
+    let fail = |message: &str, hint: String| {
+        Err(LaunchError::Model { path: path.to_owned(), message: message.to_owned(), hint })
+    };
+    if !path.exists() {
+        let hint = format!(
+            "give the path of a local folder; a model of the Hugging Face hub is downloaded with `hf download {} --local-dir \
+             FOLDER`",
+            path.display()
+        );
+        return fail("there is no such folder", hint);
+    }
+    if !path.is_dir() {
+        return fail("this is a file", "give the folder that holds config.json".to_owned());
+    }
+    for name in ["config.json", "tokenizer.json"] {
+        if !path.join(name).is_file() {
+            let hint = "a Hugging Face model folder has config.json, tokenizer.json and model.safetensors".to_owned();
+            return fail(&format!("it has no {name}"), hint);
+        }
+    }
+    let has = |name: &str| path.join(name).is_file();
+    if !has("model.safetensors") && !has("model.safetensors.index.json") {
+        return match has("pytorch_model.bin") || has("pytorch_model.bin.index.json") {
+            true => fail(
+                "its weights are a pickle (pytorch_model.bin), which can run code when it is read",
+                "load it with transformers and save_pretrained it to another folder: that writes safetensors"
+                    .to_owned(),
+            ),
+            false => fail("it has no model.safetensors", "download the weights too".to_owned()),
+        };
+    }
+    ModelFiles::open(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let message = |path: &Path| check(path).unwrap_err().to_string();
+        assert!(message(&path.join("no/such")).contains("hf download"));
+        assert!(message(path).contains("it has no config.json"));
+        std::fs::write(path.join("config.json"), "{}").unwrap();
+        assert!(message(&path.join("config.json")).contains("this is a file"));
+        std::fs::write(path.join("tokenizer.json"), "{}").unwrap();
+        assert!(message(path).contains("it has no model.safetensors"));
+        std::fs::write(path.join("pytorch_model.bin"), "").unwrap();
+        assert!(message(path).contains("a pickle"));
+        let index = r#"{"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}"#;
+        std::fs::write(path.join("model.safetensors.index.json"), index).unwrap();
+        assert!(message(path).contains("model-00001-of-00001.safetensors"), "{}", message(path));
+    }
+}

@@ -1,0 +1,252 @@
+//! What is printed when a job is over: its summary, or its failure with the cause first.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use zerofold_proto::v1::StateBytes;
+
+use crate::control::Member;
+use crate::format;
+use crate::run_folder::RunFolder;
+use crate::supervise::verdict::RankFacts;
+use crate::supervise::{Cause, Ending, Facts, Failure};
+use crate::view::Story;
+
+/// The report of a failed job: the first cause with what it said, where its log is, what to do; then the consequences.
+pub fn failure(first: &Failure, others: &[Failure], facts: &Facts, run: &RunFolder) -> String {
+    let mut text = format!("error: {}", sentence(first, facts));
+    let exit = facts.ranks.get(first.rank as usize).and_then(|it| it.exit.as_ref());
+    if let (Cause::Ended(_) | Cause::LeftSilently, Some((_, exit))) = (&first.cause, exit)
+        && !exit.last_lines.is_empty()
+    {
+        let _ = write!(text, "\nits last lines:");
+        for line in &exit.last_lines {
+            let _ = write!(text, "\n  | {line}");
+        }
+    }
+    for other in others {
+        let _ = write!(text, "\nthen: {}", brief(other, facts));
+    }
+    let _ = write!(text, "\nlog: {}", run.log(first.rank).display());
+    if let Some(hint) = hint(&first.cause) {
+        let _ = write!(text, "\nhint: {hint}");
+    }
+    text
+}
+
+fn name(failure: &Failure, facts: &Facts) -> String {
+    let pid = facts.ranks.get(failure.rank as usize).map_or(0, |it| it.pid);
+    format!("rank {} (pid {pid})", failure.rank)
+}
+
+fn sentence(failure: &Failure, facts: &Facts) -> String {
+    let name = name(failure, facts);
+    match &failure.cause {
+        Cause::Reported(message) => format!("{name}: {message}"),
+        Cause::Ended(ending) => format!("{name} {ending}"),
+        Cause::LeftSilently => format!("{name} exited with code 0 before its work was done"),
+        Cause::NeverJoined(limit) => format!("{name} did not join the job within {}", format::duration(*limit)),
+        Cause::Silent(limit) => format!("{name} was not heard from for {}", format::duration(*limit)),
+    }
+}
+
+/// One line, without hints.
+fn brief(failure: &Failure, facts: &Facts) -> String {
+    let sentence = sentence(failure, facts);
+    let line = sentence.lines().next().unwrap_or_default();
+    let by_us =
+        matches!(failure.cause, Cause::Ended(Ending::Signal(libc::SIGTERM | libc::SIGKILL))) && failure.consequence;
+    format!("{line}{}", if by_us { " by launch" } else { "" })
+}
+
+fn hint(cause: &Cause) -> Option<&'static str> {
+    match cause {
+        Cause::Ended(Ending::Signal(libc::SIGKILL)) => Some(
+            "the kernel kills what uses too much memory (`dmesg | tail` tells): try a higher ZeRO stage, fewer ranks, a \
+             smaller per_device_train_batch_size or gradient_checkpointing",
+        ),
+        Cause::Ended(Ending::Signal(libc::SIGILL)) => {
+            Some("this processor lacks an instruction that libtorch was built with")
+        }
+        Cause::Ended(Ending::Signal(libc::SIGBUS)) => Some("a disk or shared memory is full (`df -h`)"),
+        Cause::NeverJoined(_) | Cause::Silent(_) => Some("the log shows how far it came; --timeout sets the limit"),
+        _ => None,
+    }
+}
+
+/// What the summary needs beside the story.
+pub struct Ended<'a> {
+    /// Since `launch` began.
+    pub time: Duration,
+    /// What is known of each rank.
+    pub facts: &'a Facts,
+    /// What each rank told last.
+    pub members: &'a [Member],
+}
+
+/// The summary of a job that went well or was stopped.
+pub fn summary(story: &Story, ended: &Ended<'_>) -> String {
+    let mut lines = vec![format!("{} in {}", format::plural(story.steps, "step"), format::duration(ended.time))];
+    if let Some(time) = story.first_step_after {
+        let rest =
+            format::median(&story.seconds).map(|median| format!(", median step {median:.3} s")).unwrap_or_default();
+        lines.push(format!("first step finished after {}{rest}", format::duration(time)));
+    }
+    if let (Some(first), Some(last)) = (&story.first, &story.last) {
+        lines.push(format!("loss {:.4} → {:.4}", first.loss, last.loss));
+    }
+    if let (Some(first), Some(last)) = (&story.first_evaluation, &story.last_evaluation) {
+        lines.push(match first.step == last.step {
+            true => format!("held-out loss {:.4} (after step {})", first.loss, first.step),
+            false => {
+                format!(
+                    "held-out loss {:.4} → {:.4} (after step {} and {})",
+                    first.loss, last.loss, first.step, last.step
+                )
+            }
+        });
+    }
+    if let Some(median) = format::median(&story.tokens_per_second) {
+        lines.push(format!("median {} tokens/s", format::figure(median)));
+    }
+    let peaks: Vec<u64> = ended.members.iter().map(|member| member.peak_memory_bytes).collect();
+    if peaks.iter().any(|&peak| peak > 0) {
+        lines.push(format!("peak memory {}", by_rank(&peaks, |&bytes| format::bytes(bytes))));
+    }
+    let states: Vec<StateBytes> = ended.facts.ranks.iter().filter_map(state).collect();
+    if states.iter().any(|&state| state != StateBytes::default()) {
+        lines.push(format!("state {}", by_rank(&states, state_words)));
+    }
+    lines.join("\n")
+}
+
+fn state(rank: &RankFacts) -> Option<StateBytes> {
+    rank.left.as_ref().map(|left| left.state)
+}
+
+fn state_words(state: &StateBytes) -> String {
+    let StateBytes { parameters, gradients, masters, moments, gather_buffers } = *state;
+    let total = parameters + gradients + masters + moments;
+    let parts = [("parameters", parameters), ("gradients", gradients), ("masters", masters), ("moments", moments)];
+    let parts: Vec<String> = parts.iter().map(|(name, bytes)| format!("{name} {}", format::bytes(*bytes))).collect();
+    let buffers = match gather_buffers {
+        0 => String::new(),
+        bytes => format!("; gather buffers {}", format::bytes(bytes)),
+    };
+    format!("{} ({}{buffers})", format::bytes(total), parts.join(", "))
+}
+
+/// `X per rank` when all ranks read the same, else each rank's.
+fn by_rank<T>(values: &[T], words: impl Fn(&T) -> String) -> String {
+    let words: Vec<String> = values.iter().map(words).collect();
+    match words.iter().all(|word| *word == words[0]) {
+        true => format!("{} per rank", words[0]),
+        false => {
+            let each: Vec<String> =
+                words.iter().enumerate().map(|(rank, word)| format!("rank {rank}: {word}")).collect();
+            each.join(", ")
+        }
+    }
+}
+
+/// Where the result is and how to try it; `None` when no model was written.
+pub fn result(facts: &Facts) -> Option<String> {
+    let directory = facts.ranks.iter().filter_map(|it| it.left.as_ref()).map(|left| &left.model_directory);
+    let directory = directory.into_iter().find(|directory| !directory.is_empty())?;
+    let quoted = quote(Path::new(directory));
+    Some(format!("model: {directory}\ntry it: launch generate --model {quoted} --chat \"Hello\""))
+}
+
+/// How a person goes on with a job that was stopped.
+pub fn stopped(story: &Story, run: &RunFolder) -> String {
+    match &story.checkpoint {
+        Some(checkpoint) => {
+            format!("stopped; newest checkpoint: {}\ngo on with the same command and --resume", checkpoint.display())
+        }
+        None => format!(
+            "stopped; no checkpoint was written (save_strategy says when one is); the run is in {}",
+            run.root().display()
+        ),
+    }
+}
+
+/// A path as a shell takes it.
+fn quote(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+=:@%".contains(letter);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.into_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Left;
+    use crate::supervise::Exit;
+    use std::time::Instant;
+    use zerofold_proto::v1::{EvaluationRecord, StepRecord};
+
+    #[test]
+    fn a_failure_tells_the_cause_first() {
+        let now = Instant::now();
+        let mut facts = Facts::new(now, &[10, 11]);
+        let exit = Exit { ending: Ending::Signal(libc::SIGKILL), last_lines: vec!["loading".into()] };
+        facts.ranks[1].exit = Some((now, exit));
+        let first = Failure { rank: 1, at: now, cause: Cause::Ended(Ending::Signal(9)), consequence: false };
+        let reported = Cause::Reported("a peer closed its connection\nhint: see there".into());
+        let other = Failure { rank: 0, at: now, cause: reported, consequence: true };
+        let text = failure(&first, &[other], &facts, &RunFolder::new("runs/x"));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[..5],
+            [
+                "error: rank 1 (pid 11) was killed by SIGKILL",
+                "its last lines:",
+                "  | loading",
+                "then: rank 0 (pid 10): a peer closed its connection",
+                "log: runs/x/logs/rank-1.log",
+            ]
+        );
+        assert!(lines[5].starts_with("hint: "));
+    }
+
+    #[test]
+    fn a_summary_has_every_figure_once() {
+        let step = |loss| Some(StepRecord { loss, ..StepRecord::default() });
+        let evaluation = |step, loss| Some(EvaluationRecord { step, loss, ..EvaluationRecord::default() });
+        let story = Story {
+            first_step_after: Some(Duration::from_millis(1500)),
+            steps: 20,
+            first: step(2.0),
+            last: step(1.0),
+            tokens_per_second: vec![100.0, 300.0, 200.0],
+            seconds: vec![0.5],
+            first_evaluation: evaluation(0, 3.0),
+            last_evaluation: evaluation(20, 2.5),
+            checkpoint: None,
+        };
+        let mut facts = Facts::new(Instant::now(), &[10, 11]);
+        for rank in &mut facts.ranks {
+            let state = StateBytes { parameters: 1 << 20, gradients: 1 << 20, ..StateBytes::default() };
+            rank.left = Some(Left { state, ..Left::default() });
+        }
+        facts.ranks[0].left.as_mut().unwrap().model_directory = "runs/my run/model".into();
+        let members = [1 << 30, 2 << 30].map(|peak| Member { peak_memory_bytes: peak, ..Member::default() });
+        let text = summary(&story, &Ended { time: Duration::from_secs(30), facts: &facts, members: &members });
+        assert_eq!(
+            text,
+            "20 steps in 30 s\n\
+             first step finished after 1.5 s, median step 0.500 s\n\
+             loss 2.0000 → 1.0000\n\
+             held-out loss 3.0000 → 2.5000 (after step 0 and 20)\n\
+             median 200 tokens/s\n\
+             peak memory rank 0: 1.00 GiB, rank 1: 2.00 GiB\n\
+             state 2.00 MiB (parameters 1.00 MiB, gradients 1.00 MiB, masters 0 bytes, moments 0 bytes) per rank"
+        );
+        assert!(result(&facts).unwrap().contains("--model 'runs/my run/model'"));
+    }
+}

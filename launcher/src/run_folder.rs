@@ -1,0 +1,194 @@
+//! The run folder: `output_dir/{config.resolved.yaml, metrics.jsonl, logs/, data/, checkpoints/, model/}`.
+
+use std::path::{Path, PathBuf};
+
+use zerofold_checkpoint::{ClearedWhat, Found, newest_whole, open_step, prepare_to_resume, step_directory};
+
+use crate::error::LaunchError;
+
+/// What a start leaves that never reached a step. A folder with nothing else in it is not a run.
+const BEFORE_THE_FIRST_STEP: [&str; 5] = ["config.resolved.yaml", "metrics.jsonl", "data", "logs", "checkpoints"];
+
+/// What `--resume` asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest whole checkpoint.
+    Newest,
+    /// This step's folder: a path, or its name under `checkpoints/`.
+    Step(PathBuf),
+}
+
+/// The paths of one run.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    root: PathBuf,
+}
+
+impl RunFolder {
+    /// The folder at `root`; nothing is touched yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        RunFolder { root: root.into() }
+    }
+
+    /// `output_dir` itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The configuration that the workers read.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("config.resolved.yaml")
+    }
+
+    /// One object a step.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    /// Everything that a rank printed.
+    pub fn log(&self, rank: u32) -> PathBuf {
+        self.root.join("logs").join(format!("rank-{rank}.log"))
+    }
+
+    /// The tokenised rows to train on.
+    pub fn train_data(&self) -> PathBuf {
+        self.root.join("data").join("train.safetensors")
+    }
+
+    /// The tokenised held-out rows.
+    pub fn eval_data(&self) -> PathBuf {
+        self.root.join("data").join("eval.safetensors")
+    }
+
+    /// One folder a saved step.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
+    /// Checks that a new run may begin here: the folder does not exist, is empty, or holds a start that never reached a step.
+    pub fn check_fresh(&self) -> Result<(), LaunchError> {
+        let entries = match std::fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(self.error(error.to_string(), "give a folder that can be read and written")),
+        };
+        for entry in entries {
+            let entry = entry.map_err(LaunchError::system(format!("read {}", self.root.display())))?;
+            let name = entry.file_name();
+            let ours = BEFORE_THE_FIRST_STEP.iter().any(|known| name == *known);
+            let has_metrics = name == "metrics.jsonl" && entry.metadata().is_ok_and(|metadata| metadata.len() > 0);
+            let has_saves = name == "checkpoints" && !is_empty_folder(&entry.path());
+            if !ours || has_metrics || has_saves {
+                let message = format!("the folder is not empty (it holds {})", name.to_string_lossy());
+                return Err(self.error(
+                    message,
+                    "give --resume to go on with the run in it, or choose another output_dir for a new one",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The checkpoint to go on from. `told` gets a line for each folder that is skipped, with the reason.
+    pub fn find_resume(&self, resume: &Resume, mut told: impl FnMut(String)) -> Result<Found, LaunchError> {
+        let checkpoints = self.checkpoints();
+        match resume {
+            Resume::Step(path) if path.is_dir() => Ok(open_step(path)?),
+            Resume::Step(name) => Ok(open_step(&checkpoints.join(name))?),
+            Resume::Newest => {
+                let (found, skipped) = newest_whole(&checkpoints)?;
+                for skipped in &skipped {
+                    told(format!("skipped {}: {}", skipped.directory.display(), skipped.reason));
+                }
+                found.ok_or_else(|| {
+                    let message = match skipped.len() {
+                        0 => "there is no checkpoint to resume from".to_owned(),
+                        count => format!("none of its {count} checkpoints is whole"),
+                    };
+                    self.error(message, "leave --resume out and choose an empty output_dir to start from the beginning")
+                })
+            }
+        }
+    }
+
+    /// Clears what stands in the way of going on after `found`. `told` gets a line for each folder.
+    pub fn clear_after(&self, found: &Found, mut told: impl FnMut(String)) -> Result<(), LaunchError> {
+        let checkpoints = self.checkpoints();
+        let own = step_directory(&checkpoints, found.manifest.step);
+        let same = |path: &Path| path.canonicalize().ok();
+        if same(&own) != same(&found.directory) {
+            let message = format!("{} is not a checkpoint of this run", found.directory.display());
+            return Err(self.error(message, "resume with the output_dir that the checkpoint lies in"));
+        }
+        for cleared in prepare_to_resume(&checkpoints, found.manifest.step)? {
+            told(match cleared.what {
+                ClearedWhat::RemovedUnfinished => {
+                    format!("removed {}, an unfinished save", cleared.directory.display())
+                }
+                ClearedWhat::MovedTo(aside) => {
+                    format!("moved {} to {}: its step will be done again", cleared.directory.display(), aside.display())
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes the folders; a fresh run gets empty logs.
+    pub fn create(&self, ranks: u32, fresh: bool) -> Result<(), LaunchError> {
+        for name in ["logs", "data", "checkpoints"] {
+            let path = self.root.join(name);
+            std::fs::create_dir_all(&path).map_err(|error| {
+                self.error(format!("cannot create {}: {error}", path.display()), "give a folder that can be written")
+            })?;
+        }
+        for rank in (0..ranks).filter(|_| fresh) {
+            let log = self.log(rank);
+            std::fs::File::create(&log).map_err(LaunchError::system(format!("write {}", log.display())))?;
+        }
+        Ok(())
+    }
+
+    fn error(&self, message: impl Into<String>, hint: impl Into<String>) -> LaunchError {
+        LaunchError::RunFolder { path: self.root.clone(), message: message.into(), hint: hint.into() }
+    }
+}
+
+fn is_empty_folder(path: &Path) -> bool {
+    std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_folder_without_a_run_is_fresh() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunFolder::new(folder.path().join("run"));
+        run.check_fresh().unwrap();
+        run.create(2, true).unwrap();
+        run.check_fresh().unwrap();
+        let step = run.checkpoints().join("step-00000001");
+        std::fs::create_dir(&step).unwrap();
+        let error = run.check_fresh().unwrap_err().to_string();
+        assert!(error.contains("it holds checkpoints") && error.contains("--resume"), "{error}");
+        std::fs::remove_dir(step).unwrap();
+        std::fs::write(run.metrics(), "").unwrap();
+        run.check_fresh().unwrap();
+        std::fs::write(run.metrics(), "{}\n").unwrap();
+        assert!(run.check_fresh().is_err());
+    }
+
+    #[test]
+    fn resuming_without_a_checkpoint_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunFolder::new(folder.path());
+        run.create(1, true).unwrap();
+        std::fs::create_dir(run.checkpoints().join("step-00000007")).unwrap();
+        let mut told = Vec::new();
+        let error = run.find_resume(&Resume::Newest, |line| told.push(line)).unwrap_err().to_string();
+        assert!(error.contains("none of its 1 checkpoints is whole"), "{error}");
+        assert!(told[0].contains("step-00000007") && told[0].contains("manifest.json"), "{told:?}");
+        assert!(run.find_resume(&Resume::Step("step-00000007".into()), |_| {}).is_err());
+    }
+}

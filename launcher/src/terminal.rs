@@ -1,0 +1,118 @@
+//! The one place that writes to the terminal, so that a progress line and other lines do not tear each other.
+
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How much is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Voice {
+    /// Everything.
+    Full,
+    /// Errors, and where the result is.
+    Quiet,
+    /// Nothing: tests.
+    Silent,
+}
+
+/// Standard output and standard error of `launch`, with at most one progress line.
+pub struct Terminal {
+    voice: Voice,
+    live: bool,
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl Terminal {
+    /// The process's own terminal. `quiet` leaves only errors and results.
+    pub fn new(quiet: bool) -> Self {
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let live = !quiet && !dumb && std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        Terminal { voice: if quiet { Voice::Quiet } else { Voice::Full }, live, bar: Mutex::new(None) }
+    }
+
+    /// Writes nothing.
+    pub fn silent() -> Self {
+        Terminal { voice: Voice::Silent, live: false, bar: Mutex::new(None) }
+    }
+
+    /// Whether a progress line can be shown.
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// A line of the job's story; not in quiet.
+    pub fn say(&self, text: &str) {
+        if self.voice == Voice::Full {
+            self.write(false, text);
+        }
+    }
+
+    /// A line that is told in quiet as well: where the result is.
+    pub fn result(&self, text: &str) {
+        if self.voice != Voice::Silent {
+            self.write(false, text);
+        }
+    }
+
+    /// A line on standard error.
+    pub fn complain(&self, text: &str) {
+        if self.voice != Voice::Silent {
+            self.write(true, text);
+        }
+    }
+
+    /// A line that a worker wrote to its standard error.
+    pub fn worker_line(&self, rank: u32, text: &str) {
+        if self.voice == Voice::Full {
+            self.write(true, &format!("[rank {rank}] {text}"));
+        }
+    }
+
+    /// Shows a progress line of `total` steps, `done` of which lie behind. Does nothing where there is no terminal.
+    pub fn start_progress(&self, total: u64, done: u64) {
+        if !self.live {
+            return;
+        }
+        // What does not fit is cut: a line that wraps could not be redrawn.
+        let template = "step {pos}/{len} {bar:10} {wide_msg}";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stdout()).with_style(style);
+        bar.set_position(done);
+        bar.set_message("starting");
+        *self.bar() = Some(bar);
+    }
+
+    /// Moves the progress line.
+    pub fn progress(&self, position: u64, message: String) {
+        if let Some(bar) = self.bar().as_ref() {
+            bar.set_position(position);
+            bar.set_message(message);
+        }
+    }
+
+    /// Takes the progress line away.
+    pub fn end_progress(&self) {
+        if let Some(bar) = self.bar().take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn bar(&self) -> MutexGuard<'_, Option<ProgressBar>> {
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, to_stderr: bool, text: &str) {
+        // A closed pipe (`launch … | head`) must not end the job, so errors of writing are nobody's.
+        let write = || {
+            let _ = match to_stderr {
+                true => writeln!(std::io::stderr().lock(), "{text}"),
+                false => writeln!(std::io::stdout().lock(), "{text}"),
+            };
+        };
+        match self.bar().as_ref() {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The command `train`, from the configuration to the exit code.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use zerofold_checkpoint::Found;
+use zerofold_configs::{Inputs, Resolved, resolve};
+use zerofold_data::{Prepare, Prepared, StepPlan, StepPlanOptions, prepare};
+
+use crate::checkpoint_publisher::publish_parts;
+use crate::control::{ControlOptions, ControlPlane};
+use crate::error::{EXIT_FAILED, LaunchError};
+use crate::event::Event;
+use crate::metrics::MetricsFile;
+use crate::run_folder::{Resume, RunFolder};
+use crate::supervise::{Limits, Verdict, Worker, supervise};
+use crate::terminal::Terminal;
+use crate::view::View;
+use crate::worker_command::{GENERATION, JobEnvironment, find_worker};
+use crate::{announce, model_folder, report, signals};
+
+/// After a first failure, how long other ranks may still tell the cause.
+const GATHER: Duration = Duration::from_secs(1);
+/// From SIGTERM to SIGKILL.
+const TERMINATE: Duration = Duration::from_secs(5);
+
+/// What the command line asks of `train`.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// The configuration, as written.
+    pub inputs: Inputs,
+    /// Go on from a checkpoint.
+    pub resume: Option<Resume>,
+    /// Only errors and the result.
+    pub quiet: bool,
+    /// How long a rank may take to join, and be silent.
+    pub timeout: Duration,
+    /// How long the workers may take to stop when asked.
+    pub grace: Duration,
+}
+
+/// Runs a training job to its end; returns the exit code. Must be called on the main thread, which workers die with.
+pub fn train(options: &TrainOptions, began: Instant) -> Result<u8, LaunchError> {
+    let terminal = Arc::new(Terminal::new(options.quiet));
+    let (events, received) = mpsc::channel();
+    let job = Job::prepare(options, &terminal, &events)?;
+    job.run(options, began, terminal, (events, received))
+}
+
+/// A job that is ready to be started.
+struct Job {
+    config: Resolved,
+    run: RunFolder,
+    resume: Option<Found>,
+    plan: StepPlan,
+    worker: PathBuf,
+    control: ControlPlane,
+}
+
+impl Job {
+    /// Checks what can be checked before anything is started, cheap things first, and tokenises the data.
+    fn prepare(options: &TrainOptions, terminal: &Terminal, events: &Sender<Event>) -> Result<Job, LaunchError> {
+        let config = resolve(&options.inputs)?;
+        config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
+        model_folder::check(&config.training.model_name_or_path)?;
+        let worker = find_worker()?;
+        let run = RunFolder::new(absolute(&config.training.output_dir)?);
+        let resume = match &options.resume {
+            None => run.check_fresh().map(|()| None)?,
+            Some(resume) => Some(find_resume(&run, resume, &config, terminal)?),
+        };
+        let control = ControlPlane::start(
+            ControlOptions {
+                port: config.main_process_port,
+                world_size: config.num_processes,
+                generation: GENERATION,
+                publish: Arc::new(publish_parts),
+            },
+            events.clone(),
+        )?;
+        run.create(config.num_processes, resume.is_none())?;
+        let prepared = prepare_data(&config, &run, terminal)?;
+        let plan = step_plan(&config, prepared.dataset.rows())?;
+        config.write(&run.config())?;
+        announce::header(&config, &run, &plan, &prepared.report).iter().for_each(|line| terminal.say(line));
+        Ok(Job { config, run, resume, plan, worker, control })
+    }
+
+    fn run(
+        self,
+        options: &TrainOptions,
+        began: Instant,
+        terminal: Arc<Terminal>,
+        (events, received): (Sender<Event>, Receiver<Event>),
+    ) -> Result<u8, LaunchError> {
+        let done = self.resume.as_ref().map_or(0, |found| found.manifest.step);
+        let path = self.run.metrics();
+        let metrics = if self.resume.is_some() { MetricsFile::resume(&path, done) } else { MetricsFile::create(&path) };
+        let metrics = metrics.map_err(LaunchError::system(format!("write {}", path.display())))?;
+        signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
+        let mut workers = self.spawn(&terminal, &events)?;
+        let steps = (self.plan.total_steps(), done);
+        let mut view = View::new(terminal.clone(), metrics, began, steps, self.config.training.logging_steps);
+        let limits = Limits { gather: GATHER, terminate: TERMINATE, stop: options.grace, silence: options.timeout };
+        let (verdict, facts) = supervise(&mut workers, &self.control, &received, &limits, &mut view);
+        let story = view.finish();
+        let members = self.control.members();
+        let ended = report::Ended { time: began.elapsed(), facts: &facts, members: &members };
+        Ok(match verdict {
+            Verdict::Completed => {
+                terminal.say(&report::summary(&story, &ended));
+                report::result(&facts).iter().for_each(|line| terminal.result(line));
+                0
+            }
+            Verdict::Stopped(signal) => {
+                terminal.say(&report::summary(&story, &ended));
+                terminal.complain(&report::stopped(&story, &self.run));
+                signal.exit_code()
+            }
+            Verdict::Failed { first, others } => {
+                terminal.complain(&report::failure(&first, &others, &facts, &self.run));
+                EXIT_FAILED
+            }
+        })
+    }
+
+    fn spawn(&self, terminal: &Arc<Terminal>, events: &Sender<Event>) -> Result<Vec<Worker>, LaunchError> {
+        let config = self.run.config();
+        let environment = JobEnvironment {
+            worker: &self.worker,
+            world_size: self.config.num_processes,
+            control: self.control.address(),
+            config: &config,
+            resume: self.resume.as_ref().map(|found| found.directory.as_path()),
+        };
+        let spawn = |rank| {
+            let mut command = environment.command(rank);
+            Worker::spawn(rank, &mut command, &self.run.log(rank), terminal.clone(), events.clone())
+        };
+        // A rank that cannot be started ends the job: those before it are killed as their handles are dropped.
+        Ok((0..self.config.num_processes).map(spawn).collect::<Result<Vec<_>, _>>()?)
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
+    std::path::absolute(path).map_err(LaunchError::system(format!("find {}", path.display())))
+}
+
+fn find_resume(run: &RunFolder, resume: &Resume, config: &Resolved, terminal: &Terminal) -> Result<Found, LaunchError> {
+    let mut found = run.find_resume(resume, |line| terminal.complain(&line))?;
+    found.directory = absolute(&found.directory)?;
+    let manifest = &found.manifest;
+    let fits = [
+        ("processes", manifest.world_size, config.num_processes),
+        ("ZeRO stage", u32::from(manifest.stage), u32::from(config.stage.number())),
+    ];
+    for (name, saved, asked) in fits {
+        if saved != asked {
+            let message = format!("{} was saved with {name} {saved}, this job has {asked}", found.directory.display());
+            let hint = format!("resume with the same {name}: {saved}");
+            return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
+        }
+    }
+    run.clear_after(&found, |line| terminal.complain(&line))?;
+    terminal.say(&format!("resuming after step {} from {}", manifest.step, found.directory.display()));
+    Ok(found)
+}
+
+/// Tokenises training and held-out rows once, before the ranks wait on each other.
+fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Result<Prepared, LaunchError> {
+    let training = &config.training;
+    let one = |dataset: &Path, path: &Path| -> Result<Prepared, LaunchError> {
+        let began = Instant::now();
+        let prepared = prepare(&Prepare {
+            model_directory: &training.model_name_or_path,
+            dataset,
+            max_length: training.max_length,
+            assistant_only_loss: training.assistant_only_loss,
+        })?;
+        prepared.dataset.save(path)?;
+        announce::data(&prepared.report, began.elapsed()).iter().for_each(|line| terminal.say(line));
+        for warning in &prepared.report.warnings {
+            terminal.complain(&format!("warning: {}: {warning}", dataset.display()));
+        }
+        Ok(prepared)
+    };
+    let prepared = one(&training.dataset, &run.train_data())?;
+    announce::example(&prepared.report).iter().for_each(|line| terminal.say(line));
+    if let Some(dataset) = &training.eval_dataset {
+        one(dataset, &run.eval_data())?;
+    }
+    Ok(prepared)
+}
+
+fn step_plan(config: &Resolved, rows: usize) -> Result<StepPlan, LaunchError> {
+    let training = &config.training;
+    Ok(StepPlan::new(StepPlanOptions {
+        rows,
+        world_size: config.num_processes,
+        per_device_batch: training.per_device_train_batch_size,
+        accumulation: config.gradient_accumulation_steps,
+        epochs: training.num_train_epochs,
+        max_steps: training.max_steps,
+        seed: training.seed,
+        data_seed: training.data_seed,
+        sampling: match training.train_sampling_strategy {
+            zerofold_configs::Sampling::Random => zerofold_data::Sampling::Random,
+            zerofold_configs::Sampling::Sequential => zerofold_data::Sampling::Sequential,
+        },
+    })?)
+}

@@ -1,0 +1,216 @@
+//! What a person sees of a running job: a progress line on a terminal, plain lines elsewhere; and `metrics.jsonl`.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use zerofold_proto::v1::{EvaluationRecord, StepRecord};
+
+use crate::control::ControlPlane;
+use crate::event::Event;
+use crate::format;
+use crate::metrics::{MetricsFile, rate};
+use crate::supervise::Observer;
+use crate::terminal::Terminal;
+
+/// Over so many steps the time left is estimated.
+const RECENT_STEPS: usize = 20;
+
+/// What the summary at the end is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Story {
+    /// From the start of `launch` to the first finished step.
+    pub first_step_after: Option<Duration>,
+    /// Optimizer steps seen.
+    pub steps: u64,
+    /// The first step.
+    pub first: Option<StepRecord>,
+    /// The newest step.
+    pub last: Option<StepRecord>,
+    /// Tokens per second of every step.
+    pub tokens_per_second: Vec<f64>,
+    /// Seconds of every step.
+    pub seconds: Vec<f64>,
+    /// The first pass over the held-out rows.
+    pub first_evaluation: Option<EvaluationRecord>,
+    /// The newest pass over the held-out rows.
+    pub last_evaluation: Option<EvaluationRecord>,
+    /// The newest published checkpoint.
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// Shows and records what happens.
+pub struct View {
+    terminal: Arc<Terminal>,
+    metrics: MetricsFile,
+    metrics_failed: bool,
+    began: Instant,
+    total: u64,
+    logging_steps: u64,
+    recent: VecDeque<f64>,
+    story: Story,
+}
+
+impl View {
+    /// A view of a job of `total` steps, `done` of which lie behind, that began at `began`.
+    pub fn new(
+        terminal: Arc<Terminal>,
+        metrics: MetricsFile,
+        began: Instant,
+        (total, done): (u64, u64),
+        logging_steps: u32,
+    ) -> Self {
+        terminal.start_progress(total, done);
+        View {
+            terminal,
+            metrics,
+            metrics_failed: false,
+            began,
+            total,
+            logging_steps: u64::from(logging_steps).max(1),
+            recent: VecDeque::new(),
+            story: Story::default(),
+        }
+    }
+
+    /// Ends the progress line; hands out what happened.
+    pub fn finish(self) -> Story {
+        self.terminal.end_progress();
+        self.story
+    }
+
+    fn step(&mut self, record: &StepRecord, control: &ControlPlane) {
+        let written = self.metrics.step(record);
+        self.check_written(written);
+        let story = &mut self.story;
+        story.first_step_after.get_or_insert_with(|| self.began.elapsed());
+        story.steps += 1;
+        story.first.get_or_insert(*record);
+        story.last = Some(*record);
+        story.tokens_per_second.push(rate(record.tokens, record.seconds));
+        story.seconds.push(record.seconds);
+        if !record.loss.is_finite() || !record.grad_norm.is_finite() {
+            let StepRecord { step, loss, grad_norm, .. } = record;
+            self.terminal.complain(&format!("warning: step {step}: loss {loss}, gradient norm {grad_norm}"));
+        }
+        if self.recent.len() == RECENT_STEPS {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(record.seconds);
+        let left = time_left(self.recent.make_contiguous(), self.total.saturating_sub(record.step));
+        let memory = control.members().iter().map(|member| member.memory_bytes).max().unwrap_or(0);
+        let memory = memory.max(if memory == 0 { record.peak_memory_bytes } else { 0 });
+        if self.terminal.is_live() {
+            self.terminal.progress(record.step, progress_message(record, memory, left));
+        } else if record.step == 1 || record.step.is_multiple_of(self.logging_steps) || record.step == self.total {
+            self.terminal.say(&plain_line(record, self.total, memory, left));
+        }
+    }
+
+    fn evaluation(&mut self, record: &EvaluationRecord) {
+        let written = self.metrics.evaluation(record);
+        self.check_written(written);
+        self.story.first_evaluation.get_or_insert(*record);
+        self.story.last_evaluation = Some(*record);
+        let EvaluationRecord { step, loss, supervised_tokens, seconds } = record;
+        let tokens = format::plural(*supervised_tokens, "supervised token");
+        let time = format::duration(Duration::from_secs_f64(seconds.clamp(0.0, 1e9)));
+        self.terminal.say(&format!("held-out loss after step {step}: {loss:.4} ({tokens}, {time})"));
+    }
+
+    /// A full disk does not end the job, which may still save elsewhere; but it is told, once.
+    fn check_written(&mut self, written: std::io::Result<()>) {
+        if let Err(error) = written
+            && !std::mem::replace(&mut self.metrics_failed, true)
+        {
+            self.terminal.complain(&format!("warning: metrics.jsonl is not complete: {error}"));
+        }
+    }
+}
+
+impl Observer for View {
+    fn event(&mut self, event: &Event, control: &ControlPlane) {
+        match event {
+            Event::Steps(records) => records.iter().for_each(|record| self.step(record, control)),
+            Event::Evaluations(records) => records.iter().for_each(|record| self.evaluation(record)),
+            Event::Checkpoint { step, directory } => {
+                self.story.checkpoint = Some(PathBuf::from(directory));
+                self.terminal.say(&format!("checkpoint of step {step}: {directory}"));
+            }
+            _ => {}
+        }
+    }
+
+    fn notice(&mut self, text: &str) {
+        self.terminal.complain(text);
+    }
+}
+
+/// The time that `steps` more will take, by the mean of the recent ones.
+fn time_left(recent: &[f64], steps: u64) -> Option<Duration> {
+    let mean = recent.iter().sum::<f64>() / recent.len() as f64;
+    Duration::try_from_secs_f64(mean * steps as f64).ok().filter(|_| steps > 0)
+}
+
+fn left_words(left: Option<Duration>) -> String {
+    left.map(|left| format!("{} left", format::duration(left))).unwrap_or_else(|| "done".to_owned())
+}
+
+/// What matters most stands first: a narrow terminal cuts the end.
+fn progress_message(record: &StepRecord, memory: u64, left: Option<Duration>) -> String {
+    format!(
+        "loss {:.4} · {} tokens/s · {} · norm {:.3} · lr {:.2e} · {}/rank",
+        record.loss,
+        format::figure(rate(record.tokens, record.seconds)),
+        left_words(left),
+        record.grad_norm,
+        record.learning_rate,
+        format::bytes(memory)
+    )
+}
+
+fn plain_line(record: &StepRecord, total: u64, memory: u64, left: Option<Duration>) -> String {
+    format!(
+        "step {}/{total}  epoch {:.2}  loss {:.4}  lr {:.2e}  grad_norm {:.3}  {} tokens/s ({} supervised)  {:.2} s/step  \
+         {}/rank  {}",
+        record.step,
+        record.epoch,
+        record.loss,
+        record.learning_rate,
+        record.grad_norm,
+        format::figure(rate(record.tokens, record.seconds)),
+        format::figure(rate(record.supervised_tokens, record.seconds)),
+        record.seconds,
+        format::bytes(memory),
+        left_words(left)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_everything_about_its_step() {
+        let record = StepRecord {
+            step: 20,
+            epoch: 0.5,
+            loss: 1.23456,
+            grad_norm: 0.8125,
+            learning_rate: 2e-5,
+            tokens: 3000,
+            supervised_tokens: 600,
+            seconds: 1.5,
+            ..StepRecord::default()
+        };
+        let left = time_left(&[1.0, 2.0], 80);
+        assert_eq!(
+            plain_line(&record, 100, 3 << 29, left),
+            "step 20/100  epoch 0.50  loss 1.2346  lr 2.00e-5  grad_norm 0.812  2,000 tokens/s (400 supervised)  \
+             1.50 s/step  1.50 GiB/rank  2 min 00 s left"
+        );
+        assert_eq!(time_left(&[1.0], 0), None);
+        assert_eq!(time_left(&[f64::NAN], 3), None);
+    }
+}

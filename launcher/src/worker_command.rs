@@ -1,0 +1,118 @@
+//! The program that runs as worker, and the environment it gets.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::environment as env;
+use crate::error::LaunchError;
+
+/// The membership of the job. A job that is started anew by `--resume` begins at 1 again: its checkpoints are fenced by
+/// `prepare_to_resume`, which runs before any worker does.
+pub const GENERATION: u64 = 1;
+
+/// Finds the worker: `ZEROFOLD_WORKER`, else `worker` beside this executable.
+///
+/// # Errors
+/// There is no such file, or it may not be run.
+pub fn find_worker() -> Result<PathBuf, LaunchError> {
+    let (path, hint) = match std::env::var_os(env::WORKER) {
+        Some(path) => {
+            (PathBuf::from(path), format!("{} names the worker; unset it to use the one beside launch", env::WORKER))
+        }
+        None => {
+            let own = std::env::current_exe().map_err(LaunchError::system("find the path of launch itself"))?;
+            let hint = format!("build it (scripts/launch does), or name another place by {}", env::WORKER);
+            (own.with_file_name("worker"), hint)
+        }
+    };
+    match path.is_file() {
+        // With a folder in front it is never looked for on the PATH.
+        true => std::path::absolute(&path).map_err(LaunchError::system(format!("find {}", path.display()))),
+        false => Err(LaunchError::Worker { message: format!("there is no worker at {}", path.display()), hint }),
+    }
+}
+
+/// What the workers of a job have in common.
+pub struct JobEnvironment<'a> {
+    /// The program.
+    pub worker: &'a Path,
+    /// How many ranks.
+    pub world_size: u32,
+    /// Where the control plane listens.
+    pub control: SocketAddr,
+    /// `config.resolved.yaml`.
+    pub config: &'a Path,
+    /// The step's folder to resume from.
+    pub resume: Option<&'a Path>,
+}
+
+impl JobEnvironment<'_> {
+    /// The command of one rank.
+    pub fn command(&self, rank: u32) -> Command {
+        let mut command = Command::new(self.worker);
+        let world_size = self.world_size.to_string();
+        command
+            .arg("train")
+            .env(env::RANK, rank.to_string())
+            .env(env::LOCAL_RANK, rank.to_string())
+            .env(env::WORLD_SIZE, &world_size)
+            .env(env::LOCAL_WORLD_SIZE, &world_size)
+            .env(env::MASTER_ADDR, self.control.ip().to_string())
+            .env(env::MASTER_PORT, self.control.port().to_string())
+            .env(env::CONTROL, format!("http://{}", self.control))
+            .env(env::CONFIG, self.config)
+            .env(env::GENERATION, GENERATION.to_string());
+        match self.resume {
+            Some(folder) => command.env(env::RESUME, folder),
+            None => command.env_remove(env::RESUME),
+        };
+        if std::env::var_os(env::OMP_NUM_THREADS).is_none() {
+            command.env(env::OMP_NUM_THREADS, threads_per_rank(self.world_size).to_string());
+        }
+        command
+    }
+}
+
+/// Threads of one rank: what the user said, else the processors this process may use, shared out, at least 1.
+pub fn threads_per_rank(world_size: u32) -> usize {
+    let said = std::env::var(env::OMP_NUM_THREADS).ok().and_then(|text| text.trim().parse().ok());
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    said.unwrap_or((cores / world_size.max(1) as usize).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_gets_the_environment_that_torchrun_gives() {
+        let job = JobEnvironment {
+            worker: Path::new("/bin/worker"),
+            world_size: 4,
+            control: ([127, 0, 0, 1], 29500).into(),
+            config: Path::new("run/config.resolved.yaml"),
+            resume: None,
+        };
+        let command = job.command(3);
+        let get = |name: &str| {
+            let (_, value) = command.get_envs().find(|(key, _)| *key == name).unwrap();
+            value.map(|value| value.to_str().unwrap().to_owned())
+        };
+        let expected = [
+            ("RANK", "3"),
+            ("LOCAL_RANK", "3"),
+            ("WORLD_SIZE", "4"),
+            ("LOCAL_WORLD_SIZE", "4"),
+            ("MASTER_ADDR", "127.0.0.1"),
+            ("MASTER_PORT", "29500"),
+            ("ZEROFOLD_CONTROL", "http://127.0.0.1:29500"),
+            ("ZEROFOLD_CONFIG", "run/config.resolved.yaml"),
+            ("ZEROFOLD_GENERATION", "1"),
+        ];
+        for (name, value) in expected {
+            assert_eq!(get(name).as_deref(), Some(value), "{name}");
+        }
+        assert_eq!(get("ZEROFOLD_RESUME"), None);
+    }
+}
