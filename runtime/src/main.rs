@@ -60,9 +60,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             let request = serde_json::from_str(&request).context("the request is not what `launch generate` writes")?;
             zerofold_runtime::generate::run(&request)
         }
-        Command::Logits { model, input_ids, output } => {
-            zerofold_runtime::generate::logits(&model, &input_ids, &output)
-        }
+        Command::Logits { model, input_ids, output } => zerofold_runtime::generate::logits(&model, &input_ids, &output),
     }
 }
 

@@ -226,7 +226,13 @@ fn bfloat16_follows_float32() {
     let float = Run::new("tiny-llama", "batch_8", Stage::Two, 2, 2).outcomes();
     let brain = Run { compute: Kind::BFloat16, ..Run::new("tiny-llama", "batch_8", Stage::Two, 2, 2) }.outcomes();
     for (float, brain) in float.iter().zip(&brain) {
-        assert!((float.loss - brain.loss).abs() < 0.02 * float.loss, "step {}: {} {}", float.step, float.loss, brain.loss);
+        assert!(
+            (float.loss - brain.loss).abs() < 0.02 * float.loss,
+            "step {}: {} {}",
+            float.step,
+            float.loss,
+            brain.loss
+        );
     }
     assert_ne!(bits(&float), bits(&brain));
 }

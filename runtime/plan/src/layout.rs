@@ -229,7 +229,10 @@ impl Layout {
         for unit in &self.units {
             text.push_str(&format!("unit {} numel {}\n", unit.name, unit.numel));
             for parameter in unit.parameters() {
-                text.push_str(&format!("{} {:?} {}..{}\n", parameter.name, parameter.shape, parameter.begin, parameter.end));
+                text.push_str(&format!(
+                    "{} {:?} {}..{}\n",
+                    parameter.name, parameter.shape, parameter.begin, parameter.end
+                ));
             }
         }
         text

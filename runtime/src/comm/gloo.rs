@@ -94,8 +94,7 @@ impl Gloo {
     fn send(&self, call: &'static str, sequence: u64, tensor: &Tensor, peer: usize) -> Result<Work, CommError> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: group and tensor are live; Gloo holds its own reference to the tensor.
-        let status =
-            unsafe { torch::zf_gloo_send(self.raw, handle(tensor), peer as c_int, tag(sequence), &mut raw) };
+        let status = unsafe { torch::zf_gloo_send(self.raw, handle(tensor), peer as c_int, tag(sequence), &mut raw) };
         checked(status).map_err(|source| CommError::Peer { call, sequence, peer, source })?;
         let mut traffic = self.traffic.get();
         traffic.sent_bytes += (tensor.numel() * element_size(tensor)) as u64;

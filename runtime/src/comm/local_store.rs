@@ -28,7 +28,8 @@ impl Store for LocalStore {
     fn wait(&self, keys: &[String], timeout: Duration) -> Result<(), String> {
         let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = |values: &mut HashMap<String, Vec<u8>>| keys.iter().any(|key| !values.contains_key(key));
-        let (_values, result) = self.changed.wait_timeout_while(values, timeout, missing).unwrap_or_else(PoisonError::into_inner);
+        let (_values, result) =
+            self.changed.wait_timeout_while(values, timeout, missing).unwrap_or_else(PoisonError::into_inner);
         if result.timed_out() { Err(format!("no {keys:?} after {timeout:?}")) } else { Ok(()) }
     }
 

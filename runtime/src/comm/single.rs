@@ -1,6 +1,6 @@
 //! One process: collectives are copies.
 
-use super::{CommError, Collectives, Pending, Traffic, check_pair, check_tensor};
+use super::{Collectives, CommError, Pending, Traffic, check_pair, check_tensor};
 use tch::Tensor;
 
 /// The backend of a world of one.

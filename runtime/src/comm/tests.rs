@@ -12,8 +12,7 @@ fn with_gloo<T: Send>(world_size: usize, body: impl Fn(&Gloo) -> T + Sync) -> Ve
                 let (store, body) = (store.clone(), &body);
                 scope.spawn(move || {
                     let timeout = Duration::from_secs(30);
-                    let group =
-                        Gloo::connect(store, rank, world_size, "127.0.0.1", timeout, Arc::default()).unwrap();
+                    let group = Gloo::connect(store, rank, world_size, "127.0.0.1", timeout, Arc::default()).unwrap();
                     let result = body(&group);
                     group.barrier().unwrap();
                     result

@@ -105,13 +105,10 @@ impl Control {
         let endpoint = Endpoint::from_shared(address.to_string())
             .map_err(|error| ControlError::Address { address: address.to_string(), reason: error.to_string() })?
             .connect_timeout(PROMPT);
-        let client = runtime
-            .block_on(endpoint.connect())
-            .map(ControlClient::new)
-            .map_err(|error| {
-                let text = format!("launch cannot be reached at {address}: {error}");
-                ControlError::Call { call: "connect", status: Box::new(Status::unavailable(text)) }
-            })?;
+        let client = runtime.block_on(endpoint.connect()).map(ControlClient::new).map_err(|error| {
+            let text = format!("launch cannot be reached at {address}: {error}");
+            ControlError::Call { call: "connect", status: Box::new(Status::unavailable(text)) }
+        })?;
         let control = Control { runtime, client, identity, reports: Arc::default() };
         let request = JoinRequest {
             rank: control.identity.rank,

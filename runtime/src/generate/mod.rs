@@ -1,7 +1,149 @@
-//! placeholder
+//! Text from a model folder: `worker generate` and `worker logits`.
+//!
+//! [`run`] decides among four ways: a data set ([`dataset`]), a prompt, standard input, or a chat at the terminal
+//! ([`chat`]). All of them go through [`Generator`], which feeds tokens through the whole model ([`weights`]) with a
+//! key-value cache and chooses the next one ([`sample`]). The text goes to standard output, everything else to standard
+//! error.
+
+mod chat;
+mod dataset;
+mod generator;
+mod sample;
+mod weights;
+
+use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
-use zerofold_configs::GenerateRequest;
-/// placeholder
-pub fn run(_request: &GenerateRequest) -> anyhow::Result<()> { anyhow::bail!("not built yet") }
-/// placeholder
-pub fn logits(_model: &Path, _ids: &Path, _out: &Path) -> anyhow::Result<()> { anyhow::bail!("not built yet") }
+
+use anyhow::{Context, Result, bail, ensure};
+use tch::{Kind, Tensor};
+use zerofold_configs::{ComputeDtype, GenerateRequest};
+use zerofold_data::{ChatTemplate, Message, Role};
+
+pub use generator::{Generator, Options};
+pub use sample::{SampleOptions, Sampler};
+pub use weights::WholeModel;
+
+/// Answers a request; the text goes to standard output.
+///
+/// # Errors
+/// A request that contradicts itself, a model folder or data set that cannot be used, a prompt that is too long.
+pub fn run(request: &GenerateRequest) -> Result<()> {
+    check(request)?;
+    use_all_cores();
+    let _no_gradients = tch::no_grad_guard();
+    let result = answer(request);
+    match &result {
+        // Whoever reads our output has seen enough.
+        Err(error) if is_broken_pipe(error) => Ok(()),
+        _ => result,
+    }
+}
+
+/// Writes the logits of given token ids: `input_ids` (int64, `[B, T]`) in one safetensors file, `logits` (float32,
+/// `[B, T, vocabulary]`) in the other.
+///
+/// # Errors
+/// A model folder or files that cannot be used.
+pub fn logits(model_dir: &Path, ids: &Path, out: &Path) -> Result<()> {
+    use_all_cores();
+    let _no_gradients = tch::no_grad_guard();
+    let tensors = Tensor::read_safetensors(ids).with_context(|| format!("cannot read {}", ids.display()))?;
+    let Some((_, input_ids)) = tensors.iter().find(|(name, _)| name == "input_ids") else {
+        bail!("{} holds no tensor input_ids", ids.display());
+    };
+    ensure!(
+        input_ids.f_kind()? == Kind::Int64 && input_ids.dim() == 2,
+        "{}: input_ids must be int64 of shape [rows, positions], not {:?} of shape {:?}",
+        ids.display(),
+        input_ids.f_kind()?,
+        input_ids.size()
+    );
+    let model = WholeModel::load(model_dir, Kind::Float)?;
+    let logits = model.logits(input_ids)?;
+    Tensor::write_safetensors(&[("logits", &logits)], out).with_context(|| format!("cannot write {}", out.display()))
+}
+
+fn answer(request: &GenerateRequest) -> Result<()> {
+    let kind = match request.dtype {
+        ComputeDtype::Float32 => Kind::Float,
+        ComputeDtype::Bfloat16 => Kind::BFloat16,
+    };
+    let options = Options {
+        max_new_tokens: request.max_new_tokens as usize,
+        sample: SampleOptions {
+            temperature: request.temperature,
+            top_k: request.top_k as usize,
+            top_p: request.top_p,
+            seed: request.seed,
+        },
+    };
+    let mut generator = Generator::load(&request.model, kind, options)?;
+    if let Some(path) = &request.dataset {
+        let template = ChatTemplate::load(&request.model)?;
+        return dataset::run(&mut generator, &template, path, request);
+    }
+    let prompt = match &request.prompt {
+        Some(prompt) => prompt.clone(),
+        None if std::io::stdin().is_terminal() => {
+            let template = ChatTemplate::load(&request.model)?;
+            return chat::run(&mut generator, &template, request.system.as_deref());
+        }
+        None => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+            text
+        }
+    };
+    let ids = if request.chat {
+        let mut messages = system_messages(request.system.as_deref());
+        messages.push(Message::new(Role::User, prompt));
+        let text = ChatTemplate::load(&request.model)?.render(&messages, true)?;
+        generator.encode(&text, false)?
+    } else {
+        generator.encode(&prompt, true)?
+    };
+    generator.generate(&ids, &mut print_piece)?;
+    print_piece("\n")
+}
+
+/// What a request must not say together.
+fn check(request: &GenerateRequest) -> Result<()> {
+    let conflict = |one: &str, other: &str| format!("{one} and {other} cannot be given together");
+    ensure!(request.dataset.is_none() || request.prompt.is_none(), conflict("a prompt", "a data set"));
+    ensure!(
+        request.dataset.is_some() || (request.output.is_none() && request.limit.is_none()),
+        "output and limit belong to a data set\nhint: add --dataset FILE.jsonl, or redirect standard output"
+    );
+    ensure!(
+        request.system.is_none() || request.chat || request.prompt.is_none(),
+        "a system message needs the chat template\nhint: add --chat"
+    );
+    Ok(())
+}
+
+/// The conversation so far: the system message, if there is one.
+fn system_messages(system: Option<&str>) -> Vec<Message> {
+    system.map(|text| Message::new(Role::System, text)).into_iter().collect()
+}
+
+/// Shows a piece of text at once.
+fn print_piece(piece: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(piece.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// All cores, unless the user's OMP_NUM_THREADS says otherwise (libtorch reads that itself).
+fn use_all_cores() {
+    if std::env::var_os("OMP_NUM_THREADS").is_none() {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        tch::set_num_threads(i32::try_from(cores).unwrap_or(1));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -35,19 +35,15 @@ impl LayerCache {
     pub(super) fn append(&mut self, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
         let new_length = self.length + keys.size4()?.2;
         let (all_keys, all_values) = match self.filled.take() {
-            Some((old_keys, old_values)) => (
-                grown(old_keys, self.length, new_length)?,
-                grown(old_values, self.length, new_length)?,
-            ),
+            Some((old_keys, old_values)) => {
+                (grown(old_keys, self.length, new_length)?, grown(old_values, self.length, new_length)?)
+            }
             None => (room_like(keys, new_length)?, room_like(values, new_length)?),
         };
         let added = new_length - self.length;
         all_keys.f_narrow(2, self.length, added)?.f_copy_(keys)?;
         all_values.f_narrow(2, self.length, added)?.f_copy_(values)?;
-        let views = (
-            all_keys.f_narrow(2, 0, new_length)?,
-            all_values.f_narrow(2, 0, new_length)?,
-        );
+        let views = (all_keys.f_narrow(2, 0, new_length)?, all_values.f_narrow(2, 0, new_length)?);
         self.filled = Some((all_keys, all_values));
         self.length = new_length;
         Ok(views)

@@ -113,10 +113,7 @@ impl ModelConfig {
     /// the maths in a way that is not built.
     pub fn read(model_dir: &Path) -> Result<Self, ModelError> {
         let path = model_dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
         Self::parse(&path, &text)
     }
 
@@ -132,34 +129,22 @@ impl ModelConfig {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ModelError> {
-        let value: Value = serde_json::from_str(text).map_err(|error| ModelError::Json {
-            path: path.to_owned(),
-            detail: error.to_string(),
-        })?;
+        let value: Value = serde_json::from_str(text)
+            .map_err(|error| ModelError::Json { path: path.to_owned(), detail: error.to_string() })?;
         let Value::Object(keys) = value else {
             let detail = "the file holds another kind of value".to_owned();
-            return Err(ModelError::Json {
-                path: path.to_owned(),
-                detail,
-            });
+            return Err(ModelError::Json { path: path.to_owned(), detail });
         };
-        let file = File {
-            path: path.to_owned(),
-            keys,
-        };
+        let file = File { path: path.to_owned(), keys };
         let architecture = file.architecture()?;
         file.refuse_what_is_not_built()?;
         // The defaults of the two classes where a file leaves a key out.
         let mistral = architecture == "MistralForCausalLM";
         let num_attention_heads = file.size("num_attention_heads")?;
-        let default_key_value_heads = if mistral && !file.keys.contains_key("num_key_value_heads") {
-            8
-        } else {
-            num_attention_heads
-        };
+        let default_key_value_heads =
+            if mistral && !file.keys.contains_key("num_key_value_heads") { 8 } else { num_attention_heads };
         let max_position_embeddings =
-            file.optional_size("max_position_embeddings")?
-                .unwrap_or(if mistral { 131_072 } else { 2048 });
+            file.optional_size("max_position_embeddings")?.unwrap_or(if mistral { 131_072 } else { 2048 });
         let hidden_size = file.size("hidden_size")?;
         let head_dim = match file.optional_size("head_dim")? {
             Some(head_dim) => head_dim,
@@ -169,30 +154,20 @@ impl ModelConfig {
                 return Err(file.invalid("hidden_size", reason));
             }
         };
-        let window_default = if mistral && !file.keys.contains_key("sliding_window") {
-            Some(4096)
-        } else {
-            None
-        };
+        let window_default = if mistral && !file.keys.contains_key("sliding_window") { Some(4096) } else { None };
         let config = ModelConfig {
             vocab_size: file.size("vocab_size")?,
             hidden_size,
             intermediate_size: file.size("intermediate_size")?,
             num_hidden_layers: file.size("num_hidden_layers")?,
             num_attention_heads,
-            num_key_value_heads: file
-                .optional_size("num_key_value_heads")?
-                .unwrap_or(default_key_value_heads),
+            num_key_value_heads: file.optional_size("num_key_value_heads")?.unwrap_or(default_key_value_heads),
             head_dim,
             max_position_embeddings,
             rms_norm_eps: file.optional_number(&file.keys, "rms_norm_eps")?.unwrap_or(1e-6),
             rope: file.rope(max_position_embeddings)?,
             tie_word_embeddings: file.optional_bool("tie_word_embeddings")?.unwrap_or(false),
-            sliding_window: if mistral {
-                file.optional_size("sliding_window")?.or(window_default)
-            } else {
-                None
-            },
+            sliding_window: if mistral { file.optional_size("sliding_window")?.or(window_default) } else { None },
             dtype: file.optional_string("dtype")?.or(file.optional_string("torch_dtype")?),
             architecture,
         };
@@ -204,18 +179,10 @@ impl ModelConfig {
             return Err(file.invalid("num_attention_heads", reason));
         }
         if !config.head_dim.is_multiple_of(2) {
-            let reason = format!(
-                "rotary positions turn pairs, and the head width {} is odd",
-                config.head_dim
+            let reason = format!("rotary positions turn pairs, and the head width {} is odd", config.head_dim);
+            return Err(
+                file.invalid(if file.keys.contains_key("head_dim") { "head_dim" } else { "hidden_size" }, reason)
             );
-            return Err(file.invalid(
-                if file.keys.contains_key("head_dim") {
-                    "head_dim"
-                } else {
-                    "hidden_size"
-                },
-                reason,
-            ));
         }
         if !(config.rms_norm_eps >= 0.0 && config.rms_norm_eps.is_finite()) {
             return Err(file.invalid("rms_norm_eps", "it must be a finite number, 0 or larger"));
@@ -233,29 +200,16 @@ struct File {
 impl File {
     fn invalid(&self, key: &str, reason: impl Into<String>) -> ModelError {
         let value = self.keys.get(key).map_or_else(|| "absent".to_owned(), Value::to_string);
-        ModelError::Invalid {
-            path: self.path.clone(),
-            key: key.to_owned(),
-            value,
-            reason: reason.into(),
-        }
+        ModelError::Invalid { path: self.path.clone(), key: key.to_owned(), value, reason: reason.into() }
     }
 
     fn not_built(&self, key: &str, value: &Value, hint: &str) -> ModelError {
         let value = value.to_string();
-        ModelError::NotBuilt {
-            path: self.path.clone(),
-            key: key.to_owned(),
-            value,
-            hint: hint.to_owned(),
-        }
+        ModelError::NotBuilt { path: self.path.clone(), key: key.to_owned(), value, hint: hint.to_owned() }
     }
 
     fn missing(&self, key: &str) -> ModelError {
-        ModelError::Missing {
-            path: self.path.clone(),
-            key: key.to_owned(),
-        }
+        ModelError::Missing { path: self.path.clone(), key: key.to_owned() }
     }
 
     /// A key's value; null counts as absent.
@@ -264,14 +218,8 @@ impl File {
     }
 
     fn architecture(&self) -> Result<String, ModelError> {
-        let named = self
-            .get("architectures")
-            .and_then(Value::as_array)
-            .and_then(|names| names.first());
-        let found = match (
-            named.and_then(Value::as_str),
-            self.get("model_type").and_then(Value::as_str),
-        ) {
+        let named = self.get("architectures").and_then(Value::as_array).and_then(|names| names.first());
+        let found = match (named.and_then(Value::as_str), self.get("model_type").and_then(Value::as_str)) {
             (Some(name), _) => name.to_owned(),
             (None, Some("llama")) => "LlamaForCausalLM".to_owned(),
             (None, Some("mistral")) => "MistralForCausalLM".to_owned(),
@@ -282,11 +230,7 @@ impl File {
             return Ok(found);
         }
         let supported = SUPPORTED.join(" and ");
-        Err(ModelError::UnsupportedArchitecture {
-            path: self.path.clone(),
-            found,
-            supported,
-        })
+        Err(ModelError::UnsupportedArchitecture { path: self.path.clone(), found, supported })
     }
 
     fn refuse_what_is_not_built(&self) -> Result<(), ModelError> {
@@ -306,11 +250,7 @@ impl File {
             }
         }
         if let Some(activation) = self.get("hidden_act").filter(|value| value.as_str() != Some("silu")) {
-            return Err(self.not_built(
-                "hidden_act",
-                activation,
-                "the activation of Llama and Mistral models is silu",
-            ));
+            return Err(self.not_built("hidden_act", activation, "the activation of Llama and Mistral models is silu"));
         }
         let full = |value: &Value| value.as_str() == Some("full_attention");
         match self.get("layer_types") {
@@ -335,18 +275,12 @@ impl File {
 
     fn optional_bool(&self, key: &str) -> Result<Option<bool>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        value
-            .as_bool()
-            .map(Some)
-            .ok_or_else(|| self.invalid(key, "it must be true or false"))
+        value.as_bool().map(Some).ok_or_else(|| self.invalid(key, "it must be true or false"))
     }
 
     fn optional_string(&self, key: &str) -> Result<Option<String>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        value
-            .as_str()
-            .map(|text| Some(text.to_owned()))
-            .ok_or_else(|| self.invalid(key, "it must be a string"))
+        value.as_str().map(|text| Some(text.to_owned())).ok_or_else(|| self.invalid(key, "it must be a string"))
     }
 
     fn optional_number(&self, keys: &Map<String, Value>, key: &str) -> Result<Option<f64>, ModelError> {
@@ -361,12 +295,7 @@ impl File {
 
     fn invalid_in(&self, keys: &Map<String, Value>, key: &str, reason: &str) -> ModelError {
         let value = keys.get(key).map_or_else(|| "absent".to_owned(), Value::to_string);
-        ModelError::Invalid {
-            path: self.path.clone(),
-            key: key.to_owned(),
-            value,
-            reason: reason.to_owned(),
-        }
+        ModelError::Invalid { path: self.path.clone(), key: key.to_owned(), value, reason: reason.to_owned() }
     }
 
     /// Rotary positions, in the form of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
@@ -388,23 +317,13 @@ impl File {
             None => self.optional_number(&self.keys, "rope_theta")?.unwrap_or(10_000.0),
         };
         if theta <= 0.0 {
-            let keys = if parameters.contains_key("rope_theta") {
-                parameters
-            } else {
-                &self.keys
-            };
+            let keys = if parameters.contains_key("rope_theta") { parameters } else { &self.keys };
             return Err(self.invalid_in(keys, "rope_theta", "it must be larger than 0"));
         }
-        if let Some(share) = parameters
-            .get("partial_rotary_factor")
-            .filter(|share| share.as_f64() != Some(1.0))
-        {
+        if let Some(share) = parameters.get("partial_rotary_factor").filter(|share| share.as_f64() != Some(1.0)) {
             return Err(self.not_built("partial_rotary_factor", share, "every pair of a head must turn"));
         }
-        let kind = parameters
-            .get("rope_type")
-            .or(parameters.get("type"))
-            .filter(|kind| !kind.is_null());
+        let kind = parameters.get("rope_type").or(parameters.get("type")).filter(|kind| !kind.is_null());
         let positive = |key: &str| match self.optional_number(parameters, key)? {
             Some(number) if number > 0.0 => Ok(number),
             Some(_) => Err(self.invalid_in(parameters, key, "it must be larger than 0")),
@@ -412,9 +331,7 @@ impl File {
         };
         let scaling = match kind.map(|kind| (kind, kind.as_str())) {
             None | Some((_, Some("default"))) => RopeScaling::Default,
-            Some((_, Some("linear"))) => RopeScaling::Linear {
-                factor: positive("factor")?,
-            },
+            Some((_, Some("linear"))) => RopeScaling::Linear { factor: positive("factor")? },
             Some((_, Some("llama3"))) => {
                 let (low_freq_factor, high_freq_factor) = (positive("low_freq_factor")?, positive("high_freq_factor")?);
                 if high_freq_factor <= low_freq_factor {

@@ -1,11 +1,15 @@
 //! The maths of a Llama: embedding, decoder blocks, final norm.
 //!
-//! Shapes: B rows, T positions, H the hidden size, D the width of a head. Numerics follow transformers' Llama: norms in
-//! float32, everything else in the compute type.
+//! Shapes: B rows, T positions, H the hidden size, D the width of a head.
+//!
+//! Numerics follow transformers' Llama: norms in float32, everything else in the compute type. In float32 the forward takes
+//! the same operations in the same order (with its `sdpa` attention), so that logits come out equal to the last bit where
+//! libtorch is the same. In 16-bit types, where the last bit is noise, it takes faster forms of the same sums.
 
 use tch::{Device, Kind, Tensor};
 use zerofold_plan::{LeafSpec, ParameterGroup, ParameterSpec, UnitSpec};
 
+use super::attention::Attention;
 use super::rope::{Rope, Tables};
 use super::{LayerCache, ModelConfig, ModelError};
 
@@ -19,6 +23,7 @@ pub struct Llama {
     kind: Kind,
     device: Device,
     rope: Rope,
+    attention: Attention,
 }
 
 /// A block's weights by name.
@@ -47,14 +52,7 @@ impl<'a> BlockWeights<'a> {
                 found: leaves.len(),
             });
         };
-        Ok(BlockWeights {
-            qkv,
-            output,
-            gate_up,
-            down,
-            attention_norm,
-            mlp_norm,
-        })
+        Ok(BlockWeights { qkv, output, gate_up, down, attention_norm, mlp_norm })
     }
 }
 
@@ -65,12 +63,8 @@ impl Llama {
     /// What libtorch says.
     pub fn new(config: ModelConfig, kind: Kind, device: Device) -> Result<Self, ModelError> {
         let rope = Rope::new(&config.rope, config.head_dim, kind, device)?;
-        Ok(Llama {
-            config,
-            kind,
-            device,
-            rope,
-        })
+        let attention = Attention::new(&config, kind, device);
+        Ok(Llama { config, kind, device, rope, attention })
     }
 
     /// The compute type.
@@ -166,7 +160,7 @@ impl Llama {
         self.check_length(length)?;
         let tables = self.rope.tables(0, length)?;
         let (query, key, value) = self.query_key_value(&weights, x, &tables)?;
-        let attended = self.causal_attention(&query, &key, &value)?;
+        let attended = self.attention.causal(&query, &key, &value)?;
         self.finish_block(&weights, x, &attended)
     }
 
@@ -183,9 +177,9 @@ impl Llama {
         let (query, key, value) = self.query_key_value(&weights, x, &tables)?;
         let (all_keys, all_values) = cache.append(&key.f_transpose(1, 2)?, &value.f_transpose(1, 2)?)?;
         let attended = if begin == 0 {
-            self.causal_attention(&query, &key, &value)?
+            self.attention.causal(&query, &key, &value)?
         } else {
-            self.cached_attention(&query, &all_keys, &all_values)?
+            self.attention.cached(&query, &all_keys, &all_values)?
         };
         self.finish_block(&weights, x, &attended)
     }
@@ -208,15 +202,15 @@ impl Llama {
 
     /// `x / sqrt(mean(x²) + eps)` in float32, cast, times the weight.
     ///
-    /// By way of the vector norm, so that autograd keeps `x` itself and no float32 copy of it.
+    /// In a 16-bit type the mean comes by way of the vector norm, so that autograd keeps `x` itself and no float32 copy.
     fn rms_norm(&self, weight: &Tensor, x: &Tensor) -> Result<Tensor, ModelError> {
-        let wide = if self.kind == Kind::Double {
-            Kind::Double
+        let last: &[i64] = &[-1];
+        let mean_square = if is_16_bit(self.kind) {
+            let norm = x.f_norm_scalaropt_dim_dtype(2.0, last, true, Kind::Float)?;
+            norm.f_mul(&norm)?.f_mul_scalar(1.0 / self.config.hidden_size as f64)?
         } else {
-            Kind::Float
+            x.f_square()?.f_mean_dim(last, true, None)?
         };
-        let norm = x.f_norm_scalaropt_dim_dtype(2.0, [-1i64].as_slice(), true, wide)?;
-        let mean_square = norm.f_mul(&norm)?.f_mul_scalar(1.0 / self.config.hidden_size as f64)?;
         let scale = mean_square.f_add_scalar(self.config.rms_norm_eps)?.f_rsqrt()?;
         Ok(x.f_mul(&scale)?.f_to_kind(self.kind)?.f_mul(weight)?)
     }
@@ -237,69 +231,8 @@ impl Llama {
         let projected = projected.f_view([rows, length, heads + 2 * key_heads, head_dim].as_slice())?;
         // Queries and keys are turned in one pass.
         let [turning, value] = two(projected.f_split_with_sizes([heads + key_heads, key_heads], 2)?)?;
-        let [query, key] = two(self
-            .rope
-            .turn(&turning, tables)?
-            .f_split_with_sizes([heads, key_heads], 2)?)?;
+        let [query, key] = two(self.rope.turn(&turning, tables)?.f_split_with_sizes([heads, key_heads], 2)?)?;
         Ok((query, key, value))
-    }
-
-    /// Causal attention among T positions: `[B, T, heads * D]`.
-    fn causal_attention(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, ModelError> {
-        let (key, value) = (self.repeat_heads(key)?, self.repeat_heads(value)?);
-        let (query, key, value) = (
-            query.f_transpose(1, 2)?,
-            key.f_transpose(1, 2)?,
-            value.f_transpose(1, 2)?,
-        );
-        let attended =
-            Tensor::f_scaled_dot_product_attention::<Tensor>(&query, &key, &value, None, 0.0, true, None, false)?;
-        Ok(attended.f_transpose(1, 2)?.f_flatten(2, 3)?)
-    }
-
-    /// Keys or values `[B, T, key_value_heads, D]` repeated for the query heads that share them: `[B, T, heads, D]`.
-    fn repeat_heads(&self, shared: &Tensor) -> Result<Tensor, ModelError> {
-        let repeats = self.config.queries_per_key() as i64;
-        if repeats == 1 {
-            return Ok(shared.shallow_clone());
-        }
-        let (rows, length, heads, head_dim) = shared.size4()?;
-        let repeated = shared
-            .f_unsqueeze(3)?
-            .f_expand([rows, length, heads, repeats, head_dim], false)?;
-        Ok(repeated.f_reshape([rows, length, heads * repeats, head_dim])?)
-    }
-
-    /// Attention of the last T positions to all S of a cache (`[B, key_value_heads, S, D]`): `[B, T, heads * D]`.
-    ///
-    /// The query heads that share a key head stand as further positions of it, so nothing is repeated.
-    fn cached_attention(&self, query: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor, ModelError> {
-        let (rows, length, heads, head_dim) = query.size4()?;
-        let (key_heads, repeats) = (
-            self.config.num_key_value_heads as i64,
-            self.config.queries_per_key() as i64,
-        );
-        let (_, _, total, _) = keys.size4()?;
-        let grouped = query.f_view([rows, length, key_heads, repeats, head_dim].as_slice())?;
-        let grouped = grouped
-            .f_permute([0, 2, 3, 1, 4])?
-            .f_reshape([rows, key_heads, repeats * length, head_dim])?;
-        let mask = if length == 1 {
-            None
-        } else {
-            Some(self.causal_mask(length, total, repeats)?)
-        };
-        let attended = Tensor::f_scaled_dot_product_attention(&grouped, keys, values, mask, 0.0, false, None, false)?;
-        let attended = attended
-            .f_reshape([rows, key_heads, repeats, length, head_dim])?
-            .f_permute([0, 3, 1, 2, 4])?;
-        Ok(attended.f_reshape([rows, length, heads * head_dim])?)
-    }
-
-    /// Which of `total` positions each of the last `length` may see, `repeats` times over: `[repeats * length, total]`.
-    fn causal_mask(&self, length: i64, total: i64, repeats: i64) -> Result<Tensor, ModelError> {
-        let seen = Tensor::f_ones([length, total], (Kind::Bool, self.device))?.f_tril(total - length)?;
-        Ok(seen.f_repeat([repeats, 1])?)
     }
 
     /// The output projection, the residuals and the gated MLP.
@@ -311,6 +244,11 @@ impl Llama {
         let gated = gate.f_silu()?.f_mul(&up)?;
         Ok(gated.f_linear::<Tensor>(weights.down, None)?.f_add_(&x)?)
     }
+}
+
+/// bfloat16 or float16.
+pub(super) fn is_16_bit(kind: Kind) -> bool {
+    matches!(kind, Kind::BFloat16 | Kind::Half)
 }
 
 fn norm_leaf(name: String, hidden_size: usize) -> LeafSpec {

@@ -18,29 +18,19 @@ impl Whole {
     fn read(name: &str, kind: Kind) -> Whole {
         let folder = PathBuf::from(FIXTURES).join("models").join(name);
         let llama = Llama::new(ModelConfig::read(&folder).expect("a config"), kind, Device::Cpu).expect("a model");
-        let files = std::fs::read_dir(&folder)
-            .expect("a folder")
-            .map(|entry| entry.expect("an entry").path());
+        let files = std::fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path());
         let weights: HashMap<String, Tensor> = files
             .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
             .flat_map(|path| Tensor::read_safetensors(path).expect("weights"))
             .collect();
         let leaf = |leaf: &LeafSpec| {
-            let parts: Vec<Tensor> = leaf
-                .parameters
-                .iter()
-                .map(|part| weights[&part.name].to_kind(kind))
-                .collect();
+            let parts: Vec<Tensor> = leaf.parameters.iter().map(|part| weights[&part.name].to_kind(kind)).collect();
             let stacked = Tensor::cat(&parts, 0);
             let shape: Vec<i64> = leaf.shape().iter().map(|size| *size as i64).collect();
             assert_eq!(stacked.size(), shape, "{}", leaf.parameters[0].name);
             stacked.set_requires_grad(true)
         };
-        let units = llama
-            .units()
-            .iter()
-            .map(|unit| unit.leaves.iter().map(leaf).collect())
-            .collect();
+        let units = llama.units().iter().map(|unit| unit.leaves.iter().map(leaf).collect()).collect();
         Whole { llama, units }
     }
 
@@ -55,10 +45,7 @@ impl Whole {
         } else {
             (&last[0], &last[1])
         };
-        self.llama
-            .final_norm(norm, x)
-            .expect("a norm")
-            .linear::<Tensor>(head, None)
+        self.llama.final_norm(norm, x).expect("a norm").linear::<Tensor>(head, None)
     }
 
     fn logits(&self, input_ids: &Tensor) -> Tensor {
@@ -84,10 +71,7 @@ fn expected(name: &str) -> (Tensor, Tensor) {
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
-    (a.to_kind(Kind::Float) - b.to_kind(Kind::Float))
-        .abs()
-        .max()
-        .double_value(&[])
+    (a.to_kind(Kind::Float) - b.to_kind(Kind::Float)).abs().max().double_value(&[])
 }
 
 #[test]
@@ -105,10 +89,7 @@ fn bfloat16_stays_near_float32() {
         let (input_ids, logits) = expected(name);
         let difference = largest_difference(&Whole::read(name, Kind::BFloat16).logits(&input_ids), &logits);
         let scale = logits.abs().max().double_value(&[]);
-        assert!(
-            difference < 0.05 * scale,
-            "{name}: logits of up to {scale} differ by {difference}"
-        );
+        assert!(difference < 0.05 * scale, "{name}: logits of up to {scale} differ by {difference}");
     }
 }
 
@@ -124,18 +105,12 @@ fn a_cache_changes_nothing() {
         for (begin, end) in [(0, 9), (9, 10), (10, 11), (11, 24), (24, length)] {
             let part = whole.logits_cached(&input_ids.narrow(1, begin, end - begin), &mut caches);
             let difference = largest_difference(&part, &logits.narrow(1, begin, end - begin));
-            assert!(
-                difference < 1e-4,
-                "{name}: positions {begin}..{end} differ by {difference}"
-            );
+            assert!(difference < 1e-4, "{name}: positions {begin}..{end} differ by {difference}");
         }
         // Back to position 9, then the same again.
         caches.iter_mut().for_each(|cache| cache.truncate(9));
         let again = whole.logits_cached(&input_ids.narrow(1, 9, 4), &mut caches);
-        assert!(
-            largest_difference(&again, &logits.narrow(1, 9, 4)) < 1e-4,
-            "{name}: after going back"
-        );
+        assert!(largest_difference(&again, &logits.narrow(1, 9, 4)) < 1e-4, "{name}: after going back");
         assert_eq!(caches[0].length(), 13);
     }
 }
@@ -144,14 +119,11 @@ fn a_cache_changes_nothing() {
 fn a_cache_grows_past_its_first_room() {
     let _guard = tch::no_grad_guard();
     let whole = Whole::read("tiny-llama-tied", Kind::Float);
-    let input_ids = Tensor::arange(300, (Kind::Int64, Device::Cpu))
-        .remainder(64)
-        .view([1, 300]);
+    let input_ids = Tensor::arange(300, (Kind::Int64, Device::Cpu)).remainder(64).view([1, 300]);
     let mut caches: Vec<LayerCache> = whole.blocks().iter().map(|_| LayerCache::new()).collect();
     let _prompt = whole.logits_cached(&input_ids.narrow(1, 0, 250), &mut caches);
-    let parts: Vec<Tensor> = (250..300)
-        .map(|at| whole.logits_cached(&input_ids.narrow(1, at, 1), &mut caches))
-        .collect();
+    let parts: Vec<Tensor> =
+        (250..300).map(|at| whole.logits_cached(&input_ids.narrow(1, at, 1), &mut caches)).collect();
     let difference = largest_difference(&Tensor::cat(&parts, 1), &whole.logits(&input_ids).narrow(1, 250, 50));
     assert!(difference < 1e-4, "differ by {difference}");
 }
@@ -162,29 +134,16 @@ fn a_gradient_reaches_every_leaf_and_is_the_slope() {
         let whole = Whole::read(name, Kind::Double);
         let (input_ids, _) = expected(name);
         let target = input_ids.roll([-1], [1]).flatten(0, 1);
-        let loss = || {
-            whole
-                .logits(&input_ids)
-                .flatten(0, 1)
-                .cross_entropy_for_logits(&target)
-                .to_kind(Kind::Double)
-        };
+        let loss = || whole.logits(&input_ids).flatten(0, 1).cross_entropy_for_logits(&target).to_kind(Kind::Double);
         let leaves: Vec<&Tensor> = whole.units.iter().flatten().collect();
         let gradients = Tensor::run_backward(&[loss()], &leaves, false, false);
         for (leaf, gradient) in leaves.iter().zip(&gradients) {
             let length = gradient.norm().double_value(&[]);
-            assert!(
-                length.is_finite() && length > 0.0,
-                "{name}: {:?} has gradient {length}",
-                leaf.size()
-            );
+            assert!(length.is_finite() && length > 0.0, "{name}: {:?} has gradient {length}", leaf.size());
         }
         // Along the gradient itself, the loss must rise by its squared length.
         let step = 1e-3;
-        let squares: f64 = gradients
-            .iter()
-            .map(|gradient| gradient.square().sum(Kind::Double).double_value(&[]))
-            .sum();
+        let squares: f64 = gradients.iter().map(|gradient| gradient.square().sum(Kind::Double).double_value(&[])).sum();
         let at = |factor: f64| {
             tch::no_grad(|| {
                 let move_by = |by: f64| {
@@ -199,10 +158,7 @@ fn a_gradient_reaches_every_leaf_and_is_the_slope() {
             })
         };
         let slope = (at(step) - at(-step)) / (2.0 * step);
-        assert!(
-            (slope / squares - 1.0).abs() < 1e-2,
-            "{name}: slope {slope}, squared gradient {squares}"
-        );
+        assert!((slope / squares - 1.0).abs() < 1e-2, "{name}: slope {slope}, squared gradient {squares}");
     }
 }
 
@@ -232,12 +188,7 @@ fn rope_frequencies_equal_those_of_transformers() {
         std::fs::write(folder.path().join("config.json"), config.to_string()).expect("written");
         let config = ModelConfig::read(folder.path()).expect("a config");
         let ours = super::super::inverse_frequencies(&config.rope, config.head_dim).expect("frequencies");
-        let theirs: Vec<f64> = case["inv_freq"]
-            .as_array()
-            .expect("values")
-            .iter()
-            .filter_map(|v| v.as_f64())
-            .collect();
+        let theirs: Vec<f64> = case["inv_freq"].as_array().expect("values").iter().filter_map(|v| v.as_f64()).collect();
         assert_eq!(ours.len(), theirs.len(), "{}", case["name"]);
         for (ours, theirs) in ours.iter().zip(&theirs) {
             let relative = (f64::from(*ours) / theirs - 1.0).abs();
@@ -269,14 +220,8 @@ fn units_hold_every_parameter_once() {
         in_units.sort();
         assert_eq!(in_files, in_units, "{name}");
         let tied = whole.llama.config.tie_word_embeddings;
-        assert_eq!(
-            (units[0].stays_gathered, units[0].leaves.len()),
-            (tied, if tied { 2 } else { 1 })
-        );
-        assert_eq!(
-            units.len(),
-            whole.llama.config.num_hidden_layers + if tied { 1 } else { 2 }
-        );
+        assert_eq!((units[0].stays_gathered, units[0].leaves.len()), (tied, if tied { 2 } else { 1 }));
+        assert_eq!(units.len(), whole.llama.config.num_hidden_layers + if tied { 1 } else { 2 });
     }
 }
 
@@ -285,27 +230,11 @@ fn misuse_is_an_error_and_no_panic() {
     let mut whole = Whole::read("tiny-mistral", Kind::Float);
     whole.llama.config.sliding_window = Some(5);
     let x = Tensor::zeros([1, 6, 48], (Kind::Float, Device::Cpu));
-    assert!(matches!(
-        whole.llama.block(&whole.units[1], &x),
-        Err(ModelError::BeyondWindow { length: 6, window: 5 })
-    ));
+    assert!(matches!(whole.llama.block(&whole.units[1], &x), Err(ModelError::BeyondWindow { length: 6, window: 5 })));
     assert!(whole.llama.block(&whole.units[1], &x.narrow(1, 0, 5)).is_ok());
-    assert!(matches!(
-        whole.llama.block(&whole.units[0], &x),
-        Err(ModelError::Leaves {
-            expected: 6,
-            found: 1,
-            ..
-        })
-    ));
+    assert!(matches!(whole.llama.block(&whole.units[0], &x), Err(ModelError::Leaves { expected: 6, found: 1, .. })));
     let outside = Tensor::from_slice(&[100_000i64]).view([1, 1]);
-    assert!(matches!(
-        whole.llama.embed(&whole.units[0][0], &outside),
-        Err(ModelError::Torch(_))
-    ));
+    assert!(matches!(whole.llama.embed(&whole.units[0][0], &outside), Err(ModelError::Torch(_))));
     let narrow = x.narrow(1, 0, 5).narrow(2, 0, 40);
-    assert!(matches!(
-        whole.llama.block(&whole.units[1], &narrow),
-        Err(ModelError::Torch(_))
-    ));
+    assert!(matches!(whole.llama.block(&whole.units[1], &narrow), Err(ModelError::Torch(_))));
 }

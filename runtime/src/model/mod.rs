@@ -10,6 +10,7 @@
 //! copy, which would stay in memory: so weights arrive in the compute type and are never cast, repeated or made
 //! contiguous in here.
 
+mod attention;
 mod cache;
 mod config;
 mod error;

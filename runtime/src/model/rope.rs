@@ -20,12 +20,7 @@ pub fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Result<Vec<f32
     Ok(match rope.scaling {
         RopeScaling::Default => plain,
         RopeScaling::Linear { factor } => plain.into_iter().map(|frequency| frequency / factor as f32).collect(),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings,
-        } => {
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let context = original_max_position_embeddings;
             let (long, short) = ((context / low_freq_factor) as f32, (context / high_freq_factor) as f32);
             let stretch = |frequency: f32| {
@@ -66,12 +61,7 @@ impl Rope {
     pub(super) fn new(rope: &RopeConfig, head_dim: usize, kind: Kind, device: Device) -> Result<Self, ModelError> {
         let frequencies = inverse_frequencies(rope, head_dim)?;
         let inverse_frequencies = Tensor::f_from_slice(&frequencies)?.f_to_device(device)?;
-        Ok(Rope {
-            inverse_frequencies,
-            head_dim: head_dim as i64,
-            kind,
-            tables: RefCell::new(None),
-        })
+        Ok(Rope { inverse_frequencies, head_dim: head_dim as i64, kind, tables: RefCell::new(None) })
     }
 
     /// The tables of positions `begin .. begin + length`.
@@ -109,6 +99,6 @@ impl Rope {
     pub(super) fn turn(&self, heads: &Tensor, tables: &Tables) -> Result<Tensor, ModelError> {
         let swapped = heads.f_roll([self.head_dim / 2], [-1])?;
         let mut turned = heads.f_mul(&tables.cos)?;
-        Ok(turned.f_addcmul_(&swapped, &tables.signed_sin)?)
+        Ok(turned.f_add_(&swapped.f_mul(&tables.signed_sin)?)?)
     }
 }

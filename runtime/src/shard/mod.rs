@@ -89,12 +89,7 @@ pub struct Shards {
 impl Shards {
     /// Allocates what this rank keeps of `layout` at `stage`, with parameters in `compute` (float32 or bfloat16).
     /// Parameters are undefined until [`Shards::load`] or [`Shards::restore`].
-    pub fn new(
-        layout: Layout,
-        stage: Stage,
-        compute: Kind,
-        comm: Rc<dyn Collectives>,
-    ) -> Result<Self, ShardError> {
+    pub fn new(layout: Layout, stage: Stage, compute: Kind, comm: Rc<dyn Collectives>) -> Result<Self, ShardError> {
         let largest = |stays: bool| {
             let units = layout.units.iter().filter(|unit| unit.stays_gathered == stays);
             units.map(|unit| unit.numel).max().unwrap_or(0) as i64

@@ -63,7 +63,8 @@ impl Unit {
             .iter()
             .map(|leaf| {
                 let shape: Vec<i64> = leaf.shape.iter().map(|&size| size as i64).collect();
-                let view = flat.f_narrow(0, leaf.begin as i64, (leaf.end - leaf.begin) as i64)?.f_view(shape.as_slice())?;
+                let view =
+                    flat.f_narrow(0, leaf.begin as i64, (leaf.end - leaf.begin) as i64)?.f_view(shape.as_slice())?;
                 view.f_set_requires_grad(true)
             })
             .collect::<Result<Vec<_>, _>>()?;
@@ -131,7 +132,8 @@ impl Unit {
     /// Writes masters into the parameters where they are different memory.
     pub(super) fn cast_masters(&mut self) -> Result<(), ShardError> {
         if self.flat.kind() != Kind::Float {
-            let mut target = if self.stage.shards_optimizer() { self.own_parameters()? } else { self.flat.shallow_clone() };
+            let mut target =
+                if self.stage.shards_optimizer() { self.own_parameters()? } else { self.flat.shallow_clone() };
             target.f_copy_(&self.master)?;
         }
         Ok(())

@@ -80,7 +80,9 @@ pub unsafe fn repoint_storage(tensor: &Tensor, data: *mut c_void, bytes: usize) 
 pub fn float_slice_mut(tensor: &mut Tensor) -> Result<&mut [f32], ShimError> {
     if tensor.kind() != Kind::Float || tensor.device() != Device::Cpu || !tensor.is_contiguous() {
         let (kind, device) = (tensor.kind(), tensor.device());
-        return Err(ShimError(format!("a contiguous float32 tensor on the CPU was expected, not {kind:?} on {device:?}")));
+        return Err(ShimError(format!(
+            "a contiguous float32 tensor on the CPU was expected, not {kind:?} on {device:?}"
+        )));
     }
     let (pointer, length) = (tensor.data_ptr().cast::<f32>(), tensor.numel());
     if length == 0 {
@@ -124,7 +126,9 @@ pub fn fused_adamw(pieces: &OptimizerPieces<'_>, step: u64, numbers: &AdamW) -> 
     let count = pieces.masters.len();
     let lengths = [pieces.gradients.len(), pieces.first_moments.len(), pieces.second_moments.len()];
     if lengths.iter().any(|&length| length != count) || step == 0 {
-        return Err(ShimError(format!("AdamW needs lists of one length ({count}, {lengths:?}) and a step ({step}) ≥ 1")));
+        return Err(ShimError(format!(
+            "AdamW needs lists of one length ({count}, {lengths:?}) and a step ({step}) ≥ 1"
+        )));
     }
     if count == 0 {
         return Ok(());

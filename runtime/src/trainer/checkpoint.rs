@@ -117,7 +117,12 @@ impl Trainer {
         let identity = job.control.identity();
         if manifest.world_size != identity.world_size {
             let hint = "resume with as many processes as saved it";
-            return mismatch("the number of processes", manifest.world_size.to_string(), identity.world_size.to_string(), hint);
+            return mismatch(
+                "the number of processes",
+                manifest.world_size.to_string(),
+                identity.world_size.to_string(),
+                hint,
+            );
         }
         let digest = layout_digest(self);
         if manifest.layout != digest {

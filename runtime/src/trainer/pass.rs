@@ -131,7 +131,8 @@ impl Pass<'_> {
         let index = parts.head;
         self.shards.gather(index)?;
         let width = *hidden.size().last().unwrap_or(&1);
-        let rows = hidden.f_view([-1, width])?.f_index_select(0, &batch.positions)?.f_set_requires_grad(scale.is_some())?;
+        let rows =
+            hidden.f_view([-1, width])?.f_index_select(0, &batch.positions)?.f_set_requires_grad(scale.is_some())?;
         let leaves = self.shards.units[index].leaves();
         let Some(scale) = scale else {
             let normed = self.model.final_norm(&leaves[1], &rows)?;

@@ -59,7 +59,8 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
         stopped = outcome.stop && finished < total;
         trainer.report(job, &outcome);
         let ends = stopped || finished == total;
-        if !stopped && due(job.config.training.eval_strategy, job.config.training.eval_steps, finished, ends, &job.plan) {
+        if !stopped && due(job.config.training.eval_strategy, job.config.training.eval_steps, finished, ends, &job.plan)
+        {
             trainer.evaluate_and_report(job, finished)?;
         }
         if due(job.config.training.save_strategy, job.config.training.save_steps, finished, ends, &job.plan) {

@@ -1,0 +1,116 @@
+//! A whole model in memory, for generation: every unit's leaves and the forward through all of them.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use tch::{Device, Kind, Tensor};
+use zerofold_checkpoint::ModelFiles;
+use zerofold_plan::LeafSpec;
+
+use crate::model::{LayerCache, Llama, ModelConfig};
+
+/// Elements that are read and converted at a time.
+const CHUNK: usize = 1 << 22;
+
+/// A model with its weights.
+pub struct WholeModel {
+    /// The maths.
+    pub llama: Llama,
+    /// Leaves by unit, as [`Llama::units`] lists them.
+    units: Vec<Vec<Tensor>>,
+}
+
+impl WholeModel {
+    /// Reads a model folder; weights are converted to `kind`, the type to compute in.
+    ///
+    /// # Errors
+    /// An unsupported model, a tensor that is missing or of another shape, unreadable files.
+    pub fn load(model_dir: &Path, kind: Kind) -> Result<Self> {
+        let llama = Llama::new(ModelConfig::read(model_dir)?, kind, Device::Cpu)?;
+        let files = ModelFiles::open(model_dir)?;
+        let read_unit = |leaves: &[LeafSpec]| leaves.iter().map(|leaf| read_leaf(&files, leaf, kind)).collect();
+        let units = llama.units().iter().map(|unit| read_unit(&unit.leaves)).collect::<Result<_>>()?;
+        Ok(WholeModel { llama, units })
+    }
+
+    /// Empty caches, one per decoder block.
+    pub fn empty_caches(&self) -> Vec<LayerCache> {
+        self.blocks().iter().map(|_| LayerCache::new()).collect()
+    }
+
+    /// The logits `[B, T, vocabulary]` of token ids `[B, T]`, in the compute type.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary, and what libtorch says.
+    pub fn logits(&self, input_ids: &Tensor) -> Result<Tensor> {
+        let mut x = self.llama.embed(&self.units[0][0], input_ids)?;
+        for leaves in self.blocks() {
+            x = self.llama.block(leaves, &x)?;
+        }
+        self.head(&x)
+    }
+
+    /// The logits after the last of `ids`, which follow what the caches hold; one float32 per token of the vocabulary.
+    ///
+    /// # Errors
+    /// No ids, ids outside the vocabulary, and what libtorch says.
+    pub fn next_logits(&self, ids: &[u32], caches: &mut [LayerCache]) -> Result<Vec<f32>> {
+        ensure!(!ids.is_empty(), "there is no token to go on from\nhint: give a prompt that is not empty");
+        let vocab_size = self.llama.config.vocab_size;
+        if let Some(outside) = ids.iter().find(|id| **id as usize >= vocab_size) {
+            anyhow::bail!(
+                "token id {outside} is outside the model's vocabulary of {vocab_size}\nhint: tokenizer and model do not belong together"
+            );
+        }
+        let ids: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
+        let input_ids = Tensor::f_from_slice(&ids)?.f_unsqueeze(0)?;
+        let mut x = self.llama.embed(&self.units[0][0], &input_ids)?;
+        for (leaves, cache) in self.blocks().iter().zip(caches) {
+            x = self.llama.block_cached(leaves, &x, cache)?;
+        }
+        let last = x.f_narrow(1, ids.len() as i64 - 1, 1)?;
+        let logits = self.head(&last)?.f_to_kind(Kind::Float)?.f_view(-1)?;
+        Ok(Vec::<f32>::try_from(&logits)?)
+    }
+
+    fn blocks(&self) -> &[Vec<Tensor>] {
+        &self.units[1..=self.llama.config.num_hidden_layers]
+    }
+
+    fn head(&self, x: &Tensor) -> Result<Tensor> {
+        let unit = if self.llama.config.tie_word_embeddings { self.units.first() } else { self.units.last() };
+        let [head, norm] = unit.map(Vec::as_slice).unwrap_or_default() else {
+            anyhow::bail!("the model's last unit does not hold a head and a norm");
+        };
+        Ok(self.llama.final_norm(norm, x)?.f_linear::<Tensor>(head, None)?)
+    }
+}
+
+/// One leaf: its parameters read one under the other.
+fn read_leaf(files: &ModelFiles, leaf: &LeafSpec, kind: Kind) -> Result<Tensor> {
+    let shape: Vec<i64> = leaf.shape().iter().map(|size| *size as i64).collect();
+    let flat = Tensor::f_empty([leaf.numel() as i64], (kind, Device::Cpu))?;
+    let mut values = vec![0f32; leaf.numel().min(CHUNK)];
+    let mut at = 0;
+    for parameter in &leaf.parameters {
+        let stored = files.entry(&parameter.name)?;
+        ensure!(
+            stored.shape == parameter.shape,
+            "{}: {} has shape {:?}, but config.json makes it {:?}\nhint: config.json and weights do not belong together",
+            stored.file.display(),
+            parameter.name,
+            stored.shape,
+            parameter.shape
+        );
+        for begin in (0..parameter.numel()).step_by(CHUNK) {
+            let end = parameter.numel().min(begin + CHUNK);
+            let chunk = &mut values[..end - begin];
+            files.read_f32(&parameter.name, begin..end, chunk)?;
+            flat.f_narrow(0, (at + begin) as i64, (end - begin) as i64)?
+                .f_copy_(&Tensor::f_from_slice(chunk)?)
+                .with_context(|| format!("loading {}", parameter.name))?;
+        }
+        at += parameter.numel();
+    }
+    Ok(flat.f_view(shape.as_slice())?)
+}

@@ -1,0 +1,180 @@
+//! Causal grouped-query attention, by whichever of two ways is faster.
+//!
+//! Shapes: B rows, T positions, D the width of a head; G query heads share each of the K key and value heads.
+//!
+//! - **Flash**: libtorch's fused kernel. It never holds all scores, so its memory grows with T alone. It is also what
+//!   transformers uses, so float32 always goes this way and comes out the same.
+//! - **Products**: two batched matrix products with a softmax between. It holds B · K · G · T² scores, but in 16-bit types
+//!   on a CPU the products run through the same fast matrix kernels as the linear layers, which the fused kernel does not,
+//!   and the query heads of a group stand under each other in one product, so that keys and values are not repeated.
+
+use std::cell::RefCell;
+
+use tch::{Device, Kind, Tensor};
+
+use super::llama::is_16_bit;
+use super::{ModelConfig, ModelError};
+
+/// The longest sequences for which products were measured to be faster on a CPU, forward and backward together.
+const PRODUCTS_UP_TO: i64 = 768;
+/// Never more scores than this at once (64 MiB in bfloat16): beyond it, memory matters more.
+const MOST_SCORES: i64 = 32 << 20;
+
+/// The attention of one model; it has no weights.
+pub(super) struct Attention {
+    key_heads: i64,
+    queries_per_key: i64,
+    kind: Kind,
+    device: Device,
+    /// The mask of the last length asked for: the blocks of a model all ask for the same one.
+    mask: RefCell<Option<Tensor>>,
+}
+
+impl Attention {
+    pub(super) fn new(config: &ModelConfig, kind: Kind, device: Device) -> Self {
+        let (key_heads, queries_per_key) = (config.num_key_value_heads as i64, config.queries_per_key() as i64);
+        Attention { key_heads, queries_per_key, kind, device, mask: RefCell::new(None) }
+    }
+
+    /// Causal attention among T positions: query `[B, T, K * G, D]`, key and value `[B, T, K, D]` → `[B, T, K * G * D]`.
+    pub(super) fn causal(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, ModelError> {
+        let (rows, length, heads, _) = query.size4()?;
+        if self.products_are_faster(rows * heads, length) {
+            self.by_products(query, key, value)
+        } else {
+            self.by_flash(query, key, value)
+        }
+    }
+
+    fn products_are_faster(&self, sequences: i64, length: i64) -> bool {
+        let few = length <= PRODUCTS_UP_TO && sequences.saturating_mul(length * length) <= MOST_SCORES;
+        self.device == Device::Cpu && is_16_bit(self.kind) && few
+    }
+
+    fn by_products(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, ModelError> {
+        let (rows, length, heads, head_dim) = query.size4()?;
+        let (groups, sharing) = (rows * self.key_heads, self.queries_per_key);
+        let query = self.group_queries(query)?.f_reshape([groups, sharing * length, head_dim])?;
+        let key = key.f_transpose(1, 2)?.f_reshape([groups, length, head_dim])?.f_transpose(1, 2)?;
+        let value = value.f_transpose(1, 2)?.f_reshape([groups, length, head_dim])?;
+        // scores = mask + query · key / √D, in one product.
+        let scores = self.mask(length)?.f_baddbmm(&query, &key, 1.0, 1.0 / (head_dim as f64).sqrt())?;
+        let attended = scores.f_softmax(-1, None)?.f_bmm(&value)?;
+        self.ungroup(&attended, [rows, length, heads * head_dim])
+    }
+
+    fn by_flash(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, ModelError> {
+        // The CPU kernel wants as many key heads as query heads to serve the backward too.
+        let (key, value) = (self.repeat_heads(key)?, self.repeat_heads(value)?);
+        let (query, key, value) = (query.f_transpose(1, 2)?, key.f_transpose(1, 2)?, value.f_transpose(1, 2)?);
+        let attended =
+            Tensor::f_scaled_dot_product_attention::<Tensor>(&query, &key, &value, None, 0.0, true, None, false)?;
+        Ok(attended.f_transpose(1, 2)?.f_flatten(2, 3)?)
+    }
+
+    /// Attention of the last T positions to all S of a cache (`[B, K, S, D]` each): `[B, T, K * G * D]`.
+    pub(super) fn cached(&self, query: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor, ModelError> {
+        let (rows, length, heads, head_dim) = query.size4()?;
+        let (_, _, total, _) = keys.size4()?;
+        let query = self.group_queries(query)?;
+        let mask = if length == 1 {
+            None
+        } else {
+            let seen = Tensor::f_ones([length, total], (Kind::Bool, self.device))?.f_tril(total - length)?;
+            Some(seen.f_repeat([self.queries_per_key, 1])?)
+        };
+        let attended = Tensor::f_scaled_dot_product_attention(&query, keys, values, mask, 0.0, false, None, false)?;
+        self.ungroup(&attended, [rows, length, heads * head_dim])
+    }
+
+    /// `[B, T, K * G, D]` with the query heads of a group under each other: `[B, K, G * T, D]`.
+    fn group_queries(&self, query: &Tensor) -> Result<Tensor, ModelError> {
+        let (rows, length, _, head_dim) = query.size4()?;
+        let (key_heads, sharing) = (self.key_heads, self.queries_per_key);
+        let split = query.f_reshape([rows, length, key_heads, sharing, head_dim])?;
+        Ok(split.f_permute([0, 2, 3, 1, 4])?.f_reshape([rows, key_heads, sharing * length, head_dim])?)
+    }
+
+    /// The reverse, with the heads of a position side by side: `shape` is `[B, T, K * G * D]`.
+    fn ungroup(&self, attended: &Tensor, shape: [i64; 3]) -> Result<Tensor, ModelError> {
+        let [rows, length, width] = shape;
+        let (key_heads, sharing) = (self.key_heads, self.queries_per_key);
+        let split = attended.f_reshape([rows, key_heads, sharing, length, width / (key_heads * sharing)])?;
+        Ok(split.f_permute([0, 3, 1, 2, 4])?.f_reshape(shape)?)
+    }
+
+    /// Keys or values `[B, T, K, D]` repeated for the query heads that share them: `[B, T, K * G, D]`.
+    fn repeat_heads(&self, shared: &Tensor) -> Result<Tensor, ModelError> {
+        if self.queries_per_key == 1 {
+            return Ok(shared.shallow_clone());
+        }
+        let (rows, length, heads, head_dim) = shared.size4()?;
+        let repeated = shared.f_unsqueeze(3)?.f_expand([rows, length, heads, self.queries_per_key, head_dim], false)?;
+        Ok(repeated.f_reshape([rows, length, heads * self.queries_per_key, head_dim])?)
+    }
+
+    /// What is added to the scores: 0 where a position may look, −∞ at what comes after it; `[1, G * T, T]`.
+    fn mask(&self, length: i64) -> Result<Tensor, ModelError> {
+        let mut kept = self.mask.borrow_mut();
+        if let Some(mask) = kept.as_ref().filter(|mask| mask.size().last() == Some(&length)) {
+            return Ok(mask.shallow_clone());
+        }
+        let hidden = Tensor::f_full([length, length], f64::NEG_INFINITY, (self.kind, self.device))?.f_triu(1)?;
+        let mask = hidden.f_repeat([self.queries_per_key, 1])?.f_unsqueeze(0)?;
+        *kept = Some(mask.shallow_clone());
+        Ok(mask)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both ways with the gradients of query, key and value.
+    fn both_ways(kind: Kind, sharing: i64) -> [Vec<Tensor>; 2] {
+        tch::manual_seed(3);
+        let (rows, length, key_heads, head_dim) = (2, 45, 3, 16);
+        let attention =
+            Attention { key_heads, queries_per_key: sharing, kind, device: Device::Cpu, mask: RefCell::new(None) };
+        let random =
+            |heads: i64| Tensor::randn([rows, length, heads, head_dim], (Kind::Float, Device::Cpu)).to_kind(kind);
+        let inputs = [random(key_heads * sharing), random(key_heads), random(key_heads)];
+        let inputs = inputs.map(|input| input.set_requires_grad(true));
+        let weight =
+            Tensor::randn([rows, length, key_heads * sharing * head_dim], (Kind::Float, Device::Cpu)).to_kind(kind);
+        let [query, key, value] = &inputs;
+        [attention.by_products(query, key, value), attention.by_flash(query, key, value)].map(|attended| {
+            let attended = attended.expect("attention");
+            let loss = (&attended * &weight).sum(Kind::Float);
+            let mut results = Tensor::run_backward(&[loss], &inputs, false, false);
+            results.push(attended);
+            results
+        })
+    }
+
+    #[test]
+    fn both_ways_agree_and_so_do_their_gradients() {
+        for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 0.06)] {
+            for sharing in [1, 3] {
+                let [products, flash] = both_ways(kind, sharing);
+                for (product, flash) in products.iter().zip(&flash) {
+                    assert_eq!(product.size(), flash.size());
+                    let difference = (product.to_kind(Kind::Float) - flash.to_kind(Kind::Float)).abs().max();
+                    let difference = difference.double_value(&[]);
+                    assert!(difference < tolerance, "{kind:?}, {sharing} sharing: differ by {difference}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn short_16_bit_sequences_go_by_products_and_all_others_by_flash() {
+        let attention =
+            |kind, device| Attention { key_heads: 3, queries_per_key: 3, kind, device, mask: RefCell::new(None) };
+        let bfloat16 = attention(Kind::BFloat16, Device::Cpu);
+        assert!(bfloat16.products_are_faster(36, 512) && !bfloat16.products_are_faster(36, 769));
+        assert!(!bfloat16.products_are_faster(1000, 512), "too many scores at once");
+        assert!(!attention(Kind::Float, Device::Cpu).products_are_faster(36, 64));
+        assert!(!attention(Kind::BFloat16, Device::Cuda(0)).products_are_faster(36, 64));
+    }
+}
