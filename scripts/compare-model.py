@@ -81,25 +81,25 @@ def answer(model, tokenizer, ids, new_tokens):
 
 def compare_answers(folder, model, tokenizer, options):
     """True when our greedy answers are those of transformers, letter by letter."""
-    cases = [(prompt, tokenizer(prompt)["input_ids"], []) for prompt in PROMPTS]
+    cases = [(prompt, tokenizer(prompt)["input_ids"], "--prompt") for prompt in PROMPTS]
     if tokenizer.chat_template:
         for question in QUESTIONS:
             messages = [{"role": "user", "content": question}]
             encoded = tokenizer.apply_chat_template(
                 messages, tokenize=True, add_generation_prompt=True, return_dict=True
             )
-            cases.append((question, encoded["input_ids"], ["--chat"]))
+            cases.append((question, encoded["input_ids"], "--chat"))
     right = True
-    for prompt, ids, flags in cases:
+    for prompt, ids, way in cases:
         theirs, gap = answer(model, tokenizer, ids, options.max_new_tokens)
-        command = [options.binaries / "launch", "generate", "--model", folder, "--prompt", prompt, *flags]
+        command = [options.binaries / "launch", "generate", "--model", folder, way, prompt]
         command += ["--max_new_tokens", options.max_new_tokens, "--temperature", 0, "--dtype", "float32"]
         ours = run(command)
         equal = ours.strip() == theirs.strip()
         tie = not equal and gap < NEAR_TIE
         right &= equal or tie
         note = " (two logits nearly tie: not counted)" if tie else ""
-        print(f"  {'chat' if flags else 'text'} {prompt!r}: smallest gap {gap:.1e} {verdict(equal)}{note}")
+        print(f"  {way} {prompt!r}: smallest gap {gap:.1e} {verdict(equal)}{note}")
         if not equal:
             print(f"    transformers: {theirs!r}\n    zerofold:     {ours!r}")
         elif options.verbose:
