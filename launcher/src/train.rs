@@ -152,16 +152,11 @@ fn find_resume(run: &RunFolder, resume: &Resume, config: &Resolved, terminal: &T
     let mut found = run.find_resume(resume, |line| terminal.complain(&line))?;
     found.directory = absolute(&found.directory)?;
     let manifest = &found.manifest;
-    let fits = [
-        ("processes", manifest.world_size, config.num_processes),
-        ("ZeRO stage", u32::from(manifest.stage), u32::from(config.stage.number())),
-    ];
-    for (name, saved, asked) in fits {
-        if saved != asked {
-            let message = format!("{} was saved with {name} {saved}, this job has {asked}", found.directory.display());
-            let hint = format!("resume with the same {name}: {saved}");
-            return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
-        }
+    if manifest.world_size != config.num_processes {
+        let (saved, asked) = (manifest.world_size, config.num_processes);
+        let message = format!("{} was saved by {saved} processes, this job has {asked}", found.directory.display());
+        let hint = format!("resume with the same number of processes: --nproc {saved}");
+        return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
     }
     run.clear_after(&found, |line| terminal.complain(&line))?;
     terminal.say(&format!("resuming after step {} from {}", manifest.step, found.directory.display()));
