@@ -152,7 +152,7 @@ fn a_job_runs_to_its_end_and_fills_the_run_folder() {
     assert_has(&out, &["resuming after step 3"]);
     let (code, _, err) = run_again(&fixture, &["--resume", "--nproc", "1"]);
     assert_eq!(code, 2);
-    assert_has(&err, &["was saved with processes 2, this job has 1", "hint: "]);
+    assert_has(&err, &["was saved by 2 processes, this job has 1", "hint: "]);
 }
 
 fn run_again(fixture: &Fixture, more: &[&str]) -> (i32, String, String) {

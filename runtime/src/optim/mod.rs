@@ -52,8 +52,7 @@ fn sum_of_squares(flat: &Tensor) -> Result<f64, OptimError> {
         flat.f_narrow(0, whole, numel - whole)?.f_view([1, -1])?,
     ] {
         if piece.numel() > 0 {
-            let norms =
-                piece.f_norm_scalaropt_dim(2, [1i64].as_slice(), false)?.f_to_kind(Kind::Double)?;
+            let norms = piece.f_norm_scalaropt_dim(2, [1i64].as_slice(), false)?.f_to_kind(Kind::Double)?;
             sum += norms.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
         }
     }

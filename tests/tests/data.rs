@@ -1,0 +1,106 @@
+//! What the data become before training: token ids, masks, and the order of rows.
+
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use zerofold_tests::{Metrics, Scene, fixture, json};
+
+/// Rows of token ids and labels, as a run folder holds them.
+fn tokenised(path: &Path) -> Vec<(Vec<i64>, Vec<i64>)> {
+    let content = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&content).unwrap();
+    let words = |name: &str| -> Vec<i64> {
+        let bytes = file.tensor(name).unwrap().data().to_vec();
+        bytes.chunks_exact(4).map(|word| i64::from(i32::from_le_bytes(word.try_into().unwrap()))).collect()
+    };
+    let offsets = file.tensor("offsets").unwrap().data().to_vec();
+    let offsets: Vec<usize> =
+        offsets.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()) as usize).collect();
+    let (ids, labels) = (words("input_ids"), words("labels"));
+    offsets.windows(2).map(|ends| (ids[ends[0]..ends[1]].to_vec(), labels[ends[0]..ends[1]].to_vec())).collect()
+}
+
+#[test]
+fn conversations_become_the_ids_and_masks_of_transformers() {
+    let scene = Scene::new();
+    let chat = fixture("data/chat.jsonl");
+    let job = scene.train("tiny-llama", "run", "--nproc 2 --max_steps 1 --save_strategy no").with("--dataset", &chat);
+    job.with("--eval_dataset", &chat).run().assert_done();
+    let expected = json(&fixture("data/chat_tokens.json"));
+    let numbers = |value: &serde_json::Value| -> Vec<i64> {
+        value.as_array().unwrap().iter().map(|number| number.as_i64().unwrap()).collect()
+    };
+    let expected: Vec<(Vec<i64>, Vec<i64>)> = expected["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            let ids = numbers(&row["input_ids"]);
+            let labels = ids.iter().zip(numbers(&row["assistant_mask"]));
+            let labels = labels.map(|(&id, mask)| if mask == 1 { id } else { -100 }).collect();
+            (ids, labels)
+        })
+        .collect();
+    assert_eq!(expected.len(), 40);
+    for name in ["train", "eval"] {
+        let rows = tokenised(&scene.path("run/data").join(format!("{name}.safetensors")));
+        assert_eq!(rows.len(), expected.len());
+        for (index, (row, expected)) in rows.iter().zip(&expected).enumerate() {
+            assert_eq!(row, expected, "row {index} of {name}");
+        }
+    }
+}
+
+#[test]
+fn the_first_example_is_shown_with_its_mask() {
+    let scene = Scene::new();
+    let job = scene.train("tiny-llama", "run", "--max_steps 1").with("--dataset", fixture("data/chat.jsonl"));
+    let ended = job.run();
+    ended.assert_done();
+    assert!(ended.out.contains("What is the capital of France?<|im_end|>"), "{ended}");
+    assert!(ended.out.contains("⟦Paris.<|im_end|>⟧"), "{ended}");
+}
+
+/// How many tokens each of a run's steps had: with one row a step, the lengths of the rows in the order of their use.
+fn lengths(scene: &Scene, run: &str, words: &str) -> Vec<u64> {
+    let job = scene.train("tiny-llama", run, "--num_train_epochs 2 --save_strategy no").words(words);
+    job.run().assert_done();
+    Metrics::of(&scene.path(run)).steps().iter().map(|step| step["tokens"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn every_row_is_used_once_per_epoch_in_the_order_asked_for() {
+    let scene = Scene::new();
+    // 15 rows of lengths 2 to 16, all different.
+    let row =
+        |length: usize| format!("{{\"input_ids\": {:?}}}\n", (0..length).map(|id| id % 7 + 3).collect::<Vec<_>>());
+    let data: String = (0..15).map(|index| row(2 + (index * 4) % 15)).collect();
+    let in_file: Vec<u64> = (0..15).map(|index| 2 + (index * 4) % 15).collect();
+    let path = scene.write("lengths.jsonl", data);
+    let lengths = |run: &str, words: &str| {
+        let words = format!("--dataset {} {words}", path.display());
+        lengths(&scene, run, &words)
+    };
+    let sorted = |lengths: &[u64]| {
+        let mut lengths = lengths.to_vec();
+        lengths.sort_unstable();
+        lengths
+    };
+    let sequential = lengths("sequential", "--per_device_train_batch_size 1");
+    assert_eq!(sequential, [&in_file[..], &in_file[..]].concat());
+    let random = lengths("random", "--per_device_train_batch_size 1 --train_sampling_strategy random");
+    let (first, second) = random.split_at(15);
+    assert_eq!((sorted(first), sorted(second)), (sorted(&in_file), sorted(&in_file)));
+    assert!(first != in_file && second != in_file && first != second, "{random:?}");
+    let other_seed = lengths("seed", "--per_device_train_batch_size 1 --train_sampling_strategy random --seed 7");
+    assert_ne!(other_seed, random);
+
+    // The same order whatever the number of ranks: 4 rows a step, the last step of each epoch has 3.
+    let sums = |lengths: &[u64]| -> Vec<u64> {
+        lengths.chunks(15).flat_map(|epoch| epoch.chunks(4).map(|step| step.iter().sum())).collect()
+    };
+    for (nproc, batch) in [(1, 4), (2, 2), (4, 1)] {
+        let words = format!("--nproc {nproc} --per_device_train_batch_size {batch} --train_sampling_strategy random");
+        assert_eq!(lengths(&format!("ranks-{nproc}"), &words), sums(&random), "{nproc} ranks");
+    }
+}

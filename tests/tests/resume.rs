@@ -1,0 +1,140 @@
+//! Going on from a checkpoint: the same numbers, bit for bit, as if nothing had happened.
+
+use std::path::Path;
+
+use zerofold_tests::{Ended, Metrics, Scene, assert_nothing_half_written, checkpoints, fixture};
+
+const MODEL: &str = "tiny-llama";
+
+/// Rows in random order; 192 rows at 20 a step make epochs of 10 steps, the last one short.
+const BATCHES: &str = "--nproc 2 --per_device_train_batch_size 5 --gradient_accumulation_steps 2 --save_steps 5 \
+                       --train_sampling_strategy random --weight_decay 0.1 --learning_rate 1e-3";
+/// What the learning rate is in a step does not depend on how many follow, and it is another one in each.
+const WARM_UP: &str = "--lr_scheduler_type constant_with_warmup --warmup_steps 10000";
+/// More than one epoch, with a schedule that ends with the run.
+const TWELVE_STEPS: &str = "--max_steps 12 --lr_scheduler_type cosine --warmup_steps 3";
+
+fn model_bytes(run: &Path) -> Vec<u8> {
+    std::fs::read(run.join("model/model.safetensors")).expect("a model was written")
+}
+
+/// Both runs wrote the same steps, and the same model.
+#[track_caller]
+fn assert_identical(one: &Path, other: &Path) {
+    assert_eq!(Metrics::of(one).exact(), Metrics::of(other).exact());
+    assert!(model_bytes(one) == model_bytes(other), "the models differ");
+}
+
+/// A whole run of twelve steps in `whole`, with checkpoints of steps 5, 10 and 12.
+fn twelve_steps(scene: &Scene, stage: u32) {
+    let job = scene.train(MODEL, "whole", BATCHES).words(TWELVE_STEPS);
+    job.words(&format!("--zero_stage {stage}")).run().assert_done();
+    assert_eq!(Metrics::of(&scene.path("whole")).count(), 12);
+}
+
+/// A copy of `whole`, gone on with.
+fn resume_copy(scene: &Scene, run: &str, words: &str) -> Ended {
+    scene.copy(&scene.path("whole"), run);
+    scene.train(MODEL, run, BATCHES).words(TWELVE_STEPS).words(words).run()
+}
+
+#[test]
+fn a_run_stopped_by_sigterm_goes_on_as_if_it_had_not_been() {
+    let scene = Scene::new();
+    let (stopped, whole) = (scene.path("stopped"), scene.path("whole"));
+    let train = |run: &str, steps: usize| {
+        let job = scene.train(MODEL, run, BATCHES).words(WARM_UP).words("--zero_stage 3");
+        job.words(&format!("--max_steps {steps}"))
+    };
+    let mut running = train("stopped", 100_000).start();
+    // The second epoch has begun.
+    running.wait_for("12 steps", || (Metrics::of(&stopped).count() >= 12).then_some(()));
+    running.signal(libc::SIGTERM);
+    let ended = running.finish();
+    assert_eq!(ended.code, Some(143), "{ended}");
+    ended.assert_says(&["newest checkpoint: ", "--resume"]);
+    scene.assert_nobody_left();
+    assert_nothing_half_written(&stopped);
+    let done = Metrics::of(&stopped).count();
+    let saved = checkpoints(&stopped).pop().expect("a checkpoint");
+    assert!(saved.ends_with(format!("step-{done:08}")), "{done} steps are done, but {} is the newest", saved.display());
+
+    train("stopped", done + 6).words("--resume").run().assert_done();
+    train("whole", done + 6).run().assert_done();
+    assert_eq!(Metrics::of(&whole).count(), done + 6);
+    assert_identical(&stopped, &whole);
+}
+
+#[test]
+fn an_earlier_step_can_be_gone_on_from_at_another_stage() {
+    let scene = Scene::new();
+    twelve_steps(&scene, 2);
+    resume_copy(&scene, "same", "--zero_stage 2 --resume step-00000005").assert_done();
+    assert_identical(&scene.path("same"), &scene.path("whole"));
+    // Stages 2 and 3 do the same additions.
+    resume_copy(&scene, "other", "--zero_stage 3 --resume step-00000005").assert_done();
+    assert_identical(&scene.path("other"), &scene.path("whole"));
+}
+
+#[test]
+fn checkpoints_that_are_not_whole_are_skipped_with_the_reason() {
+    let scene = Scene::new();
+    twelve_steps(&scene, 0);
+    let cut = scene.copy(&scene.path("whole"), "cut");
+    // A save that was never finished, and one that lost the end of a file.
+    let [_, tenth, twelfth] = &checkpoints(&cut)[..] else { panic!("three checkpoints: {:?}", checkpoints(&cut)) };
+    std::fs::remove_file(twelfth.join("manifest.json")).unwrap();
+    let shard = tenth.join("rank-00001-of-00002.g1.safetensors");
+    let file = std::fs::File::options().write(true).open(&shard).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+    let ended = scene.train(MODEL, "cut", BATCHES).words(TWELVE_STEPS).words("--resume").run();
+    ended.assert_done();
+    ended.assert_says(&["step-00000012: ", "manifest.json", "step-00000010: ", "rank-00001-of-00002.g1.safetensors"]);
+    assert!(ended.out.contains("resuming after step 5 "), "{ended}");
+    assert_identical(&cut, &scene.path("whole"));
+    assert_nothing_but_whole_checkpoints(&cut);
+}
+
+/// What was in the way was cleared, and every step saved anew.
+fn assert_nothing_but_whole_checkpoints(run: &Path) {
+    for step in ["step-00000005", "step-00000010", "step-00000012"] {
+        assert!(run.join("checkpoints").join(step).join("manifest.json").is_file(), "{step}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_the_checkpoint_is_one_clear_error() {
+    let scene = Scene::new();
+    twelve_steps(&scene, 1);
+    let refused = |run: &str, words: &str, code, parts: &[&str]| {
+        resume_copy(&scene, run, &format!("--zero_stage 1 {words}")).assert_failed(code, parts);
+        assert!(model_bytes(&scene.path(run)) == model_bytes(&scene.path("whole")), "the result was touched");
+    };
+    refused("ranks", "--nproc 3 --resume", 2, &["step-00000012", "saved by 2 processes", "has 3", "hint: "]);
+    let batch = "--per_device_train_batch_size 4 --resume step-00000005";
+    refused("batch", batch, 1, &["step-00000005", "the place in the data", "batch sizes"]);
+    refused("seed", "--seed 7 --resume step-00000005", 1, &["step-00000005", "seed"]);
+    refused("no-such-step", "--resume step-00000007", 2, &["step-00000007"]);
+}
+
+#[test]
+fn folders_that_cannot_be_used_are_refused_untouched() {
+    let scene = Scene::new();
+    let run = scene.path("run");
+    let train = |words: &str| scene.train(MODEL, "run", BATCHES).words("--max_steps 2").words(words).run();
+    train("--resume").assert_failed(2, &["no checkpoint to resume from", "hint: "]);
+    std::fs::create_dir_all(&run).unwrap();
+    std::fs::write(run.join("notes.txt"), "mine").unwrap();
+    train("--resume").assert_failed(2, &["no checkpoint to resume from", "hint: "]);
+    train("").assert_failed(2, &["the folder is not empty", "notes.txt", "--resume"]);
+    let left: Vec<_> = std::fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["notes.txt"]);
+
+    // A finished run is not overwritten either.
+    std::fs::remove_file(run.join("notes.txt")).unwrap();
+    train("").assert_done();
+    let before = model_bytes(&run);
+    let again = scene.train(MODEL, "run", BATCHES).words("--max_steps 2").with("--dataset", fixture("data/none.jsonl"));
+    again.run().assert_failed(2, &["the folder is not empty", "--resume"]);
+    assert!(model_bytes(&run) == before);
+}
