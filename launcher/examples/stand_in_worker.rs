@@ -141,8 +141,11 @@ impl Rank {
         let config = std::path::PathBuf::from(variable("ZEROFOLD_CONFIG")?);
         let folder = config.with_file_name("checkpoints").join(format!("step-{step:08}"));
         std::fs::create_dir_all(&folder)?;
+        // The place in the data of the fixture's job: 8 rows, 2 ranks × 8 rows a step.
+        let cursor = serde_json::json!({"rows": 8, "rows_finished": step * 16, "global_batch": 16, "row_seed": 42,
+            "sampling": "random"});
         let part = serde_json::json!({"rank": self.rank, "world_size": self.world_size, "step": step,
-            "generation": self.generation, "stage": 0, "layout": "none", "state": {}, "files": []});
+            "generation": self.generation, "stage": 0, "layout": "none", "state": cursor, "files": []});
         let part = CheckpointPart {
             rank: self.rank,
             generation: self.generation,

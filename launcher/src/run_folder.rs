@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use zerofold_checkpoint::{ClearedWhat, Found, newest_whole, open_step, prepare_to_resume, step_directory};
+use zerofold_checkpoint::{
+    ClearedWhat, Found, StagingDirectory, newest_whole, prepare_to_resume, step_directory, verify,
+};
 
 use crate::error::LaunchError;
 
@@ -93,8 +95,8 @@ impl RunFolder {
     pub fn find_resume(&self, resume: &Resume, mut told: impl FnMut(String)) -> Result<Found, LaunchError> {
         let checkpoints = self.checkpoints();
         match resume {
-            Resume::Step(path) if path.is_dir() => Ok(open_step(path)?),
-            Resume::Step(name) => Ok(open_step(&checkpoints.join(name))?),
+            Resume::Step(path) if path.is_dir() => Ok(verify(path)?),
+            Resume::Step(name) => Ok(verify(&checkpoints.join(name))?),
             Resume::Newest => {
                 let (found, skipped) = newest_whole(&checkpoints)?;
                 for skipped in &skipped {
@@ -119,6 +121,9 @@ impl RunFolder {
         if same(&own) != same(&found.directory) {
             let message = format!("{} is not a checkpoint of this run", found.directory.display());
             return Err(self.error(message, "resume with the output_dir that the checkpoint lies in"));
+        }
+        for leftover in StagingDirectory::remove_leftovers(&self.root.join("model"))? {
+            told(format!("removed {}, an unfinished export", leftover.display()));
         }
         for cleared in prepare_to_resume(&checkpoints, found.manifest.step)? {
             told(match cleared.what {

@@ -83,6 +83,9 @@ impl Job {
         run.create(config.num_processes, resume.is_none())?;
         let prepared = prepare_data(&config, &run, terminal)?;
         let plan = step_plan(&config, prepared.dataset.rows())?;
+        if let Some(found) = &resume {
+            begin_resume(&run, found, &plan, terminal)?;
+        }
         config.write(&run.config())?;
         announce::header(&config, &run, &plan, &prepared.report).iter().for_each(|line| terminal.say(line));
         Ok(Job { config, run, resume, plan, worker, control })
@@ -158,9 +161,25 @@ fn find_resume(run: &RunFolder, resume: &Resume, config: &Resolved, terminal: &T
         let hint = format!("resume with the same number of processes: --nproc {saved}");
         return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
     }
-    run.clear_after(&found, |line| terminal.complain(&line))?;
-    terminal.say(&format!("resuming after step {} from {}", manifest.step, found.directory.display()));
     Ok(found)
+}
+
+/// Once everything is known to fit: clears what an interrupted run left behind. Before that nothing of the run is touched.
+fn begin_resume(run: &RunFolder, found: &Found, plan: &StepPlan, terminal: &Terminal) -> Result<(), LaunchError> {
+    let manifest = &found.manifest;
+    let expected = serde_json::json!(plan.cursor(manifest.step));
+    if manifest.state != expected {
+        let message = format!(
+            "{}: the place in the data is {} there and {expected} in this job",
+            found.directory.display(),
+            manifest.state
+        );
+        let hint = "resume with the data set, batch sizes, accumulation, seed and sampling that saved it".to_owned();
+        return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
+    }
+    run.clear_after(found, |line| terminal.complain(&line))?;
+    terminal.say(&format!("resuming after step {} from {}", manifest.step, found.directory.display()));
+    Ok(())
 }
 
 /// Tokenises training and held-out rows once, before the ranks wait on each other.

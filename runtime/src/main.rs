@@ -55,7 +55,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Train => Ok(zerofold_runtime::worker::train()?),
+        // These errors tell their causes themselves; a chain would tell them twice.
+        Command::Train => zerofold_runtime::worker::train().map_err(|error| anyhow::Error::msg(error.to_string())),
         Command::Generate { request } => {
             let request = serde_json::from_str(&request).context("the request is not what `launch generate` writes")?;
             zerofold_runtime::generate::run(&request)

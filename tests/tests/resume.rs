@@ -108,13 +108,38 @@ fn what_does_not_fit_the_checkpoint_is_one_clear_error() {
     twelve_steps(&scene, 1);
     let refused = |run: &str, words: &str, code, parts: &[&str]| {
         resume_copy(&scene, run, &format!("--zero_stage 1 {words}")).assert_failed(code, parts);
-        assert!(model_bytes(&scene.path(run)) == model_bytes(&scene.path("whole")), "the result was touched");
+        let kept = |name: &str| {
+            (std::fs::read(scene.path(name).join("metrics.jsonl")).unwrap(), model_bytes(&scene.path(name)))
+        };
+        assert!(kept(run) == kept("whole"), "the run was touched");
+        for step in ["step-00000005", "step-00000010", "step-00000012"] {
+            assert!(scene.path(run).join("checkpoints").join(step).join("manifest.json").exists(), "{step} is gone");
+        }
     };
     refused("ranks", "--nproc 3 --resume", 2, &["step-00000012", "saved by 2 processes", "has 3", "hint: "]);
     let batch = "--per_device_train_batch_size 4 --resume step-00000005";
-    refused("batch", batch, 1, &["step-00000005", "the place in the data", "batch sizes"]);
-    refused("seed", "--seed 7 --resume step-00000005", 1, &["step-00000005", "seed"]);
+    refused("batch", batch, 2, &["step-00000005", "the place in the data", "batch sizes"]);
+    refused("seed", "--seed 7 --resume step-00000005", 2, &["step-00000005", "seed"]);
     refused("no-such-step", "--resume step-00000007", 2, &["step-00000007"]);
+}
+
+/// One flipped bit in the newest checkpoint: it is not gone on from.
+#[test]
+fn a_damaged_checkpoint_is_never_gone_on_from() {
+    let scene = Scene::new();
+    twelve_steps(&scene, 3);
+    let checkpoints = scene.path("whole").join("checkpoints");
+    let newest = checkpoints.join("step-00000012");
+    let shard = newest.join("rank-00001-of-00002.g1.safetensors");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    let by_name = resume_copy(&scene, "by-name", "--zero_stage 3 --resume step-00000012");
+    by_name.assert_failed(2, &["step-00000012", "hash"]);
+    let newest_whole = resume_copy(&scene, "newest-whole", "--zero_stage 3 --resume");
+    newest_whole.assert_done();
+    assert_identical(&scene.path("newest-whole"), &scene.path("whole"));
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub use model_files::SpecialTokens;
 pub use prepare::{Prepare, Prepared, prepare};
 pub use report::{DataReport, RowKind, Segment};
 pub use rows::{Message, Role, Row, RowReader};
-pub use sampling::{Sampling, StepPlan, StepPlanOptions};
+pub use sampling::{Cursor, Sampling, StepPlan, StepPlanOptions};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Rendered};
 pub use tokenizer::{Encoded, Tokenizer};

@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
 
 /// In which order an epoch goes through the rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Sampling {
     /// A new seeded permutation for each epoch.
     #[default]
@@ -43,6 +45,22 @@ pub struct StepPlanOptions {
     /// Seed of the order of rows where it is to differ from `seed`.
     pub data_seed: Option<u64>,
     /// Order of an epoch.
+    pub sampling: Sampling,
+}
+
+/// A place in the data: which rows come next. A run goes on exactly from a checkpoint when its plan has the same cursor at
+/// that step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Rows of the data set.
+    pub rows: usize,
+    /// Rows gone through, counted over epochs as if each step were full.
+    pub rows_finished: u64,
+    /// Rows of a full optimizer step.
+    pub global_batch: u64,
+    /// What the order of the rows is made from.
+    pub row_seed: u64,
+    /// The order of an epoch.
     pub sampling: Sampling,
 }
 
@@ -106,6 +124,17 @@ impl StepPlan {
     /// Epochs done after `steps` steps, as a fraction: what logs show.
     pub fn epochs_after(&self, steps: u64) -> f64 {
         steps as f64 / self.steps_per_epoch() as f64
+    }
+
+    /// The place in the data after `steps` steps.
+    pub fn cursor(&self, steps: u64) -> Cursor {
+        Cursor {
+            rows: self.options.rows,
+            rows_finished: steps * self.global_batch(),
+            global_batch: self.global_batch(),
+            row_seed: self.options.data_seed.unwrap_or(self.options.seed),
+            sampling: self.options.sampling,
+        }
     }
 
     /// All rows of step `step` (from 0), in global order; short in the last step of an epoch.

@@ -7,7 +7,8 @@ use crate::tokenizer::Tokenizer;
 const LONGEST_CHARACTER: usize = 4;
 
 /// Decodes one id at a time. A character that is spread over several tokens comes with the last of them; the texts put
-/// end to end are what [`Tokenizer::decode`] gives for all ids.
+/// end to end are what [`Tokenizer::decode`] gives for all ids. Only ids that are no valid text may show more U+FFFD here,
+/// since what was given out cannot be mended.
 #[derive(Debug)]
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,

@@ -4,7 +4,9 @@
 //! of plausible numbers. The mapping repeats a few pages over the needed length, so it costs next to no memory.
 
 use std::ffi::c_void;
-use std::io::Error;
+use std::fs::File;
+use std::io::{Error, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
 
 /// Bytes that the mapping repeats.
 const PATTERN: usize = 1 << 20;
@@ -21,42 +23,28 @@ impl Poison {
         if bytes == 0 {
             return Ok(Poison { pointer: std::ptr::null_mut(), length: 0 });
         }
+        let file = pattern_file()?;
         let length = bytes.div_ceil(PATTERN) * PATTERN;
-        // SAFETY: plain system calls; every result is checked, the file is closed on all paths, and MAP_FIXED only
-        // replaces pages of the range that the first mmap reserved.
-        unsafe {
-            let file = libc::memfd_create(c"poison".as_ptr(), libc::MFD_CLOEXEC);
-            if file < 0 {
+        let reserve = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: reserves address space that nobody uses.
+        let pointer = unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_NONE, reserve, -1, 0) };
+        if pointer == libc::MAP_FAILED {
+            return Err(Error::last_os_error());
+        }
+        // From here on dropping it unmaps.
+        let poison = Poison { pointer, length };
+        for offset in (0..length).step_by(PATTERN) {
+            let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+            // SAFETY: replaces pages of the range reserved above, which is `length` bytes long.
+            let page = unsafe {
+                let place = pointer.cast::<u8>().add(offset).cast();
+                libc::mmap(place, PATTERN, libc::PROT_READ, flags, file.as_raw_fd(), 0)
+            };
+            if page == libc::MAP_FAILED {
                 return Err(Error::last_os_error());
             }
-            let pattern = vec![0xffu8; PATTERN];
-            let written = libc::write(file, pattern.as_ptr().cast(), PATTERN);
-            let reserved = libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_NONE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            );
-            let mut failed = written != PATTERN as isize || reserved == libc::MAP_FAILED;
-            let mut offset = 0;
-            while !failed && offset < length {
-                let place = reserved.cast::<u8>().add(offset).cast();
-                let page = libc::mmap(place, PATTERN, libc::PROT_READ, libc::MAP_SHARED | libc::MAP_FIXED, file, 0);
-                failed = page == libc::MAP_FAILED;
-                offset += PATTERN;
-            }
-            let error = Error::last_os_error();
-            libc::close(file);
-            if failed {
-                if reserved != libc::MAP_FAILED {
-                    libc::munmap(reserved, length);
-                }
-                return Err(error);
-            }
-            Ok(Poison { pointer: reserved, length })
         }
+        Ok(poison)
     }
 
     /// Its first byte.
@@ -72,4 +60,18 @@ impl Drop for Poison {
             unsafe { libc::munmap(self.pointer, self.length) };
         }
     }
+}
+
+/// A file in memory that holds the pattern once.
+fn pattern_file() -> Result<File, Error> {
+    // SAFETY: the name is a zero-terminated string; the descriptor is checked before it is owned.
+    let mut file = unsafe {
+        let descriptor = libc::memfd_create(c"poison".as_ptr(), libc::MFD_CLOEXEC);
+        if descriptor < 0 {
+            return Err(Error::last_os_error());
+        }
+        File::from_raw_fd(descriptor)
+    };
+    file.write_all(&vec![0xff; PATTERN])?;
+    Ok(file)
 }

@@ -7,13 +7,12 @@ use super::run::{Job, shown};
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use crate::torch::float_slice_mut;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use zerofold_checkpoint::{
-    CheckpointError, Dtype, FileEntry, Part, SafetensorsReader, SafetensorsWriter, TensorEntry, TensorRange,
-    ensure_room, open_step, shard_file_name, step_directory,
+    CheckpointError, Dtype, FileEntry, Part, SafetensorsReader, SafetensorsWriter, TensorEntry, TensorRange, open_step,
+    shard_file_name, step_directory,
 };
 
 /// What is kept of each unit, in the order of `Unit::own_state`.
@@ -29,33 +28,12 @@ pub struct Progress {
     pub step: u64,
 }
 
-/// What decides which rows the next step takes: a run can only be resumed exactly with the same values.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct DataCursor {
-    rows: usize,
-    rows_finished: u64,
-    global_batch: u64,
-    row_seed: u64,
-    sampling: String,
-}
-
 /// The digest by which checkpoints tell whether they fit a job's layout.
 fn layout_digest(trainer: &Trainer) -> String {
     blake3::hash(trainer.shards.layout().description().as_bytes()).to_hex().to_string()
 }
 
 impl Trainer {
-    fn cursor(&self, job: &Job<'_>, step: u64) -> DataCursor {
-        let training = &job.config.training;
-        DataCursor {
-            rows: job.train.rows(),
-            rows_finished: step * job.plan.global_batch(),
-            global_batch: job.plan.global_batch(),
-            row_seed: training.row_seed(),
-            sampling: training.train_sampling_strategy.to_string(),
-        }
-    }
-
     /// Writes this rank's part of a checkpoint and returns when the whole is committed.
     pub(super) fn save(&mut self, job: &Job<'_>, progress: &Progress) -> Result<(), TrainError> {
         self.activity.enter(Phase::Checkpoint);
@@ -83,9 +61,6 @@ impl Trainer {
                 });
             }
         }
-        // Every rank of this host writes to the same disk.
-        let bytes: u64 = entries.iter().filter_map(TensorEntry::bytes).sum();
-        ensure_room(&directory, bytes * u64::from(identity.world_size))?;
         let mut writer = SafetensorsWriter::create(&directory.join(&name), &entries, &BTreeMap::new())?;
         for unit in &self.shards.units {
             for (state, mut tensor) in STATE.iter().zip(unit.own_state()?) {
@@ -99,7 +74,7 @@ impl Trainer {
             generation: identity.generation,
             stage: self.shards.stage().number(),
             layout: layout_digest(self),
-            state: serde_json::json!(self.cursor(job, progress.step)),
+            state: serde_json::json!(job.plan.cursor(progress.step)),
             files: vec![FileEntry::new(name, writer.finish()?, ranges)],
         };
         let json = serde_json::json!(part).to_string().into_bytes();
@@ -129,7 +104,7 @@ impl Trainer {
             let hint = "it was saved from another model; check model_name_or_path";
             return mismatch("the layout", manifest.layout, digest, hint);
         }
-        let expected = serde_json::json!(self.cursor(job, manifest.step));
+        let expected = serde_json::json!(job.plan.cursor(manifest.step));
         if manifest.state != expected {
             let hint = "resume with the data set, batch sizes, accumulation, seed and sampling that saved it";
             return mismatch("the place in the data", manifest.state.to_string(), expected.to_string(), hint);
