@@ -13,6 +13,7 @@ const ZERO: &[&str] = &["0", "none", "false"];
 const ANY: &[&str] = &["*"];
 const REMOVE: Role = NotBuilt("remove the key, or set it to its default");
 const NO_PEFT: Role = NotBuilt("all parameters are trained: remove the key");
+const NO_LORA: Role = NoEffect("there are no adapters: all parameters are trained");
 const NO_HUB: Role = NotBuilt("the model stays in output_dir/model: remove the key");
 const NO_PACKING: Role = NotBuilt("use packing: false; rows are padded to the longest of their micro-batch");
 const METRICS: Role = NoEffect("metrics go to output_dir/metrics.jsonl, every step");
@@ -142,10 +143,10 @@ pub(crate) const TRAINING: &[Known] = &[
     known("model_revision", &["main", "none", ""], NotBuilt("model_name_or_path is a local folder")),
     known("model_init_kwargs", NONE, REMOVE),
     known("use_peft", NO, NO_PEFT),
-    known("lora_r", ANY, NO_EFFECT_SILENT),
-    known("lora_alpha", ANY, NO_EFFECT_SILENT),
-    known("lora_dropout", ANY, NO_EFFECT_SILENT),
-    known("lora_target_modules", ANY, NO_EFFECT_SILENT),
+    known("lora_r", NONE, NO_LORA),
+    known("lora_alpha", NONE, NO_LORA),
+    known("lora_dropout", NONE, NO_LORA),
+    known("lora_target_modules", NONE, NO_LORA),
     known("load_in_8bit", NO, NO_PEFT),
     known("load_in_4bit", NO, NO_PEFT),
 ];
@@ -167,6 +168,7 @@ pub(crate) const RENAMED: &[(&str, &str)] = &[
     ("model_path", "model_name_or_path"),
     ("base_model", "model_name_or_path"),
     ("lr", "learning_rate"),
+    ("batch_size", "per_device_train_batch_size"),
     ("lr_scheduler", "lr_scheduler_type"),
     ("epochs", "num_train_epochs"),
     ("num_epochs", "num_train_epochs"),

@@ -1,6 +1,7 @@
 //! What a key is: the form of the registry that flags, `--help` and the reading of values are all made from.
 
 use crate::known::TABLES;
+use crate::known_training::RENAMED;
 use crate::training::KEYS;
 
 /// The section of the YAML file that a key stands in.
@@ -230,6 +231,8 @@ pub fn flag_names() -> Vec<&'static str> {
     for (_, table) in TABLES {
         names.extend(table.iter().filter(|known| !known.is_section()).map(|known| known.name));
     }
+    // Old and foreign names too: the answer is the right one. `model` belongs to another command.
+    names.extend(RENAMED.iter().map(|(old, _)| *old).filter(|old| *old != "model"));
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| seen.insert(*name));
     names

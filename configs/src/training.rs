@@ -151,7 +151,7 @@ keys! {
         /// Compute type: no (float32) or bf16 with float32 masters
         mixed_precision: Precision = "no", Allowed::Any, Job;
         /// Processes of the job, the same as --nproc
-        num_processes: u32 = (computed "the number of GPUs, or 1"), Allowed::MinusOneOrAtLeast(1.0), Job;
+        num_processes: u32 = (computed "by the file, or 1"), Allowed::MinusOneOrAtLeast(1.0), Job;
         /// Port of the control plane
         main_process_port: Option<u16> = (computed "any free port"), Allowed::Between(0.0, 65535.0), Job;
     }

@@ -19,6 +19,9 @@ pub const MASTER_ADDR: &str = "MASTER_ADDR";
 pub const MASTER_PORT: &str = "MASTER_PORT";
 /// Set unless the user has: threads of one rank.
 pub const OMP_NUM_THREADS: &str = "OMP_NUM_THREADS";
+/// Matrix products that libtorch and oneDNN keep compiled, one for each shape seen. Their own default, 1024, lets a bfloat16
+/// rank with rows of many lengths grow by hundreds of megabytes; the shapes of a few steps are enough.
+pub const KERNEL_CACHES: [(&str, &str); 2] = [("LRU_CACHE_CAPACITY", "64"), ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")];
 /// Set: the address of the control plane, as a URL.
 pub const CONTROL: &str = "ZEROFOLD_CONTROL";
 /// Set: the path of `config.resolved.yaml`.

@@ -129,7 +129,11 @@ fn state_words(state: &StateBytes) -> String {
     let StateBytes { parameters, gradients, masters, moments, gather_buffers } = *state;
     let total = parameters + gradients + masters + moments;
     let parts = [("parameters", parameters), ("gradients", gradients), ("masters", masters), ("moments", moments)];
-    let parts: Vec<String> = parts.iter().map(|(name, bytes)| format!("{name} {}", format::bytes(*bytes))).collect();
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(name, bytes)| format!("{name} {}", format::bytes(*bytes)))
+        .collect();
     let buffers = match gather_buffers {
         0 => String::new(),
         bytes => format!("; gather buffers {}", format::bytes(bytes)),
@@ -155,7 +159,8 @@ pub fn result(facts: &Facts) -> Option<String> {
     let directory = facts.ranks.iter().filter_map(|it| it.left.as_ref()).map(|left| &left.model_directory);
     let directory = directory.into_iter().find(|directory| !directory.is_empty())?;
     let quoted = quote(Path::new(directory));
-    Some(format!("model: {directory}\ntry it: launch generate --model {quoted} --chat \"Hello\""))
+    let launch = std::env::args().next().unwrap_or_else(|| "launch".to_owned());
+    Some(format!("model: {directory}\ntry it: {launch} generate --model {quoted} --chat \"Hello\""))
 }
 
 /// How a person goes on with a job that was stopped.
@@ -245,7 +250,7 @@ mod tests {
              held-out loss 3.0000 → 2.5000 (after step 0 and 20)\n\
              median 200 tokens/s\n\
              peak memory rank 0: 1.00 GiB, rank 1: 2.00 GiB\n\
-             state 2.00 MiB (parameters 1.00 MiB, gradients 1.00 MiB, masters 0 bytes, moments 0 bytes) per rank"
+             state 2.00 MiB (parameters 1.00 MiB, gradients 1.00 MiB) per rank"
         );
         assert!(result(&facts).unwrap().contains("--model 'runs/my run/model'"));
     }

@@ -96,7 +96,17 @@ impl RunFolder {
         let checkpoints = self.checkpoints();
         match resume {
             Resume::Step(path) if path.is_dir() => Ok(verify(path)?),
-            Resume::Step(name) => Ok(verify(&checkpoints.join(name))?),
+            Resume::Step(name) => {
+                let step = name.to_str().and_then(|name| name.parse().ok());
+                let directory = step.map_or_else(|| checkpoints.join(name), |step| step_directory(&checkpoints, step));
+                if !directory.is_dir() {
+                    let message = format!("there is no checkpoint {}", directory.display());
+                    return Err(
+                        self.error(message, "name a step, such as 20, or leave it out for the newest whole one")
+                    );
+                }
+                Ok(verify(&directory)?)
+            }
             Resume::Newest => {
                 let (found, skipped) = newest_whole(&checkpoints)?;
                 for skipped in &skipped {

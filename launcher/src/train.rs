@@ -161,6 +161,17 @@ fn find_resume(run: &RunFolder, resume: &Resume, config: &Resolved, terminal: &T
         let hint = format!("resume with the same number of processes: --nproc {saved}");
         return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
     }
+    // A folder whose configuration cannot be read is no obstacle: the workers check the layout as well.
+    if let Ok(before) = Resolved::read(&run.config()) {
+        let folder = |config: &Resolved| config.training.model_name_or_path.clone();
+        let same = |path: &Path| path.canonicalize().ok();
+        if same(&folder(&before)) != same(&folder(config)) {
+            let (saved, asked) = (folder(&before), folder(config));
+            let message = format!("the run in it trains {}, this job {}", saved.display(), asked.display());
+            let hint = format!("resume with the same model: --model_name_or_path {}", saved.display());
+            return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
+        }
+    }
     Ok(found)
 }
 

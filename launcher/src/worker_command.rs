@@ -70,6 +70,11 @@ impl JobEnvironment<'_> {
         if std::env::var_os(env::OMP_NUM_THREADS).is_none() {
             command.env(env::OMP_NUM_THREADS, threads_per_rank(self.world_size).to_string());
         }
+        for (name, capacity) in env::KERNEL_CACHES {
+            if std::env::var_os(name).is_none() {
+                command.env(name, capacity);
+            }
+        }
         command
     }
 }
