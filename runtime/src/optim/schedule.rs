@@ -45,3 +45,35 @@ impl Schedule {
         self.peak * factor
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// Multipliers as transformers' `get_scheduler` gives them.
+    #[test]
+    fn every_schedule_equals_that_of_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/schedules.json");
+        let fixture: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let cases = fixture["schedules"].as_array().unwrap();
+        assert!(cases.len() >= 4, "{} cases", cases.len());
+        for case in cases {
+            let name = case["name"].as_str().unwrap();
+            let kind = match name {
+                "linear" => ScheduleKind::Linear,
+                "cosine" => ScheduleKind::Cosine,
+                "constant" => ScheduleKind::Constant,
+                "constant_with_warmup" => ScheduleKind::ConstantWithWarmup,
+                other => panic!("a schedule that is not built: {other}"),
+            };
+            let steps = |key: &str| case[key].as_u64().unwrap();
+            let (warmup_steps, total_steps) = (steps("warmup_steps"), steps("total_steps"));
+            let schedule = Schedule { kind, peak: 1.0, warmup_steps, total_steps };
+            for (finished, expected) in case["multipliers"].as_array().unwrap().iter().enumerate() {
+                let (ours, theirs) = (schedule.rate(finished as u64), expected.as_f64().unwrap());
+                assert!((ours - theirs).abs() < 1e-12, "{name}, {finished} steps finished: {ours} instead of {theirs}");
+            }
+        }
+    }
+}
