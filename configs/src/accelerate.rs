@@ -1,16 +1,17 @@
-//! Accelerate's part of the configuration: how many processes, and what is sharded.
+//! Accelerate's part of the configuration: which sections count, what is sharded, and how many processes there are.
 
 use crate::error::ConfigError;
+use crate::fsdp::{self, Strategy};
 use crate::known::no_effect;
 use crate::registry::Section;
-use crate::settings::{Opinion, Reader, Setting};
-use crate::types::Stage;
+use crate::settings::{Layer, Opinion, Reader, Setting};
+use crate::sharding::Stage;
 use crate::value::{number, text};
 use serde_yaml::Value;
 
 /// What `distributed_type` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Distributed {
+pub(crate) enum Distributed {
     /// One process.
     No,
     /// Data parallel.
@@ -44,78 +45,157 @@ fn distributed(setting: &Setting) -> Result<Distributed, ConfigError> {
     }
 }
 
-/// Settles the ZeRO stage.
+/// `distributed_type`, which decides whose section counts.
+pub(crate) struct DistributedType<'a>(Option<Opinion<'a, Distributed>>);
+
+impl<'a> DistributedType<'a> {
+    pub(crate) fn read(reader: &Reader<'a>) -> Result<Self, ConfigError> {
+        let setting = reader.settings.find(Section::Top, "distributed_type");
+        let opinion = setting.map(|setting| Ok::<_, ConfigError>(Opinion { value: distributed(setting)?, setting }));
+        Ok(DistributedType(opinion.transpose()?))
+    }
+
+    pub(crate) fn kind(&self) -> Option<Distributed> {
+        self.0.as_ref().map(|opinion| opinion.value)
+    }
+
+    pub(crate) fn setting(&self) -> Option<&'a Setting> {
+        self.0.as_ref().map(|opinion| opinion.setting)
+    }
+
+    /// Whether a setting of DeepSpeed's or FSDP's section counts: where the type reads that section, and in any place
+    /// above the type's (a flag over a file).
+    fn counts(&self, setting: &Setting) -> bool {
+        let Some(by) = &self.0 else { return true };
+        let reads = match setting.section {
+            Section::DeepSpeed => by.value == Distributed::DeepSpeed,
+            Section::Fsdp => by.value == Distributed::Fsdp,
+            _ => true,
+        };
+        reads || setting.layer > by.setting.layer
+    }
+
+    /// The setting of a key, when it counts.
+    pub(crate) fn find(&self, reader: &Reader<'a>, section: Section, key: &str) -> Option<&'a Setting> {
+        reader.settings.find(section, key).filter(|setting| self.counts(setting))
+    }
+}
+
+/// What is to be sharded, before it is laid over the ranks.
+pub(crate) struct Asked<'a> {
+    pub strategy: Strategy,
+    /// What said so; none for the default of a job without `distributed_type`.
+    pub setting: Option<&'a Setting>,
+}
+
+/// Settles what is sharded, but for the number of copies.
 ///
-/// `zero_stage` above the place of `distributed_type` (a flag over a file) decides alone; else `distributed_type` does,
-/// and a section that it does not read must not stand in the same place.
-pub(crate) fn stage(reader: &mut Reader<'_>, accelerate_file: Option<&str>) -> Result<Stage, ConfigError> {
-    let kind_setting = reader.settings.find(Section::Top, "distributed_type");
-    let zero: Option<Opinion<'_, Stage>> = match reader.settings.find(Section::DeepSpeed, "zero_stage") {
-        Some(setting) => {
-            let number: u8 = setting.read(Reader::key("zero_stage"))?;
-            let allowed = |_| setting.not_allowed("it must be 0, 1, 2 or 3", None);
-            Some(Opinion { value: Stage::try_from(number).map_err(allowed)?, setting })
-        }
-        None => None,
-    };
-    let Some(kind_setting) = kind_setting else {
-        if let (Some(file), true) = (accelerate_file, zero.as_ref().is_none_or(|zero| is_file(zero.setting))) {
+/// `zero_stage` and FSDP's keys above the place of `distributed_type` (a flag over a file) decide; else
+/// `distributed_type` and the section that it reads do, and a section that it does not read must not stand in the same
+/// place.
+pub(crate) fn asked<'a>(
+    reader: &mut Reader<'a>,
+    distributed: &DistributedType<'a>,
+    accelerate_file: Option<&str>,
+) -> Result<Asked<'a>, ConfigError> {
+    let zero = zero_stage(reader, distributed)?;
+    let fsdp = fsdp::strategy(reader, distributed)?;
+    let held = highest(zero, fsdp)?;
+    let is_file = |setting: &Setting| setting.layer == Layer::File;
+    let Some(by) = &distributed.0 else {
+        if let (Some(file), true) = (accelerate_file, held.as_ref().is_none_or(|held| is_file(held.setting))) {
             return Err(ConfigError::Missing {
                 keys: "distributed_type".to_owned(),
                 hint: format!("set it in {file} (NO, MULTI_CPU, MULTI_GPU, DEEPSPEED or FSDP), or pass --zero_stage N"),
             });
         }
-        return Ok(reader.settle("stage", zero, Stage::Zero));
+        return Ok(settled(reader, held, Stage::Zero, None, "default"));
     };
-    let kind = distributed(kind_setting)?;
-    if let Some(zero) = &zero
-        && zero.setting.layer > kind_setting.layer
-    {
-        let place = zero.setting.place.clone();
-        reader.provenance.insert("stage".to_owned(), place);
-        return Ok(zero.value);
-    }
-    unread_sections(reader, kind, kind_setting)?;
-    let (stage, setting) = match kind {
-        Distributed::No | Distributed::Multi => (Stage::Zero, Some(kind_setting)),
-        Distributed::Fsdp => {
-            let (stage, setting) = crate::fsdp::stage(reader)?;
-            (stage, setting.or(Some(kind_setting)))
-        }
-        Distributed::DeepSpeed => match zero {
-            Some(zero) => (zero.value, Some(zero.setting)),
-            None => {
+    unread_sections(reader, by, held.as_ref().is_some_and(|held| held.setting.layer > by.setting.layer))?;
+    let place = by.setting.place.as_str();
+    Ok(match by.value {
+        Distributed::No | Distributed::Multi => settled(reader, held, Stage::Zero, Some(by.setting), place),
+        Distributed::Fsdp => settled(reader, held, Stage::Three, Some(by.setting), place),
+        Distributed::DeepSpeed => {
+            if held.is_none() {
                 reader.notes.push("deepspeed_config.zero_stage is not set: it is 2, as in Accelerate".to_owned());
-                (Stage::Two, None)
             }
-        },
-    };
-    let place = setting.map_or("default", |setting| setting.place.as_str());
+            settled(reader, held, Stage::Two, Some(by.setting), "default")
+        }
+    })
+}
+
+/// What was held, else `stage` because of `setting`; remembers where the stage came from.
+fn settled<'a>(
+    reader: &mut Reader<'a>,
+    held: Option<Opinion<'a, Strategy>>,
+    stage: Stage,
+    setting: Option<&'a Setting>,
+    place: &str,
+) -> Asked<'a> {
+    let place = held.as_ref().map_or(place, |held| held.setting.place.as_str());
     reader.provenance.insert("stage".to_owned(), place.to_owned());
-    Ok(stage)
+    match held {
+        Some(held) => Asked { strategy: held.value, setting: Some(held.setting) },
+        None => Asked { strategy: Strategy::of(stage), setting },
+    }
 }
 
-fn is_file(setting: &Setting) -> bool {
-    setting.layer == crate::settings::Layer::File
+fn zero_stage<'a>(
+    reader: &Reader<'a>,
+    distributed: &DistributedType<'a>,
+) -> Result<Option<Opinion<'a, Strategy>>, ConfigError> {
+    let Some(setting) = distributed.find(reader, Section::DeepSpeed, "zero_stage") else { return Ok(None) };
+    let number: u8 = setting.read(Reader::key("zero_stage"))?;
+    let stage = Stage::try_from(number).map_err(|_| setting.not_allowed("it must be 0, 1, 2 or 3", None))?;
+    Ok(Some(Opinion { value: Strategy::of(stage), setting }))
 }
 
-/// Refuses a section that this `distributed_type` does not read, where both stand in one place; notes it elsewhere.
-fn unread_sections(reader: &mut Reader<'_>, kind: Distributed, by: &Setting) -> Result<(), ConfigError> {
+/// Of DeepSpeed's and FSDP's word the one in the higher place. In one place they must mean the same stage; FSDP's says
+/// more.
+fn highest<'a>(
+    zero: Option<Opinion<'a, Strategy>>,
+    fsdp: Option<Opinion<'a, Strategy>>,
+) -> Result<Option<Opinion<'a, Strategy>>, ConfigError> {
+    Ok(match (zero, fsdp) {
+        (Some(zero), Some(fsdp)) => Some(match zero.setting.layer.cmp(&fsdp.setting.layer) {
+            std::cmp::Ordering::Greater => zero,
+            std::cmp::Ordering::Less => fsdp,
+            std::cmp::Ordering::Equal if zero.value.stage == fsdp.value.stage => fsdp,
+            std::cmp::Ordering::Equal => {
+                let hint = format!("{} is ZeRO stage {}: keep one of the two", fsdp.setting.key, fsdp.value.stage);
+                return Err(zero.setting.conflict(fsdp.setting, hint));
+            }
+        }),
+        (zero, fsdp) => zero.or(fsdp),
+    })
+}
+
+/// Refuses a section that this `distributed_type` does not read, where both stand in one place; notes it where the type
+/// stands higher, or where a higher place decided without the type.
+fn unread_sections(
+    reader: &mut Reader<'_>,
+    by: &Opinion<'_, Distributed>,
+    decided_above: bool,
+) -> Result<(), ConfigError> {
     for (section, reads) in [(Section::DeepSpeed, Distributed::DeepSpeed), (Section::Fsdp, Distributed::Fsdp)] {
-        if kind == reads {
+        if by.value == reads {
             continue;
         }
         let unread = |setting: &&Setting| {
             // Accumulation and clipping are read whatever the type.
             let shared = ["gradient_accumulation_steps", "gradient_clipping", "fsdp_activation_checkpointing"];
-            setting.section == section && !shared.contains(&setting.key)
+            setting.section == section && !shared.contains(&setting.key) && setting.layer <= by.setting.layer
         };
-        if let Some(setting) = reader.settings.effective().find(unread) {
-            if setting.layer == by.layer {
-                let hint = format!("{} is not read with this distributed_type: remove one of the two", section.name());
-                return Err(by.conflict(setting, hint));
-            }
-            reader.notes.push(no_effect(setting, &format!("{} ({})", by.equation(), by.place)));
+        let settings = reader.settings;
+        let same_place = |setting: &&Setting| setting.layer == by.setting.layer;
+        let unread = || settings.effective().filter(unread);
+        if let Some(setting) = unread().find(same_place).filter(|_| !decided_above) {
+            let hint = format!("{} is not read with this distributed_type: remove one of the two", section.name());
+            return Err(by.setting.conflict(setting, hint));
+        }
+        if let Some(setting) = unread().next() {
+            reader.notes.push(no_effect(setting, &format!("{} ({})", by.setting.equation(), by.setting.place)));
         }
     }
     Ok(())
@@ -123,33 +203,25 @@ fn unread_sections(reader: &mut Reader<'_>, kind: Distributed, by: &Setting) -> 
 
 /// Settles the number of processes: as written, else the number of devices, else 1. With `distributed_type: NO` it is 1
 /// unless a higher place says otherwise.
-pub(crate) fn num_processes(reader: &mut Reader<'_>, devices: u32) -> Result<u32, ConfigError> {
+pub(crate) fn num_processes(
+    reader: &mut Reader<'_>,
+    distributed: &DistributedType<'_>,
+    devices: u32,
+) -> Result<u32, ConfigError> {
     let unset = |setting: &&Setting| number(&setting.value) != Some(-1.0);
     let written = reader.settings.find(Section::Top, "num_processes").filter(unset);
     let written = match written {
         Some(setting) => Some(Opinion { value: setting.read::<u32>(Reader::key("num_processes"))?, setting }),
         None => None,
     };
-    let kind_setting = reader.settings.find(Section::Top, "distributed_type");
-    if let Some(kind_setting) = kind_setting
-        && distributed(kind_setting)? == Distributed::No
-        && written.as_ref().is_none_or(|written| written.setting.layer <= kind_setting.layer)
+    if let (Some(Distributed::No), Some(by)) = (distributed.kind(), distributed.setting())
+        && written.as_ref().is_none_or(|written| written.setting.layer <= by.layer)
     {
         if let Some(written) = written.filter(|written| written.value != 1) {
-            reader.notes.push(no_effect(written.setting, &format!("{} is one process", kind_setting.equation())));
+            reader.notes.push(no_effect(written.setting, &format!("{} is one process", by.equation())));
         }
-        reader.provenance.insert("num_processes".to_owned(), kind_setting.place.clone());
+        reader.provenance.insert("num_processes".to_owned(), by.place.clone());
         return Ok(1);
     }
     Ok(reader.settle("num_processes", written, devices.max(1)))
-}
-
-/// Refuses a `parallelism_config` whose sharding is not over all processes.
-pub(crate) fn check_shard_size(reader: &Reader<'_>, num_processes: u32) -> Result<(), ConfigError> {
-    match reader.settings.find(Section::Parallelism, "parallelism_config_dp_shard_size") {
-        Some(setting) if ![1.0, f64::from(num_processes)].map(Some).contains(&number(&setting.value)) => {
-            Err(setting.not_built(format!("shards lie over all {num_processes} processes: remove the key")))
-        }
-        _ => Ok(()),
-    }
 }

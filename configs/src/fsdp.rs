@@ -1,104 +1,147 @@
-//! FSDP's words for what is sharded, as ZeRO stages.
+//! FSDP's words for what is sharded: the strategies of version 1, and `fsdp_reshard_after_forward` of version 2.
 
+use crate::accelerate::DistributedType;
 use crate::error::ConfigError;
 use crate::registry::Section;
 use crate::settings::{Opinion, Reader, Setting, agree};
-use crate::types::Stage;
-use crate::value::{FromValue, text};
-use serde_yaml::Value;
+use crate::sharding::{ReshardAfterForward, Stage};
+use crate::types::FsdpStrategy;
+use crate::value::{FromValue, number};
 
 const STRATEGY: &str = "fsdp_sharding_strategy";
 const RESHARD: &str = "fsdp_reshard_after_forward";
+const VERSION: &str = "fsdp_version";
 
-/// The stage that `fsdp_config` asks for, and the setting that says so; none when the default holds.
-pub(crate) fn stage<'a>(reader: &mut Reader<'a>) -> Result<(Stage, Option<&'a Setting>), ConfigError> {
-    let settings = reader.settings;
-    let strategy = settings.find(Section::Fsdp, STRATEGY);
-    let reshard = settings.find(Section::Fsdp, RESHARD);
-    let held = match version(settings.find(Section::Fsdp, "fsdp_version"))? {
-        1 => {
-            let strategy = strategy.map(|setting| by_name(setting, "")).transpose()?;
-            let reshard = reshard.map(|setting| by_name(setting, "fsdp_version: 2 takes true or false")).transpose()?;
-            agree([strategy, reshard])?
-        }
-        _ => version_two(strategy, reshard)?,
-    };
-    let (stage, setting) = match held {
-        Some(held) => (held.value, Some(held.setting)),
-        None => (Stage::Three, None),
-    };
-    if let (Stage::Two, Some(setting)) = (stage, setting) {
-        reader.notes.push(format!(
-            "{} ({}) is trained as ZeRO stage 2: parameters stay whole between steps, where FSDP shards them",
-            setting.equation(),
-            setting.place
-        ));
-    }
-    Ok((stage, setting))
+/// What one of the keys above asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Strategy {
+    pub stage: Stage,
+    pub reshard: ReshardAfterForward,
+    /// Whether several copies of everything sharded were asked for (HYBRID_SHARD), or one alone (FULL_SHARD);
+    /// `None` when the key says nothing of it.
+    pub hybrid: Option<bool>,
 }
 
-fn version(setting: Option<&Setting>) -> Result<u8, ConfigError> {
-    let Some(setting) = setting else { return Ok(1) };
+impl Strategy {
+    /// `stage` as DeepSpeed has it.
+    pub(crate) fn of(stage: Stage) -> Self {
+        Strategy { stage, reshard: ReshardAfterForward::Always(true), hybrid: None }
+    }
+}
+
+impl From<FsdpStrategy> for Strategy {
+    fn from(name: FsdpStrategy) -> Self {
+        // FSDP keeps parameters as shards between steps with SHARD_GRAD_OP too: that is not DeepSpeed's stage 2.
+        let (stage, reshard, hybrid) = match name {
+            FsdpStrategy::FullShard => (Stage::Three, true, false),
+            FsdpStrategy::ShardGradOp => (Stage::Three, false, false),
+            FsdpStrategy::NoShard => (Stage::Zero, true, false),
+            FsdpStrategy::HybridShard => (Stage::Three, true, true),
+            FsdpStrategy::HybridShardZero2 => (Stage::Three, false, true),
+        };
+        Strategy { stage, reshard: ReshardAfterForward::Always(reshard), hybrid: Some(hybrid) }
+    }
+}
+
+/// The strategy that the keys which count ask for; `None` when they say nothing.
+pub(crate) fn strategy<'a>(
+    reader: &Reader<'a>,
+    distributed: &DistributedType<'a>,
+) -> Result<Option<Opinion<'a, Strategy>>, ConfigError> {
+    let strategy = distributed.find(reader, Section::Fsdp, STRATEGY);
+    let reshard = distributed.find(reader, Section::Fsdp, RESHARD);
+    // Only version 2 has true and false, so they need not say which version they are of.
+    let switch = reshard.is_some_and(|setting| number(&setting.value).is_none() && switch(setting).is_some());
+    match version(reader, distributed)? {
+        Some(2) => version_two(strategy, reshard),
+        None if switch => version_two(strategy, reshard),
+        _ => agree([strategy.map(by_name).transpose()?, reshard.map(reshard_by_name).transpose()?]),
+    }
+}
+
+/// `fsdp_version`, when it is set and counts.
+pub(crate) fn version<'a>(reader: &Reader<'a>, distributed: &DistributedType<'a>) -> Result<Option<u8>, ConfigError> {
+    let Some(setting) = distributed.find(reader, Section::Fsdp, VERSION) else { return Ok(None) };
     match u8::from_value(&setting.value) {
-        Some(version @ (1 | 2)) => Ok(version),
+        Some(version @ (1 | 2)) => Ok(Some(version)),
         _ => Err(setting.not_allowed("it must be 1 or 2", None)),
     }
 }
 
-/// Version 1: a strategy by name or number.
-fn by_name<'a>(setting: &'a Setting, other_form: &str) -> Result<Opinion<'a, Stage>, ConfigError> {
-    let hint = (!other_form.is_empty()).then(|| other_form.to_owned());
-    let name = match &setting.value {
-        Value::Bool(_) => None,
-        value => text(value).map(|text| text.to_uppercase()),
-    };
-    let value = match name.as_deref() {
-        Some("FULL_SHARD" | "1") => Stage::Three,
-        Some("SHARD_GRAD_OP" | "2") => Stage::Two,
-        Some("NO_SHARD" | "3") => Stage::Zero,
-        Some("HYBRID_SHARD" | "4" | "HYBRID_SHARD_ZERO2" | "5") => {
-            return Err(setting.not_built("use FULL_SHARD or SHARD_GRAD_OP"));
-        }
-        _ => {
-            let allowed = "it must be FULL_SHARD (1), SHARD_GRAD_OP (2) or NO_SHARD (3)";
-            return Err(setting.not_allowed(allowed, hint));
-        }
-    };
-    Ok(Opinion { value, setting })
+/// A strategy by name or number.
+fn by_name(setting: &Setting) -> Result<Opinion<'_, Strategy>, ConfigError> {
+    let name: FsdpStrategy = setting.read(Reader::key(STRATEGY))?;
+    Ok(Opinion { value: name.into(), setting })
 }
 
-/// Version 2: whether parameters are freed after the forward pass. A strategy beside it is a leftover of version 1 and
-/// must not say otherwise.
+/// Version 1: a strategy by name, under the key that Accelerate's wizard writes. A number would be a group's size in
+/// version 2, so none is taken here.
+fn reshard_by_name(setting: &Setting) -> Result<Opinion<'_, Strategy>, ConfigError> {
+    let other_version = "fsdp_version: 2 takes true or false, or the size of a group";
+    match (number(&setting.value), switch(setting)) {
+        (None, None) => {
+            let name: FsdpStrategy = setting.read(Reader::key(STRATEGY))?;
+            Ok(Opinion { value: name.into(), setting })
+        }
+        _ => {
+            let names = FsdpStrategy::NAMES.join(", ");
+            let allowed = format!("with fsdp_version: 1 it must be one of {names}");
+            Err(setting.not_allowed(allowed, Some(other_version.to_owned())))
+        }
+    }
+}
+
+/// Version 2: what becomes of the parameters after the forward pass. A strategy beside it is a leftover of version 1
+/// and must not say otherwise.
 fn version_two<'a>(
     strategy: Option<&'a Setting>,
     reshard: Option<&'a Setting>,
-) -> Result<Option<Opinion<'a, Stage>>, ConfigError> {
-    let reshard = reshard.map(reshard_stage).transpose()?;
-    let Some(strategy) = strategy.map(|setting| by_name(setting, "")).transpose()? else {
+) -> Result<Option<Opinion<'a, Strategy>>, ConfigError> {
+    let reshard = reshard.map(reshard_by_value).transpose()?;
+    let Some(strategy) = strategy.map(by_name).transpose()? else {
         return Ok(reshard);
     };
-    let advice = "fsdp_version: 2 is told by fsdp_reshard_after_forward alone (true: stage 3, false: stage 2)";
-    match reshard {
-        Some(reshard) if reshard.value != strategy.value && reshard.setting.layer == strategy.setting.layer => {
-            Err(strategy.setting.conflict(reshard.setting, advice))
-        }
-        None if strategy.value != Stage::Three => {
-            Err(strategy.setting.not_allowed("it has no meaning with fsdp_version: 2", Some(advice.to_owned())))
-        }
-        reshard => Ok(reshard),
+    let advice = "fsdp_version: 2 is told by fsdp_reshard_after_forward alone (true: FULL_SHARD, false: SHARD_GRAD_OP), \
+        copies by parallelism_config_dp_replicate_size";
+    let kept = |strategy: &Strategy| strategy.reshard == ReshardAfterForward::Always(false);
+    let Some(mut reshard) = reshard else {
+        return match strategy.value.stage == Stage::Three && !kept(&strategy.value) {
+            true => Ok(Some(Opinion {
+                value: Strategy { hybrid: version_two_hybrid(&strategy), ..strategy.value },
+                ..strategy
+            })),
+            false => {
+                Err(strategy.setting.not_allowed("it has no meaning with fsdp_version: 2", Some(advice.to_owned())))
+            }
+        };
+    };
+    let same = strategy.value.stage == Stage::Three && kept(&strategy.value) == kept(&reshard.value);
+    if !same && strategy.setting.layer >= reshard.setting.layer {
+        return Err(strategy.setting.conflict(reshard.setting, advice));
     }
+    reshard.value.hybrid = version_two_hybrid(&strategy).filter(|_| same);
+    Ok(Some(reshard))
 }
 
-fn reshard_stage(setting: &Setting) -> Result<Opinion<'_, Stage>, ConfigError> {
-    if crate::value::number(&setting.value).is_some() {
-        return Err(setting.not_built("use true (freed after the forward pass) or false"));
-    }
-    match bool::from_value(&setting.value) {
-        Some(true) => Ok(Opinion { value: Stage::Three, setting }),
-        Some(false) => Ok(Opinion { value: Stage::Two, setting }),
-        None => {
+/// A leftover FULL_SHARD says nothing of copies: version 2 has them from `parallelism_config`.
+fn version_two_hybrid(strategy: &Opinion<'_, Strategy>) -> Option<bool> {
+    strategy.value.hybrid.filter(|hybrid| *hybrid)
+}
+
+fn switch(setting: &Setting) -> Option<bool> {
+    bool::from_value(&setting.value)
+}
+
+fn reshard_by_value(setting: &Setting) -> Result<Opinion<'_, Strategy>, ConfigError> {
+    let reshard = match (number(&setting.value), u32::from_value(&setting.value), switch(setting)) {
+        // Whether the size fits is known once the ranks of one copy are.
+        (Some(_), Some(ranks), _) => ReshardAfterForward::Group(ranks),
+        (None, _, Some(always)) => ReshardAfterForward::Always(always),
+        _ => {
             let hint = "FULL_SHARD is true and SHARD_GRAD_OP is false, or use fsdp_version: 1";
-            Err(setting.not_allowed("with fsdp_version: 2 it must be true or false", Some(hint.to_owned())))
+            let allowed = "with fsdp_version: 2 it must be true, false, or the size of a group of ranks";
+            return Err(setting.not_allowed(allowed, Some(hint.to_owned())));
         }
-    }
+    };
+    Ok(Opinion { value: Strategy { reshard, ..Strategy::of(Stage::Three) }, setting })
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 choice! {
     /// The type a model computes in when it generates.
-    ComputeDtype {
+    pub ComputeDtype {
         /// 4 bytes an element.
         Float32 = "float32",
         /// 2 bytes an element, float32's range.

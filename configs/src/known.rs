@@ -49,11 +49,13 @@ const ANY: &[&str] = &["*"];
 const ONE: &[&str] = &["1"];
 const TPU: Role = NoEffect("it is for TPUs");
 const ONE_MACHINE: Role = NotBuilt("jobs run on one machine so far: use num_machines: 1");
-const NO_OFFLOAD: Role = NotBuilt("nothing is offloaded so far: use none (false), or a higher stage on more processes");
+const NO_OFFLOAD: Role = NotBuilt(
+    "parameters are not offloaded so far: use none (false), stage 3 on more processes, or offload_optimizer_device: nvme",
+);
 
 const TOP: &[Known] = &[
     known("distributed_type", &[], Used),
-    known("fp16", NO, NotBuilt("use mixed_precision: bf16")),
+    known("fp16", &[], Used),
     known("compute_environment", &["local_machine"], NotBuilt("jobs run on the local machine: use LOCAL_MACHINE")),
     known("use_cpu", ANY, NoEffect("")),
     known("debug", NO, NoEffect("the buffers of every collective are always checked")),
@@ -91,37 +93,27 @@ const DEEPSPEED: &[Known] = &[
         NONE,
         NotBuilt("write zero_stage, gradient_accumulation_steps and gradient_clipping into deepspeed_config instead"),
     ),
-    known("offload_optimizer_device", NONE, NO_OFFLOAD),
     known("offload_param_device", NONE, NO_OFFLOAD),
-    known("offload_optimizer_nvme_path", NONE, NoEffect("nothing is offloaded")),
-    known("offload_param_nvme_path", NONE, NoEffect("nothing is offloaded")),
+    known("offload_param_nvme_path", NONE, NoEffect("parameters are not offloaded")),
     known("zero3_init_flag", ANY, NoEffect("")),
     known("zero3_save_16bit_model", NO, NoEffect("the model is always exported, in the type that save_dtype says")),
     known("deepspeed_multinode_launcher", ANY, NoEffect("")),
     known("deepspeed_hostfile", NONE, ONE_MACHINE),
     known("deepspeed_inclusion_filter", NONE, ONE_MACHINE),
     known("deepspeed_exclusion_filter", NONE, ONE_MACHINE),
-    known("deepspeed_moe_layer_cls_names", NONE, NoEffect("a unit is one decoder block whatever its class")),
+    known("deepspeed_moe_layer_cls_names", NONE, NoEffect("no model here has experts")),
     known("seq_parallel_communication_data_type", NONE, NoEffect("sequences are not split over processes")),
 ];
 
 const FSDP: &[Known] = &[
     known("fsdp_version", &[], Used),
-    known("fsdp_sharding_strategy", &[], Used),
-    known("fsdp_reshard_after_forward", &[], Used),
+    known("fsdp_transformer_layer_cls_to_wrap", &[], Used),
+    known("fsdp_backward_prefetch_policy", &[], Used),
     known("fsdp_activation_checkpointing", &[], Used),
     known("fsdp_offload_params", NO, NO_OFFLOAD),
     known("fsdp_cpu_offload", NO, NO_OFFLOAD),
-    known(
-        "fsdp_auto_wrap_policy",
-        &["transformer_based_wrap", "no_wrap"],
-        NotBuilt("units are the model's decoder blocks: use TRANSFORMER_BASED_WRAP"),
-    ),
-    known("fsdp_transformer_layer_cls_to_wrap", NO, NoEffect("a unit is one decoder block whatever its class")),
-    known("fsdp_min_num_params", &["0"], NoEffect("a unit is one decoder block whatever its size")),
-    known("fsdp_backward_prefetch", ANY, NoEffect("")),
-    known("fsdp_backward_prefetch_policy", ANY, NoEffect("")),
-    known("fsdp_forward_prefetch", NO, NoEffect("the order of the units is always known in advance")),
+    // The next unit is always gathered ahead, which is what `true` asks for.
+    known("fsdp_forward_prefetch", ANY, NoEffect("")),
     known(
         "fsdp_state_dict_type",
         &["full_state_dict", "1"],
@@ -136,8 +128,6 @@ const FSDP: &[Known] = &[
 const ONLY_DATA_PARALLEL: Role = NotBuilt("only data parallelism is built so far: use size 1");
 
 const PARALLELISM: &[Known] = &[
-    known("parallelism_config_dp_replicate_size", ONE, ONLY_DATA_PARALLEL),
-    known("parallelism_config_dp_shard_size", &[], Used),
     known("parallelism_config_tp_size", ONE, ONLY_DATA_PARALLEL),
     known("parallelism_config_cp_size", ONE, ONLY_DATA_PARALLEL),
     known("parallelism_config_sp_size", ONE, ONLY_DATA_PARALLEL),

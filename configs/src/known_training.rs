@@ -21,13 +21,12 @@ const LOADER: Role = NoEffect("the data is tokenised once, before the training")
 const DDP: Role = NoEffect("it is an option of PyTorch's DDP");
 const CUDA: Role = NoEffect("this version trains on the CPU");
 const RESUME: Role = NotBuilt("use the flag --resume");
-const MASTERS: Role = NoEffect("parameters are trained as float32 masters, and computed in what mixed_precision says");
+const MASTERS: Role = NoEffect("master_dtype is the type of the masters, mixed_precision that of the computing");
 const NO_EFFECT_SILENT: Role = NoEffect("");
 
 /// Known keys of the section `training:` beside the registry.
 pub(crate) const TRAINING: &[Known] = &[
     known("ddp_backend", &[], Used),
-    known("fp16", NO, NotBuilt("use bf16: true")),
     // Data
     known("packing", NO, NO_PACKING),
     known("eval_packing", NO, NO_PACKING),
@@ -200,7 +199,7 @@ const UNBUILT: &[(&[&str], &[&str], &str)] = &[
         ],
         "use linear, cosine, constant or constant_with_warmup",
     ),
-    (&["mixed_precision"], &["fp16", "fp8"], "use bf16 or no"),
+    (&["mixed_precision"], &["fp8"], "use bf16, fp16 or no"),
     (
         &["backend", "ddp_backend"],
         &["nccl", "shm", "mpi", "ccl", "hccl", "cncl"],

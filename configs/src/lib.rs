@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! YAML file ──source──┐
-//! --set, flags ───────┴─> settings ──accelerate, fsdp, training──> Resolved ──> config.resolved.yaml
+//! --set, flags ───────┴─> settings ──accelerate, fsdp, mesh, units, precision, training──> Resolved
+//!                                                                     ──> config.resolved.yaml
 //! ```
 //!
 //! An unknown key is an error that offers the nearest right name; a key that would change the result but is not built
@@ -20,14 +21,19 @@ mod fsdp;
 mod generate;
 mod known;
 mod known_training;
+mod mesh;
+mod offload;
+mod precision;
 mod presets;
 mod registry;
 mod resolve;
 mod resolved;
 mod settings;
+mod sharding;
 mod source;
 mod training;
 mod types;
+mod units;
 mod value;
 
 #[cfg(test)]
@@ -39,5 +45,6 @@ pub use presets::{PRESETS, Preset};
 pub use registry::{Allowed, DefaultValue, Group, Key, Kind, Section, flag_names, key, nearest};
 pub use resolve::{Inputs, resolve};
 pub use resolved::Resolved;
+pub use sharding::{BackwardPrefetch, ElementTypes, ReshardAfterForward, Sharding, Stage, UnitPolicy};
 pub use training::{KEYS, Training};
-pub use types::{Backend, Precision, Sampling, SaveDtype, Scheduler, Stage, Strategy};
+pub use types::{Backend, ElementType, NonFinite, Precision, Sampling, Scheduler, Strategy};

@@ -1,14 +1,15 @@
 //! Putting the file, `--set` and the flags together into a [`Resolved`].
 
-use crate::accelerate;
+use crate::accelerate::{self, Asked, DistributedType};
 use crate::error::ConfigError;
 use crate::known::{check, no_effect};
 use crate::registry::{DefaultValue, Section};
 use crate::resolved::Resolved;
-use crate::settings::{Layer, Opinion, Reader, Setting, Settings, agree, missing};
+use crate::settings::{Layer, Reader, Setting, Settings, agree, missing};
+use crate::sharding::{ReshardAfterForward, Sharding, Stage};
 use crate::training::{KEYS, Training};
-use crate::types::{Backend, Precision, Strategy};
-use crate::{presets, source};
+use crate::types::{Backend, Strategy};
+use crate::{mesh, offload, precision, presets, source, units};
 use serde_yaml::Value;
 
 /// What the user gave, as written.
@@ -76,14 +77,26 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
     let mut reader = Reader::new(settings);
     reader.notes = check(settings)?;
     check_required(settings, inputs)?;
-    let stage = accelerate::stage(&mut reader, accelerate_file)?;
-    let num_processes = accelerate::num_processes(&mut reader, inputs.devices)?;
-    accelerate::check_shard_size(&reader, num_processes)?;
-    let mixed_precision = mixed_precision(&mut reader)?;
+    let distributed = DistributedType::read(&reader)?;
+    let mut asked = accelerate::asked(&mut reader, &distributed, accelerate_file)?;
+    let num_processes = accelerate::num_processes(&mut reader, &distributed, inputs.devices)?;
+    let replicas = mesh::lay_out(&mut reader, &distributed, &mut asked, num_processes)?;
+    let (units, layer_classes) = units::units(&mut reader, &distributed)?;
+    let sharding = Sharding {
+        stage: asked.strategy.stage,
+        reshard_after_forward: reshard(&mut reader, &asked),
+        replicas,
+        units,
+        backward_prefetch: units::backward_prefetch(&mut reader, &distributed)?,
+    };
+    let offload_optimizer = offload::optimizer(&mut reader, &distributed, &asked)?;
+    let types = precision::types(&mut reader)?;
     let gradient_accumulation_steps =
         shared(&mut reader, "gradient_accumulation_steps", "gradient_accumulation_steps")?;
     let max_grad_norm = shared(&mut reader, "max_grad_norm", "gradient_clipping")?;
     let gradient_checkpointing = gradient_checkpointing(&mut reader)?;
+    let gradient_checkpointing_every = checkpointing_every(&mut reader, gradient_checkpointing)?;
+    let nonfinite_gradients = reader.read("nonfinite_gradients")?;
     let backend = backend(&mut reader, num_processes)?;
     let main_process_port = reader.read::<Option<u16>>("main_process_port")?.filter(|port| *port != 0);
     let training = training(&mut reader)?;
@@ -91,15 +104,31 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
         num_processes,
         backend,
         main_process_port,
-        stage,
-        mixed_precision,
+        sharding,
+        mixed_precision: types.mixed_precision,
+        master_dtype: types.master,
+        reduce_dtype: types.reduce,
+        layer_classes,
+        grad_accum_dtype: types.accumulate,
+        nonfinite_gradients,
         max_grad_norm,
         gradient_accumulation_steps,
         gradient_checkpointing,
+        gradient_checkpointing_every,
+        offload_optimizer,
         training,
         provenance: reader.provenance,
         notes: reader.notes,
     })
+}
+
+/// What becomes of gathered parameters after the forward pass; below stage 3 there are none.
+fn reshard(reader: &mut Reader<'_>, asked: &Asked<'_>) -> ReshardAfterForward {
+    let sharded = asked.strategy.stage == Stage::Three;
+    let told = asked.setting.filter(|setting| sharded && setting.section == Section::Fsdp);
+    let place = told.map_or("default", |setting| setting.place.as_str());
+    reader.provenance.insert("reshard_after_forward".to_owned(), place.to_owned());
+    if sharded { asked.strategy.reshard } else { ReshardAfterForward::Always(true) }
 }
 
 fn check_required(settings: &Settings, inputs: &Inputs) -> Result<(), ConfigError> {
@@ -114,16 +143,6 @@ fn check_required(settings: &Settings, inputs: &Inputs) -> Result<(), ConfigErro
         }
         error => error,
     })
-}
-
-fn mixed_precision(reader: &mut Reader<'_>) -> Result<Precision, ConfigError> {
-    let precision = reader.opinion::<Precision>("mixed_precision")?;
-    let bf16 = reader.opinion::<bool>("bf16")?.map(|opinion| Opinion {
-        value: if opinion.value { Precision::Bf16 } else { Precision::No },
-        setting: opinion.setting,
-    });
-    let held = agree([precision, bf16])?;
-    Ok(reader.settle("mixed_precision", held, Precision::No))
 }
 
 /// A value that `training` and `deepspeed_config` both may set, under these two names.
@@ -152,6 +171,17 @@ fn gradient_checkpointing(reader: &mut Reader<'_>) -> Result<bool, ConfigError> 
         Some(held) => Ok(reader.settle("gradient_checkpointing", Some(held), true)),
         None => reader.read("gradient_checkpointing"),
     }
+}
+
+fn checkpointing_every(reader: &mut Reader<'_>, checkpointing: bool) -> Result<u32, ConfigError> {
+    let every = reader.read("gradient_checkpointing_every")?;
+    if let (false, true, Some(setting)) =
+        (checkpointing, every > 1, reader.settings.find(Section::Training, "gradient_checkpointing_every"))
+    {
+        let place = reader.provenance.get("gradient_checkpointing").cloned().unwrap_or_default();
+        reader.notes.push(no_effect(setting, &format!("gradient_checkpointing is false ({place})")));
+    }
+    Ok(every)
 }
 
 fn backend(reader: &mut Reader<'_>, num_processes: u32) -> Result<Backend, ConfigError> {

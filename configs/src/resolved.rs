@@ -1,11 +1,12 @@
 //! The resolved configuration of one job.
 
 use crate::error::ConfigError;
+use crate::sharding::{ElementTypes, Sharding};
 use crate::training::Training;
-use crate::types::{Backend, Precision, Stage};
+use crate::types::{Backend, ElementType, NonFinite, Precision};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Everything decided for one job; written to the run folder as `config.resolved.yaml` and read by every worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,16 +18,32 @@ pub struct Resolved {
     pub backend: Backend,
     /// The port of the control plane; `None` takes any free one.
     pub main_process_port: Option<u16>,
-    /// The ZeRO stage.
-    pub stage: Stage,
+    /// What is sharded, over which ranks, in which units.
+    pub sharding: Sharding,
     /// The compute type.
     pub mixed_precision: Precision,
+    /// The type of masters and moments: float32, or bfloat16 (pure bf16).
+    pub master_dtype: ElementType,
+    /// The type in which gradients travel between ranks. They are added up in the type of `grad_accum_dtype` or in
+    /// float32, whichever is wider.
+    pub reduce_dtype: ElementType,
+    /// The layer classes of `fsdp_transformer_layer_cls_to_wrap` as written, to be checked against the model; empty when
+    /// not set.
+    pub layer_classes: Vec<String>,
+    /// The type in which gradients are accumulated over micro-batches and kept until the optimizer.
+    pub grad_accum_dtype: ElementType,
+    /// What is done when gradients are NaN or infinite.
+    pub nonfinite_gradients: NonFinite,
     /// The global gradient norm above which gradients are scaled down; 0 switches clipping off.
     pub max_grad_norm: f64,
     /// Micro-batches per optimizer step, at least 1.
     pub gradient_accumulation_steps: u32,
     /// Keep only each unit's input in the forward pass and recompute the rest in the backward pass.
     pub gradient_checkpointing: bool,
+    /// With gradient checkpointing: recompute one unit in so many, from the first on. 1 recomputes all.
+    pub gradient_checkpointing_every: u32,
+    /// Where optimizer state lies in memory-mapped files instead of memory (`offload_optimizer_device: nvme`).
+    pub offload_optimizer: Option<PathBuf>,
     /// The training itself.
     pub training: Training,
     /// Where each value came from, by key: `zero3.yaml:12`, `flag --learning_rate`, `--set learning_rate`, `default`.
@@ -66,6 +83,17 @@ impl Resolved {
         let text = crate::source::read_text(path)?;
         serde_yaml::from_str(&text)
             .map_err(|error| ConfigError::Syntax { file: path.display().to_string(), message: error.to_string() })
+    }
+
+    /// The element types. Without mixed precision the compute type is the masters'.
+    pub fn element_types(&self) -> ElementTypes {
+        let compute = match self.mixed_precision {
+            Precision::No => self.master_dtype,
+            Precision::Bf16 => ElementType::Bfloat16,
+            Precision::Fp16 => ElementType::Float16,
+        };
+        let (master, reduce, accumulate) = (self.master_dtype, self.reduce_dtype, self.grad_accum_dtype);
+        ElementTypes { compute, master, reduce, accumulate }
     }
 
     /// Rows of one optimizer step over all processes: processes × rows per device × accumulated micro-batches.

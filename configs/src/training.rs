@@ -4,7 +4,11 @@
 use crate::error::ConfigError;
 use crate::registry::{Allowed, DefaultValue, Group, Key, Section};
 use crate::settings::Reader;
-use crate::types::{Backend, Precision, Sampling, SaveDtype, Scheduler, Strategy};
+use crate::sharding::BackwardPrefetch;
+use crate::types::{
+    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Sampling, Scheduler, StateType, Strategy,
+    WrapPolicy,
+};
 use crate::value::FromValue;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -133,7 +137,7 @@ keys! {
         /// Loss on the assistant's tokens only, for rows with `messages`
         assistant_only_loss: bool = "true", Allowed::Any, Data;
         /// The type of the exported model's files
-        save_dtype: Option<SaveDtype> = (computed "the type of the model's own files"), Allowed::Any, Reports;
+        save_dtype: Option<ElementType> = (computed "the type of the model's own files"), Allowed::Any, Reports;
     }
     [Training] {
         /// Micro-batches per optimizer step
@@ -142,13 +146,25 @@ keys! {
         max_grad_norm: f64 = "1", NOT_NEGATIVE, Optimizer;
         /// Recompute activations in the backward pass: less memory, more time
         gradient_checkpointing: bool = "true", Allowed::Any, Job;
+        /// With gradient_checkpointing: recompute one decoder block in so many; 1 recomputes all
+        gradient_checkpointing_every: u32 = "1", POSITIVE, Job;
         /// The same as mixed_precision bf16
         bf16: bool = (computed "by mixed_precision"), Allowed::Any, Job;
+        /// The same as mixed_precision fp16
+        fp16: bool = (computed "by mixed_precision"), Allowed::Any, Job;
+        /// Type of masters and optimizer state; bfloat16 (pure bf16) is smaller and less exact
+        master_dtype: StateType = "float32", Allowed::Any, Job;
+        /// Type in which gradients travel between processes
+        reduce_dtype: ElementType = (computed "the type of master_dtype"), Allowed::Any, Job;
+        /// Type in which gradients are added up over micro-batches
+        grad_accum_dtype: StateType = (computed "the type of master_dtype"), Allowed::Any, Job;
+        /// When gradients are NaN or infinite: end the run and say where, or skip the step
+        nonfinite_gradients: NonFinite = "stop", Allowed::Any, Optimizer;
         /// The collectives: gloo, or single for one process
         backend: Backend = (computed "gloo, or single for one process"), Allowed::Any, Job;
     }
     [Top] {
-        /// Compute type: no (float32) or bf16 with float32 masters
+        /// Compute type: no (that of the masters), bf16, or fp16 with dynamic loss scaling
         mixed_precision: Precision = "no", Allowed::Any, Job;
         /// Processes of the job, the same as --nproc
         num_processes: u32 = (computed "by the file, or 1"), Allowed::MinusOneOrAtLeast(1.0), Job;
@@ -158,6 +174,28 @@ keys! {
     [DeepSpeed] {
         /// What is sharded: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters
         zero_stage: u8 = (computed "by the file, or 0"), Allowed::Between(0.0, 3.0), Job;
+        /// Where optimizer state lies: nvme puts it into files, which needs stage 1 or more
+        offload_optimizer_device: Option<OffloadDevice> = "none", Allowed::Any, Job;
+        /// The folder of these files
+        offload_optimizer_nvme_path: Option<PathBuf> = unset, Allowed::Any, Job;
+    }
+    [Fsdp] {
+        /// What is sharded, in FSDP's words
+        fsdp_sharding_strategy: FsdpStrategy = (computed "FULL_SHARD with distributed_type FSDP"), Allowed::Any, Job;
+        /// Release parameters after the forward pass: true, false, or a group's size (fsdp_version 2)
+        fsdp_reshard_after_forward: bool = (computed "true at stage 3"), Allowed::Any, Job;
+        /// How the model is cut into units: by decoder block, by size, or not at all
+        fsdp_auto_wrap_policy: WrapPolicy = "TRANSFORMER_BASED_WRAP", Allowed::Any, Job;
+        /// Parameters of a unit, at least, with SIZE_BASED_WRAP
+        fsdp_min_num_params: u64 = "1e8", NOT_NEGATIVE, Job;
+        /// When the backward pass of stage 3 gathers the next unit
+        fsdp_backward_prefetch: BackwardPrefetch = "BACKWARD_PRE", Allowed::Any, Job;
+    }
+    [Parallelism] {
+        /// Hybrid sharding: copies of everything sharded, each over its share of the processes
+        parallelism_config_dp_replicate_size: u32 = "1", POSITIVE, Job;
+        /// Processes of one copy
+        parallelism_config_dp_shard_size: u32 = (computed "num_processes / copies"), POSITIVE, Job;
     }
 }
 

@@ -4,24 +4,24 @@ use serde::{Deserialize, Serialize};
 
 /// One enum of named values: the names are its serde form, its [`std::fmt::Display`], and what a configuration accepts.
 macro_rules! choice {
-    ($(#[doc = $doc:literal])+ $name:ident { $($(#[doc = $variant_doc:literal])+ $variant:ident = $text:literal),+ $(,)? }) => {
+    ($(#[doc = $doc:literal])+ $vis:vis $name:ident { $($(#[doc = $variant_doc:literal])+ $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[doc = $doc])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum $name {
+        $vis enum $name {
             $($(#[doc = $variant_doc])+ #[serde(rename = $text)] $variant),+
         }
 
         impl $name {
             /// The values in their written form.
-            pub const NAMES: &'static [&'static str] = &[$($text),+];
+            $vis const NAMES: &'static [&'static str] = &[$($text),+];
 
             /// The written form.
-            pub fn name(self) -> &'static str {
+            $vis fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }
             }
 
             /// Reads the written form; capitals do not matter.
-            pub fn from_name(text: &str) -> Option<Self> {
+            $vis fn from_name(text: &str) -> Option<Self> {
                 $(if text.eq_ignore_ascii_case($text) { return Some(Self::$variant); })+
                 None
             }
@@ -38,7 +38,7 @@ pub(crate) use choice;
 
 choice! {
     /// What carries the collectives.
-    Backend {
+    pub Backend {
         /// Gloo over TCP: several processes.
         Gloo = "gloo",
         /// No communication: one process.
@@ -47,18 +47,20 @@ choice! {
 }
 
 choice! {
-    /// The type that parameters and activations are computed in. The optimizer's masters are always float32.
-    Precision {
-        /// float32 throughout.
+    /// The type that parameters and activations are computed in.
+    pub Precision {
+        /// The masters' own type: float32 throughout, or bfloat16 with `master_dtype: bfloat16`.
         No = "no",
-        /// bfloat16 compute with float32 masters.
+        /// bfloat16 compute.
         Bf16 = "bf16",
+        /// float16 compute with float32 masters and dynamic loss scaling.
+        Fp16 = "fp16",
     }
 }
 
 choice! {
     /// How the learning rate changes over the optimizer steps, after the warm-up.
-    Scheduler {
+    pub Scheduler {
         /// Falls in a straight line to 0 at the last step.
         Linear = "linear",
         /// Falls along half a cosine to 0 at the last step.
@@ -72,7 +74,7 @@ choice! {
 
 choice! {
     /// When something is done during training.
-    Strategy {
+    pub Strategy {
         /// Never.
         No = "no",
         /// Each so many optimizer steps.
@@ -84,7 +86,7 @@ choice! {
 
 choice! {
     /// The order in which rows are drawn.
-    Sampling {
+    pub Sampling {
         /// A seeded permutation per epoch, the same for every number of processes.
         Random = "random",
         /// The order of the file.
@@ -93,8 +95,8 @@ choice! {
 }
 
 choice! {
-    /// The element type of an exported model's files.
-    SaveDtype {
+    /// An element type: of an exported model's files, of gradients on the wire, of masters.
+    pub ElementType {
         /// 4 bytes an element.
         Float32 = "float32",
         /// 2 bytes an element, float32's range.
@@ -104,64 +106,82 @@ choice! {
     }
 }
 
-/// The ZeRO stage: what each rank holds only a shard of. Written as a number, 0 to 3.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "u8", try_from = "u8")]
-pub enum Stage {
-    /// Nothing is sharded: data parallel, as DDP.
-    Zero = 0,
-    /// The optimizer's state is sharded.
-    One = 1,
-    /// The optimizer's state and the gradients are sharded.
-    Two = 2,
-    /// The optimizer's state, the gradients and the parameters are sharded.
-    Three = 3,
-}
-
-impl Stage {
-    /// The stage as a number, 0 to 3.
-    pub fn number(self) -> u8 {
-        self as u8
-    }
-
-    /// Masters and moments exist once over all ranks: stage 1 and up.
-    pub fn shards_optimizer(self) -> bool {
-        self >= Self::One
-    }
-
-    /// Gradients are reduced as each unit finishes and kept as shards: stage 2 and up.
-    pub fn shards_gradients(self) -> bool {
-        self >= Self::Two
-    }
-
-    /// Parameters are kept as shards and gathered unit by unit: stage 3.
-    pub fn shards_parameters(self) -> bool {
-        self >= Self::Three
-    }
-}
-
-impl From<Stage> for u8 {
-    fn from(stage: Stage) -> u8 {
-        stage.number()
-    }
-}
-
-impl TryFrom<u8> for Stage {
-    type Error = String;
-
-    fn try_from(number: u8) -> Result<Self, String> {
-        match number {
-            0 => Ok(Self::Zero),
-            1 => Ok(Self::One),
-            2 => Ok(Self::Two),
-            3 => Ok(Self::Three),
-            other => Err(format!("{other} is no ZeRO stage (0, 1, 2 or 3)")),
+impl ElementType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            ElementType::Float32 => 4,
+            ElementType::Bfloat16 | ElementType::Float16 => 2,
         }
     }
 }
 
-impl std::fmt::Display for Stage {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}", self.number())
+choice! {
+    /// What is done when a step's gradients are NaN or infinite. With float16's dynamic loss scale, overflows that a
+    /// smaller scale can mend are always skipped.
+    pub NonFinite {
+        /// The run ends, after the step, unit, parameter and row were found and told.
+        Stop = "stop",
+        /// The step is not taken, and the log says so.
+        Skip = "skip",
+    }
+}
+
+choice! {
+    /// The element types that masters, moments and accumulated gradients can have.
+    pub(crate) StateType {
+        /// 4 bytes an element.
+        Float32 = "float32",
+        /// 2 bytes an element, float32's range.
+        Bfloat16 = "bfloat16",
+    }
+}
+
+impl From<StateType> for ElementType {
+    fn from(state: StateType) -> Self {
+        match state {
+            StateType::Float32 => ElementType::Float32,
+            StateType::Bfloat16 => ElementType::Bfloat16,
+        }
+    }
+}
+
+choice! {
+    /// FSDP's names for what is sharded. Version 1 also has them as numbers, from 1 on in this order.
+    pub(crate) FsdpStrategy {
+        /// Everything, and parameters are released after each use.
+        FullShard = "FULL_SHARD",
+        /// Everything, and parameters are kept from forward to backward.
+        ShardGradOp = "SHARD_GRAD_OP",
+        /// Nothing.
+        NoShard = "NO_SHARD",
+        /// As FULL_SHARD inside each copy.
+        HybridShard = "HYBRID_SHARD",
+        /// As SHARD_GRAD_OP inside each copy.
+        HybridShardZero2 = "HYBRID_SHARD_ZERO2",
+    }
+}
+
+choice! {
+    /// FSDP's names for how the model is cut into units.
+    pub(crate) WrapPolicy {
+        /// By class: decoder blocks, or their halves.
+        TransformerBased = "TRANSFORMER_BASED_WRAP",
+        /// By number of parameters.
+        SizeBased = "SIZE_BASED_WRAP",
+        /// Not at all.
+        NoWrap = "NO_WRAP",
+    }
+}
+
+choice! {
+    /// Where DeepSpeed puts what it offloads.
+    pub(crate) OffloadDevice {
+        /// Nowhere.
+        None = "none",
+        /// Host memory.
+        Cpu = "cpu",
+        /// Files.
+        Nvme = "nvme",
     }
 }

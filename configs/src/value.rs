@@ -2,7 +2,11 @@
 //! cannot read (`1e-5`), so a number may come as text, and a choice called `no` as a boolean.
 
 use crate::registry::Kind;
-use crate::types::{Backend, Precision, Sampling, SaveDtype, Scheduler, Strategy};
+use crate::sharding::BackwardPrefetch;
+use crate::types::{
+    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Sampling, Scheduler, StateType, Strategy,
+    WrapPolicy,
+};
 use serde_yaml::Value;
 use std::path::PathBuf;
 
@@ -123,7 +127,39 @@ macro_rules! choices {
         }
     )+};
 }
-choices!(Backend, Precision, Scheduler, Strategy, Sampling, SaveDtype);
+choices!(
+    Backend,
+    Precision,
+    Scheduler,
+    Strategy,
+    Sampling,
+    ElementType,
+    StateType,
+    NonFinite,
+    WrapPolicy,
+    OffloadDevice
+);
+
+macro_rules! numbered_choices {
+    ($($type:ty: $($number:literal $variant:ident),+;)+) => {$(
+        /// By name, or by the number that FSDP gives it.
+        impl FromValue for $type {
+            const KIND: Kind = Kind::Choice(<$type>::NAMES);
+
+            fn from_value(value: &Value) -> Option<Self> {
+                match whole(value) {
+                    $(Some($number) => Some(Self::$variant),)+
+                    Some(_) => None,
+                    None => Self::from_name(value.as_str()?.trim()),
+                }
+            }
+        }
+    )+};
+}
+numbered_choices! {
+    FsdpStrategy: 1 FullShard, 2 ShardGradOp, 3 NoShard, 4 HybridShard, 5 HybridShardZero2;
+    BackwardPrefetch: 1 Pre, 2 Post;
+}
 
 impl<T: FromValue> FromValue for Option<T> {
     const KIND: Kind = T::KIND;

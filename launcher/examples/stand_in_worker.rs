@@ -100,7 +100,7 @@ impl Rank {
         if self.behaviour == "checkpoint" {
             self.checkpoint(step).await?;
         }
-        let state = StateBytes { parameters: 1 << 20, ..StateBytes::default() };
+        let state = StateBytes { parameters: 1 << 20, live_peak: 3 << 20, ..StateBytes::default() };
         let model_directory = if rank == 0 && !stopped { "the/model".to_owned() } else { String::new() };
         let leave = LeaveRequest { rank, generation, step, stopped, model_directory, state: Some(state) };
         self.client.leave(leave).await?;
@@ -145,7 +145,7 @@ impl Rank {
         let cursor = serde_json::json!({"rows": 8, "rows_finished": step * 16, "global_batch": 16, "row_seed": 42,
             "sampling": "random"});
         let part = serde_json::json!({"rank": self.rank, "world_size": self.world_size, "step": step,
-            "generation": self.generation, "stage": 0, "layout": "none", "state": cursor, "files": []});
+            "generation": self.generation, "stage": 0, "layout": "none", "state": {"data": cursor}, "files": []});
         let part = CheckpointPart {
             rank: self.rank,
             generation: self.generation,

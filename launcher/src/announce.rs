@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use zerofold_configs::Resolved;
+use zerofold_configs::{BackwardPrefetch, Precision, ReshardAfterForward, Resolved, Stage, UnitPolicy};
 use zerofold_data::{DataReport, RowKind, Segment, StepPlan};
 
 use crate::format;
@@ -81,13 +81,13 @@ pub fn header(config: &Resolved, run: &RunFolder, plan: &StepPlan, report: &Data
     vec![
         format!("model  {}", training.model_name_or_path.display()),
         format!(
-            "job    {} × {}, backend {}, ZeRO stage {}, mixed_precision {}",
+            "job    {} × {}, backend {}",
             format::plural(u64::from(ranks), "rank"),
             format::plural(threads, "thread"),
-            config.backend,
-            config.stage,
-            config.mixed_precision
+            config.backend
         ),
+        format!("shard  {}", sharding(config)),
+        format!("types  {}", types(config)),
         format!(
             "batch  {} × {} × {} = {} a step (per_device_train_batch_size × gradient_accumulation_steps × ranks)",
             training.per_device_train_batch_size,
@@ -105,9 +105,134 @@ pub fn header(config: &Resolved, run: &RunFolder, plan: &StepPlan, report: &Data
     ]
 }
 
+/// What is sharded, by DeepSpeed's number and FSDP's name, and what is not as usual.
+fn sharding(config: &Resolved) -> String {
+    let sharding = &config.sharding;
+    let hybrid = sharding.replicas > 1;
+    let (kept, name) = match sharding.reshard_after_forward {
+        ReshardAfterForward::Always(true) => ("", if hybrid { "HYBRID_SHARD" } else { "FULL_SHARD" }),
+        ReshardAfterForward::Always(false) => (
+            ", parameters kept between forward and backward",
+            if hybrid { "HYBRID_SHARD_ZERO2" } else { "SHARD_GRAD_OP" },
+        ),
+        ReshardAfterForward::Group(_) => (", parameters kept between forward and backward", ""),
+    };
+    let mut line = format!("ZeRO stage {}", sharding.stage);
+    match (sharding.stage, sharding.reshard_after_forward) {
+        (Stage::Zero, _) => line.push_str(" (DDP)"),
+        (Stage::Three, ReshardAfterForward::Group(ranks)) => {
+            line.push_str(&format!("{kept} as shards of groups of {}", format::plural(u64::from(ranks), "rank")));
+        }
+        (Stage::Three, ReshardAfterForward::Always(_)) => line.push_str(&format!("{kept} ({name})")),
+        (Stage::One | Stage::Two, _) => {}
+    }
+    if hybrid {
+        let shards = config.num_processes / sharding.replicas;
+        line.push_str(&format!("; hybrid: {} copies × {shards} shards", sharding.replicas));
+    }
+    match sharding.units {
+        UnitPolicy::Blocks => {}
+        UnitPolicy::BlockHalves => line.push_str("; units: attention and MLP of each block"),
+        UnitPolicy::MinParameters(least) => {
+            line.push_str(&format!("; units: at least {} parameters", format::count(least)));
+        }
+        UnitPolicy::Whole => line.push_str("; units: the whole model is one"),
+    }
+    if sharding.stage == Stage::Three && sharding.backward_prefetch != BackwardPrefetch::Pre {
+        line.push_str(&format!("; backward gathers ahead: {}", sharding.backward_prefetch));
+    }
+    if let Some(folder) = &config.offload_optimizer {
+        line.push_str(&format!("; optimizer state in files in {}", folder.display()));
+    }
+    line
+}
+
+/// The element types, and what goes with them.
+fn types(config: &Resolved) -> String {
+    let types = config.element_types();
+    let mut line = format!("compute {}, masters {}, reductions {}", types.compute, types.master, types.reduce);
+    if types.accumulate != types.master {
+        line.push_str(&format!(", accumulation {}", types.accumulate));
+    }
+    if config.mixed_precision == Precision::Fp16 {
+        line.push_str(", dynamic loss scale");
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerofold_configs::{Inputs, resolve};
+
+    /// What the preset `zero3.yaml` with these flags resolves to, over 8 ranks.
+    fn job(flags: &[(&str, &str)]) -> Resolved {
+        let flags = flags.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let inputs = Inputs { config: Some("zero3.yaml".to_owned()), nproc: Some(8), flags, ..Inputs::default() };
+        resolve(&inputs).expect("the flags are right")
+    }
+
+    #[test]
+    fn what_is_sharded_is_told_in_the_words_of_both() {
+        let replicate = ("parallelism_config_dp_replicate_size", "2");
+        let table: [(&[(&str, &str)], &str); 11] = [
+            (&[], "ZeRO stage 3 (FULL_SHARD)"),
+            (&[("zero_stage", "2")], "ZeRO stage 2"),
+            (&[("zero_stage", "0"), ("fsdp_backward_prefetch", "NO_PREFETCH")], "ZeRO stage 0 (DDP)"),
+            (
+                &[("fsdp_sharding_strategy", "SHARD_GRAD_OP")],
+                "ZeRO stage 3, parameters kept between forward and backward (SHARD_GRAD_OP)",
+            ),
+            (
+                &[("fsdp_version", "2"), ("fsdp_reshard_after_forward", "4")],
+                "ZeRO stage 3, parameters kept between forward and backward as shards of groups of 4 ranks",
+            ),
+            (&[replicate], "ZeRO stage 3 (HYBRID_SHARD); hybrid: 2 copies × 4 shards"),
+            (
+                &[replicate, ("fsdp_sharding_strategy", "HYBRID_SHARD_ZERO2")],
+                "ZeRO stage 3, parameters kept between forward and backward (HYBRID_SHARD_ZERO2); hybrid: 2 copies × 4 \
+                 shards",
+            ),
+            (
+                &[("fsdp_transformer_layer_cls_to_wrap", "LlamaMLP,LlamaAttention")],
+                "ZeRO stage 3 (FULL_SHARD); units: attention and MLP of each block",
+            ),
+            (
+                &[("fsdp_auto_wrap_policy", "SIZE_BASED_WRAP"), ("fsdp_min_num_params", "1e6")],
+                "ZeRO stage 3 (FULL_SHARD); units: at least 1,000,000 parameters",
+            ),
+            (
+                &[("fsdp_auto_wrap_policy", "NO_WRAP"), ("fsdp_backward_prefetch", "NO_PREFETCH")],
+                "ZeRO stage 3 (FULL_SHARD); units: the whole model is one; backward gathers ahead: NO_PREFETCH",
+            ),
+            (
+                &[("offload_optimizer_device", "nvme"), ("offload_optimizer_nvme_path", "/mnt/fast")],
+                "ZeRO stage 3 (FULL_SHARD); optimizer state in files in /mnt/fast",
+            ),
+        ];
+        for (flags, line) in table {
+            assert_eq!(sharding(&job(flags)), line, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn the_element_types_are_told() {
+        let table: [(&[(&str, &str)], &str); 4] = [
+            (&[], "compute bfloat16, masters float32, reductions float32"),
+            (&[("master_dtype", "bfloat16")], "compute bfloat16, masters bfloat16, reductions bfloat16"),
+            (
+                &[("mixed_precision", "fp16"), ("reduce_dtype", "float16")],
+                "compute float16, masters float32, reductions float16, dynamic loss scale",
+            ),
+            (
+                &[("grad_accum_dtype", "bfloat16")],
+                "compute bfloat16, masters float32, reductions float32, accumulation bfloat16",
+            ),
+        ];
+        for (flags, line) in table {
+            assert_eq!(types(&job(flags)), line, "{flags:?}");
+        }
+    }
 
     #[test]
     fn the_mask_is_visible_and_the_text_harmless() {

@@ -43,6 +43,12 @@ pub enum LaunchError {
         /// What to do.
         hint: String,
     },
+    /// The model's `config.json` cannot be used.
+    #[error(transparent)]
+    ModelConfig(Box<zerofold_plan::ModelConfigError>),
+    /// The ranks cannot be laid out.
+    #[error(transparent)]
+    Layout(#[from] zerofold_plan::LayoutError),
     /// The run folder cannot be used.
     #[error("output_dir: {}: {message}\nhint: {hint}", path.display())]
     RunFolder {
@@ -80,6 +86,12 @@ pub enum LaunchError {
 impl From<zerofold_configs::ConfigError> for LaunchError {
     fn from(error: zerofold_configs::ConfigError) -> Self {
         LaunchError::Config(Box::new(error))
+    }
+}
+
+impl From<zerofold_plan::ModelConfigError> for LaunchError {
+    fn from(error: zerofold_plan::ModelConfigError) -> Self {
+        LaunchError::ModelConfig(Box::new(error))
     }
 }
 

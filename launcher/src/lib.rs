@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! main → cli ─ generate → becomes `worker generate`
+//!            ├ plan → what a job would need, from config.json alone
 //!            └ train → configuration, checks, data → announce
 //!                 → control (serves the workers)  ─┐
 //!                 → supervise::child (N workers)  ─┼─ Event → supervise → verdict → report
@@ -22,6 +23,7 @@ pub mod format;
 pub mod generate;
 pub mod metrics;
 pub mod model_folder;
+pub mod plan;
 pub mod report;
 pub mod run_folder;
 pub mod signals;

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use zerofold_launcher::cli::{self, CliError, Meant};
 use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
-use zerofold_launcher::{environment, generate, train};
+use zerofold_launcher::terminal::Terminal;
+use zerofold_launcher::{environment, generate, plan, train};
 
 fn main() -> ExitCode {
     let began = Instant::now();
@@ -15,6 +16,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let ended = match cli::parse(std::env::args_os(), std::io::stdin().is_terminal()) {
         Ok(Meant::Train(options)) => train::train(&options, began),
+        Ok(Meant::Plan(options)) => plan::plan(&options, &Terminal::new(false)),
         Ok(Meant::Generate(request)) => Err(generate::generate(&request)),
         Err(CliError::Launch(error)) => Err(error),
         Err(CliError::Clap(error)) => {

@@ -22,7 +22,13 @@ struct Step {
     step_seconds: f64,
     communication_seconds: f64,
     sent_bytes: u64,
+    logical_bytes: u64,
     peak_memory_bytes: u64,
+    live_peak_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss_scale: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skipped: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -73,7 +79,11 @@ impl MetricsFile {
             step_seconds: record.seconds,
             communication_seconds: record.communication_seconds,
             sent_bytes: record.sent_bytes,
+            logical_bytes: record.logical_bytes,
             peak_memory_bytes: record.peak_memory_bytes,
+            live_peak_bytes: record.live_peak_bytes,
+            loss_scale: Some(record.loss_scale).filter(|scale| *scale > 1.0),
+            skipped: Some(record.skipped.clone()).filter(|reason| !reason.is_empty()),
         })
     }
 

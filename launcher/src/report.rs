@@ -8,6 +8,7 @@ use zerofold_proto::v1::StateBytes;
 
 use crate::control::Member;
 use crate::format;
+use crate::plan::{Measured, PlanRecord};
 use crate::run_folder::RunFolder;
 use crate::supervise::verdict::RankFacts;
 use crate::supervise::{Cause, Ending, Facts, Failure};
@@ -83,6 +84,8 @@ pub struct Ended<'a> {
     pub facts: &'a Facts,
     /// What each rank told last.
     pub members: &'a [Member],
+    /// What was planned, with what the ranks measured.
+    pub plan: Option<&'a PlanRecord>,
 }
 
 /// The summary of a job that went well or was stopped.
@@ -115,10 +118,17 @@ pub fn summary(story: &Story, ended: &Ended<'_>) -> String {
         lines.push(format!("peak memory {}", by_rank(&peaks, |&bytes| format::bytes(bytes))));
     }
     let states: Vec<StateBytes> = ended.facts.ranks.iter().filter_map(state).collect();
-    if states.iter().any(|&state| state != StateBytes::default()) {
+    let planned = ended.plan.map(PlanRecord::lines).unwrap_or_default();
+    if planned.is_empty() && states.iter().any(|&state| state != StateBytes::default()) {
         lines.push(format!("state {}", by_rank(&states, state_words)));
     }
+    lines.extend(planned);
     lines.join("\n")
+}
+
+/// What the ranks that left measured.
+pub fn measured(facts: &Facts) -> Option<Measured> {
+    Measured::of(&facts.ranks.iter().filter_map(state).collect::<Vec<_>>())
 }
 
 fn state(rank: &RankFacts) -> Option<StateBytes> {
@@ -126,7 +136,7 @@ fn state(rank: &RankFacts) -> Option<StateBytes> {
 }
 
 fn state_words(state: &StateBytes) -> String {
-    let StateBytes { parameters, gradients, masters, moments, gather_buffers } = *state;
+    let StateBytes { parameters, gradients, masters, moments, gather_buffers, .. } = *state;
     let total = parameters + gradients + masters + moments;
     let parts = [("parameters", parameters), ("gradients", gradients), ("masters", masters), ("moments", moments)];
     let parts: Vec<String> = parts
@@ -241,7 +251,8 @@ mod tests {
         }
         facts.ranks[0].left.as_mut().unwrap().model_directory = "runs/my run/model".into();
         let members = [1 << 30, 2 << 30].map(|peak| Member { peak_memory_bytes: peak, ..Member::default() });
-        let text = summary(&story, &Ended { time: Duration::from_secs(30), facts: &facts, members: &members });
+        let text =
+            summary(&story, &Ended { time: Duration::from_secs(30), facts: &facts, members: &members, plan: None });
         assert_eq!(
             text,
             "20 steps in 30 s\n\

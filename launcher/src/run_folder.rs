@@ -1,4 +1,4 @@
-//! The run folder: `output_dir/{config.resolved.yaml, metrics.jsonl, logs/, data/, checkpoints/, model/}`.
+//! The run folder: `output_dir/{config.resolved.yaml, metrics.jsonl, plan.json, logs/, data/, checkpoints/, model/}`.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,8 @@ use zerofold_checkpoint::{
 use crate::error::LaunchError;
 
 /// What a start leaves that never reached a step. A folder with nothing else in it is not a run.
-const BEFORE_THE_FIRST_STEP: [&str; 5] = ["config.resolved.yaml", "metrics.jsonl", "data", "logs", "checkpoints"];
+const BEFORE_THE_FIRST_STEP: [&str; 6] =
+    ["config.resolved.yaml", "metrics.jsonl", "plan.json", "data", "logs", "checkpoints"];
 
 /// What `--resume` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,11 @@ impl RunFolder {
     /// One object a step.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")
+    }
+
+    /// What was planned, and what was measured.
+    pub fn plan(&self) -> PathBuf {
+        self.root.join("plan.json")
     }
 
     /// Everything that a rank printed.

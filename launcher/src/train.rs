@@ -14,6 +14,7 @@ use crate::control::{ControlOptions, ControlPlane};
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::Event;
 use crate::metrics::MetricsFile;
+use crate::plan::{PlanRecord, Prediction};
 use crate::run_folder::{Resume, RunFolder};
 use crate::supervise::{Limits, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
@@ -55,6 +56,7 @@ struct Job {
     run: RunFolder,
     resume: Option<Found>,
     plan: StepPlan,
+    prediction: Option<Prediction>,
     worker: PathBuf,
     control: ControlPlane,
 }
@@ -87,8 +89,13 @@ impl Job {
             begin_resume(&run, found, &plan, terminal)?;
         }
         config.write(&run.config())?;
+        let prediction = Prediction::of(&config, &prepared.dataset, &plan);
+        if let Some(planned) = prediction {
+            PlanRecord { planned, measured: None }.write(&run.plan())?;
+        }
         announce::header(&config, &run, &plan, &prepared.report).iter().for_each(|line| terminal.say(line));
-        Ok(Job { config, run, resume, plan, worker, control })
+        prediction.iter().for_each(|prediction| terminal.say(&prediction.words()));
+        Ok(Job { config, run, resume, plan, prediction, worker, control })
     }
 
     fn run(
@@ -110,7 +117,11 @@ impl Job {
         let (verdict, facts) = supervise(&mut workers, &self.control, &received, &limits, &mut view);
         let story = view.finish();
         let members = self.control.members();
-        let ended = report::Ended { time: began.elapsed(), facts: &facts, members: &members };
+        let record = self.prediction.map(|planned| PlanRecord { planned, measured: report::measured(&facts) });
+        if let Some(Err(error)) = record.filter(|it| it.measured.is_some()).map(|it| it.write(&self.run.plan())) {
+            terminal.complain(&format!("warning: {error}"));
+        }
+        let ended = report::Ended { time: began.elapsed(), facts: &facts, members: &members, plan: record.as_ref() };
         Ok(match verdict {
             Verdict::Completed => {
                 terminal.say(&report::summary(&story, &ended));
@@ -179,11 +190,11 @@ fn find_resume(run: &RunFolder, resume: &Resume, config: &Resolved, terminal: &T
 fn begin_resume(run: &RunFolder, found: &Found, plan: &StepPlan, terminal: &Terminal) -> Result<(), LaunchError> {
     let manifest = &found.manifest;
     let expected = serde_json::json!(plan.cursor(manifest.step));
-    if manifest.state != expected {
+    if manifest.state["data"] != expected {
         let message = format!(
             "{}: the place in the data is {} there and {expected} in this job",
             found.directory.display(),
-            manifest.state
+            manifest.state["data"]
         );
         let hint = "resume with the data set, batch sizes, accumulation, seed and sampling that saved it".to_owned();
         return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });

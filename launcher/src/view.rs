@@ -86,13 +86,14 @@ impl View {
         let story = &mut self.story;
         story.first_step_after.get_or_insert_with(|| self.began.elapsed());
         story.steps += 1;
-        story.first.get_or_insert(*record);
-        story.last = Some(*record);
+        story.first.get_or_insert_with(|| record.clone());
+        story.last = Some(record.clone());
         story.tokens_per_second.push(rate(record.tokens, record.seconds));
         story.seconds.push(record.seconds);
-        if !record.loss.is_finite() || !record.grad_norm.is_finite() {
-            let StepRecord { step, loss, grad_norm, .. } = record;
-            self.terminal.complain(&format!("warning: step {step}: loss {loss}, gradient norm {grad_norm}"));
+        if !record.skipped.is_empty() {
+            let StepRecord { step, loss, grad_norm, skipped, .. } = record;
+            let numbers = format!("loss {loss}, gradient norm {grad_norm}");
+            self.terminal.complain(&format!("warning: step {step} was skipped ({numbers}): {skipped}"));
         }
         if self.recent.len() == RECENT_STEPS {
             self.recent.pop_front();

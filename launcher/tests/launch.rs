@@ -16,7 +16,9 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("model");
         std::fs::create_dir(&model).unwrap();
-        std::fs::write(model.join("config.json"), r#"{"vocab_size": 100, "eos_token_id": 2}"#).unwrap();
+        let config = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 100, "eos_token_id": 2, "hidden_size": 8,
+            "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}"#;
+        std::fs::write(model.join("config.json"), config).unwrap();
         let tokenizer = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
             "pre_tokenizer": null, "post_processor": null, "decoder": null,
             "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "[UNK]": 2}, "unk_token": "[UNK]"}}"#;
@@ -130,7 +132,9 @@ fn a_job_runs_to_its_end_and_fills_the_run_folder() {
         "checkpoint of step 3",
         "loss 2.0000 → 0.6667",
         "peak memory 2.00 MiB per rank",
-        "state 1.00 MiB",
+        "memory per rank",
+        "  parameters",
+        "  peak in a step",
         "launch generate --model the/model --chat \"Hello\"",
     ];
     assert_has(&out, &told);
@@ -141,6 +145,8 @@ fn a_job_runs_to_its_end_and_fills_the_run_folder() {
     assert_has(&metrics, &["\"loss\":2.0", "\"eval_loss\":3.0", "\"tokens_per_second\":10000.0"]);
     let log = std::fs::read_to_string(run.join("logs/rank-1.log")).unwrap();
     assert_has(&log, &["rank 1 writes to standard output", "is checkpoint"]);
+    let plan = std::fs::read_to_string(run.join("plan.json")).unwrap();
+    assert_has(&plan, &["\"planned\"", "\"length\": 4", "\"live_peak\": 3145728"]);
     assert!(run.join("checkpoints/step-00000003/manifest.json").is_file());
     assert!(run.join("data/train.safetensors").is_file() && run.join("config.resolved.yaml").is_file());
 

@@ -116,19 +116,6 @@ int zf_gloo_receive(void* handle, void* tensor, int source, int tag, void** work
   });
 }
 
-int zf_gloo_broadcast(void* handle, void* tensor, int root, void** work) {
-  return started(work, [&] {
-    std::vector<at::Tensor> list{zf_tensor(tensor)};
-    c10d::BroadcastOptions options;
-    options.rootRank = root;
-    return group(handle)->broadcast(list, options);
-  });
-}
-
-int zf_gloo_barrier(void* handle, void** work) {
-  return started(work, [&] { return group(handle)->barrier(); });
-}
-
 int zf_work_wait(void* work) {
   return zf_guarded([&] { (*static_cast<Work*>(work))->wait(); });
 }

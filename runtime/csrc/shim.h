@@ -13,6 +13,11 @@ const char* zf_last_error();
 int zf_autograd_grad(void* const* outputs, void* const* grad_outputs, size_t output_count, void* const* inputs,
                      size_t input_count, void** results);
 
+// memory
+void zf_count_memory();
+void zf_memory(int64_t* live, int64_t* peak);
+void zf_restart_peak();
+
 // storage
 int zf_repoint_storage(void* tensor, void* data, size_t byte_count);
 
@@ -41,8 +46,6 @@ int zf_gloo_new(const zf_store* store, int rank, int world_size, const char* hos
 void zf_gloo_free(void* group);
 int zf_gloo_send(void* group, void* tensor, int destination, int tag, void** work);
 int zf_gloo_receive(void* group, void* tensor, int source, int tag, void** work);
-int zf_gloo_broadcast(void* group, void* tensor, int root, void** work);
-int zf_gloo_barrier(void* group, void** work);
 int zf_work_wait(void* work);
 void zf_work_free(void* work);
 }

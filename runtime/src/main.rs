@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         )
         .init();
     keep_freed_memory();
+    zerofold_runtime::torch::count_memory();
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

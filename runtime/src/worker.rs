@@ -4,19 +4,19 @@ use crate::comm::{Activity, Collectives, CommError, Gloo, Phase, Single};
 use crate::control::{Control, ControlError, Identity};
 use crate::model::{Llama, ModelConfig, ModelError};
 use crate::optim::{Schedule, ScheduleKind};
-use crate::shard::{ShardError, Shards};
+use crate::shard::{Kinds, ShardError, ShardOptions, Shards};
 use crate::torch::AdamW;
 use crate::trainer::{Job, Outcome, StepOptions, TrainError, Trainer};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tch::{Device, Kind};
+use tch::Device;
 use thiserror::Error;
 use zerofold_checkpoint::ModelFiles;
-use zerofold_configs::{Backend, Precision, Resolved, Sampling, Scheduler};
+use zerofold_configs::{Backend, Resolved, Sampling, Scheduler};
 use zerofold_data::{StepPlan, StepPlanOptions, TokenizedDataset};
-use zerofold_plan::Layout;
+use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_proto::v1::{LeaveRequest, StateBytes};
 
 /// How long a collective may wait for another rank.
@@ -70,7 +70,7 @@ impl WorkerError {
         match self {
             WorkerError::Control(error) => error.is_consequence(),
             WorkerError::Collective(error) => error.is_consequence(),
-            WorkerError::Shard(ShardError::Collective { source, .. }) => source.is_consequence(),
+            WorkerError::Shard(error) => error.is_consequence(),
             WorkerError::Train(error) => error.is_consequence(),
             _ => false,
         }
@@ -154,9 +154,10 @@ fn train_joined(
     if environment.resume.is_none() {
         trainer.shards.load(&ModelFiles::open(model_directory)?)?;
     }
+    let loading_peak = crate::torch::memory().peak;
     let job = Job { config, control, train, held_out, plan, resume: environment.resume.clone() };
     let outcome = crate::trainer::run(&mut trainer, &job)?;
-    control.leave(leave_request(&trainer, &outcome))?;
+    control.leave(leave_request(&trainer, &outcome, loading_peak))?;
     Ok(())
 }
 
@@ -207,13 +208,12 @@ fn build(
     activity: Arc<Activity>,
     total_steps: u64,
 ) -> Result<Trainer, WorkerError> {
-    let compute = match config.mixed_precision {
-        Precision::No => Kind::Float,
-        Precision::Bf16 => Kind::BFloat16,
-    };
-    let model = Llama::new(ModelConfig::read(model_directory)?, compute, Device::Cpu)?;
-    let layout = Layout::new(&model.units(), comm.world_size())?;
-    let shards = Shards::new(layout, config.stage, compute, comm)?;
+    let kinds = Kinds::from(config.element_types());
+    let model = Llama::new(ModelConfig::read(model_directory).map_err(ModelError::from)?, kinds.compute, Device::Cpu)?;
+    let ModelUnits { units, segments } = ModelUnits::new(&model.config, config.sharding.units);
+    let mesh = Mesh::new(comm.world_size(), config.sharding.replicas as usize)?;
+    let options = ShardOptions { sharding: config.sharding, kinds, offload: config.offload_optimizer.clone() };
+    let shards = Shards::new(Layout::new(&units, mesh)?, &options, comm)?;
     let training = &config.training;
     let options = StepOptions {
         schedule: Schedule {
@@ -235,9 +235,11 @@ fn build(
             weight_decay: training.weight_decay,
         },
         max_grad_norm: config.max_grad_norm,
-        gradient_checkpointing: config.gradient_checkpointing,
+        recompute_every: config.gradient_checkpointing.then_some(config.gradient_checkpointing_every as usize),
+        backward_prefetch: config.sharding.backward_prefetch,
+        nonfinite: config.nonfinite_gradients,
     };
-    Ok(Trainer { model, shards, activity, options })
+    Ok(Trainer::new(model, segments, shards, activity, options))
 }
 
 /// A token id that the embedding does not have would be an index error deep inside a step, on one rank only.
@@ -252,7 +254,7 @@ fn check_tokens(dataset: &TokenizedDataset, vocabulary: usize) -> Result<(), Tra
     Ok(())
 }
 
-fn leave_request(trainer: &Trainer, outcome: &Outcome) -> LeaveRequest {
+fn leave_request(trainer: &Trainer, outcome: &Outcome, loading_peak: usize) -> LeaveRequest {
     let state = trainer.shards.state_bytes();
     LeaveRequest {
         step: outcome.steps,
@@ -264,6 +266,9 @@ fn leave_request(trainer: &Trainer, outcome: &Outcome) -> LeaveRequest {
             masters: state.masters as u64,
             moments: state.moments as u64,
             gather_buffers: trainer.shards.gather_buffer_bytes() as u64,
+            gradient_buffers: trainer.shards.gradient_buffer_bytes() as u64,
+            live_peak: trainer.live_peak,
+            loading_peak: loading_peak as u64,
         }),
         ..LeaveRequest::default()
     }

@@ -41,8 +41,8 @@ fn an_accelerate_file_without_our_section_works_with_flags() {
     train("as-written").run().assert_done();
     train("fewer").words("--nproc 2 --mixed_precision no").run().assert_done();
     for (run, expected) in [
-        ("as-written", ["num_processes: 3", "stage: 2", "mixed_precision: bf16"]),
-        ("fewer", ["num_processes: 2", "stage: 2", "mixed_precision: no"]),
+        ("as-written", ["num_processes: 3", "  stage: 2", "mixed_precision: bf16"]),
+        ("fewer", ["num_processes: 2", "  stage: 2", "mixed_precision: no"]),
     ] {
         let resolved = std::fs::read_to_string(scene.path(run).join("config.resolved.yaml")).unwrap();
         for line in expected {

@@ -41,7 +41,7 @@ fn trl_files_resolve_to_their_stage() {
     ];
     for (name, text, processes, stage) in table {
         let job = resolved(&format!("{COMMON}{text}"), "").unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!((job.num_processes, job.stage.number()), (processes, stage), "{name}");
+        assert_eq!((job.num_processes, job.sharding.stage.number()), (processes, stage), "{name}");
         assert_eq!(job.mixed_precision, Precision::Bf16, "{name}");
         assert_eq!(job.backend, if processes == 1 { Backend::Single } else { Backend::Gloo }, "{name}");
         assert_eq!(job.gradient_accumulation_steps, 1, "{name}");
@@ -50,28 +50,17 @@ fn trl_files_resolve_to_their_stage() {
 }
 
 #[test]
-fn minimal_files_and_fsdp_strategies() {
+fn minimal_files_resolve_to_their_stage() {
     let fsdp = |entries: &str| format!("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {{{entries}}}\n");
     let table = [
         ("distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: '3'}\n".to_owned(), 3),
         ("distributed_type: DEEPSPEED\nnum_processes: 2\n".to_owned(), 2),
         ("distributed_type: DEEPSPEED\nfsdp_config: {}\nmegatron_lm_config: {}\ndynamo_backend: 'NO'\n".to_owned(), 2),
         (fsdp(""), 3),
-        (fsdp("fsdp_sharding_strategy: SHARD_GRAD_OP"), 2),
-        (fsdp("fsdp_sharding_strategy: 1"), 3),
-        (fsdp("fsdp_sharding_strategy: '2'"), 2),
-        (fsdp("sharding_strategy: full_shard, offload_params: false"), 3),
-        (fsdp("fsdp_sharding_strategy: NO_SHARD"), 0),
-        // The key that Accelerate's wizard writes for version 1 counts, though Accelerate itself goes past it.
-        (fsdp("fsdp_reshard_after_forward: SHARD_GRAD_OP"), 2),
-        (fsdp("fsdp_version: 2"), 3),
-        (fsdp("fsdp_version: 2, fsdp_reshard_after_forward: false"), 2),
-        (fsdp("fsdp_version: '2', fsdp_reshard_after_forward: 'true'"), 3),
-        (fsdp("fsdp_version: 2, fsdp_reshard_after_forward: true, fsdp_sharding_strategy: FULL_SHARD"), 3),
     ];
     for (text, stage) in table {
         let job = resolved(&text, "").unwrap_or_else(|error| panic!("{text}{error}"));
-        assert_eq!(job.stage.number(), stage, "{text}");
+        assert_eq!(job.sharding.stage.number(), stage, "{text}");
     }
 }
 
@@ -82,11 +71,7 @@ fn what_has_no_effect_is_told_once_and_only_where_it_was_set() {
     let told = notes(&format!("{COMMON}{FSDP1}"), "  report_to: wandb\n");
     assert_eq!(
         told,
-        [
-            "fsdp_config.fsdp_forward_prefetch: true (job.yaml:22) has no effect: the order of the units is always known \
-             in advance",
-            "training.report_to: wandb (job.yaml:33) has no effect: metrics go to output_dir/metrics.jsonl, every step",
-        ]
+        ["training.report_to: wandb (job.yaml:33) has no effect: metrics go to output_dir/metrics.jsonl, every step"]
     );
     let told = notes("distributed_type: 'NO'\nnum_processes: 8\n", "");
     assert_eq!(told, ["num_processes: 8 (job.yaml:2) has no effect: distributed_type: NO is one process"]);
@@ -94,8 +79,6 @@ fn what_has_no_effect_is_told_once_and_only_where_it_was_set() {
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told[0].contains("num_train_epochs: 2 (job.yaml:7)") && told[0].contains("(job.yaml:6)"), "{told:?}");
     assert!(told[1].contains("eval_steps: 5 (job.yaml:8)") && told[1].contains("the default"), "{told:?}");
-    let told = notes("distributed_type: FSDP\nfsdp_config:\n  fsdp_sharding_strategy: SHARD_GRAD_OP\n", "");
-    assert!(told.len() == 1 && told[0].contains("ZeRO stage 2"), "{told:?}");
 }
 
 #[test]
@@ -118,7 +101,7 @@ fn both_yaml_dialects_mean_the_same() {
 #[test]
 fn defaults_are_those_of_sft() {
     let job = with_flags(TRAINING, &[], &[]).unwrap();
-    assert_eq!((job.num_processes, job.backend, job.stage), (1, Backend::Single, Stage::Zero));
+    assert_eq!((job.num_processes, job.backend, job.sharding.stage), (1, Backend::Single, Stage::Zero));
     assert_eq!((job.max_grad_norm, job.gradient_accumulation_steps, job.gradient_checkpointing), (1.0, 1, true));
     let training = &job.training;
     assert_eq!((training.learning_rate, training.lr_scheduler_type), (2e-5, Scheduler::Linear));
@@ -147,7 +130,7 @@ fn presets_resolve_by_name_without_a_word() {
     assert_eq!(PRESETS.len(), stages.len());
     for (name, stage) in stages {
         let job = resolve(&Inputs { config: Some(name.to_owned()), ..Inputs::default() }).unwrap();
-        assert_eq!((job.stage.number(), job.num_processes), (stage, 2), "{name}");
+        assert_eq!((job.sharding.stage.number(), job.num_processes), (stage, 2), "{name}");
         assert_eq!(job.notes, Vec::<String>::new(), "{name}");
         assert_eq!(job.training.output_dir, std::path::Path::new("runs").join(name.trim_end_matches(".yaml")));
         let line = job.provenance["learning_rate"].strip_prefix(&format!("{name}:")).unwrap().parse::<usize>().unwrap();

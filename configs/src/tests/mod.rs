@@ -2,7 +2,10 @@
 
 mod errors;
 mod forms;
+mod mesh;
 mod precedence;
+mod precision;
+mod sharding;
 
 use crate::{ConfigError, Inputs, Resolved, resolve};
 
@@ -31,6 +34,13 @@ fn with_flags(text: &str, flags: &[(&str, &str)], set: &[&str]) -> Result<Resolv
     resolved.provenance.values_mut().for_each(|place| *place = short(place.clone()));
     resolved.notes.iter_mut().for_each(|note| *note = short(note.clone()));
     Ok(resolved)
+}
+
+/// Asserts that a message has every part.
+fn says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in:\n{message}");
+    }
 }
 
 /// Resolves `accelerate` followed by the required training keys and then `more` of them (indented by 2).

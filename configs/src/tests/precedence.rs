@@ -1,7 +1,10 @@
 //! Flags go before `--set`, `--set` before the file, the file before the defaults; each value says where it came from.
 
 use super::{TRAINING, pairs, with_flags};
-use crate::{Backend, DefaultValue, Group, Inputs, KEYS, Kind, Precision, Section, flag_names, key, nearest, resolve};
+use crate::{
+    Backend, DefaultValue, Group, Inputs, KEYS, Kind, Precision, ReshardAfterForward, Section, flag_names, key,
+    nearest, resolve,
+};
 
 fn file(accelerate: &str, more: &str) -> String {
     format!("{accelerate}{TRAINING}{more}")
@@ -33,10 +36,10 @@ fn the_highest_place_wins_and_is_remembered() {
 fn every_decision_has_a_place() {
     let job = with_flags(TRAINING, &[], &[]).unwrap();
     let fields = serde_json::to_value(&job).unwrap();
-    let decided =
-        fields.as_object().unwrap().keys().filter(|key| !["training", "provenance", "notes"].contains(&key.as_str()));
-    let training = fields["training"].as_object().unwrap().keys();
-    for key in decided.chain(training) {
+    let parts = ["training", "sharding", "provenance", "notes"];
+    let decided = fields.as_object().unwrap().keys().filter(|key| !parts.contains(&key.as_str()));
+    let inside = |part: &str| fields[part].as_object().unwrap().keys();
+    for key in decided.chain(inside("training")).chain(inside("sharding")) {
         assert!(job.provenance.contains_key(key), "{key}");
     }
     assert_eq!(job.provenance["dataset"], "job.yaml:3");
@@ -84,7 +87,7 @@ fn another_key_for_the_same_thing_overrides_from_a_higher_place() {
     assert_eq!(job.provenance["stage"], "job.yaml:4");
     let flags = [("bf16", "false"), ("max_grad_norm", "2"), ("zero_stage", "1"), ("warmup_steps", "3")];
     let job = with_flags(&text, &flags, &[]).unwrap();
-    assert_eq!((job.mixed_precision, job.max_grad_norm, job.stage.number()), (Precision::No, 2.0, 1));
+    assert_eq!((job.mixed_precision, job.max_grad_norm, job.sharding.stage.number()), (Precision::No, 2.0, 1));
     assert_eq!(job.provenance["mixed_precision"], "flag --bf16");
     assert_eq!(job.training.warmup_steps_of(100), 3);
     let job = with_flags(&text, &[("warmup_ratio", "0.2")], &["warmup_steps=3"]).unwrap();
@@ -107,14 +110,14 @@ fn auto_is_what_the_training_section_says() {
 fn a_stage_by_flag_needs_no_file_and_overrides_one() {
     let required = [("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o"), ("zero_stage", "3")];
     let job = resolve(&Inputs { flags: pairs(&required), ..Inputs::default() }).unwrap();
-    assert_eq!((job.stage.number(), job.provenance["stage"].as_str()), (3, "flag --zero_stage"));
+    assert_eq!((job.sharding.stage.number(), job.provenance["stage"].as_str()), (3, "flag --zero_stage"));
     let fsdp = file("distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2\n", "");
-    assert_eq!(with_flags(&fsdp, &[("zero_stage", "1")], &[]).unwrap().stage.number(), 1);
+    assert_eq!(with_flags(&fsdp, &[("zero_stage", "1")], &[]).unwrap().sharding.stage.number(), 1);
     let job = with_flags(&fsdp, &[("distributed_type", "MULTI_CPU")], &[]).unwrap();
-    assert_eq!(job.stage.number(), 0);
+    assert_eq!(job.sharding.stage.number(), 0);
     assert!(job.notes[0].contains("fsdp_version: 2 (job.yaml:3) has no effect"), "{:?}", job.notes);
     let job = with_flags(&fsdp, &[], &["fsdp_config.reshard_after_forward=false"]).unwrap();
-    assert_eq!(job.stage.number(), 2);
+    assert_eq!(job.sharding.reshard_after_forward, ReshardAfterForward::Always(false));
 }
 
 #[test]

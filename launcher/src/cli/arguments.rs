@@ -4,6 +4,9 @@ use clap::builder::styling::AnsiColor;
 use clap::builder::{StyledStr, Styles};
 use clap::{Arg, ArgAction, Command, value_parser};
 use zerofold_configs::{ComputeDtype, DefaultValue, GenerateRequest, Group, KEYS, Key, Kind, flag_names};
+use zerofold_plan::ModelConfig;
+
+use crate::plan::parse_size;
 
 /// A longer list of names stands in the help line, not in place of the value.
 const PLACEHOLDER_LETTERS: usize = 24;
@@ -18,14 +21,28 @@ Examples:
       an Accelerate file of your own, the rest by flags
   launch --config zero3.yaml --resume train
       go on from the newest whole checkpoint
+  launch plan --config zero3.yaml
+      what each stage would need, and which one fits
   launch generate --model runs/zero3/model --chat \"Hello\"
       ask the result something
 
 Presets for --config: ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml.
-`launch train --help` lists every key, `launch generate --help` what generating can do.";
+`launch train --help` lists every key; `launch plan --help` and `launch generate --help` what these two can do.";
 
 const TRAIN_NOTE: &str = "Each of these is also a key of the file, in its section `training:` or in Accelerate's own part, \
     and can be given by --set KEY=VALUE. Flags go before --set, --set before the file, the file before the defaults.";
+
+const PLAN_EXAMPLES: &str = "\
+Examples:
+  launch plan --config zero3.yaml
+      the job of a file, against this machine's memory
+  launch --nproc 8 plan --model_name_or_path FOLDER --bf16 --gpu-memory 80GiB
+      a model folder (its config.json is enough), against GPUs
+  launch --nproc 8 plan --model llama-70b --bf16 --gpu-memory 80GiB --max_length 4096 --json
+      a published shape, as JSON
+
+Every key of `launch train --help` is a flag here too; data and output_dir are not needed. A plan leaves 10 % of the
+memory free.";
 
 const GENERATE_EXAMPLES: &str = "\
 Examples:
@@ -60,7 +77,7 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .styles(styles)
         .max_term_width(110)
-        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch generate --model FOLDER [OPTIONS]")
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch generate --model FOLDER [OPTIONS]")
         .after_help(EXAMPLES)
         .allow_external_subcommands(true)
         .subcommand_required(true)
@@ -69,6 +86,7 @@ pub(super) fn command() -> Command {
         .args(job_options())
         .args(key_flags(true))
         .subcommand(train())
+        .subcommand(plan())
         .subcommand(generate())
 }
 
@@ -84,8 +102,44 @@ fn train() -> Command {
         .arg(Arg::new("script").hide(true).num_args(0..).trailing_var_arg(true))
 }
 
+fn plan() -> Command {
+    Command::new("plan")
+        .about("Tell what a job would need on each rank, stage by stage, and which stage to take; nothing is run")
+        .override_usage("launch [OPTIONS] plan [OPTIONS]")
+        .after_help(PLAN_EXAMPLES)
+        .args_override_self(true)
+        .args(configuration_options())
+        .arg(option(
+            "model",
+            "NAME",
+            format!("A published shape in place of a folder: {}", ModelConfig::PUBLISHED.join(", ")),
+        ))
+        .arg(
+            option("gpu-memory", "SIZE", "Memory of one GPU, such as 80GiB [default: this machine's, over its ranks]")
+                .alias("gpu_memory")
+                .value_parser(parse_size),
+        )
+        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON, all sizes in bytes"))
+        .args(key_flags(true))
+}
+
 /// The options of the job, the same before and after the command.
 fn job_options() -> Vec<Arg> {
+    let run = [
+        option("resume", "STEP", "Go on from a step's folder; without a value, from the newest whole checkpoint")
+            .num_args(0..=1)
+            .default_missing_value("newest"),
+        option("timeout", "SECONDS", "How long a rank may take to join, or be silent [default: 1800]")
+            .value_parser(value_parser!(u64).range(1..)),
+        option("grace", "SECONDS", "How long ranks may take to stop when asked (Ctrl-C, SIGTERM) [default: 60]")
+            .value_parser(value_parser!(u64)),
+        Arg::new("quiet").long("quiet").short('q').action(ArgAction::SetTrue).help("Print errors and the result only"),
+    ];
+    configuration_options().into_iter().chain(run).collect()
+}
+
+/// The options that name a configuration.
+fn configuration_options() -> Vec<Arg> {
     vec![
         option("nproc", "N", "Processes to start, one rank each [default: the file's num_processes, else 1]")
             .value_parser(value_parser!(u32).range(1..))
@@ -96,14 +150,6 @@ fn job_options() -> Vec<Arg> {
             .alias("config-file"),
         option("set", "KEY=VALUE", "Set one key, as if it stood in the file; may be given often")
             .action(ArgAction::Append),
-        option("resume", "STEP", "Go on from a step's folder; without a value, from the newest whole checkpoint")
-            .num_args(0..=1)
-            .default_missing_value("newest"),
-        option("timeout", "SECONDS", "How long a rank may take to join, or be silent [default: 1800]")
-            .value_parser(value_parser!(u64).range(1..)),
-        option("grace", "SECONDS", "How long ranks may take to stop when asked (Ctrl-C, SIGTERM) [default: 60]")
-            .value_parser(value_parser!(u64)),
-        Arg::new("quiet").long("quiet").short('q').action(ArgAction::SetTrue).help("Print errors and the result only"),
     ]
 }
 

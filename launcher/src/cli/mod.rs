@@ -5,6 +5,7 @@
 
 mod arguments;
 mod generate;
+mod plan;
 mod train;
 
 use std::ffi::OsString;
@@ -13,16 +14,19 @@ use clap::ArgMatches;
 use zerofold_configs::{GenerateRequest, nearest};
 
 use crate::error::LaunchError;
+use crate::plan::PlanOptions;
 use crate::train::TrainOptions;
 
 /// The commands.
-const COMMANDS: [&str; 2] = ["train", "generate"];
+const COMMANDS: [&str; 3] = ["train", "plan", "generate"];
 
 /// What a command line means.
 #[derive(Clone, Debug)]
 pub enum Meant {
     /// Train.
     Train(Box<TrainOptions>),
+    /// Tell what a job would need.
+    Plan(Box<PlanOptions>),
     /// Generate.
     Generate(Box<GenerateRequest>),
 }
@@ -54,6 +58,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
     let matches = arguments::command().try_get_matches_from(words)?;
     match matches.subcommand() {
         Some(("train", after)) => Ok(Meant::Train(Box::new(train::meant(&matches, after)?))),
+        Some(("plan", after)) => Ok(Meant::Plan(Box::new(plan::meant(&matches, after)?))),
         Some(("generate", after)) => {
             if let Some(name) = train::job_options_given(&matches) {
                 let message = format!("--{name} has no meaning for generate");
@@ -62,7 +67,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
             Ok(Meant::Generate(Box::new(generate::meant(after, on_terminal)?)))
         }
         Some((other, _)) => Err(not_a_command(other).into()),
-        None => Err(LaunchError::usage("no command", "the commands are train and generate").into()),
+        None => Err(LaunchError::usage("no command", "the commands are train, plan and generate").into()),
     }
 }
 
@@ -92,7 +97,7 @@ fn not_a_command(word: &str) -> LaunchError {
     }
     let hint = match nearest(word, COMMANDS) {
         Some(near) => format!("did you mean `{near}`?"),
-        None => "the commands are train and generate; see `launch --help`".to_owned(),
+        None => "the commands are train, plan and generate; see `launch --help`".to_owned(),
     };
     LaunchError::usage(format!("`{word}` is no command"), hint)
 }
@@ -180,6 +185,23 @@ mod tests {
         assert!(error("launch train --learning_rat 1").contains("--learning_rate"));
         assert!(error("launch --nproc two train").contains("invalid value 'two'"));
         assert!(error("launch --nproc 2 generate --model m").contains("--nproc has no meaning for generate"));
+    }
+
+    #[test]
+    fn plan_takes_what_train_takes_and_its_own() {
+        let plan = |line: &str| match parse_line(line) {
+            Ok(Meant::Plan(options)) => *options,
+            other => panic!("{line}: {other:?}"),
+        };
+        let options = plan("launch --nproc 8 plan --model llama-7b --gpu-memory 80GiB --zero_stage 3 --json");
+        assert_eq!((options.inputs.nproc, options.model.as_deref()), (Some(8), Some("llama-7b")));
+        assert_eq!((options.gpu_memory, options.json), (Some(80 << 30), true));
+        assert_eq!(options.inputs.flags, [("zero_stage".to_owned(), "3".to_owned())]);
+        let options = plan("launch --bf16 plan --config zero3.yaml --set max_length=64");
+        assert_eq!((options.gpu_memory, options.json, options.inputs.set.len()), (None, false, 1));
+        assert!(error("launch plan --gpu-memory 80Gx").contains("`80Gx` is no size"));
+        assert!(error("launch --resume plan").contains("--resume has no meaning for plan"));
+        assert!(error("launch plan --learning_rat 1").contains("--learning_rate"));
     }
 
     #[test]

@@ -24,27 +24,31 @@ pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<TrainOpti
         let typed = after.get_one::<u64>(name).or_else(|| before.get_one::<u64>(name));
         Duration::from_secs(typed.copied().unwrap_or(default))
     };
-    let set =
-        [before, after].iter().filter_map(|matches| matches.get_many::<String>("set")).flatten().cloned().collect();
-    let flags = flag_names().into_iter().filter_map(|name| Some((name.to_owned(), last(name, before, after)?.clone())));
-    let inputs = Inputs {
-        config: last("config", before, after).cloned(),
-        set,
-        flags: flags.collect(),
-        nproc: after.get_one::<u32>("nproc").or_else(|| before.get_one("nproc")).copied(),
-        devices: DEVICES,
-    };
     let resume = last("resume", before, after).map(|step| match step.as_str() {
         "newest" => Resume::Newest,
         step => Resume::Step(step.into()),
     });
     Ok(TrainOptions {
-        inputs,
+        inputs: inputs(before, after),
         resume,
         quiet: before.get_flag("quiet") || after.get_flag("quiet"),
         timeout: seconds("timeout", TIMEOUT_SECONDS),
         grace: seconds("grace", GRACE_SECONDS),
     })
+}
+
+/// The configuration as it was typed, before and after the command.
+pub(super) fn inputs(before: &ArgMatches, after: &ArgMatches) -> Inputs {
+    let set =
+        [before, after].iter().filter_map(|matches| matches.get_many::<String>("set")).flatten().cloned().collect();
+    let flags = flag_names().into_iter().filter_map(|name| Some((name.to_owned(), last(name, before, after)?.clone())));
+    Inputs {
+        config: last("config", before, after).cloned(),
+        set,
+        flags: flags.collect(),
+        nproc: after.get_one::<u32>("nproc").or_else(|| before.get_one("nproc")).copied(),
+        devices: DEVICES,
+    }
 }
 
 /// An option of a training job that was typed before another command, if any. (`--quiet` asks for nothing that matters.)

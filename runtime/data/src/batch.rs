@@ -20,6 +20,8 @@ pub struct Batch {
     pub tokens: usize,
     /// Positions with a label.
     pub supervised: usize,
+    /// Which rows of the data set these are; empty for a rank without work.
+    pub indices: Vec<u32>,
 }
 
 impl Batch {
@@ -49,6 +51,7 @@ impl Batch {
             length: longest,
             tokens: 0,
             supervised: 0,
+            indices: rows.to_vec(),
         };
         for (index, &row) in rows.iter().enumerate() {
             let (ids, labels) = dataset.row(row as usize);
@@ -63,6 +66,20 @@ impl Batch {
             batch.tokens += ids.len();
         }
         Ok(batch)
+    }
+
+    /// The row at `place` alone, padding included; where there is none, the empty batch of
+    /// [`Batch::collate`]: one pad token with nothing supervised.
+    pub fn single_row(&self, place: usize) -> Batch {
+        let Some(&index) = self.indices.get(place) else {
+            let (input_ids, labels) = (vec![0], vec![i64::from(IGNORED)]);
+            return Batch { input_ids, labels, rows: 1, length: 1, tokens: 0, supervised: 0, indices: Vec::new() };
+        };
+        let all = place * self.length..(place + 1) * self.length;
+        let labels = self.labels[all.clone()].to_vec();
+        let supervised = labels.iter().filter(|&&label| label != i64::from(IGNORED)).count();
+        let input_ids = self.input_ids[all].to_vec();
+        Batch { rows: 1, length: self.length, tokens: self.length, supervised, indices: vec![index], input_ids, labels }
     }
 }
 
@@ -90,7 +107,15 @@ mod tests {
     #[test]
     fn no_rows_give_one_pad_token_and_nothing_to_learn() {
         let batch = Batch::collate(&dataset(), &[], 9).unwrap();
-        let empty = Batch { input_ids: vec![9], labels: vec![-100], rows: 1, length: 1, tokens: 0, supervised: 0 };
+        let empty = Batch {
+            input_ids: vec![9],
+            labels: vec![-100],
+            rows: 1,
+            length: 1,
+            tokens: 0,
+            supervised: 0,
+            indices: vec![],
+        };
         assert_eq!(batch, empty);
     }
 

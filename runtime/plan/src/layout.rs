@@ -2,7 +2,7 @@
 //!
 //! A unit's leaves lie end to end in one flat parameter, decayed ones first, so that each parameter group is one
 //! contiguous run. Runs end on a multiple of [`ALIGNMENT`] elements and the whole is padded to a multiple of
-//! `ALIGNMENT × world_size`, so that every shard begins and ends on an `ALIGNMENT` border too: a fused optimizer call
+//! `ALIGNMENT × N`, so that every shard begins and ends on an `ALIGNMENT` border too: a fused optimizer call
 //! sees the same vector bodies and tails whatever the stage, which is one half of why stages agree to the bit.
 
 use crate::spec::{LeafSpec, ParameterGroup, UnitSpec};
@@ -14,9 +14,16 @@ pub const ALIGNMENT: usize = 64;
 /// Why a model cannot be laid out.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum LayoutError {
-    /// The job has no rank.
-    #[error("world size is 0; a job has at least 1 rank")]
-    NoRanks,
+    /// A mesh without ranks, or copies that do not divide the ranks.
+    #[error(
+        "{world_size} ranks cannot form {replicas} copies of equal size\nhint: the number of copies must divide the number of processes"
+    )]
+    Mesh {
+        /// Ranks.
+        world_size: usize,
+        /// Copies.
+        replicas: usize,
+    },
     /// A parameter occurs twice.
     #[error("parameter {0} is named by two units; tied weights belong to one unit")]
     Repeated(String),
@@ -33,6 +40,49 @@ pub enum LayoutError {
     /// A parameter, leaf or unit with nothing in it.
     #[error("{0} is empty")]
     Empty(String),
+}
+
+/// The ranks of a job as a grid: `replicas` copies of everything, each sharded over `shards` neighbouring ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mesh {
+    /// The length of the replicate axis; 1 without hybrid sharding.
+    pub replicas: usize,
+    /// The length of the shard axis.
+    pub shards: usize,
+}
+
+impl Mesh {
+    /// `world_size` ranks in `replicas` copies.
+    ///
+    /// # Errors
+    /// [`LayoutError::Mesh`] when the copies do not divide the ranks, or either is 0.
+    pub fn new(world_size: usize, replicas: usize) -> Result<Self, LayoutError> {
+        if world_size == 0 || replicas == 0 || !world_size.is_multiple_of(replicas) {
+            return Err(LayoutError::Mesh { world_size, replicas });
+        }
+        Ok(Mesh { replicas, shards: world_size / replicas })
+    }
+
+    /// The number of ranks.
+    pub fn world_size(&self) -> usize {
+        self.replicas * self.shards
+    }
+
+    /// The rank's place on the shard axis.
+    pub fn place(&self, rank: usize) -> usize {
+        rank % self.shards
+    }
+
+    /// The ranks that share one copy with `rank`, by their places.
+    pub fn shard_axis(&self, rank: usize) -> Vec<usize> {
+        let first = rank / self.shards * self.shards;
+        (first..first + self.shards).collect()
+    }
+
+    /// The ranks that own the same shard as `rank`, one of each copy.
+    pub fn replicate_axis(&self, rank: usize) -> Vec<usize> {
+        (0..self.replicas).map(|replica| replica * self.shards + self.place(rank)).collect()
+    }
 }
 
 /// A parameter's place in its unit's flat parameter.
@@ -92,7 +142,7 @@ pub struct UnitLayout {
 }
 
 impl UnitLayout {
-    fn new(spec: &UnitSpec, world_size: usize) -> Result<Self, LayoutError> {
+    fn new(spec: &UnitSpec, mesh: Mesh) -> Result<Self, LayoutError> {
         if spec.leaves.is_empty() {
             return Err(LayoutError::Empty(format!("unit {}", spec.name)));
         }
@@ -114,7 +164,7 @@ impl UnitLayout {
             next = place.end;
             placed[index] = Some(place);
         }
-        let numel = next_multiple(next, ALIGNMENT * world_size);
+        let numel = next_multiple(next, ALIGNMENT * mesh.world_size());
         if let Some(run) = runs.last_mut() {
             run.end = numel;
         }
@@ -123,7 +173,7 @@ impl UnitLayout {
             leaves: placed.into_iter().flatten().collect(),
             runs,
             numel,
-            shard_numel: numel / world_size,
+            shard_numel: numel / mesh.shards,
             stays_gathered: spec.stays_gathered,
         })
     }
@@ -133,9 +183,9 @@ impl UnitLayout {
         self.leaves.iter().map(|leaf| leaf.end - leaf.begin).sum()
     }
 
-    /// The range of the flat parameter that `rank` owns.
-    pub fn shard(&self, rank: usize) -> std::ops::Range<usize> {
-        rank * self.shard_numel..(rank + 1) * self.shard_numel
+    /// The range of the flat parameter that the rank at `place` of the shard axis owns.
+    pub fn shard(&self, place: usize) -> std::ops::Range<usize> {
+        place * self.shard_numel..(place + 1) * self.shard_numel
     }
 
     /// The runs cut to `range`: what one fused optimizer call each is made of.
@@ -182,29 +232,27 @@ fn place_leaf(leaf: &LeafSpec, begin: usize) -> Result<PlacedLeaf, LayoutError> 
     Ok(PlacedLeaf { shape: leaf.shape(), group: leaf.group, begin, end: next, parameters })
 }
 
-/// All units of a model, laid out for one world size.
+/// All units of a model, laid out for one mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// The units, in the order of the forward pass.
     pub units: Vec<UnitLayout>,
-    /// The number of ranks that shards are cut for.
-    pub world_size: usize,
+    /// The ranks that shards are cut for.
+    pub mesh: Mesh,
 }
 
 impl Layout {
-    /// Places `units` for `world_size` ranks.
-    pub fn new(units: &[UnitSpec], world_size: usize) -> Result<Self, LayoutError> {
-        if world_size == 0 {
-            return Err(LayoutError::NoRanks);
-        }
+    /// Places `units` for the ranks of `mesh`. Flat parameters are padded for all ranks, so that they are the same
+    /// whatever the copies.
+    pub fn new(units: &[UnitSpec], mesh: Mesh) -> Result<Self, LayoutError> {
         let mut names = std::collections::HashSet::new();
         for parameter in units.iter().flat_map(|unit| &unit.leaves).flat_map(|leaf| &leaf.parameters) {
             if !names.insert(parameter.name.as_str()) {
                 return Err(LayoutError::Repeated(parameter.name.clone()));
             }
         }
-        let units = units.iter().map(|unit| UnitLayout::new(unit, world_size)).collect::<Result<_, _>>()?;
-        Ok(Layout { units, world_size })
+        let units = units.iter().map(|unit| UnitLayout::new(unit, mesh)).collect::<Result<_, _>>()?;
+        Ok(Layout { units, mesh })
     }
 
     /// Elements of all flat parameters, padding included.
@@ -225,7 +273,7 @@ impl Layout {
     /// A text that is equal for two layouts exactly when every parameter lies at the same place; checkpoints keep its
     /// digest.
     pub fn description(&self) -> String {
-        let mut text = format!("world_size {}\n", self.world_size);
+        let mut text = format!("world_size {}\n", self.mesh.world_size());
         for unit in &self.units {
             text.push_str(&format!("unit {} numel {}\n", unit.name, unit.numel));
             for parameter in unit.parameters() {
@@ -270,7 +318,7 @@ mod tests {
     #[test]
     fn runs_cover_the_flat_parameter_and_stacked_parameters_touch() {
         for world_size in 1..9 {
-            let layout = Layout::new(&[spec()], world_size).unwrap();
+            let layout = Layout::new(&[spec()], Mesh::new(world_size, 1).unwrap()).unwrap();
             let unit = &layout.units[0];
             assert_eq!(unit.numel % (ALIGNMENT * world_size), 0);
             assert_eq!(unit.runs[0].begin, 0);
@@ -288,7 +336,7 @@ mod tests {
     #[test]
     fn shards_tile_every_run_exactly_once() {
         for world_size in [1, 2, 3, 4, 8] {
-            let layout = Layout::new(&[spec()], world_size).unwrap();
+            let layout = Layout::new(&[spec()], Mesh::new(world_size, 1).unwrap()).unwrap();
             let unit = &layout.units[0];
             let mut covered = vec![0u8; unit.numel];
             for rank in 0..world_size {
@@ -303,10 +351,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_laid_out_is_told() {
-        assert_eq!(Layout::new(&[spec()], 0), Err(LayoutError::NoRanks));
-        assert_eq!(Layout::new(&[spec(), spec()], 2), Err(LayoutError::Repeated("norm".to_string())));
+        for (world_size, replicas) in [(0, 1), (4, 0), (4, 3)] {
+            assert_eq!(Mesh::new(world_size, replicas), Err(LayoutError::Mesh { world_size, replicas }));
+        }
+        let mesh = Mesh::new(2, 1).unwrap();
+        assert_eq!(Layout::new(&[spec(), spec()], mesh), Err(LayoutError::Repeated("norm".to_string())));
         let mut bad = spec();
         bad.leaves[1].parameters[1].shape = vec![2, 8];
-        assert!(matches!(Layout::new(&[bad], 2), Err(LayoutError::Stacked { name, .. }) if name == "k"));
+        assert!(matches!(Layout::new(&[bad], mesh), Err(LayoutError::Stacked { name, .. }) if name == "k"));
     }
 }

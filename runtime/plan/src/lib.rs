@@ -1,12 +1,20 @@
 //! Which bytes live where: units, their flat layout, and what each rank holds by theory. Pure arithmetic, no tensors.
 //!
 //! A model is described as an ordered list of [`UnitSpec`]s. [`Layout`] places every unit's parameters end to end in one
-//! flat parameter, which is cut into one shard per rank.
+//! flat parameter, which is cut into one shard per rank. [`plan`] tells what a job needs before it runs: bytes of memory
+//! per rank at each stage, bytes sent per step, bytes on disk; [`recommend`] picks the simplest stage that fits.
 
 mod layout;
+mod model;
+mod planning;
 mod spec;
 mod theory;
 
-pub use layout::{ALIGNMENT, Layout, LayoutError, PlacedLeaf, PlacedParameter, Run, UnitLayout};
+pub use layout::{ALIGNMENT, Layout, LayoutError, Mesh, PlacedLeaf, PlacedParameter, Run, UnitLayout};
+pub use model::{ModelConfig, ModelConfigError, ModelUnits, RopeConfig, RopeScaling, Segment, SegmentKind};
+pub use planning::{
+    Advice, Fit, Lever, Plan, PlanInputs, PlannedDevice, RESERVE, Tried, lowest_fitting, plan, plan_all_stages,
+    recommend, usable,
+};
 pub use spec::{LeafSpec, ParameterGroup, ParameterSpec, UnitSpec};
-pub use theory::{Precision, StateBytes, state_bytes};
+pub use theory::{StateBytes, state_bytes};

@@ -6,14 +6,16 @@
 
 use super::store::Context;
 use super::{
-    Activity, Collectives, CommError, Pending, Stopwatch, Store, Traffic, check_pair, check_tensor, element_size,
+    ALL_GATHER, Activity, Collectives, CommError, Pending, REDUCE_SCATTER, Stopwatch, Store, Traffic, check_pair,
+    element_size,
 };
 use crate::torch::{self, ShimError, checked, handle};
 use std::cell::{Cell, RefCell};
 use std::ffi::{CString, c_int, c_void};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tch::{Kind, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 /// A started send or receive. Gloo keeps the tensor alive until it is done.
 struct Work {
@@ -40,57 +42,25 @@ impl Drop for Work {
     }
 }
 
-/// A group of ranks connected by Gloo.
-pub struct Gloo {
+/// The connection of one rank to all others, which all of its axes share.
+struct Link {
     raw: *mut c_void,
-    rank: usize,
-    world_size: usize,
     activity: Arc<Activity>,
     traffic: Cell<Traffic>,
-    /// Where a reduce-scatter receives the other ranks' parts, while none is under way.
-    spare: RefCell<Option<Tensor>>,
+    /// Where reduce-scatters receive the other ranks' parts: as many as were ever under way at once.
+    spare: RefCell<Vec<Tensor>>,
     // Dropped after `raw` is freed: Gloo may call the store until then.
     _context: Box<Context>,
 }
 
-impl Gloo {
-    /// Connects rank `rank` of `world_size` through `store`; blocks until all ranks are there, at most `timeout`, which
-    /// then bounds every collective. `host` is the name or address of the interface to bind.
-    pub fn connect(
-        store: Arc<dyn Store>,
-        rank: usize,
-        world_size: usize,
-        host: &str,
-        timeout: Duration,
-        activity: Arc<Activity>,
-    ) -> Result<Self, CommError> {
-        let backend = |source| CommError::Backend { call: "connect", source };
-        let host = CString::new(host).map_err(|error| backend(ShimError(error.to_string())))?;
-        let context = Box::new(Context(store));
-        let mut raw = std::ptr::null_mut();
-        // SAFETY: the callbacks' context is boxed and kept in the returned value until the group is freed.
-        checked(unsafe {
-            torch::zf_gloo_new(
-                &context.callbacks(),
-                rank as c_int,
-                world_size as c_int,
-                host.as_ptr(),
-                timeout.as_millis() as u64,
-                &mut raw,
-            )
-        })
-        .map_err(backend)?;
-        Ok(Gloo {
-            raw,
-            rank,
-            world_size,
-            activity,
-            traffic: Cell::default(),
-            spare: RefCell::default(),
-            _context: context,
-        })
+impl Drop for Link {
+    fn drop(&mut self) {
+        // SAFETY: made by zf_gloo_new and freed once.
+        unsafe { torch::zf_gloo_free(self.raw) }
     }
+}
 
+impl Link {
     fn send(&self, call: &'static str, sequence: u64, tensor: &Tensor, peer: usize) -> Result<Work, CommError> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: group and tensor are live; Gloo holds its own reference to the tensor.
@@ -111,32 +81,31 @@ impl Gloo {
         Ok(Work { raw, peer })
     }
 
-    /// The other ranks, beginning with the next one, so that not all send to rank 0 first.
-    fn peers(&self) -> impl Iterator<Item = usize> + use<> {
-        let (rank, world_size) = (self.rank, self.world_size);
-        (1..world_size).map(move |distance| (rank + distance) % world_size)
+    /// Takes the sequence number of a collective over `full`.
+    fn begin(&self, full: &Tensor) -> u64 {
+        let mut traffic = self.traffic.get();
+        traffic.logical_bytes += (full.numel() * element_size(full)) as u64;
+        self.traffic.set(traffic);
+        self.activity.next_collective()
     }
 
-    /// Takes space for at least `count` elements of `kind`: that of the last call, if it fits and is not in use.
+    /// Takes space for at least `count` elements of `kind`: a spare one that fits, else a new one.
     fn take_space(&self, count: i64, kind: Kind) -> Result<Tensor, CommError> {
-        match self.spare.borrow_mut().take() {
-            Some(space) if space.kind() == kind && space.numel() as i64 >= count => Ok(space),
-            _ => Ok(Tensor::f_empty([count], (kind, tch::Device::Cpu))?),
+        let mut spare = self.spare.borrow_mut();
+        let fits = |space: &Tensor| space.kind() == kind && space.numel() as i64 >= count;
+        match spare.iter().position(fits) {
+            Some(index) => Ok(spare.swap_remove(index)),
+            None => {
+                // One that is too small makes room for the larger.
+                let smaller = spare.iter().position(|space| space.kind() == kind);
+                drop(smaller.map(|index| spare.swap_remove(index)));
+                Ok(Tensor::f_empty([count], (kind, tch::Device::Cpu))?)
+            }
         }
     }
 
-    fn finish(
-        &self,
-        works: Vec<Work>,
-        call: &'static str,
-        sequence: u64,
-        then: impl FnOnce() -> Result<(), CommError>,
-    ) -> Result<(), CommError> {
-        let _watch = Stopwatch::start(&self.traffic);
-        for work in works {
-            work.wait(call, sequence)?;
-        }
-        then()
+    fn finish(&self, works: Vec<Work>, call: &'static str, sequence: u64) -> Result<(), CommError> {
+        works.into_iter().try_for_each(|work| work.wait(call, sequence))
     }
 }
 
@@ -145,102 +114,148 @@ fn tag(sequence: u64) -> c_int {
     (sequence % (1 << 30)) as c_int
 }
 
-impl Drop for Gloo {
-    fn drop(&mut self) {
-        // SAFETY: made by zf_gloo_new and freed once.
-        unsafe { torch::zf_gloo_free(self.raw) }
+/// A group of ranks connected by Gloo: all of a job, or an axis of its mesh.
+pub struct Gloo {
+    link: Rc<Link>,
+    /// The group's ranks by their place in it, as the link counts them.
+    ranks: Vec<usize>,
+    /// This rank's place.
+    place: usize,
+}
+
+impl Gloo {
+    /// Connects rank `rank` of `world_size` through `store`; blocks until all ranks are there, at most `timeout`, which
+    /// then bounds every collective. `host` is the name or address of the interface to bind.
+    pub fn connect(
+        store: Arc<dyn Store>,
+        rank: usize,
+        world_size: usize,
+        host: &str,
+        timeout: Duration,
+        activity: Arc<Activity>,
+    ) -> Result<Self, CommError> {
+        let backend = |source| CommError::Backend { call: "connect", source };
+        let host = CString::new(host).map_err(|error| backend(ShimError(error.to_string())))?;
+        let context = Box::new(Context(store));
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the callbacks' context is boxed and kept in the link until the group is freed.
+        checked(unsafe {
+            torch::zf_gloo_new(
+                &context.callbacks(),
+                rank as c_int,
+                world_size as c_int,
+                host.as_ptr(),
+                timeout.as_millis() as u64,
+                &mut raw,
+            )
+        })
+        .map_err(backend)?;
+        let link = Link { raw, activity, traffic: Cell::default(), spare: RefCell::default(), _context: context };
+        Ok(Gloo { link: Rc::new(link), ranks: (0..world_size).collect(), place: rank })
+    }
+
+    /// The other places of the group, beginning with the next one, so that not all send to the first at once.
+    fn peers(&self) -> impl Iterator<Item = usize> + use<> {
+        let (place, count) = (self.place, self.ranks.len());
+        (1..count).map(move |distance| (place + distance) % count)
     }
 }
 
 impl Collectives for Gloo {
     fn rank(&self) -> usize {
-        self.rank
+        self.place
     }
 
     fn world_size(&self) -> usize {
-        self.world_size
+        self.ranks.len()
     }
 
-    fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending<'_>, CommError> {
-        const CALL: &str = "all_gather";
-        check_pair(CALL, full, shard, self.world_size)?;
-        let sequence = self.activity.next_collective();
+    fn axis(&self, ranks: &[usize]) -> Result<Rc<dyn Collectives>, CommError> {
+        let wrong = || CommError::Axis { rank: self.place, world_size: self.ranks.len(), ranks: ranks.to_vec() };
+        let place = ranks.iter().position(|&rank| rank == self.place).ok_or_else(wrong)?;
+        let ranks = ranks.iter().map(|&rank| self.ranks.get(rank).copied().ok_or_else(wrong));
+        Ok(Rc::new(Gloo { link: self.link.clone(), ranks: ranks.collect::<Result<_, _>>()?, place }))
+    }
+
+    fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
+        check_pair(ALL_GATHER, full, shard, self.ranks.len())?;
+        let sequence = self.link.begin(full);
         let (full, length) = (full.f_view([-1])?, shard.numel() as i64);
-        let part = |rank: usize| full.f_narrow(0, rank as i64 * length, length);
-        let mut mine = part(self.rank)?;
+        let part = |place: usize| full.f_narrow(0, place as i64 * length, length);
+        let mut mine = part(self.place)?;
         if mine.data_ptr() != shard.data_ptr() {
             mine.f_copy_(&shard.f_view([-1])?)?;
         }
-        let mut works = Vec::with_capacity(2 * self.world_size);
+        let mut works = Vec::with_capacity(2 * self.ranks.len());
         for peer in self.peers() {
-            works.push(self.receive(CALL, sequence, &part(peer)?, peer)?);
-            works.push(self.send(CALL, sequence, &mine, peer)?);
+            works.push(self.link.receive(ALL_GATHER, sequence, &part(peer)?, self.ranks[peer])?);
+            works.push(self.link.send(ALL_GATHER, sequence, &mine, self.ranks[peer])?);
         }
-        Ok(Pending::new(move || self.finish(works, CALL, sequence, || Ok(()))))
-    }
-
-    fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending<'_>, CommError> {
-        const CALL: &str = "reduce_scatter";
-        check_pair(CALL, full, shard, self.world_size)?;
-        let sequence = self.activity.next_collective();
-        let (full, shard, length) = (full.f_view([-1])?, shard.f_view([-1])?, shard.numel() as i64);
-        let received = self.take_space(length * (self.world_size as i64 - 1), shard.kind())?;
-        let mut works = Vec::with_capacity(2 * self.world_size);
-        // Other ranks' parts lie in `received` by rank, this rank's left out.
-        let slot = |peer: usize| (peer - usize::from(peer > self.rank)) as i64;
-        for peer in self.peers() {
-            let space = received.f_narrow(0, slot(peer) * length, length)?;
-            works.push(self.receive(CALL, sequence, &space, peer)?);
-            works.push(self.send(CALL, sequence, &full.f_narrow(0, peer as i64 * length, length)?, peer)?);
-        }
+        let link = self.link.clone();
         Ok(Pending::new(move || {
-            self.finish(works, CALL, sequence, || {
-                let mine = full.f_narrow(0, self.rank as i64 * length, length)?;
-                let part = |rank: usize| {
-                    if rank == self.rank {
-                        Ok(mine.shallow_clone())
-                    } else {
-                        received.f_narrow(0, slot(rank) * length, length)
-                    }
-                };
-                // `shard` may be `mine`, so it is written by the last addition only.
-                let mut sum = part(0)?;
-                for rank in 1..self.world_size - 1 {
-                    sum = sum.f_add_(&part(rank)?)?;
-                }
-                if self.world_size > 1 {
-                    let _written = sum.f_add_out(&shard, &part(self.world_size - 1)?)?;
-                } else if shard.data_ptr() != sum.data_ptr() {
-                    shard.shallow_clone().f_copy_(&sum)?;
-                }
-                *self.spare.borrow_mut() = Some(received.shallow_clone());
-                Ok(())
-            })
+            let _watch = Stopwatch::start(&link.traffic);
+            link.finish(works, ALL_GATHER, sequence)
         }))
     }
 
-    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError> {
-        const CALL: &str = "broadcast";
-        check_tensor(CALL, "tensor", tensor)?;
-        let sequence = self.activity.next_collective();
-        let mut raw = std::ptr::null_mut();
-        // SAFETY: group and tensor are live; Gloo holds its own reference to the tensor.
-        let status = unsafe { torch::zf_gloo_broadcast(self.raw, handle(tensor), root as c_int, &mut raw) };
-        checked(status).map_err(|source| CommError::Backend { call: CALL, source })?;
-        self.finish(vec![Work { raw, peer: root }], CALL, sequence, || Ok(()))
-    }
-
-    fn barrier(&self) -> Result<(), CommError> {
-        const CALL: &str = "barrier";
-        let sequence = self.activity.next_collective();
-        let mut raw = std::ptr::null_mut();
-        // SAFETY: the group is live.
-        let status = unsafe { torch::zf_gloo_barrier(self.raw, &mut raw) };
-        checked(status).map_err(|source| CommError::Backend { call: CALL, source })?;
-        self.finish(vec![Work { raw, peer: 0 }], CALL, sequence, || Ok(()))
+    fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
+        check_pair(REDUCE_SCATTER, full, shard, self.ranks.len())?;
+        let sequence = self.link.begin(full);
+        let (count, place) = (self.ranks.len(), self.place);
+        let (full, shard, length) = (full.f_view([-1])?, shard.f_view([-1])?, shard.numel() as i64);
+        let received = self.link.take_space(length * (count as i64 - 1), full.kind())?;
+        let mut works = Vec::with_capacity(2 * count);
+        // Other ranks' parts lie in `received` by place, this rank's left out.
+        let slot = move |peer: usize| (peer - usize::from(peer > place)) as i64;
+        for peer in self.peers() {
+            let space = received.f_narrow(0, slot(peer) * length, length)?;
+            works.push(self.link.receive(REDUCE_SCATTER, sequence, &space, self.ranks[peer])?);
+            let theirs = full.f_narrow(0, peer as i64 * length, length)?;
+            works.push(self.link.send(REDUCE_SCATTER, sequence, &theirs, self.ranks[peer])?);
+        }
+        let link = self.link.clone();
+        Ok(Pending::new(move || {
+            let _watch = Stopwatch::start(&link.traffic);
+            link.finish(works, REDUCE_SCATTER, sequence)?;
+            let parts = (0..count).map(|peer| match peer == place {
+                true => full.f_narrow(0, place as i64 * length, length),
+                false => received.f_narrow(0, slot(peer) * length, length),
+            });
+            sum_in_order(&shard, parts.collect::<Result<Vec<_>, _>>()?)?;
+            link.spare.borrow_mut().push(received);
+            Ok(())
+        }))
     }
 
     fn traffic(&self) -> Traffic {
-        self.traffic.get()
+        self.link.traffic.get()
     }
+}
+
+/// Writes the sum of `parts`, taken in their order and in the type of `shard`, into `shard`, which may be one of them. The
+/// parts' contents are lost.
+fn sum_in_order(shard: &Tensor, parts: Vec<Tensor>) -> Result<(), TchError> {
+    let mut target = shard.shallow_clone();
+    let Some((last, rest)) = parts.split_last() else { return Ok(()) };
+    let Some((first, middle)) = rest.split_first() else {
+        if target.data_ptr() != last.data_ptr() {
+            target.f_copy_(last)?;
+        }
+        return Ok(());
+    };
+    if first.kind() != target.kind() {
+        // The parts are narrower, so none of them is the shard.
+        target.f_copy_(first)?;
+        for part in middle.iter().chain([last]) {
+            target = target.f_add_(part)?;
+        }
+        return Ok(());
+    }
+    // The shard may be any of the parts, so it is written by the last addition only.
+    let mut sum = first.shallow_clone();
+    for part in middle {
+        sum = sum.f_add_(part)?;
+    }
+    let _written = sum.f_add_out(&target, last)?;
+    Ok(())
 }

@@ -16,6 +16,7 @@ pub use single::Single;
 pub use store::Store;
 
 use crate::torch::ShimError;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, TchError, Tensor};
 use thiserror::Error;
@@ -49,7 +50,7 @@ pub enum CommError {
         /// The argument.
         argument: &'static str,
     },
-    /// Two tensors of different types.
+    /// Two tensors whose types do not go together.
     #[error("{call}: input is {input:?} but output is {output:?}")]
     TypeMismatch {
         /// The collective.
@@ -58,6 +59,16 @@ pub enum CommError {
         input: Kind,
         /// The output's type.
         output: Kind,
+    },
+    /// An axis that cannot be made.
+    #[error("rank {rank} of {world_size} cannot be in an axis of ranks {ranks:?}")]
+    Axis {
+        /// This rank.
+        rank: usize,
+        /// Ranks of the group.
+        world_size: usize,
+        /// The ranks asked for.
+        ranks: Vec<usize>,
     },
     /// Lengths that do not fit.
     #[error("{call}: the full tensor has {full} elements, but shard {shard} × world size {world_size} is {}", shard * world_size)]
@@ -106,25 +117,30 @@ impl CommError {
 /// What communication cost this rank so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Traffic {
-    /// Bytes of payload this rank sent.
+    /// Bytes of payload this rank sent to other ranks.
     pub sent_bytes: u64,
+    /// Bytes of the full buffers it gathered and reduced, which is what theory counts: a ring or a pairwise exchange
+    /// sends (N − 1)/N of it.
+    pub logical_bytes: u64,
     /// Time its training thread was blocked in collectives.
     pub blocked: Duration,
 }
 
-/// A collective that was started. Dropping it without waiting leaves its output undefined.
+/// A collective that was started. Until [`Pending::wait`] returns its tensors must not be touched, and dropping it
+/// instead leaves its output undefined.
 #[must_use = "the output is undefined until wait() returns"]
-pub struct Pending<'a> {
-    finish: Option<Box<dyn FnOnce() -> Result<(), CommError> + 'a>>,
+pub struct Pending {
+    finish: Option<Box<dyn FnOnce() -> Result<(), CommError>>>,
 }
 
-impl<'a> Pending<'a> {
+impl Pending {
     /// Already finished.
     pub fn done() -> Self {
         Pending { finish: None }
     }
 
-    fn new(finish: impl FnOnce() -> Result<(), CommError> + 'a) -> Self {
+    /// Finishes with `finish`.
+    pub fn new(finish: impl FnOnce() -> Result<(), CommError> + 'static) -> Self {
         Pending { finish: Some(Box::new(finish)) }
     }
 
@@ -142,26 +158,30 @@ impl<'a> Pending<'a> {
 /// Tensors are contiguous and on the backend's device. `full` has `world_size` times the elements of `shard`, and rank r's
 /// part is the r-th; `shard` may be that very part of `full`.
 pub trait Collectives {
-    /// This rank, from 0.
+    /// This rank's place in the group, from 0.
     fn rank(&self) -> usize;
 
-    /// The number of ranks.
+    /// The number of ranks in the group.
     fn world_size(&self) -> usize;
 
+    /// The group of those `ranks` of this group, in this order; this rank is one of them. Every rank makes its axes in
+    /// the same order, and the axes of one kind cut the group into disjoint parts.
+    fn axis(&self, ranks: &[usize]) -> Result<Rc<dyn Collectives>, CommError>;
+
     /// Starts to gather every rank's `shard` into `full`.
-    fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending<'_>, CommError>;
+    fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError>;
 
-    /// Starts to sum every rank's `full` and give this rank its part in `shard`. `full`'s content is lost.
-    fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending<'_>, CommError>;
+    /// Starts to sum every rank's `full` and give this rank its part in `shard`, whose type is that of `full` or, for
+    /// a 16-bit `full`, float32; sums are taken in the type of `shard`. `full`'s content is lost.
+    fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError>;
 
-    /// Copies `tensor` of rank `root` to all.
-    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError>;
+    /// What communication cost so far, over all axes of this backend.
+    fn traffic(&self) -> Traffic;
 
     /// Returns when every rank has called it.
-    fn barrier(&self) -> Result<(), CommError>;
-
-    /// What communication cost so far.
-    fn traffic(&self) -> Traffic;
+    fn barrier(&self) -> Result<(), CommError> {
+        self.exchange(&[0.0]).map(|_| ())
+    }
 
     /// Gathers every rank's `shard` into `full`.
     fn all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<(), CommError> {
@@ -215,12 +235,14 @@ fn check_tensor(call: &'static str, argument: &'static str, tensor: &Tensor) -> 
     Ok(())
 }
 
-/// Checks the tensors of an all-gather or a reduce-scatter.
+/// Checks the tensors of an all-gather or a reduce-scatter, which may sum into float32.
 fn check_pair(call: &'static str, full: &Tensor, shard: &Tensor, world_size: usize) -> Result<(), CommError> {
     check_tensor(call, "full", full)?;
     check_tensor(call, "shard", shard)?;
-    if full.kind() != shard.kind() {
-        let (input, output) = if call == "all_gather" { (shard, full) } else { (full, shard) };
+    let gathers = call == ALL_GATHER;
+    let widens = !gathers && shard.kind() == Kind::Float && matches!(full.kind(), Kind::BFloat16 | Kind::Half);
+    if full.kind() != shard.kind() && !widens {
+        let (input, output) = if gathers { (shard, full) } else { (full, shard) };
         return Err(CommError::TypeMismatch { call, input: input.kind(), output: output.kind() });
     }
     if full.numel() != shard.numel() * world_size {
@@ -228,6 +250,9 @@ fn check_pair(call: &'static str, full: &Tensor, shard: &Tensor, world_size: usi
     }
     Ok(())
 }
+
+const ALL_GATHER: &str = "all_gather";
+const REDUCE_SCATTER: &str = "reduce_scatter";
 
 fn element_size(tensor: &Tensor) -> usize {
     tensor.kind().elt_size_in_bytes()

@@ -1,6 +1,7 @@
 //! One process: collectives are copies.
 
-use super::{Collectives, CommError, Pending, Traffic, check_pair, check_tensor};
+use super::{ALL_GATHER, Collectives, CommError, Pending, REDUCE_SCATTER, Traffic, check_pair};
+use std::rc::Rc;
 use tch::Tensor;
 
 /// The backend of a world of one.
@@ -23,24 +24,23 @@ impl Collectives for Single {
         1
     }
 
-    fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending<'_>, CommError> {
-        check_pair("all_gather", full, shard, 1)?;
+    fn axis(&self, ranks: &[usize]) -> Result<Rc<dyn Collectives>, CommError> {
+        if ranks != [0] {
+            return Err(CommError::Axis { rank: 0, world_size: 1, ranks: ranks.to_vec() });
+        }
+        Ok(Rc::new(Single))
+    }
+
+    fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
+        check_pair(ALL_GATHER, full, shard, 1)?;
         copy(full, shard)?;
         Ok(Pending::done())
     }
 
-    fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending<'_>, CommError> {
-        check_pair("reduce_scatter", full, shard, 1)?;
+    fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
+        check_pair(REDUCE_SCATTER, full, shard, 1)?;
         copy(shard, full)?;
         Ok(Pending::done())
-    }
-
-    fn broadcast(&self, tensor: &Tensor, _root: usize) -> Result<(), CommError> {
-        check_tensor("broadcast", "tensor", tensor)
-    }
-
-    fn barrier(&self) -> Result<(), CommError> {
-        Ok(())
     }
 
     fn traffic(&self) -> Traffic {

@@ -99,24 +99,58 @@ fn gloo_all_gather_puts_parts_in_rank_order_also_in_place() {
 }
 
 #[test]
-fn gloo_all_reduce_broadcast_and_exchange() {
+fn gloo_all_reduce_and_exchange() {
     let results = with_gloo(3, |group| {
         let divisible = Tensor::from_slice(&values(group.rank(), 6));
         group.all_reduce(&divisible).unwrap();
         let odd = Tensor::from_slice(&values(group.rank(), 7));
         group.all_reduce(&odd).unwrap();
-        let from_two = Tensor::from_slice(&[group.rank() as i64]);
-        group.broadcast(&from_two, 2).unwrap();
         let exchanged = group.exchange(&[group.rank() as f64, 10.0]).unwrap();
         let floats = |tensor: &Tensor| Vec::<f32>::try_from(tensor).unwrap();
-        (floats(&divisible), floats(&odd), from_two.int64_value(&[0]), exchanged)
+        (floats(&divisible), floats(&odd), exchanged)
     });
-    for (divisible, odd, from_two, exchanged) in results {
+    for (divisible, odd, exchanged) in results {
         assert_eq!(divisible, expected_sum(3, 6));
         assert_eq!(odd, expected_sum(3, 7));
-        assert_eq!(from_two, 2);
         assert_eq!(exchanged, [[0.0, 10.0], [1.0, 10.0], [2.0, 10.0]]);
     }
+}
+
+/// A grid of 2 × 3 ranks: sums along one axis and gathers along the other, each in the order of its places.
+#[test]
+fn axes_of_a_group_are_groups() {
+    let results = with_gloo(6, |group| {
+        let (row, column) = (group.rank() / 3, group.rank() % 3);
+        let shard_axis = group.axis(&[3 * row, 3 * row + 1, 3 * row + 2]).unwrap();
+        let replicate_axis = group.axis(&[column, column + 3]).unwrap();
+        assert_eq!((shard_axis.rank(), shard_axis.world_size()), (column, 3));
+        assert_eq!((replicate_axis.rank(), replicate_axis.world_size()), (row, 2));
+        let value = Tensor::from_slice(&[group.rank() as f32]);
+        let all = Tensor::zeros([3], (Kind::Float, Device::Cpu));
+        let gather = shard_axis.start_all_gather_into(&all, &value).unwrap();
+        let sum = value.copy();
+        replicate_axis.all_reduce(&sum).unwrap();
+        gather.wait().unwrap();
+        assert!(matches!(group.axis(&[(group.rank() + 1) % 6]), Err(CommError::Axis { .. })));
+        (Vec::<f32>::try_from(&all).unwrap(), sum.double_value(&[0]))
+    });
+    for (rank, (all, sum)) in results.into_iter().enumerate() {
+        let row = rank / 3;
+        assert_eq!(all, [0, 1, 2].map(|place| (3 * row + place) as f32));
+        assert_eq!(sum, (2 * (rank % 3) + 3) as f64);
+    }
+}
+
+/// 16-bit parts are added up in float32: their sum would not be there in 16 bits.
+#[test]
+fn narrow_parts_are_summed_in_float32() {
+    let results = with_gloo(3, |group| {
+        let full = Tensor::full([6], [256.0, 1.0, 1.0][group.rank()], (Kind::BFloat16, Device::Cpu));
+        let shard = Tensor::zeros([2], (Kind::Float, Device::Cpu));
+        group.reduce_scatter_into(&shard, &full).unwrap();
+        Vec::<f32>::try_from(&shard).unwrap()
+    });
+    assert_eq!(results, vec![[258.0; 2]; 3]);
 }
 
 #[test]
@@ -146,7 +180,7 @@ fn violated_preconditions_have_errors_of_their_own() {
         Err(CommError::TypeMismatch { input: Kind::Double, output: Kind::Float, .. })
     ));
     assert!(matches!(single.all_gather_into(&four, &square), Err(CommError::NotContiguous { argument: "shard", .. })));
-    assert!(matches!(single.broadcast(&Tensor::new(), 0), Err(CommError::Undefined { .. })));
+    assert!(matches!(single.all_gather_into(&Tensor::new(), &four), Err(CommError::Undefined { .. })));
 }
 
 #[test]

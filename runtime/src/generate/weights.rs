@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 use zerofold_checkpoint::ModelFiles;
-use zerofold_plan::LeafSpec;
+use zerofold_configs::UnitPolicy;
+use zerofold_plan::{LeafSpec, ModelUnits, SegmentKind};
 
 use crate::model::{LayerCache, Llama, ModelConfig};
 
@@ -16,7 +17,7 @@ const CHUNK: usize = 1 << 22;
 pub struct WholeModel {
     /// The maths.
     pub llama: Llama,
-    /// Leaves by unit, as [`Llama::units`] lists them.
+    /// Leaves by unit, as [`ModelUnits`] lists them.
     units: Vec<Vec<Tensor>>,
 }
 
@@ -29,7 +30,8 @@ impl WholeModel {
         let llama = Llama::new(ModelConfig::read(model_dir)?, kind, Device::Cpu)?;
         let files = ModelFiles::open(model_dir)?;
         let read_unit = |leaves: &[LeafSpec]| leaves.iter().map(|leaf| read_leaf(&files, leaf, kind)).collect();
-        let units = llama.units().iter().map(|unit| read_unit(&unit.leaves)).collect::<Result<_>>()?;
+        let units = ModelUnits::new(&llama.config, UnitPolicy::Blocks).units;
+        let units = units.iter().map(|unit| read_unit(&unit.leaves)).collect::<Result<_>>()?;
         Ok(WholeModel { llama, units })
     }
 
@@ -44,8 +46,8 @@ impl WholeModel {
     /// Ids outside the vocabulary, and what libtorch says.
     pub fn logits(&self, input_ids: &Tensor) -> Result<Tensor> {
         let mut x = self.llama.embed(&self.units[0][0], input_ids)?;
-        for leaves in self.blocks() {
-            x = self.llama.block(leaves, &x)?;
+        for (layer, leaves) in self.blocks().iter().enumerate() {
+            x = self.llama.segment(SegmentKind::Block(layer), leaves, &x)?;
         }
         self.head(&x)
     }

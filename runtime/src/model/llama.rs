@@ -7,14 +7,11 @@
 //! libtorch is the same. In 16-bit types, where the last bit is noise, it takes faster forms of the same sums.
 
 use tch::{Device, Kind, Tensor};
-use zerofold_plan::{LeafSpec, ParameterGroup, ParameterSpec, UnitSpec};
+use zerofold_plan::SegmentKind;
 
 use super::attention::Attention;
 use super::rope::{Rope, Tables};
 use super::{LayerCache, ModelConfig, ModelError};
-
-/// The leaves of a decoder block, in the order of [`Llama::units`].
-const BLOCK_LEAVES: &str = "qkv, o, gate_up, down, input_layernorm, post_attention_layernorm";
 
 /// A model of the Llama family; it holds no weights.
 pub struct Llama {
@@ -26,34 +23,57 @@ pub struct Llama {
     attention: Attention,
 }
 
-/// A block's weights by name.
-struct BlockWeights<'a> {
+/// The weights of a block's attention by name, in the order of the leaves.
+struct AttentionWeights<'a> {
     /// `[(heads + 2 * key_value_heads) * D, H]`: query, key and value rows.
     qkv: &'a Tensor,
     /// `[H, heads * D]`.
     output: &'a Tensor,
+    /// `[H]`.
+    norm: &'a Tensor,
+}
+
+impl<'a> AttentionWeights<'a> {
+    fn of(leaves: &'a [Tensor]) -> Result<Self, ModelError> {
+        let [qkv, output, norm] = three("a block's attention", "qkv, o, input_layernorm", leaves)?;
+        Ok(AttentionWeights { qkv, output, norm })
+    }
+}
+
+/// The weights of a block's MLP by name, in the order of the leaves.
+struct MlpWeights<'a> {
     /// `[2 * intermediate, H]`: gate rows, then up rows.
     gate_up: &'a Tensor,
     /// `[H, intermediate]`.
     down: &'a Tensor,
     /// `[H]`.
-    attention_norm: &'a Tensor,
-    /// `[H]`.
-    mlp_norm: &'a Tensor,
+    norm: &'a Tensor,
 }
 
-impl<'a> BlockWeights<'a> {
+impl<'a> MlpWeights<'a> {
     fn of(leaves: &'a [Tensor]) -> Result<Self, ModelError> {
-        let [qkv, output, gate_up, down, attention_norm, mlp_norm] = leaves else {
-            return Err(ModelError::Leaves {
-                unit: "a decoder block",
-                expected: 6,
-                names: BLOCK_LEAVES,
-                found: leaves.len(),
-            });
-        };
-        Ok(BlockWeights { qkv, output, gate_up, down, attention_norm, mlp_norm })
+        let [gate_up, down, norm] = three("a block's MLP", "gate_up, down, post_attention_layernorm", leaves)?;
+        Ok(MlpWeights { gate_up, down, norm })
     }
+}
+
+/// Leaves of an attention; the rest of a block's are its MLP's.
+const ATTENTION_LEAVES: usize = 3;
+
+fn three<'a>(
+    unit: &'static str,
+    names: &'static str,
+    leaves: &'a [Tensor],
+) -> Result<[&'a Tensor; ATTENTION_LEAVES], ModelError> {
+    match leaves {
+        [first, second, third] => Ok([first, second, third]),
+        _ => Err(ModelError::Leaves { unit, expected: 3, names, found: leaves.len() }),
+    }
+}
+
+/// A block's leaves: its attention's and its MLP's.
+fn halves(leaves: &[Tensor]) -> (&[Tensor], &[Tensor]) {
+    leaves.split_at(ATTENTION_LEAVES.min(leaves.len()))
 }
 
 impl Llama {
@@ -77,70 +97,6 @@ impl Llama {
         self.device
     }
 
-    /// The parameters, unit by unit.
-    ///
-    /// - `embedding`: `model.embed_tokens.weight`, and with tied weights also `model.norm.weight`; then it stays gathered.
-    /// - `layer i`: qkv (query, key and value stacked), o, gate_up (gate and up stacked), down, and the two norms.
-    /// - `head`, only with untied weights: `lm_head.weight` and `model.norm.weight`.
-    pub fn units(&self) -> Vec<UnitSpec> {
-        let config = &self.config;
-        let decayed = ParameterGroup::Decayed;
-        let matrix = |name: &str| {
-            let shape = [config.vocab_size, config.hidden_size];
-            LeafSpec::single(decayed, ParameterSpec::new(name, shape))
-        };
-        let final_norm = || norm_leaf("model.norm.weight".to_owned(), config.hidden_size);
-        let mut embedding = vec![matrix("model.embed_tokens.weight")];
-        if config.tie_word_embeddings {
-            embedding.push(final_norm());
-        }
-        let mut units = vec![UnitSpec {
-            name: "embedding".to_owned(),
-            leaves: embedding,
-            stays_gathered: config.tie_word_embeddings,
-        }];
-        units.extend((0..config.num_hidden_layers).map(|layer| self.block_unit(layer)));
-        if !config.tie_word_embeddings {
-            units.push(UnitSpec {
-                name: "head".to_owned(),
-                leaves: vec![matrix("lm_head.weight"), final_norm()],
-                stays_gathered: false,
-            });
-        }
-        units
-    }
-
-    fn block_unit(&self, layer: usize) -> UnitSpec {
-        let config = &self.config;
-        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
-        let query = config.num_attention_heads * config.head_dim;
-        let key = config.num_key_value_heads * config.head_dim;
-        let parameter = |name: &str, rows: usize, columns: usize| {
-            ParameterSpec::new(format!("model.layers.{layer}.{name}.weight"), [rows, columns])
-        };
-        let decayed = |parameters: Vec<ParameterSpec>| LeafSpec::stacked(ParameterGroup::Decayed, parameters);
-        let norm = |name: &str| norm_leaf(format!("model.layers.{layer}.{name}.weight"), hidden);
-        UnitSpec {
-            name: format!("layer {layer}"),
-            leaves: vec![
-                decayed(vec![
-                    parameter("self_attn.q_proj", query, hidden),
-                    parameter("self_attn.k_proj", key, hidden),
-                    parameter("self_attn.v_proj", key, hidden),
-                ]),
-                decayed(vec![parameter("self_attn.o_proj", hidden, query)]),
-                decayed(vec![
-                    parameter("mlp.gate_proj", intermediate, hidden),
-                    parameter("mlp.up_proj", intermediate, hidden),
-                ]),
-                decayed(vec![parameter("mlp.down_proj", hidden, intermediate)]),
-                norm("input_layernorm"),
-                norm("post_attention_layernorm"),
-            ],
-            stays_gathered: false,
-        }
-    }
-
     /// Embeds token ids `[B, T]` (int64): `[B, T, H]`.
     ///
     /// # Errors
@@ -149,27 +105,42 @@ impl Llama {
         Ok(Tensor::f_embedding(weight, input_ids, -1, false, false)?)
     }
 
-    /// One decoder block on `[B, T, H]`, causal, at positions 0 to T - 1. Rows padded on the right need no mask: what
-    /// comes after a token does not reach it.
+    /// What a segment between embedding and head makes of `[B, T, H]`, causal, at positions 0 to T - 1. Rows padded on
+    /// the right need no mask: what comes after a token does not reach it. `leaves` are the segment's, in the order that
+    /// [`SegmentKind`] tells.
     ///
     /// # Errors
     /// The wrong number of leaves, a T beyond [`ModelConfig::max_exact_length`], and what libtorch says.
-    pub fn block(&self, leaves: &[Tensor], x: &Tensor) -> Result<Tensor, ModelError> {
-        let weights = BlockWeights::of(leaves)?;
+    pub fn segment(&self, kind: SegmentKind, leaves: &[Tensor], x: &Tensor) -> Result<Tensor, ModelError> {
+        match kind {
+            SegmentKind::Block(_) => {
+                let (attention, mlp) = halves(leaves);
+                self.mlp(mlp, &self.attention(attention, x)?)
+            }
+            SegmentKind::Attention(_) => self.attention(leaves, x),
+            SegmentKind::Mlp(_) => self.mlp(leaves, x),
+            SegmentKind::Embedding | SegmentKind::Head => Err(ModelError::NoHidden(kind)),
+        }
+    }
+
+    fn attention(&self, leaves: &[Tensor], x: &Tensor) -> Result<Tensor, ModelError> {
+        let weights = AttentionWeights::of(leaves)?;
         let (_, length, _) = x.size3()?;
         self.check_length(length)?;
         let tables = self.rope.tables(0, length)?;
         let (query, key, value) = self.query_key_value(&weights, x, &tables)?;
         let attended = self.attention.causal(&query, &key, &value)?;
-        self.finish_block(&weights, x, &attended)
+        project(&attended, weights.output, x)
     }
 
-    /// The same for the positions that follow those in `cache`, which then holds these too. For generation: no gradients.
+    /// One decoder block on the positions that follow those in `cache`, which then holds these too. For generation: no
+    /// gradients.
     ///
     /// # Errors
-    /// As [`Llama::block`].
+    /// As [`Llama::segment`].
     pub fn block_cached(&self, leaves: &[Tensor], x: &Tensor, cache: &mut LayerCache) -> Result<Tensor, ModelError> {
-        let weights = BlockWeights::of(leaves)?;
+        let (attention, mlp) = halves(leaves);
+        let weights = AttentionWeights::of(attention)?;
         let (_, length, _) = x.size3()?;
         let begin = cache.length();
         self.check_length(begin + length)?;
@@ -181,7 +152,7 @@ impl Llama {
         } else {
             self.attention.cached(&query, &all_keys, &all_values)?
         };
-        self.finish_block(&weights, x, &attended)
+        self.mlp(mlp, &project(&attended, weights.output, x)?)
     }
 
     /// The last norm, on `[…, H]`, before the head.
@@ -218,7 +189,7 @@ impl Llama {
     /// Query `[B, T, heads, D]`, key and value `[B, T, key_value_heads, D]`, the first two turned by their positions.
     fn query_key_value(
         &self,
-        weights: &BlockWeights<'_>,
+        weights: &AttentionWeights<'_>,
         x: &Tensor,
         tables: &Tables,
     ) -> Result<(Tensor, Tensor, Tensor), ModelError> {
@@ -226,7 +197,7 @@ impl Llama {
         let heads = self.config.num_attention_heads as i64;
         let key_heads = self.config.num_key_value_heads as i64;
         let head_dim = self.config.head_dim as i64;
-        let normed = self.rms_norm(weights.attention_norm, x)?;
+        let normed = self.rms_norm(weights.norm, x)?;
         let projected = normed.f_linear::<Tensor>(weights.qkv, None)?;
         let projected = projected.f_view([rows, length, heads + 2 * key_heads, head_dim].as_slice())?;
         // Queries and keys are turned in one pass.
@@ -235,24 +206,25 @@ impl Llama {
         Ok((query, key, value))
     }
 
-    /// The output projection, the residuals and the gated MLP.
-    fn finish_block(&self, weights: &BlockWeights<'_>, x: &Tensor, attended: &Tensor) -> Result<Tensor, ModelError> {
-        // Nobody needs a projection's output once the residual is in it, so it is added in place.
-        let x = attended.f_linear::<Tensor>(weights.output, None)?.f_add_(x)?;
-        let normed = self.rms_norm(weights.mlp_norm, &x)?;
+    /// The gated MLP with its norm and residual.
+    fn mlp(&self, leaves: &[Tensor], x: &Tensor) -> Result<Tensor, ModelError> {
+        let weights = MlpWeights::of(leaves)?;
+        let normed = self.rms_norm(weights.norm, x)?;
         let [gate, up] = two(normed.f_linear::<Tensor>(weights.gate_up, None)?.f_chunk(2, -1)?)?;
         let gated = gate.f_silu()?.f_mul(&up)?;
-        Ok(gated.f_linear::<Tensor>(weights.down, None)?.f_add_(&x)?)
+        project(&gated, weights.down, x)
     }
+}
+
+/// `x` plus the projection of `inner` by `weight`. Nobody needs the projection once the residual is in it, so it is added
+/// in place.
+fn project(inner: &Tensor, weight: &Tensor, x: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(inner.f_linear::<Tensor>(weight, None)?.f_add_(x)?)
 }
 
 /// bfloat16 or float16.
 pub(super) fn is_16_bit(kind: Kind) -> bool {
     matches!(kind, Kind::BFloat16 | Kind::Half)
-}
-
-fn norm_leaf(name: String, hidden_size: usize) -> LeafSpec {
-    LeafSpec::single(ParameterGroup::NotDecayed, ParameterSpec::new(name, [hidden_size]))
 }
 
 /// Exactly two parts of a split.

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use zerofold_configs::UnitPolicy;
+use zerofold_plan::{LeafSpec, ModelUnits};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-llama-tied", "tiny-mistral", "tiny-llama-sharded"];
@@ -30,7 +32,11 @@ impl Whole {
             assert_eq!(stacked.size(), shape, "{}", leaf.parameters[0].name);
             stacked.set_requires_grad(true)
         };
-        let units = llama.units().iter().map(|unit| unit.leaves.iter().map(leaf).collect()).collect();
+        let units = ModelUnits::new(&llama.config, UnitPolicy::Blocks)
+            .units
+            .iter()
+            .map(|unit| unit.leaves.iter().map(leaf).collect())
+            .collect();
         Whole { llama, units }
     }
 
@@ -50,7 +56,8 @@ impl Whole {
 
     fn logits(&self, input_ids: &Tensor) -> Tensor {
         let embedded = self.llama.embed(&self.units[0][0], input_ids).expect("an embedding");
-        let step = |x: Tensor, leaves: &Vec<Tensor>| self.llama.block(leaves, &x).expect("a block");
+        let step =
+            |x: Tensor, leaves: &Vec<Tensor>| self.llama.segment(SegmentKind::Block(0), leaves, &x).expect("a block");
         self.head(&self.blocks().iter().fold(embedded, step))
     }
 
@@ -209,7 +216,7 @@ fn units_hold_every_parameter_once() {
             .flat_map(|path| Tensor::read_safetensors(path).expect("weights"))
             .map(|(name, _)| name)
             .collect();
-        let units = whole.llama.units();
+        let units = ModelUnits::new(&whole.llama.config, UnitPolicy::Blocks).units;
         let mut in_units: Vec<String> = units
             .iter()
             .flat_map(|unit| &unit.leaves)
@@ -230,11 +237,17 @@ fn misuse_is_an_error_and_no_panic() {
     let mut whole = Whole::read("tiny-mistral", Kind::Float);
     whole.llama.config.sliding_window = Some(5);
     let x = Tensor::zeros([1, 6, 48], (Kind::Float, Device::Cpu));
-    assert!(matches!(whole.llama.block(&whole.units[1], &x), Err(ModelError::BeyondWindow { length: 6, window: 5 })));
-    assert!(whole.llama.block(&whole.units[1], &x.narrow(1, 0, 5)).is_ok());
-    assert!(matches!(whole.llama.block(&whole.units[0], &x), Err(ModelError::Leaves { expected: 6, found: 1, .. })));
+    assert!(matches!(
+        whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &x),
+        Err(ModelError::BeyondWindow { length: 6, window: 5 })
+    ));
+    assert!(whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &x.narrow(1, 0, 5)).is_ok());
+    assert!(matches!(
+        whole.llama.segment(SegmentKind::Block(0), &whole.units[0], &x),
+        Err(ModelError::Leaves { expected: 3, found: 1, .. })
+    ));
     let outside = Tensor::from_slice(&[100_000i64]).view([1, 1]);
     assert!(matches!(whole.llama.embed(&whole.units[0][0], &outside), Err(ModelError::Torch(_))));
     let narrow = x.narrow(1, 0, 5).narrow(2, 0, 40);
-    assert!(matches!(whole.llama.block(&whole.units[1], &narrow), Err(ModelError::Torch(_))));
+    assert!(matches!(whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &narrow), Err(ModelError::Torch(_))));
 }

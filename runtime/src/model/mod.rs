@@ -1,8 +1,9 @@
 //! The Llama family as maths only: what the layers compute, on tensors that somebody else owns.
 //!
-//! A model is an ordered list of units (embedding, decoder blocks, head). [`Llama::units`] tells their parameters;
-//! [`Llama::embed`], [`Llama::block`] and [`Llama::final_norm`] compute with tensors handed in by the caller, who alone
-//! knows where weights live, when they are gathered and when they are gone.
+//! A model is an ordered list of segments (embedding, decoder blocks or their halves, head), which
+//! [`zerofold_plan::ModelUnits`] tells with their parameters. [`Llama::embed`], [`Llama::segment`] and
+//! [`Llama::final_norm`] compute with tensors handed in by the caller, who alone knows where weights live, when they are
+//! gathered and when they are gone.
 //!
 //! # Note: no operation saves a copy of a weight
 //! Between a unit's forward and its backward the engine takes the weights away by repointing their storage, and brings
@@ -12,13 +13,12 @@
 
 mod attention;
 mod cache;
-mod config;
 mod error;
 mod llama;
 mod rope;
 
 pub use cache::LayerCache;
-pub use config::{ModelConfig, RopeConfig, RopeScaling};
 pub use error::ModelError;
 pub use llama::Llama;
 pub use rope::inverse_frequencies;
+pub use zerofold_plan::{ModelConfig, RopeConfig, RopeScaling};

@@ -1,7 +1,9 @@
 //! The optimizer step over flat shards: clip by the global norm, then fused AdamW.
 
+mod loss_scale;
 mod schedule;
 
+pub use loss_scale::LossScale;
 pub use schedule::{Schedule, ScheduleKind};
 
 use crate::comm::CommError;
@@ -41,7 +43,7 @@ pub fn own_sum_of_squares(shards: &Shards) -> Result<f64, OptimError> {
 /// Elements whose squares are added up in float32 before float64 takes over.
 const NORM_CHUNK: i64 = 4096;
 
-/// Sum of squares of a flat float32 tensor. libtorch's norm adds in float32 without compensation, which for a flat
+/// Sum of squares of a flat tensor. libtorch's norm adds in float32 without compensation, which for a flat
 /// parameter of millions of elements is wrong in the fourth digit; short pieces keep it right to rounding.
 fn sum_of_squares(flat: &Tensor) -> Result<f64, OptimError> {
     let numel = flat.numel() as i64;
@@ -52,20 +54,23 @@ fn sum_of_squares(flat: &Tensor) -> Result<f64, OptimError> {
         flat.f_narrow(0, whole, numel - whole)?.f_view([1, -1])?,
     ] {
         if piece.numel() > 0 {
-            let norms = piece.f_norm_scalaropt_dim(2, [1i64].as_slice(), false)?.f_to_kind(Kind::Double)?;
+            let norms =
+                piece.f_norm_scalaropt_dim_dtype(2, [1i64].as_slice(), false, Kind::Float)?.f_to_kind(Kind::Double)?;
             sum += norms.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
         }
     }
     Ok(sum)
 }
 
-/// Multiplies this rank's gradient shards so that a global norm of `norm` becomes at most `max_norm`, as PyTorch's
-/// `clip_grad_norm_` does. `max_norm` 0 means no clipping.
-pub fn clip(shards: &mut Shards, norm: f64, max_norm: f64) -> Result<(), OptimError> {
-    let coefficient = max_norm / (norm + 1e-6);
-    if max_norm > 0.0 && coefficient < 1.0 {
+/// Divides this rank's gradient shards by the loss scale, and then scales them down to a global norm of at most
+/// `max_norm`, as PyTorch's `clip_grad_norm_` does, in one pass. `norm` is that of the gradients without the loss scale.
+/// `max_norm` 0 means no clipping.
+pub fn unscale_and_clip(shards: &mut Shards, loss_scale: f64, norm: f64, max_norm: f64) -> Result<(), OptimError> {
+    let clipping = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    let factor = clipping / loss_scale;
+    if factor != 1.0 {
         for unit in &mut shards.units {
-            let _scaled = unit.own_gradient()?.f_mul_scalar_(coefficient)?;
+            let _scaled = unit.own_gradient()?.f_mul_scalar_(factor)?;
         }
     }
     Ok(())

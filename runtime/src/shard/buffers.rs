@@ -1,84 +1,146 @@
 //! The gather buffers of stage 3: the only place where full parameters exist.
 //!
-//! Units that come and go share [`PASSING`] buffers. The unit with tied weights, which is used first and last, has one of
-//! its own. A released unit's bytes stay where they are until the buffer is needed, so the units that forward used last
-//! need no second gather when backward begins with them.
+//! Units that come and go share [`PASSING`] buffers; a unit that stays from its first use to its last has one of its own,
+//! and so has every unit when parameters are kept between forward and backward. A released unit's values stay where they
+//! are until the buffer is needed, so the units that forward used last need no second gather when backward begins.
 
 use super::ShardError;
+use crate::comm::{CommError, Pending};
+use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
-/// Buffers that units which come and go share.
+/// Buffers that units which come and go share: one for the unit at work, one for the next, which is on its way.
 const PASSING: usize = 2;
+
+/// What is in a buffer.
+enum State {
+    /// Nothing of use.
+    Empty,
+    /// The unit is on its way.
+    Gathering(usize, Pending),
+    /// The unit was released, and its values are still right.
+    Released(usize),
+    /// The unit is in use.
+    InUse(usize),
+}
+
+impl State {
+    fn unit(&self) -> Option<usize> {
+        match self {
+            State::Empty => None,
+            State::Gathering(unit, _) | State::Released(unit) | State::InUse(unit) => Some(*unit),
+        }
+    }
+}
 
 struct Buffer {
     tensor: Tensor,
-    /// The unit whose full parameters lie here.
-    holds: Option<usize>,
-    in_use: bool,
-    /// When it was acquired last, to reuse the oldest.
-    acquired: u64,
+    state: State,
+    /// When it was filled or taken last, to reuse the oldest.
+    touched: u64,
 }
 
-/// Where a unit is to be gathered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Slot {
-    /// The buffer's index.
-    pub(super) buffer: usize,
-    /// True when the unit's full parameters already lie there.
-    pub(super) filled: bool,
+/// Sizes of buffers for units given as (elements, whether it has one of its own), and which of them each unit may use: the
+/// first ones, at most `shared`, are for all units without one of their own.
+pub(super) fn shared_and_own(units: &[(usize, bool)], shared: usize) -> (Vec<usize>, Vec<Range<usize>>) {
+    let sharing = || units.iter().filter(|(_, own)| !own).map(|(numel, _)| *numel);
+    let shared = shared.min(sharing().count());
+    let mut sizes = vec![sharing().max().unwrap_or(0); shared];
+    let mut candidates = Vec::with_capacity(units.len());
+    for &(numel, own) in units {
+        if own {
+            sizes.push(numel);
+        }
+        candidates.push(if own { sizes.len() - 1..sizes.len() } else { 0..shared });
+    }
+    (sizes, candidates)
 }
 
-/// Gather buffers and what they hold.
+/// Gather buffers and what is in them.
 pub(super) struct GatherBuffers {
-    /// [`PASSING`] shared ones, then the one of the unit that stays.
     buffers: Vec<Buffer>,
+    /// The buffers that each unit may use.
+    candidates: Vec<Range<usize>>,
     clock: u64,
 }
 
 impl GatherBuffers {
-    /// Buffers for passing units of at most `passing` elements and a staying one of `staying`; 0 for none.
-    pub(super) fn new(passing: i64, staying: i64, kind: Kind) -> Result<Self, ShardError> {
-        let mut sizes = vec![passing; PASSING];
-        sizes.push(staying);
+    /// No buffers at all: stages 0 to 2.
+    pub(super) fn none() -> Self {
+        GatherBuffers { buffers: Vec::new(), candidates: Vec::new(), clock: 0 }
+    }
+
+    /// Buffers for units given as (elements, whether it has a buffer of its own).
+    pub(super) fn new(units: &[(usize, bool)], kind: Kind) -> Result<Self, ShardError> {
+        let (sizes, candidates) = shared_and_own(units, PASSING);
         let buffers = sizes
             .into_iter()
             .map(|numel| {
-                let tensor = Tensor::f_zeros([numel], (kind, Device::Cpu))?;
-                Ok(Buffer { tensor, holds: None, in_use: false, acquired: 0 })
+                let tensor = Tensor::f_zeros([numel as i64], (kind, Device::Cpu))?;
+                Ok(Buffer { tensor, state: State::Empty, touched: 0 })
             })
             .collect::<Result<_, ShardError>>()?;
-        Ok(GatherBuffers { buffers, clock: 0 })
+        Ok(GatherBuffers { buffers, candidates, clock: 0 })
     }
 
-    /// A buffer for `unit`: the one that still holds it, else the free one that was used longest ago; `None` when all
-    /// are in use.
-    pub(super) fn acquire(&mut self, unit: usize, stays: bool) -> Option<Slot> {
-        let candidates = if stays { PASSING..PASSING + 1 } else { 0..PASSING };
-        let held = candidates.clone().find(|&index| self.buffers[index].holds == Some(unit));
-        let index = held.or_else(|| {
-            candidates.filter(|&index| !self.buffers[index].in_use).min_by_key(|&index| self.buffers[index].acquired)
-        })?;
+    fn holding(&self, unit: usize) -> Option<usize> {
+        self.candidates[unit].clone().find(|&index| self.buffers[index].state.unit() == Some(unit))
+    }
+
+    fn touch(&mut self, index: usize, state: State) {
         self.clock += 1;
-        let buffer = &mut self.buffers[index];
-        buffer.holds = Some(unit);
-        buffer.in_use = true;
-        buffer.acquired = self.clock;
-        Some(Slot { buffer: index, filled: held.is_some() })
+        self.buffers[index].touched = self.clock;
+        self.buffers[index].state = state;
     }
 
-    /// Lets `unit`'s buffer be used again.
+    /// True when the unit's values are there or on their way.
+    pub(super) fn has(&self, unit: usize) -> bool {
+        self.holding(unit).is_some()
+    }
+
+    /// True when the unit is in use.
+    pub(super) fn in_use(&self, unit: usize) -> bool {
+        self.holding(unit).is_some_and(|index| matches!(self.buffers[index].state, State::InUse(_)))
+    }
+
+    /// The buffer that the unit could be gathered into now: the free one that was used longest ago.
+    pub(super) fn free(&self, unit: usize) -> Option<usize> {
+        let free = |index: &usize| matches!(self.buffers[*index].state, State::Empty | State::Released(_));
+        self.candidates[unit].clone().filter(free).min_by_key(|&index| self.buffers[index].touched)
+    }
+
+    /// Notes that the unit is on its way into a free buffer.
+    pub(super) fn started(&mut self, index: usize, unit: usize, pending: Pending) {
+        self.touch(index, State::Gathering(unit, pending));
+    }
+
+    /// Waits for the unit, which [`GatherBuffers::has`], and takes it into use.
+    pub(super) fn take(&mut self, unit: usize) -> Result<Option<&Tensor>, CommError> {
+        let Some(index) = self.holding(unit) else { return Ok(None) };
+        if let State::Gathering(_, pending) = std::mem::replace(&mut self.buffers[index].state, State::Empty) {
+            pending.wait()?;
+        }
+        self.touch(index, State::InUse(unit));
+        Ok(Some(&self.buffers[index].tensor))
+    }
+
+    /// Lets the unit's buffer be used again; its values stay until then.
     pub(super) fn release(&mut self, unit: usize) {
-        for buffer in self.buffers.iter_mut().filter(|buffer| buffer.holds == Some(unit)) {
-            buffer.in_use = false;
+        if let Some(index) = self.holding(unit)
+            && matches!(self.buffers[index].state, State::InUse(_))
+        {
+            self.buffers[index].state = State::Released(unit);
         }
     }
 
-    /// Forgets everything gathered: the masters changed.
-    pub(super) fn forget(&mut self) {
+    /// Forgets everything gathered: the masters changed. What is on its way is waited for.
+    pub(super) fn forget(&mut self) -> Result<(), CommError> {
         for buffer in &mut self.buffers {
-            buffer.holds = None;
-            buffer.in_use = false;
+            if let State::Gathering(_, pending) = std::mem::replace(&mut buffer.state, State::Empty) {
+                pending.wait()?;
+            }
         }
+        Ok(())
     }
 
     /// A buffer's storage.
@@ -96,31 +158,53 @@ impl GatherBuffers {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_last_released_units_need_no_second_gather() {
-        let mut buffers = GatherBuffers::new(8, 8, Kind::Float).unwrap();
-        for unit in 1..5 {
-            assert!(!buffers.acquire(unit, false).unwrap().filled);
-            buffers.release(unit);
+    fn gather(buffers: &mut GatherBuffers, unit: usize) -> bool {
+        let had = buffers.has(unit);
+        if !had {
+            let index = buffers.free(unit).expect("a free buffer");
+            buffers.started(index, unit, Pending::done());
         }
-        assert!(buffers.acquire(4, false).unwrap().filled);
-        buffers.release(4);
-        assert!(buffers.acquire(3, false).unwrap().filled);
-        buffers.release(3);
-        assert!(!buffers.acquire(2, false).unwrap().filled);
-        buffers.forget();
-        assert!(!buffers.acquire(3, false).unwrap().filled);
+        buffers.take(unit).unwrap().expect("it was started");
+        had
     }
 
     #[test]
-    fn buffers_in_use_are_not_handed_out() {
-        let mut buffers = GatherBuffers::new(8, 8, Kind::Float).unwrap();
-        let first = buffers.acquire(1, false).unwrap();
-        let second = buffers.acquire(2, false).unwrap();
-        assert_ne!(first.buffer, second.buffer);
-        assert_eq!(buffers.acquire(3, false), None);
-        assert!(buffers.acquire(0, true).is_some());
+    fn the_last_released_units_need_no_second_gather() {
+        let mut buffers = GatherBuffers::new(&[(8, false); 5], Kind::Float).unwrap();
+        for unit in 1..5 {
+            assert!(!gather(&mut buffers, unit));
+            buffers.release(unit);
+        }
+        for (unit, had) in [(4, true), (3, true), (2, false)] {
+            assert_eq!(gather(&mut buffers, unit), had);
+            buffers.release(unit);
+        }
+        buffers.forget().unwrap();
+        assert!(!gather(&mut buffers, 3));
+    }
+
+    #[test]
+    fn buffers_in_use_or_on_their_way_are_not_handed_out() {
+        let units = [(8, true), (8, false), (8, false), (8, false)];
+        let mut buffers = GatherBuffers::new(&units, Kind::Float).unwrap();
+        gather(&mut buffers, 1);
+        let next = buffers.free(2).unwrap();
+        buffers.started(next, 2, Pending::done());
+        assert!(buffers.has(2) && !buffers.in_use(2));
+        assert_eq!(buffers.free(3), None);
+        assert!(buffers.free(0).is_some(), "a buffer of its own");
         buffers.release(1);
-        assert_eq!(buffers.acquire(3, false).unwrap().buffer, first.buffer);
+        assert!(buffers.free(3).is_some_and(|free| free != next));
+    }
+
+    #[test]
+    fn units_with_buffers_of_their_own_stay() {
+        let mut buffers = GatherBuffers::new(&[(8, true), (16, true), (24, true)], Kind::BFloat16).unwrap();
+        assert_eq!(buffers.bytes(), 2 * (8 + 16 + 24));
+        for unit in 0..3 {
+            gather(&mut buffers, unit);
+            buffers.release(unit);
+        }
+        assert!((0..3).all(|unit| gather(&mut buffers, unit)));
     }
 }

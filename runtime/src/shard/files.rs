@@ -3,16 +3,57 @@
 use super::{ShardError, Shards};
 use crate::torch::float_slice_mut;
 use tch::{Device, Kind, Tensor};
-use zerofold_checkpoint::ModelFiles;
+use zerofold_checkpoint::{CheckpointError, ModelFiles};
+
+/// Elements that are converted at a time where a state is not float32.
+const CHUNK: usize = 1 << 20;
+
+/// Hands the float32 values of a flat tensor to `read`, piece by piece, with the range that each covers.
+pub fn for_each_float_chunk<E: From<ShardError>>(
+    tensor: &Tensor,
+    mut read: impl FnMut(std::ops::Range<usize>, &[f32]) -> Result<(), E>,
+) -> Result<(), E> {
+    let numel = tensor.numel();
+    if tensor.kind() == Kind::Float {
+        let mut tensor = tensor.shallow_clone();
+        return read(0..numel, float_slice_mut(&mut tensor).map_err(ShardError::from)?);
+    }
+    for begin in (0..numel).step_by(CHUNK) {
+        let end = numel.min(begin + CHUNK);
+        let part = tensor.f_narrow(0, begin as i64, (end - begin) as i64);
+        let mut part = part.and_then(|part| part.f_to_kind(Kind::Float)).map_err(ShardError::from)?;
+        read(begin..end, float_slice_mut(&mut part).map_err(ShardError::from)?)?;
+    }
+    Ok(())
+}
+
+/// Fills a flat tensor with float32 values that `write` puts down piece by piece for the range that it is given.
+pub fn fill_by_float_chunks<E: From<ShardError>>(
+    tensor: &Tensor,
+    mut write: impl FnMut(std::ops::Range<usize>, &mut [f32]) -> Result<(), E>,
+) -> Result<(), E> {
+    let numel = tensor.numel();
+    if tensor.kind() == Kind::Float {
+        let mut tensor = tensor.shallow_clone();
+        return write(0..numel, float_slice_mut(&mut tensor).map_err(ShardError::from)?);
+    }
+    let mut values = vec![0.0; CHUNK.min(numel)];
+    for begin in (0..numel).step_by(CHUNK) {
+        let end = numel.min(begin + CHUNK);
+        let values = &mut values[..end - begin];
+        values.fill(0.0);
+        write(begin..end, values)?;
+        let part = tensor.f_narrow(0, begin as i64, values.len() as i64);
+        part.and_then(|mut part| part.f_copy_(&Tensor::f_from_slice(values)?)).map_err(ShardError::from)?;
+    }
+    Ok(())
+}
 
 impl Shards {
     /// Reads this rank's shards, and nothing else, from a model's files, whatever type they are in; then makes the
     /// parameters exist as the stage wants them.
     pub fn load(&mut self, files: &ModelFiles) -> Result<(), ShardError> {
-        for unit in &mut self.units {
-            let shard = unit.layout.shard(self.comm.rank());
-            let [mut master, _, _] = unit.own_state()?;
-            let values = float_slice_mut(&mut master)?;
+        for unit in &self.units {
             for parameter in unit.layout.parameters() {
                 let found = files.entry(&parameter.name)?.shape.clone();
                 if found != parameter.shape {
@@ -22,12 +63,21 @@ impl Shards {
                         expected: parameter.shape.clone(),
                     });
                 }
-                let (begin, end) = (parameter.begin.max(shard.start), parameter.end.min(shard.end));
-                if begin < end {
-                    let elements = begin - parameter.begin..end - parameter.begin;
-                    files.read_f32(&parameter.name, elements, &mut values[begin - shard.start..end - shard.start])?;
-                }
             }
+            let shard = unit.layout.shard(self.place());
+            let [master, _, _] = unit.own_state()?;
+            fill_by_float_chunks(&master, |range, values| {
+                let wanted = shard.start + range.start..shard.start + range.end;
+                for parameter in unit.layout.parameters() {
+                    let (begin, end) = (parameter.begin.max(wanted.start), parameter.end.min(wanted.end));
+                    if begin < end {
+                        let elements = begin - parameter.begin..end - parameter.begin;
+                        let target = &mut values[begin - wanted.start..end - wanted.start];
+                        files.read_f32(&parameter.name, elements, target)?;
+                    }
+                }
+                Ok::<(), ShardError>(())
+            })?;
         }
         self.share_state()
     }
@@ -35,31 +85,32 @@ impl Shards {
     /// After this rank's shards of masters and moments were written (by [`Shards::load`] or from a checkpoint): gives
     /// every rank what its stage owns, and publishes the parameters.
     pub fn share_state(&mut self) -> Result<(), ShardError> {
-        if !self.stage.shards_optimizer() {
+        if !self.shards_optimizer() {
             for index in 0..self.units.len() {
                 let parts = self.units[index].own_state()?;
                 for (full, mine) in self.units[index].owned_state().into_iter().zip(&parts) {
-                    self.collective(index, self.comm.all_gather_into(full, mine))?;
+                    self.collective(index, self.shard_axis.all_gather_into(full, mine))?;
                 }
             }
         }
         self.finish_step()
     }
 
-    /// Gathers each unit's float32 masters in turn and hands them to `visit` with the unit's index. Every rank calls
+    /// Gathers each unit's masters in turn and hands them, as float32, to `visit` with the unit's index. Every rank calls
     /// this; at most one unit exists in full at a time.
-    pub fn for_each_full_master<E: From<ShardError>>(
+    pub fn for_each_full_master<E: From<ShardError> + From<CheckpointError>>(
         &self,
         mut visit: impl FnMut(usize, &[f32]) -> Result<(), E>,
     ) -> Result<(), E> {
         let largest = self.layout.units.iter().map(|unit| unit.numel).max().unwrap_or(0) as i64;
-        let space = Tensor::f_empty([largest], (Kind::Float, Device::Cpu)).map_err(ShardError::from)?;
+        let space = Tensor::f_empty([largest], (self.kinds.master, Device::Cpu)).map_err(ShardError::from)?;
         for index in 0..self.units.len() {
             let numel = self.layout.units[index].numel as i64;
-            let mut full = space.f_narrow(0, 0, numel).map_err(ShardError::from)?;
+            let full = space.f_narrow(0, 0, numel).map_err(ShardError::from)?;
             let [master, _, _] = self.units[index].own_state()?;
-            self.collective(index, self.comm.all_gather_into(&full, &master))?;
-            visit(index, float_slice_mut(&mut full).map_err(ShardError::from)?)?;
+            self.collective(index, self.shard_axis.all_gather_into(&full, &master))?;
+            let mut values = full.f_to_kind(Kind::Float).map_err(ShardError::from)?;
+            visit(index, float_slice_mut(&mut values).map_err(ShardError::from)?)?;
         }
         Ok(())
     }

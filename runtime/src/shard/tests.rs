@@ -6,12 +6,17 @@ use crate::model::{Llama, ModelConfig};
 use crate::torch::autograd_grad;
 use std::path::PathBuf;
 use zerofold_checkpoint::ModelFiles;
+use zerofold_configs::{Stage, UnitPolicy};
+use zerofold_plan::{Mesh, ModelUnits, SegmentKind};
 
 fn loaded(stage: Stage, compute: Kind) -> (Llama, Shards) {
     let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/models/tiny-llama"));
     let model = Llama::new(ModelConfig::read(&directory).unwrap(), compute, Device::Cpu).unwrap();
-    let layout = Layout::new(&model.units(), 1).unwrap();
-    let mut shards = Shards::new(layout, stage, compute, Rc::new(Single)).unwrap();
+    let units = ModelUnits::new(&model.config, UnitPolicy::Blocks).units;
+    let layout = Layout::new(&units, Mesh::new(1, 1).unwrap()).unwrap();
+    let kinds = Kinds { compute, master: Kind::Float, reduce: Kind::Float, accumulate: Kind::Float };
+    let options = ShardOptions { sharding: Sharding::of(stage), kinds, offload: None };
+    let mut shards = Shards::new(layout, &options, Rc::new(Single)).unwrap();
     shards.load(&ModelFiles::open(&directory).unwrap()).unwrap();
     (model, shards)
 }
@@ -59,7 +64,8 @@ fn backward_sees_every_weight_through_the_flat_parameter() {
             let input = Tensor::randn([2, 9, width], (compute, Device::Cpu)).set_requires_grad(true);
             // SAFETY: `whole` and `spoilt` outlive the passes that read them.
             unsafe { shards.units[1].point_at(whole.data_ptr()).unwrap() };
-            let output = tch::with_grad(|| model.block(shards.units[1].leaves(), &input)).unwrap();
+            let output =
+                tch::with_grad(|| model.segment(SegmentKind::Block(0), shards.units[1].leaves(), &input)).unwrap();
             let spoilt = whole.copy();
             let _filled = spoilt.narrow(0, begin as i64, (end - begin) as i64).fill_(f64::NAN);
             // SAFETY: as above.

@@ -1,9 +1,11 @@
 //! One unit's tensors on one rank.
 
-use super::ShardError;
+use super::mapped::MappedFile;
+use super::{Kinds, ShardError};
 use crate::torch::repoint_storage;
 use std::ffi::c_void;
-use tch::{Device, Kind, Tensor};
+use std::ops::Range;
+use tch::{Device, Tensor};
 use zerofold_configs::Stage;
 use zerofold_plan::{ParameterGroup, UnitLayout};
 
@@ -18,16 +20,16 @@ pub struct Unit {
     pub(super) flat: Tensor,
     /// Views of `flat`, one per leaf, that require gradients.
     leaves: Vec<Tensor>,
-    /// Owned float32 masters. In float32 at stages 0 to 2 a view of `flat`.
+    /// Owned masters. Where they have the compute type, at stages 0 to 2, a view of `flat`.
     pub(super) master: Tensor,
-    /// float32: all of it at stages 0 and 1, the shard at 2 and 3.
+    /// Accumulated gradients: all of them at stages 0 and 1, the shard at 2 and 3.
     pub(super) gradient: Tensor,
-    /// Owned first moments, float32.
+    /// Owned first moments.
     pub(super) first_moment: Tensor,
-    /// Owned second moments, float32.
+    /// Owned second moments.
     pub(super) second_moment: Tensor,
     /// This rank's range of the flat parameter.
-    shard: std::ops::Range<usize>,
+    shard: Range<usize>,
     stage: Stage,
 }
 
@@ -45,18 +47,33 @@ pub struct OwnedRun {
     pub second_moment: Tensor,
 }
 
+/// The elements that a rank owns of a unit.
+pub(super) fn owned_range(layout: &UnitLayout, stage: Stage, place: usize) -> Range<usize> {
+    if stage.shards_optimizer() { layout.shard(place) } else { 0..layout.numel }
+}
+
+/// Whether the masters are a view of the parameters.
+pub(super) fn masters_are_parameters(stage: Stage, kinds: &Kinds) -> bool {
+    kinds.compute == kinds.master && !stage.shards_parameters()
+}
+
 impl Unit {
-    pub(super) fn new(layout: UnitLayout, stage: Stage, compute: Kind, rank: usize) -> Result<Self, ShardError> {
+    /// The unit for the rank at `place` of the shard axis. What the optimizer alone needs lies in `offload`, if given.
+    pub(super) fn new(
+        layout: UnitLayout,
+        stage: Stage,
+        kinds: &Kinds,
+        place: usize,
+        offload: &mut Option<MappedFile>,
+    ) -> Result<Self, ShardError> {
         let _no_grad = tch::no_grad_guard();
-        let float = (Kind::Float, Device::Cpu);
-        let shard = layout.shard(rank);
-        let owned = if stage.shards_optimizer() { shard.clone() } else { 0..layout.numel };
-        let owned_numel = owned.len() as i64;
+        let owned = owned_range(&layout, stage, place);
+        let shape = [layout.numel as i64];
         let flat = if stage.shards_parameters() {
             // Never touched: it is pointed elsewhere before anybody reads it.
-            Tensor::f_empty([layout.numel as i64], (compute, Device::Cpu))?
+            Tensor::f_empty(shape, (kinds.compute, Device::Cpu))?
         } else {
-            Tensor::f_zeros([layout.numel as i64], (compute, Device::Cpu))?
+            Tensor::f_zeros(shape, (kinds.compute, Device::Cpu))?
         };
         let leaves = layout
             .leaves
@@ -68,20 +85,24 @@ impl Unit {
                 view.f_set_requires_grad(true)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let master = if compute == Kind::Float && !stage.shards_parameters() {
-            flat.f_narrow(0, owned.start as i64, owned_numel)?
+        let mut state = || match offload {
+            Some(file) => Ok(file.piece(owned.len(), kinds.master)),
+            None => Tensor::f_zeros([owned.len() as i64], (kinds.master, Device::Cpu)),
+        };
+        let master = if masters_are_parameters(stage, kinds) {
+            flat.f_narrow(0, owned.start as i64, owned.len() as i64)?
         } else {
-            Tensor::f_zeros([owned_numel], float)?
+            state()?
         };
         let gradient_numel = if stage.shards_gradients() { layout.shard_numel } else { layout.numel };
         Ok(Unit {
             flat,
             leaves,
             master,
-            gradient: Tensor::f_zeros([gradient_numel as i64], float)?,
-            first_moment: Tensor::f_zeros([owned_numel], float)?,
-            second_moment: Tensor::f_zeros([owned_numel], float)?,
-            shard,
+            first_moment: state()?,
+            second_moment: state()?,
+            gradient: Tensor::f_zeros([gradient_numel as i64], (kinds.accumulate, Device::Cpu))?,
+            shard: layout.shard(place),
             stage,
             layout,
         })
@@ -131,7 +152,7 @@ impl Unit {
 
     /// Writes masters into the parameters where they are different memory.
     pub(super) fn cast_masters(&mut self) -> Result<(), ShardError> {
-        if self.flat.kind() != Kind::Float {
+        if self.flat.kind() != self.master.kind() {
             let mut target =
                 if self.stage.shards_optimizer() { self.own_parameters()? } else { self.flat.shallow_clone() };
             target.f_copy_(&self.master)?;
@@ -139,7 +160,7 @@ impl Unit {
         Ok(())
     }
 
-    /// The owned range, cut into runs by parameter group.
+    /// The owned range, cut into runs by parameter group. Gradients come in the type of the masters.
     pub fn owned_runs(&self) -> Result<Vec<OwnedRun>, ShardError> {
         let owned = if self.stage.shards_optimizer() { self.shard.clone() } else { 0..self.layout.numel };
         let gradient = if self.stage.shards_optimizer() { self.own_gradient()? } else { self.gradient.shallow_clone() };
@@ -151,11 +172,16 @@ impl Unit {
                 Ok(OwnedRun {
                     group: run.group,
                     master: self.master.f_narrow(0, begin, length)?,
-                    gradient: gradient.f_narrow(0, begin, length)?,
+                    gradient: gradient.f_narrow(0, begin, length)?.f_to_kind(self.master.kind())?,
                     first_moment: self.first_moment.f_narrow(0, begin, length)?,
                     second_moment: self.second_moment.f_narrow(0, begin, length)?,
                 })
             })
             .collect()
+    }
+
+    /// True when the unit's masters are stored apart from its parameters.
+    pub(super) fn has_masters(&self, kinds: &Kinds) -> bool {
+        !masters_are_parameters(self.stage, kinds) && kinds.compute != kinds.master
     }
 }

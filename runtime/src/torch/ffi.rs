@@ -34,6 +34,9 @@ unsafe extern "C" {
         input_count: usize,
         results: *mut *mut c_void,
     ) -> c_int;
+    pub(crate) fn zf_count_memory();
+    pub(crate) fn zf_memory(live: *mut i64, peak: *mut i64);
+    pub(crate) fn zf_restart_peak();
     pub(crate) fn zf_repoint_storage(tensor: *mut c_void, data: *mut c_void, byte_count: usize) -> c_int;
     pub(crate) fn zf_fused_adamw(
         parameters: *const *mut c_void,
@@ -71,13 +74,6 @@ unsafe extern "C" {
         tag: c_int,
         work: *mut *mut c_void,
     ) -> c_int;
-    pub(crate) fn zf_gloo_broadcast(
-        group: *mut c_void,
-        tensor: *mut c_void,
-        root: c_int,
-        work: *mut *mut c_void,
-    ) -> c_int;
-    pub(crate) fn zf_gloo_barrier(group: *mut c_void, work: *mut *mut c_void) -> c_int;
     pub(crate) fn zf_work_wait(work: *mut c_void) -> c_int;
     pub(crate) fn zf_work_free(work: *mut c_void);
 }

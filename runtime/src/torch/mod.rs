@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 use thiserror::Error;
 
 pub(crate) use ffi::{
-    STORE_TEXT, Store as StoreCallbacks, zf_gloo_barrier, zf_gloo_broadcast, zf_gloo_free, zf_gloo_new,
-    zf_gloo_receive, zf_gloo_send, zf_work_free, zf_work_wait,
+    STORE_TEXT, Store as StoreCallbacks, zf_gloo_free, zf_gloo_new, zf_gloo_receive, zf_gloo_send, zf_work_free,
+    zf_work_wait,
 };
 
 /// What libtorch threw.
@@ -74,6 +74,35 @@ pub fn autograd_grad(
 pub unsafe fn repoint_storage(tensor: &Tensor, data: *mut c_void, bytes: usize) -> Result<(), ShimError> {
     // SAFETY: the handle is a live CPU tensor; the memory is the caller's promise.
     checked(unsafe { ffi::zf_repoint_storage(handle(tensor), data, bytes) })
+}
+
+/// Bytes of live tensors on the CPU, of the whole process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Now.
+    pub live: usize,
+    /// At most, since the peak was last restarted.
+    pub peak: usize,
+}
+
+/// From now on tensors are counted. To be called before the first tensor is made.
+pub fn count_memory() {
+    // SAFETY: sets libtorch's allocator; tensors made before know their own.
+    unsafe { ffi::zf_count_memory() }
+}
+
+/// Bytes of the tensors that are counted.
+pub fn memory() -> Memory {
+    let (mut live, mut peak) = (0, 0);
+    // SAFETY: both pointers are valid for the call.
+    unsafe { ffi::zf_memory(&mut live, &mut peak) }
+    Memory { live: live.max(0) as usize, peak: peak.max(0) as usize }
+}
+
+/// Lets the peak begin anew at what is alive now.
+pub fn restart_peak() {
+    // SAFETY: no arguments.
+    unsafe { ffi::zf_restart_peak() }
 }
 
 /// The elements of a contiguous float32 tensor on the CPU.

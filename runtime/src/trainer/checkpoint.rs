@@ -1,22 +1,28 @@
 //! Saving and restoring: each rank writes and reads its own shards, `launch` publishes the manifest.
 //!
-//! A rank's file holds the rank's shard of every unit's masters and moments, at every stage alike, so a checkpoint
-//! does not depend on the stage that wrote it. The number of ranks must be the same for now.
+//! A rank's file holds the rank's shard of every unit's masters and moments as float32, at every stage alike, so a
+//! checkpoint does not depend on the stage that wrote it. With hybrid sharding the first copy writes for all. The number of
+//! ranks and the units must be the same for now.
 
 use super::run::{Job, shown};
-use super::{TrainError, Trainer};
+use super::{StepState, TrainError, Trainer};
 use crate::comm::Phase;
-use crate::torch::float_slice_mut;
+use crate::shard::{ShardError, fill_by_float_chunks, for_each_float_chunk};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 use zerofold_checkpoint::{
-    CheckpointError, Dtype, FileEntry, Part, SafetensorsReader, SafetensorsWriter, TensorEntry, TensorRange, open_step,
-    shard_file_name, step_directory,
+    CheckpointError, Dtype, FileEntry, Manifest, Part, SafetensorsReader, SafetensorsWriter, TensorEntry, TensorRange,
+    open_step, shard_file_name, step_directory,
 };
 
 /// What is kept of each unit, in the order of `Unit::own_state`.
 const STATE: [&str; 3] = ["master", "exp_avg", "exp_avg_sq"];
+
+/// The two parts of a checkpoint's state: the place in the data, and what steps leave for the next one.
+const DATA: &str = "data";
+const OPTIMIZER: &str = "optimizer";
 
 /// How long the other ranks may take to write their parts.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(1800);
@@ -45,9 +51,27 @@ impl Trainer {
             source,
         })?;
         let name = shard_file_name(identity.rank, identity.world_size, identity.generation);
+        let files = if self.shards.is_first_replica() { vec![self.write_file(&directory, name)?] } else { Vec::new() };
+        let part = Part {
+            rank: identity.rank,
+            world_size: identity.world_size,
+            step: progress.step,
+            generation: identity.generation,
+            stage: self.shards.sharding().stage.number(),
+            layout: layout_digest(self),
+            state: serde_json::json!({ DATA: job.plan.cursor(progress.step), OPTIMIZER: self.state }),
+            files,
+        };
+        let json = serde_json::json!(part).to_string().into_bytes();
+        job.control.checkpoint_written(progress.step, &shown(&directory), json, COMMIT_DEADLINE)?;
+        Ok(())
+    }
+
+    /// Writes this rank's shards of masters and moments.
+    fn write_file(&self, directory: &Path, name: String) -> Result<FileEntry, TrainError> {
         let (mut entries, mut ranges) = (Vec::new(), Vec::new());
         for unit in &self.shards.units {
-            let shard = unit.layout.shard(identity.rank as usize);
+            let shard = unit.layout.shard(self.shards.place());
             for state in STATE {
                 let whole = format!("{}/{state}", unit.layout.name);
                 entries.push(TensorEntry::new(whole.clone(), Dtype::F32, [shard.len()]));
@@ -63,23 +87,14 @@ impl Trainer {
         }
         let mut writer = SafetensorsWriter::create(&directory.join(&name), &entries, &BTreeMap::new())?;
         for unit in &self.shards.units {
-            for (state, mut tensor) in STATE.iter().zip(unit.own_state()?) {
-                writer.write_f32(&format!("{}/{state}", unit.layout.name), 0, float_slice_mut(&mut tensor)?)?;
+            for (state, tensor) in STATE.iter().zip(unit.own_state()?) {
+                let whole = format!("{}/{state}", unit.layout.name);
+                for_each_float_chunk(&tensor, |range, values| {
+                    writer.write_f32(&whole, range.start as u64, values).map_err(ShardError::from)
+                })?;
             }
         }
-        let part = Part {
-            rank: identity.rank,
-            world_size: identity.world_size,
-            step: progress.step,
-            generation: identity.generation,
-            stage: self.shards.stage().number(),
-            layout: layout_digest(self),
-            state: serde_json::json!(job.plan.cursor(progress.step)),
-            files: vec![FileEntry::new(name, writer.finish()?, ranges)],
-        };
-        let json = serde_json::json!(part).to_string().into_bytes();
-        job.control.checkpoint_written(progress.step, &shown(&directory), json, COMMIT_DEADLINE)?;
-        Ok(())
+        Ok(FileEntry::new(name, writer.finish()?, ranges))
     }
 
     /// Reads this rank's part of the checkpoint in `directory` and makes it the state to go on from.
@@ -105,23 +120,55 @@ impl Trainer {
             return mismatch("the layout", manifest.layout, digest, hint);
         }
         let expected = serde_json::json!(job.plan.cursor(manifest.step));
-        if manifest.state != expected {
+        if manifest.state[DATA] != expected {
             let hint = "resume with the data set, batch sizes, accumulation, seed and sampling that saved it";
-            return mismatch("the place in the data", manifest.state.to_string(), expected.to_string(), hint);
+            return mismatch("the place in the data", manifest.state[DATA].to_string(), expected.to_string(), hint);
         }
-        let Some(entry) = manifest.file_of_rank(identity.rank) else {
-            let hint = "the checkpoint is not whole; choose another";
-            return mismatch("the rank's file", "missing".to_string(), format!("rank {}'s", identity.rank), hint);
+        let Ok(state) = serde_json::from_value::<StepState>(manifest.state[OPTIMIZER].clone()) else {
+            let hint = "the checkpoint was written by another version of launch";
+            return mismatch(
+                "the optimizer's state",
+                manifest.state[OPTIMIZER].to_string(),
+                "an object".to_owned(),
+                hint,
+            );
         };
-        let reader = SafetensorsReader::open(&directory.join(&entry.name))?;
         for unit in &self.shards.units {
-            for (state, mut tensor) in STATE.iter().zip(unit.own_state()?) {
-                let values = float_slice_mut(&mut tensor)?;
-                reader.read_f32(&format!("{}/{state}", unit.layout.name), 0..values.len(), values)?;
+            let shard = unit.layout.shard(self.shards.place());
+            for (name, tensor) in STATE.iter().zip(unit.own_state()?) {
+                let whole = format!("{}/{name}", unit.layout.name);
+                fill_by_float_chunks(&tensor, |range, values| {
+                    let wanted = shard.start + range.start..shard.start + range.end;
+                    read_range(directory, &manifest, &whole, wanted, values).map_err(ShardError::from)
+                })?;
             }
         }
+        // A run that goes on in another type begins with a loss scale of its own, or none.
+        self.state.skipped = state.skipped;
+        self.state.loss_scale = self.state.loss_scale.map(|fresh| state.loss_scale.unwrap_or(fresh));
         self.shards.share_state()?;
         self.activity.finished_steps(manifest.step);
         Ok(Progress { step: manifest.step })
     }
+}
+
+/// Reads elements `wanted` of a whole tensor from whichever files hold them.
+fn read_range(
+    directory: &Path,
+    manifest: &Manifest,
+    whole: &str,
+    wanted: Range<usize>,
+    values: &mut [f32],
+) -> Result<(), CheckpointError> {
+    for file in &manifest.files {
+        for held in file.tensors.iter().filter(|held| held.whole == whole) {
+            let (begin, end) = (wanted.start.max(held.begin as usize), wanted.end.min(held.end as usize));
+            if begin < end {
+                let reader = SafetensorsReader::open(&directory.join(&file.name))?;
+                let elements = begin - held.begin as usize..end - held.begin as usize;
+                reader.read_f32(&held.name, elements, &mut values[begin - wanted.start..end - wanted.start])?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use zerofold_checkpoint::{
     Dtype, ExportPlan, ExportWriter, ModelFiles, StagingDirectory, TensorEntry, copy_side_files, ensure_room,
 };
-use zerofold_configs::SaveDtype;
+use zerofold_configs::ElementType;
 
 /// The largest file of an exported model, as Hugging Face's own tools write them.
 const MAX_FILE_BYTES: u64 = 5_000_000_000;
@@ -25,9 +25,9 @@ impl Trainer {
         let source = &job.config.training.model_name_or_path;
         let units = &self.shards.layout().units;
         let dtype = match job.config.training.save_dtype {
-            Some(SaveDtype::Float32) => Dtype::F32,
-            Some(SaveDtype::Bfloat16) => Dtype::BF16,
-            Some(SaveDtype::Float16) => Dtype::F16,
+            Some(ElementType::Float32) => Dtype::F32,
+            Some(ElementType::Bfloat16) => Dtype::BF16,
+            Some(ElementType::Float16) => Dtype::F16,
             None => match units.iter().flat_map(|unit| unit.parameters()).next() {
                 Some(parameter) => ModelFiles::open(source)?.entry(&parameter.name)?.dtype,
                 None => Dtype::F32,

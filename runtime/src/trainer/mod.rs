@@ -3,6 +3,7 @@
 mod checkpoint;
 mod evaluate;
 mod export;
+mod inspect;
 mod loss;
 mod pass;
 mod run;
@@ -10,16 +11,18 @@ mod step;
 
 pub use checkpoint::Progress;
 pub use run::{Job, Outcome, run};
-pub use step::{StepOptions, StepOutcome};
+pub use step::{StepOptions, StepOutcome, StepState};
 
 use crate::comm::{Activity, CommError};
 use crate::model::{Llama, ModelError};
-use crate::optim::OptimError;
+use crate::optim::{LossScale, OptimError};
 use crate::shard::{ShardError, Shards};
 use crate::torch::ShimError;
+use pass::Segments;
 use std::sync::Arc;
-use tch::TchError;
+use tch::{Kind, TchError};
 use thiserror::Error;
+use zerofold_plan::Segment;
 
 /// Why training failed.
 #[derive(Debug, Error)]
@@ -75,8 +78,9 @@ pub enum TrainError {
     },
     /// Loss or gradients are NaN or infinite.
     #[error(
-        "step {step}: loss {loss}, gradient norm {norm}: not finite, so the step was not taken\n\
-         hint: a lower learning_rate, a warm-up, or mixed_precision: 'no' may help; rank {rank} saw it first"
+        "step {step}: loss {loss}, gradient norm {norm}: not finite, so the step was not taken\n{cause}\n\
+         hint: a lower learning_rate, a warm-up, or mixed_precision: 'no' may help; nonfinite_gradients: skip leaves \
+         such steps out"
     )]
     NotFinite {
         /// The step, from 1.
@@ -85,8 +89,8 @@ pub enum TrainError {
         loss: f64,
         /// The global gradient norm.
         norm: f64,
-        /// The lowest rank whose own part is not finite.
-        rank: usize,
+        /// Where it comes from: unit, parameter, row and rank.
+        cause: String,
     },
     /// A checkpoint that does not fit this job.
     #[error("checkpoint {path}: {what} is {found} there and {expected} in this job\nhint: {hint}")]
@@ -109,8 +113,7 @@ impl TrainError {
     pub fn is_consequence(&self) -> bool {
         match self {
             TrainError::Collective(error) | TrainError::Optim(OptimError::Norm(error)) => error.is_consequence(),
-            TrainError::Shard(ShardError::Collective { source, .. })
-            | TrainError::Optim(OptimError::Shard(ShardError::Collective { source, .. })) => source.is_consequence(),
+            TrainError::Shard(error) | TrainError::Optim(OptimError::Shard(error)) => error.is_consequence(),
             TrainError::Control(error) => error.is_consequence(),
             _ => false,
         }
@@ -127,4 +130,25 @@ pub struct Trainer {
     pub activity: Arc<Activity>,
     /// How a step is taken.
     pub options: StepOptions,
+    /// What one step leaves for the next.
+    pub state: StepState,
+    /// The largest sum of live tensors of any rank during any step so far, in bytes.
+    pub live_peak: u64,
+    segments: Segments,
+}
+
+impl Trainer {
+    /// A trainer of `model`, whose parameters `shards` hold and which is computed in `segments`. A model in float16 has
+    /// its loss scaled.
+    pub fn new(
+        model: Llama,
+        segments: Vec<Segment>,
+        shards: Shards,
+        activity: Arc<Activity>,
+        options: StepOptions,
+    ) -> Self {
+        let loss_scale = (model.kind() == Kind::Half).then(LossScale::default);
+        let state = StepState { skipped: 0, loss_scale };
+        Trainer { model, shards, activity, options, state, live_peak: 0, segments: Segments::new(segments) }
+    }
 }

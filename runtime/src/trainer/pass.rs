@@ -1,13 +1,16 @@
-//! One micro-batch through the units: forward, loss, backward.
+//! One micro-batch through the segments: forward, loss, backward.
 
 use super::TrainError;
+use super::inspect::Inspection;
 use super::loss::head_loss;
 use crate::comm::{Activity, Phase};
 use crate::model::Llama;
 use crate::shard::Shards;
 use crate::torch::autograd_grad;
-use tch::{Kind, Tensor};
+use tch::Tensor;
+use zerofold_configs::BackwardPrefetch;
 use zerofold_data::Batch;
+use zerofold_plan::{Segment, SegmentKind};
 
 /// A micro-batch as tensors.
 pub(super) struct MicroBatch {
@@ -32,119 +35,193 @@ impl MicroBatch {
     }
 }
 
-/// A unit's input and, unless it is recomputed, its output with the graph between them.
+/// A segment's input and, unless it is recomputed, its output with the graph between them.
 struct Saved {
     input: Tensor,
     output: Option<Tensor>,
 }
 
-/// Where the model's parts lie among the units.
-struct Parts {
-    blocks: std::ops::RangeInclusive<usize>,
-    /// The unit of the head and the final norm, which are its leaves 0 and 1: the embedding's when they are tied.
-    head: usize,
-    tied: bool,
+/// The segments of a model, and when each unit is needed.
+pub(super) struct Segments {
+    all: Vec<Segment>,
+    /// Each unit's first segment.
+    first: Vec<usize>,
+    /// Each unit's last segment.
+    last: Vec<usize>,
 }
 
-impl Parts {
-    fn of(shards: &Shards) -> Self {
-        let tied = shards.units[0].layout.stays_gathered;
-        let last = shards.units.len() - 1;
-        if tied { Parts { blocks: 1..=last, head: 0, tied } } else { Parts { blocks: 1..=last - 1, head: last, tied } }
+impl Segments {
+    pub(super) fn new(all: Vec<Segment>) -> Self {
+        let units = all.iter().map(|segment| segment.unit + 1).max().unwrap_or(0);
+        let of = |unit: usize| move |segment: &Segment| segment.unit == unit;
+        let first = (0..units).filter_map(|unit| all.iter().position(of(unit))).collect();
+        let last = (0..units).filter_map(|unit| all.iter().rposition(of(unit))).collect();
+        Segments { all, first, last }
+    }
+
+    /// The unit that forward needs after the one of segment `index`.
+    fn next_unit(&self, index: usize) -> Option<usize> {
+        let unit = self.all[index].unit;
+        self.all[index..].iter().map(|segment| segment.unit).find(|&next| next != unit)
+    }
+
+    /// The unit whose parameters backward needs after the one of segment `index`. An embedding's gradient needs none.
+    fn previous_unit(&self, index: usize) -> Option<usize> {
+        let unit = self.all[index].unit;
+        let before = self.all[..index].iter().rev().filter(|segment| segment.kind != SegmentKind::Embedding);
+        before.map(|segment| segment.unit).find(|&previous| previous != unit)
     }
 }
 
 /// Runs micro-batches of one model over its shards.
 pub(super) struct Pass<'a> {
     pub(super) model: &'a Llama,
+    pub(super) segments: &'a Segments,
     pub(super) shards: &'a mut Shards,
     pub(super) activity: &'a Activity,
-    /// Keep only the blocks' inputs and compute them again for backward.
-    pub(super) checkpointing: bool,
+    /// Keep only the input of every so many segments and compute them again for backward; none keeps everything.
+    pub(super) recompute_every: Option<usize>,
+    pub(super) backward_prefetch: BackwardPrefetch,
+    /// Looks for values that are not finite, instead of reducing gradients.
+    pub(super) inspection: Option<&'a mut Inspection>,
 }
 
 impl Pass<'_> {
     /// The summed loss of a micro-batch; gradients of `loss × scale` go to the shards.
     pub(super) fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<f64, TrainError> {
         let batch = MicroBatch::new(batch)?;
-        let parts = Parts::of(self.shards);
+        let last = self.segments.all.len() - 1;
         self.activity.enter(Phase::Forward);
-        let mut hidden = self.embed(&batch, &parts)?;
-        let mut saved = Vec::with_capacity(self.shards.units.len());
-        for index in parts.blocks.clone() {
-            self.shards.gather(index)?;
+        let mut hidden = self.embed(&batch)?;
+        let mut saved = Vec::with_capacity(last);
+        for index in 1..last {
+            self.gather_for_forward(index)?;
             let input = hidden.f_detach()?.f_set_requires_grad(true)?;
-            let leaves = self.shards.units[index].leaves();
-            let output = if self.checkpointing {
-                hidden = self.model.block(leaves, &input)?;
+            let recomputed = self.recompute_every.is_some_and(|every| (index - 1).is_multiple_of(every));
+            let output = if recomputed {
+                hidden = self.segment(index, &input)?;
                 None
             } else {
-                let output = tch::with_grad(|| self.model.block(leaves, &input))?;
+                let output = tch::with_grad(|| self.segment(index, &input))?;
                 hidden = output.f_detach()?;
                 Some(output)
             };
-            self.shards.release(index)?;
+            self.inspect_output(index, &hidden)?;
+            self.release_after_forward(index)?;
             saved.push(Saved { input, output });
         }
         self.activity.enter(Phase::Backward);
-        let (loss, mut gradient) = self.head(&batch, &hidden, &parts, Some(scale))?;
+        let (loss, mut gradient) = self.head(&batch, &hidden, scale)?;
         drop(hidden);
-        for index in parts.blocks.clone().rev() {
+        for index in (1..last).rev() {
             let Some(Saved { input, output }) = saved.pop() else { break };
-            gradient = self.block_backward(index, &input, output, &gradient)?;
+            gradient = self.segment_backward(index, input, output, gradient)?;
         }
-        self.embed_backward(&batch, &gradient, &parts)?;
+        self.embed_backward(&batch, &gradient)?;
         Ok(loss)
     }
 
     /// The summed loss of a micro-batch, without gradients.
     pub(super) fn forward(&mut self, batch: &Batch) -> Result<f64, TrainError> {
         let batch = MicroBatch::new(batch)?;
-        let parts = Parts::of(self.shards);
-        let mut hidden = self.embed(&batch, &parts)?;
-        for index in parts.blocks.clone() {
-            self.shards.gather(index)?;
-            hidden = self.model.block(self.shards.units[index].leaves(), &hidden)?;
-            self.shards.release(index)?;
+        let last = self.segments.all.len() - 1;
+        let mut hidden = self.embed(&batch)?;
+        for index in 1..last {
+            self.gather_for_forward(index)?;
+            hidden = self.segment(index, &hidden)?;
+            self.release_after_forward(index)?;
         }
-        Ok(self.head(&batch, &hidden, &parts, None)?.0)
+        self.gather_for_forward(last)?;
+        let rows = supervised_rows(&hidden, &batch)?;
+        let leaves = self.leaves(last);
+        let normed = self.model.final_norm(&leaves[1], &rows)?;
+        let loss = head_loss(&normed, &leaves[0], &batch.targets, None)?;
+        self.release_after_forward(last)?;
+        Ok(loss.sum)
     }
 
-    fn embed(&mut self, batch: &MicroBatch, parts: &Parts) -> Result<Tensor, TrainError> {
-        self.shards.gather(0)?;
-        let hidden = self.model.embed(&self.shards.units[0].leaves()[0], &batch.input_ids)?;
-        if !parts.tied {
-            self.shards.release(0)?;
+    fn leaves(&self, index: usize) -> &[Tensor] {
+        let segment = &self.segments.all[index];
+        &self.shards.units[segment.unit].leaves()[segment.leaves.clone()]
+    }
+
+    fn segment(&self, index: usize, input: &Tensor) -> Result<Tensor, TrainError> {
+        Ok(self.model.segment(self.segments.all[index].kind, self.leaves(index), input)?)
+    }
+
+    fn gather_for_forward(&mut self, index: usize) -> Result<(), TrainError> {
+        let unit = self.segments.all[index].unit;
+        self.shards.gather(unit)?;
+        if let Some(next) = self.segments.next_unit(index) {
+            self.shards.prefetch(next)?;
         }
+        if let Some(inspection) = &mut self.inspection {
+            inspection.parameters(self.shards, unit)?;
+        }
+        Ok(())
+    }
+
+    fn release_after_forward(&mut self, index: usize) -> Result<(), TrainError> {
+        let unit = self.segments.all[index].unit;
+        if self.segments.last[unit] == index {
+            self.shards.release(unit)?;
+        }
+        Ok(())
+    }
+
+    fn inspect_output(&mut self, index: usize, output: &Tensor) -> Result<(), TrainError> {
+        if let Some(inspection) = &mut self.inspection {
+            inspection.output(self.segments.all[index].unit, output)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the unit's gradient where its backward begins.
+    fn begin_gradient(&mut self, index: usize) -> Result<(), TrainError> {
+        let unit = self.segments.all[index].unit;
+        if self.segments.last[unit] == index {
+            self.shards.begin_gradient(unit)?;
+        }
+        Ok(())
+    }
+
+    /// Closes the unit's gradient and releases the unit where its backward ends.
+    fn finish_gradient(&mut self, index: usize) -> Result<(), TrainError> {
+        let unit = self.segments.all[index].unit;
+        if self.segments.first[unit] == index {
+            match &mut self.inspection {
+                Some(inspection) => inspection.gradient(self.shards, unit)?,
+                None => self.shards.finish_gradient(unit)?,
+            }
+            self.shards.release(unit)?;
+        }
+        Ok(())
+    }
+
+    fn embed(&mut self, batch: &MicroBatch) -> Result<Tensor, TrainError> {
+        self.gather_for_forward(0)?;
+        let hidden = self.model.embed(&self.leaves(0)[0], &batch.input_ids)?;
+        self.inspect_output(0, &hidden)?;
+        self.release_after_forward(0)?;
         Ok(hidden)
     }
 
-    /// The final norm, the head and the loss, over supervised positions only. Returns the summed loss and, with a scale,
-    /// the gradient of `hidden`.
-    fn head(
-        &mut self,
-        batch: &MicroBatch,
-        hidden: &Tensor,
-        parts: &Parts,
-        scale: Option<f64>,
-    ) -> Result<(f64, Tensor), TrainError> {
-        let index = parts.head;
-        self.shards.gather(index)?;
-        let width = *hidden.size().last().unwrap_or(&1);
-        let rows =
-            hidden.f_view([-1, width])?.f_index_select(0, &batch.positions)?.f_set_requires_grad(scale.is_some())?;
-        let leaves = self.shards.units[index].leaves();
-        let Some(scale) = scale else {
-            let normed = self.model.final_norm(&leaves[1], &rows)?;
-            let loss = head_loss(&normed, &leaves[0], &batch.targets, None)?;
-            self.shards.release(index)?;
-            return Ok((loss.sum, Tensor::new()));
+    /// The final norm, the head and the loss, over supervised positions only, forward and backward. Returns the summed
+    /// loss and the gradient of `hidden`.
+    fn head(&mut self, batch: &MicroBatch, hidden: &Tensor, scale: f64) -> Result<(f64, Tensor), TrainError> {
+        let index = self.segments.all.len() - 1;
+        self.gather_for_forward(index)?;
+        self.prefetch_backward(index, BackwardPrefetch::Pre)?;
+        let rows = supervised_rows(hidden, batch)?.f_set_requires_grad(true)?;
+        let (head, norm) = {
+            let leaves = self.leaves(index);
+            (leaves[0].f_detach()?, leaves[1].shallow_clone())
         };
-        let normed = tch::with_grad(|| self.model.final_norm(&leaves[1], &rows))?;
-        let (head, norm) = (leaves[0].f_detach()?, leaves[1].shallow_clone());
-        self.shards.begin_gradient(index)?;
-        let head_gradient = self.shards.leaf_gradient(index, 0)?;
+        let normed = tch::with_grad(|| self.model.final_norm(&norm, &rows))?;
+        self.begin_gradient(index)?;
+        let head_gradient = self.leaf_gradient(index, 0)?;
         let loss = head_loss(&normed.f_detach()?, &head, &batch.targets, Some((&head_gradient, scale)))?;
+        let width = *hidden.size().last().unwrap_or(&1);
         let gradient = Tensor::f_zeros_like(&hidden.f_view([-1, width])?)?;
         if let Some(seed) = &loss.hidden_gradient {
             let mut gradients = autograd_grad(&[&normed], &[seed], &[&rows, &norm])?.into_iter();
@@ -152,55 +229,76 @@ impl Pass<'_> {
                 let _placed = gradient.shallow_clone().f_index_copy_(0, &batch.positions, &rows_gradient)?;
             }
             if let Some(Some(norm_gradient)) = gradients.next() {
-                let _sum = self.shards.leaf_gradient(index, 1)?.f_add_(&norm_gradient)?;
+                let _sum = self.leaf_gradient(index, 1)?.f_add_(&norm_gradient)?;
             }
         }
-        if !parts.tied {
-            self.shards.finish_gradient(index)?;
-            self.shards.release(index)?;
+        if let Some(inspection) = &mut self.inspection {
+            inspection.loss(loss.sum);
         }
+        self.prefetch_backward(index, BackwardPrefetch::Post)?;
+        self.finish_gradient(index)?;
         Ok((loss.sum, gradient.f_view(hidden.size().as_slice())?))
     }
 
-    /// Backward through one block: adds the leaves' gradients and returns the input's.
-    fn block_backward(
-        &mut self,
-        index: usize,
-        input: &Tensor,
-        output: Option<Tensor>,
-        seed: &Tensor,
-    ) -> Result<Tensor, TrainError> {
-        self.shards.gather(index)?;
-        let leaves = self.shards.units[index].leaves();
-        let output = match output {
-            Some(output) => output,
-            None => tch::with_grad(|| self.model.block(leaves, input))?,
-        };
-        let inputs: Vec<&Tensor> = std::iter::once(input).chain(leaves).collect();
-        let mut gradients = autograd_grad(&[&output], &[seed], &inputs)?.into_iter();
-        drop(output);
-        let input_gradient = gradients.next().flatten();
-        self.shards.begin_gradient(index)?;
-        for (leaf, gradient) in gradients.enumerate() {
-            if let Some(gradient) = gradient {
-                let _sum = self.shards.leaf_gradient(index, leaf)?.f_add_(&gradient)?;
-            }
-        }
-        self.shards.finish_gradient(index)?;
-        self.shards.release(index)?;
-        input_gradient.ok_or_else(|| TrainError::NoGradient(self.shards.units[index].layout.name.clone()))
+    fn leaf_gradient(&self, index: usize, leaf: usize) -> Result<Tensor, TrainError> {
+        let segment = &self.segments.all[index];
+        Ok(self.shards.leaf_gradient(segment.unit, segment.leaves.start + leaf)?)
     }
 
-    /// The embedding's gradient: each position's gradient is added to its token's row, in float32.
-    fn embed_backward(&mut self, batch: &MicroBatch, gradient: &Tensor, parts: &Parts) -> Result<(), TrainError> {
-        if !parts.tied {
-            self.shards.begin_gradient(0)?;
+    /// Gathers ahead for backward, if now is when the policy does it.
+    fn prefetch_backward(&mut self, index: usize, now: BackwardPrefetch) -> Result<(), TrainError> {
+        if self.backward_prefetch == now
+            && let Some(previous) = self.segments.previous_unit(index)
+        {
+            self.shards.prefetch(previous)?;
         }
-        let width = *gradient.size().last().unwrap_or(&1);
-        let rows = gradient.f_view([-1, width])?.f_to_kind(Kind::Float)?;
-        let ids = batch.input_ids.f_view([-1])?;
-        let _sum = self.shards.leaf_gradient(0, 0)?.f_index_add_(0, &ids, &rows)?;
-        self.shards.finish_gradient(0)?;
         Ok(())
     }
+
+    /// Backward through one segment: adds the leaves' gradients and returns the input's.
+    fn segment_backward(
+        &mut self,
+        index: usize,
+        input: Tensor,
+        output: Option<Tensor>,
+        seed: Tensor,
+    ) -> Result<Tensor, TrainError> {
+        let unit = self.segments.all[index].unit;
+        self.shards.gather(unit)?;
+        self.prefetch_backward(index, BackwardPrefetch::Pre)?;
+        let output = match output {
+            Some(output) => output,
+            None => tch::with_grad(|| self.segment(index, &input))?,
+        };
+        let inputs: Vec<&Tensor> = std::iter::once(&input).chain(self.leaves(index)).collect();
+        let mut gradients = autograd_grad(&[&output], &[&seed], &inputs)?.into_iter();
+        drop((output, seed));
+        let input_gradient = gradients.next().flatten();
+        self.prefetch_backward(index, BackwardPrefetch::Post)?;
+        self.begin_gradient(index)?;
+        for (leaf, gradient) in gradients.enumerate() {
+            if let Some(gradient) = gradient {
+                let _sum = self.leaf_gradient(index, leaf)?.f_add_(&gradient)?;
+            }
+        }
+        self.finish_gradient(index)?;
+        input_gradient.ok_or_else(|| TrainError::NoGradient(self.shards.units[unit].layout.name.clone()))
+    }
+
+    /// The embedding's gradient: each position's gradient is added to its token's row.
+    fn embed_backward(&mut self, batch: &MicroBatch, gradient: &Tensor) -> Result<(), TrainError> {
+        self.begin_gradient(0)?;
+        let width = *gradient.size().last().unwrap_or(&1);
+        let mut target = self.leaf_gradient(0, 0)?;
+        let rows = gradient.f_view([-1, width])?.f_to_kind(target.kind())?;
+        let ids = batch.input_ids.f_view([-1])?;
+        let _sum = target.f_index_add_(0, &ids, &rows)?;
+        self.finish_gradient(0)
+    }
+}
+
+/// The hidden states `[supervised, H]` at the supervised positions.
+fn supervised_rows(hidden: &Tensor, batch: &MicroBatch) -> Result<Tensor, TrainError> {
+    let width = *hidden.size().last().unwrap_or(&1);
+    Ok(hidden.f_view([-1, width])?.f_index_select(0, &batch.positions)?)
 }

@@ -56,6 +56,7 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
         let window = trainer.window(job, finished)?;
         let outcome = trainer.step(finished, &window, job.control.stop_requested())?;
         finished = outcome.step;
+        trainer.live_peak = trainer.live_peak.max(outcome.live_peak_bytes);
         stopped = outcome.stop && finished < total;
         trainer.report(job, &outcome);
         let ends = stopped || finished == total;
@@ -113,6 +114,10 @@ impl Trainer {
             communication_seconds: outcome.communication.as_secs_f64(),
             sent_bytes: outcome.sent_bytes,
             peak_memory_bytes: outcome.peak_memory_bytes,
+            logical_bytes: outcome.logical_bytes,
+            live_peak_bytes: outcome.live_peak_bytes,
+            loss_scale: outcome.loss_scale,
+            skipped: outcome.skipped.clone().unwrap_or_default(),
         });
     }
 

@@ -1,11 +1,14 @@
 //! One optimizer step.
 
+use super::inspect::Inspection;
 use super::pass::Pass;
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
-use crate::optim::{self, Schedule};
-use crate::torch::AdamW;
+use crate::optim::{self, LossScale, Schedule};
+use crate::torch::{self, AdamW};
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
+use zerofold_configs::{BackwardPrefetch, NonFinite};
 use zerofold_data::Batch;
 
 /// How a step is taken: everything that does not change during a run.
@@ -17,8 +20,22 @@ pub struct StepOptions {
     pub adamw: AdamW,
     /// Clip to this global norm; 0 for no clipping.
     pub max_grad_norm: f64,
-    /// Keep only each block's input between forward and backward.
-    pub gradient_checkpointing: bool,
+    /// Keep only the input of every so many blocks between forward and backward; none keeps everything.
+    pub recompute_every: Option<usize>,
+    /// When backward gathers ahead.
+    pub backward_prefetch: BackwardPrefetch,
+    /// What is done when gradients are not finite.
+    pub nonfinite: NonFinite,
+}
+
+/// What a step leaves for the next one beside weights and moments; part of a checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepState {
+    /// Steps that were skipped because their gradients were not finite. The optimizer and its schedule do not count them.
+    pub skipped: u64,
+    /// The loss scale; only float16 has one.
+    pub loss_scale: Option<LossScale>,
 }
 
 /// What one step gave, over all ranks.
@@ -36,14 +53,22 @@ pub struct StepOutcome {
     pub tokens: u64,
     /// Supervised tokens.
     pub supervised_tokens: u64,
+    /// What the loss was multiplied by for backward; 1 except in float16.
+    pub loss_scale: f64,
+    /// Why the step was skipped; none when it was taken.
+    pub skipped: Option<String>,
     /// Wall-clock time.
     pub elapsed: Duration,
     /// This rank's time blocked in collectives.
     pub communication: Duration,
     /// Bytes this rank sent.
     pub sent_bytes: u64,
+    /// Bytes of the full buffers that were gathered and reduced, which theory counts.
+    pub logical_bytes: u64,
     /// The largest rank's peak of resident memory, in bytes.
     pub peak_memory_bytes: u64,
+    /// The largest rank's peak of live tensors during the step, in bytes; 0 where they are not counted.
+    pub live_peak_bytes: u64,
     /// True when any rank was asked to stop: all ranks agree.
     pub stop: bool,
 }
@@ -54,6 +79,7 @@ impl Trainer {
     pub fn step(&mut self, finished: u64, window: &[Batch], stop: bool) -> Result<StepOutcome, TrainError> {
         let _no_grad = tch::no_grad_guard();
         let (began, traffic) = (Instant::now(), self.shards.comm().traffic());
+        torch::restart_peak();
         let step = finished + 1;
 
         // How much each token weighs has to be known before the first backward.
@@ -66,28 +92,40 @@ impl Trainer {
             return Err(TrainError::NothingSupervised { step });
         }
 
+        let loss_scale = self.state.loss_scale.map_or(1.0, |state| state.scale);
+        let scale = loss_scale / supervised_tokens;
         self.shards.begin_window()?;
         let mut loss = 0.0;
-        for batch in window {
-            loss += self.pass().forward_backward(batch, 1.0 / supervised_tokens)?;
+        for (index, batch) in window.iter().enumerate() {
+            self.shards.begin_micro_batch(index + 1 == window.len());
+            loss += self.pass_with(None).forward_backward(batch, scale)?;
         }
         self.activity.enter(Phase::Backward);
         self.shards.finish_window()?;
 
         self.activity.enter(Phase::Optimizer);
-        let mine = [optim::own_sum_of_squares(&self.shards)?, loss, crate::metrics::peak_memory_bytes() as f64];
+        let memory = [crate::metrics::peak_memory_bytes() as f64, torch::memory().peak as f64];
+        let mine = [optim::own_sum_of_squares(&self.shards)?, loss, memory[0], memory[1]];
         let all = self.shards.comm().exchange(&mine)?;
-        let grad_norm = all.iter().map(|numbers| numbers[0]).sum::<f64>().sqrt();
+        let largest = |index: usize| all.iter().map(|numbers| numbers[index] as u64).max().unwrap_or(0);
+        // Copies hold the same gradients, so one of them is summed.
+        let one_copy = &all[..self.shards.layout().mesh.shards];
+        let grad_norm = one_copy.iter().map(|numbers| numbers[0]).sum::<f64>().sqrt() / loss_scale;
         let loss = all.iter().map(|numbers| numbers[1]).sum::<f64>() / supervised_tokens;
-        if !grad_norm.is_finite() || !loss.is_finite() {
-            let culprit = all.iter().position(|numbers| !numbers[0].is_finite() || !numbers[1].is_finite());
-            return Err(TrainError::NotFinite { step, loss, norm: grad_norm, rank: culprit.unwrap_or(0) });
-        }
-        optim::clip(&mut self.shards, grad_norm, self.options.max_grad_norm)?;
-        self.shards.share_gradients()?;
-        let learning_rate = self.options.schedule.rate(finished);
-        optim::adamw(&mut self.shards, step, &AdamW { learning_rate, ..self.options.adamw })?;
-        self.shards.finish_step()?;
+
+        let taken = finished - self.state.skipped;
+        let learning_rate = self.options.schedule.rate(taken);
+        let skipped = if grad_norm.is_finite() && loss.is_finite() {
+            optim::unscale_and_clip(&mut self.shards, loss_scale, grad_norm, self.options.max_grad_norm)?;
+            self.shards.share_gradients()?;
+            optim::adamw(&mut self.shards, taken + 1, &AdamW { learning_rate, ..self.options.adamw })?;
+            self.shards.finish_step()?;
+            self.state.loss_scale = self.state.loss_scale.map(LossScale::after_step);
+            None
+        } else {
+            self.state.skipped += 1;
+            Some(self.skip(step, window, scale, (loss, grad_norm))?)
+        };
         self.activity.finished_steps(step);
 
         let now = self.shards.comm().traffic();
@@ -98,21 +136,53 @@ impl Trainer {
             learning_rate,
             tokens: tokens as u64,
             supervised_tokens: supervised_tokens as u64,
+            loss_scale,
+            skipped,
             elapsed: began.elapsed(),
             communication: now.blocked - traffic.blocked,
             sent_bytes: now.sent_bytes - traffic.sent_bytes,
-            peak_memory_bytes: all.iter().map(|numbers| numbers[2] as u64).max().unwrap_or(0),
+            logical_bytes: now.logical_bytes - traffic.logical_bytes,
+            peak_memory_bytes: largest(2),
+            live_peak_bytes: largest(3),
             stop,
         })
     }
 
+    /// Decides what becomes of a step whose loss or gradient norm is not finite; the same on every rank, since both are
+    /// sums over all. Returns why it is skipped, unless the run ends here.
+    fn skip(
+        &mut self,
+        step: u64,
+        window: &[Batch],
+        scale: f64,
+        (loss, norm): (f64, f64),
+    ) -> Result<String, TrainError> {
+        if let Some(before) = self.state.loss_scale
+            && loss.is_finite()
+            && before.can_fall()
+        {
+            let after = before.after_overflow();
+            self.state.loss_scale = Some(after);
+            self.shards.abandon_window()?;
+            return Ok(format!("gradients overflow at loss scale {}; it is {} from now on", before.scale, after.scale));
+        }
+        let cause = self.find_not_finite(window, scale)?;
+        match self.options.nonfinite {
+            NonFinite::Skip => Ok(format!("not finite: {cause}")),
+            NonFinite::Stop => Err(TrainError::NotFinite { step, loss, norm, cause }),
+        }
+    }
+
     /// Runs single micro-batches over the shards.
-    pub(super) fn pass(&mut self) -> Pass<'_> {
+    pub(super) fn pass_with<'a>(&'a mut self, inspection: Option<&'a mut Inspection>) -> Pass<'a> {
         Pass {
             model: &self.model,
+            segments: &self.segments,
             shards: &mut self.shards,
             activity: &self.activity,
-            checkpointing: self.options.gradient_checkpointing,
+            recompute_every: self.options.recompute_every,
+            backward_prefetch: self.options.backward_prefetch,
+            inspection,
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use super::*;
 
-fn parse(keys: &str) -> Result<ModelConfig, ModelError> {
+fn parse(keys: &str) -> Result<ModelConfig, ModelConfigError> {
     let required = r#""hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
         "num_attention_heads": 4, "vocab_size": 320"#;
     ModelConfig::parse(Path::new("folder/config.json"), &format!("{{{required}, {keys}}}"))
 }
 
-fn llama(keys: &str) -> Result<ModelConfig, ModelError> {
+fn llama(keys: &str) -> Result<ModelConfig, ModelConfigError> {
     parse(&format!(r#""architectures": ["LlamaForCausalLM"]{}{keys}"#, if keys.is_empty() { "" } else { ", " }))
 }
 
@@ -84,9 +84,9 @@ fn an_unsupported_architecture_names_itself_and_what_is_supported() {
 #[test]
 fn files_that_are_missing_or_no_json_say_so() {
     let folder = tempfile::tempdir().expect("a folder");
-    assert!(matches!(ModelConfig::read(folder.path()), Err(ModelError::Read { .. })));
+    assert!(matches!(ModelConfig::read(folder.path()), Err(ModelConfigError::Read { .. })));
     for text in ["[]", "{", "\u{feff}"] {
         std::fs::write(folder.path().join("config.json"), text).expect("written");
-        assert!(matches!(ModelConfig::read(folder.path()), Err(ModelError::Json { .. })), "{text}");
+        assert!(matches!(ModelConfig::read(folder.path()), Err(ModelConfigError::Json { .. })), "{text}");
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::ModelError;
+use super::ModelConfigError;
 
 /// The architectures that are built here, by the names in `architectures`.
 const SUPPORTED: [&str; 2] = ["LlamaForCausalLM", "MistralForCausalLM"];
@@ -111,9 +111,10 @@ impl ModelConfig {
     /// # Errors
     /// A missing or malformed file, an unsupported architecture, values that cannot be right, and keys that would change
     /// the maths in a way that is not built.
-    pub fn read(model_dir: &Path) -> Result<Self, ModelError> {
+    pub fn read(model_dir: &Path) -> Result<Self, ModelConfigError> {
         let path = model_dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
+        let text =
+            std::fs::read_to_string(&path).map_err(|source| ModelConfigError::Read { path: path.clone(), source })?;
         Self::parse(&path, &text)
     }
 
@@ -128,12 +129,12 @@ impl ModelConfig {
         self.num_attention_heads / self.num_key_value_heads
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, ModelError> {
+    fn parse(path: &Path, text: &str) -> Result<Self, ModelConfigError> {
         let value: Value = serde_json::from_str(text)
-            .map_err(|error| ModelError::Json { path: path.to_owned(), detail: error.to_string() })?;
+            .map_err(|error| ModelConfigError::Json { path: path.to_owned(), detail: error.to_string() })?;
         let Value::Object(keys) = value else {
             let detail = "the file holds another kind of value".to_owned();
-            return Err(ModelError::Json { path: path.to_owned(), detail });
+            return Err(ModelConfigError::Json { path: path.to_owned(), detail });
         };
         let file = File { path: path.to_owned(), keys };
         let architecture = file.architecture()?;
@@ -198,18 +199,18 @@ struct File {
 }
 
 impl File {
-    fn invalid(&self, key: &str, reason: impl Into<String>) -> ModelError {
+    fn invalid(&self, key: &str, reason: impl Into<String>) -> ModelConfigError {
         let value = self.keys.get(key).map_or_else(|| "absent".to_owned(), Value::to_string);
-        ModelError::Invalid { path: self.path.clone(), key: key.to_owned(), value, reason: reason.into() }
+        ModelConfigError::Invalid { path: self.path.clone(), key: key.to_owned(), value, reason: reason.into() }
     }
 
-    fn not_built(&self, key: &str, value: &Value, hint: &str) -> ModelError {
+    fn not_built(&self, key: &str, value: &Value, hint: &str) -> ModelConfigError {
         let value = value.to_string();
-        ModelError::NotBuilt { path: self.path.clone(), key: key.to_owned(), value, hint: hint.to_owned() }
+        ModelConfigError::NotBuilt { path: self.path.clone(), key: key.to_owned(), value, hint: hint.to_owned() }
     }
 
-    fn missing(&self, key: &str) -> ModelError {
-        ModelError::Missing { path: self.path.clone(), key: key.to_owned() }
+    fn missing(&self, key: &str) -> ModelConfigError {
+        ModelConfigError::Missing { path: self.path.clone(), key: key.to_owned() }
     }
 
     /// A key's value; null counts as absent.
@@ -217,7 +218,7 @@ impl File {
         self.keys.get(key).filter(|value| !value.is_null())
     }
 
-    fn architecture(&self) -> Result<String, ModelError> {
+    fn architecture(&self) -> Result<String, ModelConfigError> {
         let named = self.get("architectures").and_then(Value::as_array).and_then(|names| names.first());
         let found = match (named.and_then(Value::as_str), self.get("model_type").and_then(Value::as_str)) {
             (Some(name), _) => name.to_owned(),
@@ -230,10 +231,10 @@ impl File {
             return Ok(found);
         }
         let supported = SUPPORTED.join(" and ");
-        Err(ModelError::UnsupportedArchitecture { path: self.path.clone(), found, supported })
+        Err(ModelConfigError::UnsupportedArchitecture { path: self.path.clone(), found, supported })
     }
 
-    fn refuse_what_is_not_built(&self) -> Result<(), ModelError> {
+    fn refuse_what_is_not_built(&self) -> Result<(), ModelConfigError> {
         for (key, neutral) in &REFUSED_UNLESS {
             let Some(value) = self.get(key) else { continue };
             let harmless = match neutral {
@@ -260,7 +261,7 @@ impl File {
         }
     }
 
-    fn optional_size(&self, key: &str) -> Result<Option<usize>, ModelError> {
+    fn optional_size(&self, key: &str) -> Result<Option<usize>, ModelConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         // Larger numbers would overflow the products of sizes.
         match value.as_u64() {
@@ -269,21 +270,21 @@ impl File {
         }
     }
 
-    fn size(&self, key: &str) -> Result<usize, ModelError> {
+    fn size(&self, key: &str) -> Result<usize, ModelConfigError> {
         self.optional_size(key)?.ok_or_else(|| self.missing(key))
     }
 
-    fn optional_bool(&self, key: &str) -> Result<Option<bool>, ModelError> {
+    fn optional_bool(&self, key: &str) -> Result<Option<bool>, ModelConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_bool().map(Some).ok_or_else(|| self.invalid(key, "it must be true or false"))
     }
 
-    fn optional_string(&self, key: &str) -> Result<Option<String>, ModelError> {
+    fn optional_string(&self, key: &str) -> Result<Option<String>, ModelConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_str().map(|text| Some(text.to_owned())).ok_or_else(|| self.invalid(key, "it must be a string"))
     }
 
-    fn optional_number(&self, keys: &Map<String, Value>, key: &str) -> Result<Option<f64>, ModelError> {
+    fn optional_number(&self, keys: &Map<String, Value>, key: &str) -> Result<Option<f64>, ModelConfigError> {
         let Some(value) = keys.get(key).filter(|value| !value.is_null()) else {
             return Ok(None);
         };
@@ -293,16 +294,16 @@ impl File {
         }
     }
 
-    fn invalid_in(&self, keys: &Map<String, Value>, key: &str, reason: &str) -> ModelError {
+    fn invalid_in(&self, keys: &Map<String, Value>, key: &str, reason: &str) -> ModelConfigError {
         let value = keys.get(key).map_or_else(|| "absent".to_owned(), Value::to_string);
-        ModelError::Invalid { path: self.path.clone(), key: key.to_owned(), value, reason: reason.to_owned() }
+        ModelConfigError::Invalid { path: self.path.clone(), key: key.to_owned(), value, reason: reason.to_owned() }
     }
 
     /// Rotary positions, in the form of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
     ///
     /// As in transformers, a filled `rope_scaling` goes before `rope_parameters`, and a theta inside the object before
     /// one beside it.
-    fn rope(&self, max_position_embeddings: usize) -> Result<RopeConfig, ModelError> {
+    fn rope(&self, max_position_embeddings: usize) -> Result<RopeConfig, ModelConfigError> {
         let empty = Map::new();
         let mut parameters = &empty;
         for key in ["rope_parameters", "rope_scaling"] {

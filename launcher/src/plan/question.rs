@@ -1,0 +1,151 @@
+//! What is asked: a resolved configuration, a model's shape, and the memory there is.
+
+use zerofold_configs::{ConfigError, Inputs, Precision, Resolved, nearest, resolve};
+use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, PlanInputs, PlannedDevice};
+
+use super::{Capacity, PlanOptions};
+use crate::error::LaunchError;
+use crate::format;
+
+/// Required keys that a plan does without.
+const NOT_NEEDED: [&str; 4] = ["dataset", "eval_dataset", "output_dir", "offload_optimizer_nvme_path"];
+/// The required key that a published model's name stands in for.
+const MODEL: &str = "model_name_or_path";
+
+/// A question that can be answered.
+pub(super) struct Question {
+    /// What is configured.
+    pub(super) config: Resolved,
+    /// The model's name or folder.
+    pub(super) name: String,
+    model: ModelConfig,
+    device: PlannedDevice,
+}
+
+impl Question {
+    pub(super) fn of(options: &PlanOptions) -> Result<Question, LaunchError> {
+        let published = options.model.as_deref().map(published).transpose()?;
+        if published.is_some() && options.inputs.flags.iter().any(|(name, _)| name == MODEL) {
+            let message = "--model and --model_name_or_path both name a model";
+            return Err(LaunchError::usage(message, "give one of the two"));
+        }
+        let config = resolve_what_matters(&options.inputs, published.is_some())?;
+        // Workers compute on the CPU unless GPUs are asked about.
+        let device = match published.is_some() || options.gpu_memory.is_some() {
+            true => PlannedDevice::Gpu,
+            false => PlannedDevice::Cpu,
+        };
+        let folder = &config.training.model_name_or_path;
+        let name = options.model.clone().unwrap_or_else(|| folder.display().to_string());
+        let model = match published {
+            Some(model) => model,
+            None => ModelConfig::read(folder)?,
+        };
+        model.check_layer_classes(&config.layer_classes)?;
+        Ok(Question { config, name, model, device })
+    }
+
+    pub(super) fn inputs(&self) -> PlanInputs<'_> {
+        PlanInputs::of(&self.config, &self.model, self.device)
+    }
+
+    /// Parameters of the model, padding left out.
+    pub(super) fn parameters(&self) -> u64 {
+        let units = ModelUnits::new(&self.model, self.config.sharding.units).units;
+        let layout = Layout::new(&units, Mesh { replicas: 1, shards: 1 });
+        layout.map_or(0, |layout| layout.parameter_numel() as u64)
+    }
+
+    /// The memory of one rank: the GPU's, or on the CPU an equal share of this machine's.
+    pub(super) fn capacity(&self, gpu_memory: Option<u64>) -> Option<Capacity> {
+        if let Some(bytes) = gpu_memory {
+            return Some(Capacity { bytes, device: PlannedDevice::Gpu });
+        }
+        if self.device == PlannedDevice::Gpu {
+            return None;
+        }
+        let bytes = machine_memory()? / u64::from(self.config.num_processes.max(1));
+        Some(Capacity { bytes, device: PlannedDevice::Cpu })
+    }
+
+    /// The question in words.
+    pub(super) fn words(&self) -> Vec<String> {
+        let inputs = self.inputs();
+        let types = &inputs.types;
+        let precision = match self.config.mixed_precision {
+            Precision::No => format!("{} throughout", types.compute),
+            _ => format!("{} compute, {} masters and moments", types.compute, types.master),
+        };
+        let checkpointing = match (inputs.gradient_checkpointing, inputs.gradient_checkpointing_every) {
+            (false, _) => "no gradient checkpointing".to_owned(),
+            (true, 1) => "gradient checkpointing".to_owned(),
+            (true, every) => format!("gradient checkpointing of one block in {every}"),
+        };
+        vec![
+            format!("model  {}, {:.3} billion parameters", self.name, self.parameters() as f64 / 1e9),
+            format!(
+                "job    {} on {}, {precision}, gradients reduced in {}, accumulated in {}",
+                format::plural(inputs.world_size as u64, "rank"),
+                if inputs.device == PlannedDevice::Gpu { "GPUs" } else { "the CPU" },
+                types.reduce,
+                types.accumulate,
+            ),
+            format!(
+                "batch  {} of {} a micro-batch, {} a step, {checkpointing}",
+                format::plural(inputs.per_device_batch as u64, "row"),
+                format::plural(inputs.length as u64, "token"),
+                match inputs.accumulation {
+                    1 => "1 micro-batch".to_owned(),
+                    count => format!("{count} micro-batches"),
+                },
+            ),
+        ]
+    }
+}
+
+fn published(name: &str) -> Result<ModelConfig, LaunchError> {
+    ModelConfig::published(name).ok_or_else(|| {
+        let names = ModelConfig::PUBLISHED.join(", ");
+        let near = nearest(name, ModelConfig::PUBLISHED.iter().copied());
+        let near = near.map(|near| format!("did you mean {near}? ")).unwrap_or_default();
+        let hint = format!("{near}known are {names}; a model folder of yours is given by --model_name_or_path FOLDER");
+        LaunchError::usage(format!("--model {name}: no published shape of this name"), hint)
+    })
+}
+
+/// Resolves the configuration as `train` does, but for required keys that a plan does without.
+fn resolve_what_matters(inputs: &Inputs, published: bool) -> Result<Resolved, LaunchError> {
+    let mut inputs = inputs.clone();
+    loop {
+        let (keys, hint) = match resolve(&inputs) {
+            Ok(config) => return Ok(config),
+            Err(ConfigError::Missing { keys, hint }) => (keys, hint),
+            Err(error) => return Err(error.into()),
+        };
+        let before = inputs.flags.len();
+        for key in keys.split(", ") {
+            if key == MODEL && !published {
+                let hint = "pass --model_name_or_path FOLDER (its config.json is enough), --model llama-7b for a published \
+                            shape, or --config FILE that names a model";
+                return Err(LaunchError::usage("plan needs a model", hint));
+            }
+            let given = inputs.flags.iter().any(|(name, _)| name == key);
+            if !given && (key == MODEL || NOT_NEEDED.contains(&key)) {
+                inputs.flags.push((key.to_owned(), "-".to_owned()));
+            }
+        }
+        if inputs.flags.len() == before {
+            return Err(ConfigError::Missing { keys, hint }.into());
+        }
+    }
+}
+
+/// Bytes of memory that this machine has, or that this container may use.
+fn machine_memory() -> Option<u64> {
+    // SAFETY: sysconf takes a number and has no effect.
+    let (pages, page) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    let machine = u64::try_from(pages).ok()? * u64::try_from(page).ok()?;
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let limit = limit.and_then(|text| text.trim().parse().ok());
+    Some(limit.map_or(machine, |limit: u64| limit.min(machine)))
+}

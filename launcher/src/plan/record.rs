@@ -1,0 +1,241 @@
+//! What was planned for a run and what its ranks measured: `plan.json` in the run folder, and the table at the end.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use zerofold_configs::Resolved;
+use zerofold_data::{StepPlan, TokenizedDataset};
+use zerofold_plan::{ModelConfig, Plan, PlanInputs, PlannedDevice, plan};
+use zerofold_proto::v1::StateBytes;
+
+use super::table::aligned;
+use crate::error::LaunchError;
+use crate::format;
+
+/// Rows that are looked through for the largest micro-batch; a run with more has seen its long rows by then.
+const ROWS_LOOKED_THROUGH: u64 = 1 << 22;
+
+/// The plan of a run whose data are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// Rows of the largest micro-batch.
+    pub rows: usize,
+    /// Tokens of its longest row, to which the others are padded.
+    pub length: usize,
+    /// Its supervised tokens.
+    pub supervised: usize,
+    /// What a rank needs for it.
+    pub plan: Plan,
+}
+
+impl Prediction {
+    /// Plans for the largest micro-batch that a run will see. None when the model or the layout is not one that can be
+    /// planned: the workers tell why.
+    pub fn of(config: &Resolved, dataset: &TokenizedDataset, steps: &StepPlan) -> Option<Prediction> {
+        let model = ModelConfig::read(&config.training.model_name_or_path).ok()?;
+        let per_device = config.training.per_device_train_batch_size as usize;
+        let (rows, length, supervised) = largest_micro_batch(dataset, steps, per_device);
+        let inputs = PlanInputs {
+            per_device_batch: rows,
+            length,
+            supervised: Some(supervised),
+            ..PlanInputs::of(config, &model, PlannedDevice::Cpu)
+        };
+        Some(Prediction { rows, length, supervised, plan: plan(&inputs).ok()? })
+    }
+
+    /// One line for the start of a run.
+    pub fn words(&self) -> String {
+        let plan = &self.plan;
+        format!(
+            "memory {} a rank planned: state {}, buffers {}, activations and working space {} ({} × {} tokens)",
+            format::bytes(plan.total),
+            format::bytes(plan.state.total() as u64),
+            format::bytes(plan.all_gather_buffers() + plan.gradient_buffers + plan.reduce_buffers),
+            format::bytes(plan.activations + plan.loss.max(plan.temporary)),
+            self.rows,
+            self.length,
+        )
+    }
+}
+
+/// Rows, padded length and supervised tokens of the micro-batch with the most tokens, padding included.
+fn largest_micro_batch(dataset: &TokenizedDataset, steps: &StepPlan, per_device: usize) -> (usize, usize, usize) {
+    let length = |row: u32| dataset.row(row as usize).0.len();
+    // The label of a row's first token is predicted by nothing.
+    let supervised = |row: u32| dataset.row(row as usize).1.iter().skip(1).filter(|&&label| label >= 0).count();
+    let looked_through = (ROWS_LOOKED_THROUGH / steps.global_batch().max(1)).max(1).min(steps.total_steps());
+    let mut largest = (1, 1, 0);
+    for step in 0..looked_through {
+        for rows in steps.rows_of_step(step).chunks(per_device.max(1)) {
+            let longest = rows.iter().map(|&row| length(row)).max().unwrap_or(1);
+            let tokens = rows.len() * longest;
+            if tokens >= largest.0 * largest.1 {
+                let found = (rows.len(), longest, rows.iter().map(|&row| supervised(row)).sum::<usize>());
+                let more = tokens > largest.0 * largest.1 || found.2 > largest.2;
+                largest = if more { found } else { largest };
+            }
+        }
+    }
+    largest
+}
+
+/// What the ranks held, in bytes: of each part, the largest rank's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Parameters between steps.
+    pub parameters: u64,
+    /// Accumulated gradients.
+    pub gradients: u64,
+    /// Masters.
+    pub masters: u64,
+    /// Moments.
+    pub moments: u64,
+    /// Gather buffers, that of the unit that stays included.
+    pub gather_buffers: u64,
+    /// Full gradients until they are reduced.
+    pub gradient_buffers: u64,
+    /// The largest sum of live tensors during the steps.
+    pub live_peak: u64,
+    /// And while the model was read.
+    pub loading_peak: u64,
+}
+
+impl Measured {
+    /// What the ranks told; none when none of them measured.
+    pub fn of(states: &[StateBytes]) -> Option<Measured> {
+        let largest = |part: fn(&StateBytes) -> u64| states.iter().map(part).max().unwrap_or(0);
+        let measured = Measured {
+            parameters: largest(|state| state.parameters),
+            gradients: largest(|state| state.gradients),
+            masters: largest(|state| state.masters),
+            moments: largest(|state| state.moments),
+            gather_buffers: largest(|state| state.gather_buffers),
+            gradient_buffers: largest(|state| state.gradient_buffers),
+            live_peak: largest(|state| state.live_peak),
+            loading_peak: largest(|state| state.loading_peak),
+        };
+        (measured.live_peak > 0).then_some(measured)
+    }
+}
+
+/// What a run folder keeps of its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanRecord {
+    /// Before the run.
+    pub planned: Prediction,
+    /// After it.
+    pub measured: Option<Measured>,
+}
+
+impl PlanRecord {
+    /// Writes the record as JSON.
+    ///
+    /// # Errors
+    /// [`LaunchError::System`] when the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), LaunchError> {
+        let text = serde_json::to_string_pretty(self).unwrap_or_default();
+        std::fs::write(path, text + "\n").map_err(LaunchError::system(format!("write {}", path.display())))
+    }
+
+    /// Planned and measured side by side; nothing when nothing was measured. The error is that of the plan.
+    pub fn lines(&self) -> Vec<String> {
+        let Some(measured) = &self.measured else { return Vec::new() };
+        let plan = &self.planned.plan;
+        let state = &plan.state;
+        let parts = [
+            ("parameters", state.parameters as u64, measured.parameters),
+            ("gradients", state.gradients as u64, measured.gradients),
+            ("masters", state.masters as u64, measured.masters),
+            ("moments", state.moments as u64, measured.moments),
+            ("gather buffers", plan.all_gather_buffers(), measured.gather_buffers),
+            ("gradient buffers", plan.gradient_buffers, measured.gradient_buffers),
+            ("peak while loading", plan.loading_peak, measured.loading_peak),
+            ("peak in a step", plan.total, measured.live_peak),
+        ];
+        let head = ["memory per rank", "planned", "measured", "error"].map(str::to_owned).to_vec();
+        let told = parts.iter().filter(|(_, planned, measured)| *planned > 0 || *measured > 0);
+        let rows = told.map(|(name, planned, measured)| {
+            let error = match *measured {
+                0 => "-".to_owned(),
+                measured => format!("{:+.1} %", 100.0 * (*planned as f64 / measured as f64 - 1.0)),
+            };
+            vec![format!("  {name}"), format::bytes(*planned), format::bytes(*measured), error]
+        });
+        aligned(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerofold_data::{Sampling, StepPlanOptions};
+
+    fn steps(rows: usize, per_device_batch: u32, max_steps: i64) -> StepPlan {
+        let options = StepPlanOptions {
+            rows,
+            world_size: 2,
+            per_device_batch,
+            accumulation: 1,
+            epochs: 1.0,
+            max_steps,
+            seed: 1,
+            data_seed: None,
+            sampling: Sampling::Sequential,
+        };
+        StepPlan::new(options).unwrap()
+    }
+
+    #[test]
+    fn the_largest_micro_batch_is_one_that_the_run_sees() {
+        let mut dataset = TokenizedDataset::new();
+        for length in [3, 5, 4, 4, 2, 9] {
+            let labels: Vec<i32> = (0..length).map(|at| if at < 2 { -100 } else { 7 }).collect();
+            dataset.push(&vec![7; length as usize], &labels);
+        }
+        // Micro-batches of 2 rows: 2 × 5, 2 × 4, 2 × 9.
+        assert_eq!(largest_micro_batch(&dataset, &steps(6, 2, -1), 2), (2, 9, 7));
+        assert_eq!(largest_micro_batch(&dataset, &steps(6, 2, 1), 2), (2, 5, 4));
+        assert_eq!(largest_micro_batch(&dataset, &steps(6, 4, 1), 4), (4, 5, 8));
+    }
+
+    #[test]
+    fn planned_and_measured_stand_side_by_side() {
+        let state = StateBytes { parameters: 100 << 20, ..StateBytes::default() };
+        assert_eq!(Measured::of(&[state]), None, "no peak: not measured");
+        let measured = [110 << 20, 120 << 20].map(|live_peak| StateBytes { live_peak, ..state });
+        let model = ModelConfig::published("llama-7b").unwrap();
+        let plan = plan(&PlanInputs {
+            model: &ModelConfig { num_hidden_layers: 1, vocab_size: 64, ..model },
+            world_size: 1,
+            sharding: zerofold_configs::Sharding::of(zerofold_configs::Stage::Zero),
+            types: zerofold_configs::ElementTypes::of(zerofold_configs::ElementType::Float32),
+            per_device_batch: 1,
+            length: 8,
+            supervised: None,
+            accumulation: 1,
+            gradient_checkpointing: true,
+            gradient_checkpointing_every: 1,
+            offload_optimizer: false,
+            device: PlannedDevice::Cpu,
+        });
+        let plan = Plan { total: 114 << 20, loading_peak: 0, ..plan.unwrap() };
+        let state = zerofold_plan::StateBytes { parameters: 100 << 20, ..Default::default() };
+        let planned = Prediction { rows: 1, length: 8, supervised: 7, plan: Plan { state, ..plan } };
+        let record = PlanRecord { planned, measured: Measured::of(&measured) };
+        assert_eq!(
+            record.lines(),
+            [
+                "memory per rank   planned  measured   error",
+                "  parameters      100 MiB   100 MiB  +0.0 %",
+                "  peak in a step  114 MiB   120 MiB  -5.0 %",
+            ]
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plan.json");
+        record.write(&path).unwrap();
+        let read: PlanRecord = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(read, record);
+        assert!(PlanRecord { measured: None, ..record }.lines().is_empty());
+    }
+}

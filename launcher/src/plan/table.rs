@@ -1,0 +1,95 @@
+//! The plan as a table: one row per stage.
+
+use zerofold_configs::{ReshardAfterForward, Sharding, Stage};
+use zerofold_plan::{Plan, usable};
+
+use super::Capacity;
+use crate::format;
+
+/// The table's lines: a head, then a row per plan. With a `capacity`, the last column tells what fits.
+pub(super) fn lines(plans: &[Plan], sharding: &Sharding, capacity: Option<Capacity>) -> Vec<String> {
+    let mut head: Vec<String> = [
+        "stage",
+        "parameters",
+        "gradients",
+        "masters",
+        "moments",
+        "buffers",
+        "activations",
+        "working",
+        "total",
+        "sent/step",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    if let Some(capacity) = capacity {
+        head.push(format!("fits {}", format::bytes(capacity.bytes)));
+    }
+    let rows = plans.iter().map(|plan| {
+        let state = &plan.state;
+        let buffers = plan.all_gather_buffers() + plan.gradient_buffers + plan.reduce_buffers;
+        let mut row = vec![name(plan, sharding)];
+        row.extend([state.parameters, state.gradients, state.masters, state.moments].map(|bytes| cell(bytes as u64)));
+        let working = plan.loss.max(plan.temporary);
+        row.extend([buffers, plan.activations, working, plan.total, plan.sent_bytes_per_step].map(cell));
+        row.extend(capacity.map(
+            |capacity| {
+                if plan.total <= usable(capacity.bytes) { "yes".to_owned() } else { "no".to_owned() }
+            },
+        ));
+        row
+    });
+    aligned(&[vec![head], rows.collect()].concat())
+}
+
+/// What the table does not have: figures that are the same at every stage, or of one kind of job.
+pub(super) fn footer(plans: &[Plan]) -> Vec<String> {
+    let Some(first) = plans.first() else { return Vec::new() };
+    let mut lines = vec![
+        "bytes of one rank; working is the most beside activations while the head or one block runs".to_owned(),
+        format!("disk   {} for each checkpoint, over all ranks", format::bytes(first.checkpoint_disk)),
+    ];
+    let offloaded: Vec<String> = plans.iter().map(|plan| cell(plan.offloaded_disk)).collect();
+    if plans.iter().any(|plan| plan.offloaded_disk > 0) {
+        lines.push(format!("files  masters and moments of one rank, by row: {}", offloaded.join(", ")));
+    }
+    lines
+}
+
+/// The stage, and what makes it special.
+fn name(plan: &Plan, sharding: &Sharding) -> String {
+    let mut name = match plan.stage {
+        Stage::Zero => "0 (DDP)".to_owned(),
+        stage => stage.to_string(),
+    };
+    if plan.stage.shards_parameters() {
+        match sharding.reshard_after_forward {
+            ReshardAfterForward::Always(true) => {}
+            ReshardAfterForward::Always(false) => name.push_str(" kept after forward"),
+            ReshardAfterForward::Group(ranks) => name.push_str(&format!(" kept in {ranks}s")),
+        }
+    }
+    if plan.replicas > 1 {
+        name.push_str(&format!(" × {} copies", plan.replicas));
+    }
+    name
+}
+
+fn cell(bytes: u64) -> String {
+    if bytes == 0 { "-".to_owned() } else { format::bytes(bytes) }
+}
+
+/// Columns side by side: the first to the left, the others to the right.
+pub(super) fn aligned(rows: &[Vec<String>]) -> Vec<String> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
+            0 => format!("{cell:<width$}"),
+            _ => format!("{cell:>width$}"),
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}

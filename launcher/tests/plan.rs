@@ -1,0 +1,138 @@
+//! `launch plan` as a person runs it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Runs `launch` with these words in `folder`; returns exit code, output and errors.
+fn launch(folder: &Path, words: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_launch"));
+    let output = command.args(words).current_dir(folder).stdin(Stdio::null()).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+#[track_caller]
+fn answered(words: &[&str]) -> String {
+    let (code, out, err) = launch(Path::new("."), words);
+    assert_eq!((code, err.as_str()), (0, ""), "{words:?}\n{out}");
+    out
+}
+
+#[track_caller]
+fn refused(words: &[&str]) -> String {
+    let (code, out, err) = launch(Path::new("."), words);
+    assert_eq!((code, out.as_str()), (2, ""), "{words:?}\n{err}");
+    err
+}
+
+#[test]
+fn the_table_of_seven_billion_parameters_on_eight_gpus() {
+    let words = ["--nproc", "8", "plan", "--model", "llama-7b", "--bf16", "--gpu-memory", "80GiB"];
+    let more = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "4"];
+    let out = answered(&[&words[..], &more].concat());
+    let expected = "\
+model  llama-7b, 6.738 billion parameters
+job    8 ranks on GPUs, bfloat16 compute, float32 masters and moments, gradients reduced in float32, accumulated in float32
+batch  1 row of 1,024 tokens a micro-batch, 4 micro-batches a step, gradient checkpointing
+
+";
+    assert!(out.starts_with(expected), "{out}");
+    let rows: Vec<Vec<&str>> =
+        out.lines().skip(5).take(4).map(|line| line.split("  ").map(str::trim).collect()).collect();
+    let columns = |row: usize| rows[row].iter().copied().filter(|cell| !cell.is_empty()).collect::<Vec<_>>();
+    // State: 2 + 4 + 4 + 8 bytes a parameter, shared as the stage says.
+    assert_eq!(columns(0)[..5], ["0 (DDP)", "12.6 GiB", "25.1 GiB", "25.1 GiB", "50.2 GiB"], "{out}");
+    assert_eq!(columns(1)[..5], ["1", "12.6 GiB", "25.1 GiB", "3.14 GiB", "6.28 GiB"], "{out}");
+    assert_eq!(columns(2)[..5], ["2", "12.6 GiB", "3.14 GiB", "3.14 GiB", "6.28 GiB"], "{out}");
+    assert_eq!(columns(3)[..5], ["3", "-", "3.14 GiB", "3.14 GiB", "6.28 GiB"], "{out}");
+    let verdicts: Vec<&str> = (0..4).map(|row| *columns(row).last().unwrap()).collect();
+    assert_eq!(verdicts, ["no", "yes", "yes", "yes"], "{out}");
+    for part in [
+        "fits 80.0 GiB",
+        "take stage 1: it is the lowest that fits (stage 0 needs 115 GiB)",
+        "10 % kept free for the allocator and the CUDA context",
+        "With 4 micro-batches a step, stage 1 also sends less than stage 2 (32.9 GiB against 98.8 GiB).",
+        "The configuration has stage 0.",
+        "75.3 GiB for each checkpoint",
+    ] {
+        assert!(out.contains(part), "{part:?} is missing in:\n{out}");
+    }
+}
+
+#[test]
+fn where_nothing_fits_the_levers_stand_in_order() {
+    let words =
+        ["--nproc", "8", "plan", "--model", "llama-70b", "--gpu-memory", "80GB", "--gradient_checkpointing", "false"];
+    let out = answered(&words);
+    let begin = out.find("nothing fits: stage 3 needs least").unwrap_or_else(|| panic!("{out}"));
+    let flags: Vec<&str> = out[begin..].lines().skip(1).filter_map(|line| line.trim().split("  ").next()).collect();
+    let expected = [
+        "--mixed_precision bf16",
+        "--gradient_checkpointing true",
+        "--per_device_train_batch_size 1",
+        "--master_dtype bfloat16",
+        "--nproc 16",
+        "--offload_optimizer_device nvme",
+    ];
+    assert_eq!(flags, expected, "{out}");
+}
+
+#[test]
+fn without_a_memory_there_is_no_verdict_and_hybrid_is_a_row() {
+    let out = answered(&["--nproc", "8", "plan", "--model", "llama-13b", "--bf16", "--zero_stage", "3"]);
+    assert!(!out.contains("fits ") && out.contains("give --gpu-memory SIZE"), "{out}");
+    let hybrid = ["plan", "--model", "llama-13b", "--set", "distributed_type=FSDP", "--nproc", "8", "--set"];
+    let out = answered(&[&hybrid[..], &["parallelism_config_dp_replicate_size=2"]].concat());
+    assert!(out.lines().any(|line| line.starts_with("3 × 2 copies")), "{out}");
+}
+
+#[test]
+fn json_has_every_number() {
+    let words = ["plan", "--model", "llama-7b", "--nproc", "4", "--bf16", "--gpu-memory", "80GB", "--json"];
+    let value: serde_json::Value = serde_json::from_str(&answered(&words)).unwrap();
+    assert_eq!(value["model"]["parameters"], 6_738_415_616u64);
+    assert_eq!(value["plans"].as_array().unwrap().len(), 4);
+    assert_eq!(value["plans"][3]["stage"], 3);
+    assert!(value["plans"][3]["gather_buffers"].as_u64().unwrap() > 0);
+    assert_eq!(value["memory"]["usable"], 72_000_000_000u64);
+    assert_eq!(value["memory"]["fits"], serde_json::json!([false, true, true, true]));
+    assert_eq!(value["advice"]["stage"]["stage"], 1);
+}
+
+#[test]
+fn a_folder_needs_its_config_alone_and_this_machine_is_the_measure() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 320, "hidden_size": 64, "intermediate_size": 160,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "tie_word_embeddings": true}"#;
+    std::fs::write(model.join("config.json"), config).unwrap();
+    std::fs::write(folder.path().join("job.yaml"), "training:\n  model_name_or_path: model\n  eval_strategy: epoch\n")
+        .unwrap();
+    let (code, out, err) = launch(folder.path(), &["plan", "--config", "job.yaml", "--nproc", "2"]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    for part in
+        ["model  model, 0.000 billion", "2 ranks on the CPU", "take stage 0", "this machine's memory over its ranks"]
+    {
+        assert!(out.contains(part), "{part:?} is missing in:\n{out}");
+    }
+    let (code, _, err) = launch(folder.path(), &["plan", "--model_name_or_path", "nowhere"]);
+    assert!(code == 2 && err.contains("nowhere/config.json"), "{err}");
+}
+
+#[test]
+fn what_cannot_be_planned_is_told() {
+    for (words, part) in [
+        (&["plan"][..], "plan needs a model\nhint: pass --model_name_or_path FOLDER"),
+        (&["plan", "--model", "llama-8b"], "did you mean llama-7b?"),
+        (&["plan", "--model", "llama-7b", "--model_name_or_path", "x"], "both name a model"),
+        (&["plan", "--model", "llama-7b", "--gpu-memory", "80 apples"], "`apples` is no unit"),
+        (&["plan", "--model", "llama-7b", "--set", "lerning_rate=1"], "unknown key lerning_rate"),
+        (&["plan", "--model", "llama-7b", "--zero_stage", "4"], "4"),
+        (&["plan", "--model", "llama-7b", "--resum"], "--resum"),
+        (&["--timeout", "3", "plan", "--model", "llama-7b"], "--timeout has no meaning for plan"),
+    ] {
+        let err = refused(words);
+        assert!(err.contains(part), "{words:?}: {part:?} is missing in:\n{err}");
+    }
+}

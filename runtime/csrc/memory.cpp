@@ -1,0 +1,63 @@
+#include "shim.h"
+
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/alloc_cpu.h>
+
+#include <algorithm>
+#include <atomic>
+
+// How many bytes of tensors are alive on the CPU, and how many there were at most. Every block carries its size in front
+// of it, in a header as wide as the alignment, so that the tensor stays aligned.
+
+namespace {
+
+std::atomic<int64_t> live_bytes{0};
+std::atomic<int64_t> peak_bytes{0};
+
+constexpr size_t header = 64;
+
+void release(void* data) {
+  if (data == nullptr) return;
+  auto* base = static_cast<char*>(data) - header;
+  live_bytes -= *reinterpret_cast<int64_t*>(base);
+  c10::free_cpu(base);
+}
+
+struct CountingAllocator final : c10::Allocator {
+  c10::DataPtr allocate(size_t byte_count) override {
+    if (byte_count == 0) return {nullptr, nullptr, &release, c10::Device(c10::kCPU)};
+    auto* base = static_cast<char*>(c10::alloc_cpu(byte_count + header));
+    *reinterpret_cast<int64_t*>(base) = static_cast<int64_t>(byte_count);
+    auto now = live_bytes += static_cast<int64_t>(byte_count);
+    auto seen = peak_bytes.load();
+    while (seen < now && !peak_bytes.compare_exchange_weak(seen, now)) {
+    }
+    auto* data = base + header;
+    return {data, data, &release, c10::Device(c10::kCPU)};
+  }
+
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+
+  void copy_data(void* target, const void* source, std::size_t count) const override {
+    default_copy_data(target, source, count);
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Counts all tensors that are allocated from now on. Calling it again changes nothing.
+void zf_count_memory() {
+  static CountingAllocator allocator;
+  c10::SetCPUAllocator(&allocator, /*priority=*/255);
+}
+
+void zf_memory(int64_t* live, int64_t* peak) {
+  *live = live_bytes;
+  *peak = peak_bytes;
+}
+
+// From now on the peak is that of what is alive now or later.
+void zf_restart_peak() { peak_bytes = live_bytes.load(); }
+}

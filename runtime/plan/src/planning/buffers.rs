@@ -1,0 +1,127 @@
+//! The buffers that units share: where parameters are gathered, gradients put together, and reductions received.
+
+use crate::layout::{Layout, UnitLayout};
+use zerofold_configs::{ElementTypes, ReshardAfterForward, Sharding, Stage};
+
+/// Buffers that units which come and go share; also how many reductions are under way at once.
+pub(super) const PASSING: usize = 2;
+/// Full gradients are put together in float32, whatever the types.
+const GRADIENT_BYTES: usize = 4;
+
+/// Bytes of gather buffers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct GatherBytes {
+    /// Of units that come and go.
+    pub(super) passing: u64,
+    /// Of the unit that stays gathered.
+    pub(super) staying: u64,
+}
+
+fn passing(layout: &Layout) -> impl Iterator<Item = &UnitLayout> {
+    layout.units.iter().filter(|unit| !unit.stays_gathered)
+}
+
+/// Elements of the shared buffers: as many as there are units, at most [`PASSING`], each as long as the longest.
+fn shared_elements(layout: &Layout) -> usize {
+    let longest = passing(layout).map(|unit| unit.numel).max().unwrap_or(0);
+    PASSING.min(passing(layout).count()) * longest
+}
+
+fn staying_elements(layout: &Layout) -> usize {
+    layout.units.iter().filter(|unit| unit.stays_gathered).map(|unit| unit.numel).sum()
+}
+
+/// Where full parameters exist at stage 3, in the compute type.
+pub(super) fn gather_buffers(layout: &Layout, sharding: &Sharding, types: &ElementTypes) -> GatherBytes {
+    if !sharding.stage.shards_parameters() {
+        return GatherBytes::default();
+    }
+    let elements = match sharding.reshard_after_forward {
+        ReshardAfterForward::Always(true) => shared_elements(layout),
+        // Every unit has a buffer of its own.
+        ReshardAfterForward::Always(false) => passing(layout).map(|unit| unit.numel).sum(),
+        // Beside the shared ones, what each unit keeps as a shard of a small group.
+        ReshardAfterForward::Group(ranks) => {
+            let kept: usize = passing(layout).map(|unit| unit.numel / (ranks as usize).max(1)).sum();
+            shared_elements(layout) + kept
+        }
+    };
+    let bytes = types.compute.bytes();
+    GatherBytes { passing: (bytes * elements) as u64, staying: (bytes * staying_elements(layout)) as u64 }
+}
+
+/// Where full gradients exist at stages 2 and 3 until they are reduced.
+pub(super) fn gradient_buffers(layout: &Layout, stage: Stage) -> u64 {
+    match stage.shards_gradients() {
+        true => (GRADIENT_BYTES * (shared_elements(layout) + staying_elements(layout))) as u64,
+        false => 0,
+    }
+}
+
+/// Bytes that reductions need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ReduceBytes {
+    /// Where the other ranks' parts are received; stays for the next ones.
+    pub(super) receive: u64,
+    /// Casts of what is sent, while it is under way.
+    pub(super) sent_copies: u64,
+}
+
+/// A reduce-scatter among S ranks receives (S − 1)/S of the unit in the reduce type. At most [`PASSING`] are under way;
+/// the space of a finished one serves the next that it is large enough for, and is replaced by a larger one where it is
+/// not (`Link::take_space` in runtime/src/comm/gloo.rs).
+pub(super) fn reduce_buffers(layout: &Layout, stage: Stage, types: &ElementTypes) -> ReduceBytes {
+    let (shards, replicas) = (layout.mesh.shards, layout.mesh.replicas);
+    let received = |numel: usize, ranks: usize, bytes: usize| numel / ranks * (ranks - 1) * bytes;
+    // Backward reduces from the last unit to the first, the one that stays gathered last of all; windows end in order.
+    let mut order: Vec<&UnitLayout> = layout.units.iter().collect();
+    if stage.shards_gradients() {
+        order.reverse();
+        order.sort_by_key(|unit| unit.stays_gathered);
+    }
+    let mut spaces = Spaces::default();
+    let mut copies = 0;
+    for pair in order.windows(PASSING.min(order.len()).max(1)) {
+        copies = copies.max(pair.iter().map(|unit| unit.numel * types.reduce.bytes()).sum());
+    }
+    for unit in &order {
+        spaces.reduce(received(unit.numel, shards, types.reduce.bytes()));
+    }
+    // Copies add up their shards in float32 when the window ends.
+    for unit in order.iter().filter(|_| replicas > 1) {
+        spaces.reduce(received(unit.shard_numel, replicas, GRADIENT_BYTES));
+    }
+    let casts = types.reduce.bytes() != GRADIENT_BYTES && shards > 1;
+    ReduceBytes { receive: spaces.total() as u64, sent_copies: if casts { copies as u64 } else { 0 } }
+}
+
+/// The spaces that reductions receive into, by their bytes.
+#[derive(Default)]
+struct Spaces {
+    spare: Vec<usize>,
+    under_way: Vec<usize>,
+}
+
+impl Spaces {
+    fn reduce(&mut self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        if self.under_way.len() == PASSING {
+            let oldest = self.under_way.remove(0);
+            self.spare.push(oldest);
+        }
+        let found = self.spare.iter().position(|&space| space >= bytes);
+        self.under_way.push(match found {
+            Some(index) => self.spare.swap_remove(index),
+            None => {
+                self.spare.pop();
+                bytes
+            }
+        });
+    }
+
+    fn total(&self) -> usize {
+        self.spare.iter().chain(&self.under_way).sum()
+    }
+}

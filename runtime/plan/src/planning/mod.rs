@@ -1,0 +1,222 @@
+//! The plan: how many bytes a job needs on each rank, before anything runs. Pure arithmetic over a model's configuration.
+//!
+//! ```text
+//! PlanInputs ─ layout + theory ──── state
+//!            ├ buffers ──────────── gather, gradient and reduce buffers
+//!            ├ sizes ─ activations  activations, loss, temporary     (the file to calibrate)
+//!            └ wire ─────────────── bytes sent per step
+//! ```
+
+mod activations;
+mod advice;
+mod buffers;
+mod sizes;
+mod wire;
+
+pub use advice::{Advice, Fit, Lever, RESERVE, Tried, lowest_fitting, recommend, usable};
+
+use crate::layout::{Layout, LayoutError, Mesh};
+use crate::model::{ModelConfig, ModelUnits, SegmentKind};
+use crate::theory::{StateBytes, state_bytes};
+use serde::{Deserialize, Serialize};
+use zerofold_configs::{ElementTypes, Resolved, Sharding, Stage};
+
+/// Bytes that the reader of model files holds while it converts (`CHUNK_BYTES` in runtime/checkpoint/src/reader.rs).
+const FILE_CHUNK: u64 = 1 << 20;
+/// Bytes of a parameter in a checkpoint: master and two moments in float32.
+const CHECKPOINT_BYTES: u64 = 12;
+
+/// Where the ranks compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlannedDevice {
+    /// On the CPU, where short 16-bit attention goes by products, which keep all scores.
+    Cpu,
+    /// On a GPU, where attention always goes by the fused kernel.
+    Gpu,
+}
+
+impl PlannedDevice {
+    /// `CPU` or `GPU`.
+    pub fn name(self) -> &'static str {
+        match self {
+            PlannedDevice::Cpu => "CPU",
+            PlannedDevice::Gpu => "GPU",
+        }
+    }
+}
+
+/// Everything that a plan follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanInputs<'a> {
+    /// The model's shape.
+    pub model: &'a ModelConfig,
+    /// Ranks.
+    pub world_size: usize,
+    /// The stage, the copies, and how the model is cut.
+    pub sharding: Sharding,
+    /// Element types.
+    pub types: ElementTypes,
+    /// Rows of a micro-batch on each rank.
+    pub per_device_batch: usize,
+    /// Tokens of a row, padding included.
+    pub length: usize,
+    /// Supervised tokens of a micro-batch on one rank; none when all may be.
+    pub supervised: Option<usize>,
+    /// Micro-batches of an optimizer step.
+    pub accumulation: usize,
+    /// Keep only inputs between forward and backward, and recompute the rest.
+    pub gradient_checkpointing: bool,
+    /// With it: blocks 0, k, 2k, … are recomputed, others keep everything.
+    pub gradient_checkpointing_every: usize,
+    /// From stage 1 on, masters and moments lie in files.
+    pub offload_optimizer: bool,
+    /// Where the ranks compute.
+    pub device: PlannedDevice,
+}
+
+impl<'a> PlanInputs<'a> {
+    /// What a resolved configuration says, for rows of `max_length` tokens that are supervised throughout: the most that
+    /// the data can ask for.
+    pub fn of(config: &Resolved, model: &'a ModelConfig, device: PlannedDevice) -> Self {
+        PlanInputs {
+            model,
+            world_size: config.num_processes as usize,
+            sharding: config.sharding,
+            types: config.element_types(),
+            per_device_batch: config.training.per_device_train_batch_size as usize,
+            length: config.training.max_length as usize,
+            supervised: None,
+            accumulation: config.gradient_accumulation_steps as usize,
+            gradient_checkpointing: config.gradient_checkpointing,
+            gradient_checkpointing_every: config.gradient_checkpointing_every as usize,
+            offload_optimizer: config.offload_optimizer.is_some(),
+            device,
+        }
+    }
+
+    /// The same at another stage, without copies.
+    pub fn at(self, stage: Stage) -> Self {
+        let sharding = Sharding { stage, replicas: 1, ..self.sharding };
+        PlanInputs { sharding, ..self }
+    }
+}
+
+/// What a job needs. All numbers are bytes, of one rank unless it says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The stage.
+    pub stage: Stage,
+    /// How many copies of what is sharded there are; above 1 it is hybrid.
+    pub replicas: u32,
+    /// Between optimizer steps, in memory.
+    pub state: StateBytes,
+    /// Stage 3: where units that come and go are gathered.
+    pub gather_buffers: u64,
+    /// Stage 3: where the unit that stays gathered lies.
+    pub stays_gathered: u64,
+    /// Stages 2 and 3: full float32 gradients of units until they are reduced.
+    pub gradient_buffers: u64,
+    /// Where reductions receive the other ranks' parts, and cast copies of what is sent.
+    pub reduce_buffers: u64,
+    /// Kept between forward and backward of a micro-batch.
+    pub activations: u64,
+    /// Most beside that while head and loss run.
+    pub loss: u64,
+    /// Most beside that while a block's forward or backward runs.
+    pub temporary: u64,
+    /// The most at once in a step: state, buffers, activations, and the larger of loss and temporary.
+    pub total: u64,
+    /// The most at once while the model is read.
+    pub loading_peak: u64,
+    /// Of one checkpoint, over all ranks, on disk.
+    pub checkpoint_disk: u64,
+    /// Masters and moments in this rank's files, with offload.
+    pub offloaded_disk: u64,
+    /// Sent to other ranks in one optimizer step.
+    pub sent_bytes_per_step: u64,
+}
+
+impl Plan {
+    /// All gather buffers.
+    pub fn all_gather_buffers(&self) -> u64 {
+        self.gather_buffers + self.stays_gathered
+    }
+}
+
+/// What the job needs.
+///
+/// # Errors
+/// [`LayoutError::Mesh`] when the copies do not divide the ranks.
+pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
+    let sharding = &inputs.sharding;
+    let cut = ModelUnits::new(inputs.model, sharding.units);
+    let layout = Layout::new(&cut.units, Mesh::new(inputs.world_size, sharding.replicas as usize)?)?;
+    let (state, offloaded_disk) = state_in_memory(inputs, &layout);
+    let gathering = buffers::gather_buffers(&layout, sharding, &inputs.types);
+    let gradient_buffers = buffers::gradient_buffers(&layout, sharding.stage);
+    let reduce_buffers = buffers::reduce_buffers(&layout, sharding.stage, &inputs.types);
+    let segments: Vec<SegmentKind> = cut.segments.iter().map(|segment| segment.kind).collect();
+    let micro_batch = activations::micro_batch(&sizes::Sizes::of(inputs), &segments, |kind| recomputed(inputs, kind));
+    let held = state.total() as u64 + gathering.passing + gathering.staying + gradient_buffers;
+    let during = micro_batch.activations + micro_batch.loss.max(micro_batch.temporary);
+    // At stages 0 and 1 reductions wait for the window's end, when no activations are left; but the space that they
+    // receive into stays.
+    let peak = match sharding.stage.shards_gradients() {
+        true => during + reduce_buffers.receive + reduce_buffers.sent_copies,
+        false => (during + reduce_buffers.receive).max(reduce_buffers.receive + reduce_buffers.sent_copies),
+    };
+    Ok(Plan {
+        stage: sharding.stage,
+        replicas: sharding.replicas,
+        state,
+        gather_buffers: gathering.passing,
+        stays_gathered: gathering.staying,
+        gradient_buffers,
+        reduce_buffers: reduce_buffers.receive + reduce_buffers.sent_copies,
+        activations: micro_batch.activations,
+        loss: micro_batch.loss,
+        temporary: micro_batch.temporary,
+        total: held + peak,
+        // Stages 0 to 2 gather full parameters in place, where the state counts them already.
+        loading_peak: held + FILE_CHUNK,
+        checkpoint_disk: CHECKPOINT_BYTES * layout.numel() as u64,
+        offloaded_disk,
+        sent_bytes_per_step: wire::sent_bytes(inputs, &cut, &layout),
+    })
+}
+
+/// The same job at stages 0 to 3 without copies and, when it has copies, as it is: five rows.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_all_stages(inputs: &PlanInputs<'_>) -> Result<Vec<Plan>, LayoutError> {
+    let stages = [Stage::Zero, Stage::One, Stage::Two, Stage::Three];
+    let mut plans = stages.iter().map(|&stage| plan(&inputs.at(stage))).collect::<Result<Vec<_>, _>>()?;
+    if inputs.sharding.replicas > 1 {
+        plans.push(plan(inputs)?);
+    }
+    Ok(plans)
+}
+
+/// Whether a segment is computed a second time for backward.
+fn recomputed(inputs: &PlanInputs<'_>, kind: SegmentKind) -> bool {
+    let layer = match kind {
+        SegmentKind::Block(layer) | SegmentKind::Attention(layer) | SegmentKind::Mlp(layer) => layer,
+        SegmentKind::Embedding | SegmentKind::Head => return false,
+    };
+    inputs.gradient_checkpointing && layer.is_multiple_of(inputs.gradient_checkpointing_every.max(1))
+}
+
+/// The state in memory, and the bytes of it that lie in files instead.
+fn state_in_memory(inputs: &PlanInputs<'_>, layout: &Layout) -> (StateBytes, u64) {
+    let state = state_bytes(layout, inputs.sharding.stage, &inputs.types);
+    // Only what is sharded is offloaded.
+    match inputs.offload_optimizer && inputs.sharding.stage.shards_optimizer() {
+        true => (StateBytes { masters: 0, moments: 0, ..state }, (state.masters + state.moments) as u64),
+        false => (state, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests;

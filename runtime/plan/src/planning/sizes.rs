@@ -1,0 +1,138 @@
+//! The sizes in bytes that a micro-batch is made of.
+
+use super::{PlanInputs, PlannedDevice};
+use crate::model::ModelConfig;
+
+/// Sizes beyond this mean nothing; capped there, sums of them cannot overflow.
+const MOST: u64 = 1 << 50;
+
+/// 16-bit types on the CPU: attention by products up to this length (`PRODUCTS_UP_TO` in runtime/src/model/attention.rs).
+const PRODUCTS_UP_TO: usize = 768;
+/// And with at most this many scores at once (`MOST_SCORES` there).
+const MOST_SCORES: u64 = 32 << 20;
+
+/// How many positions the rotary tables cover at least (`FIRST_LENGTH` in runtime/src/model/rope.rs).
+const FIRST_TABLE: usize = 512;
+
+/// Supervised tokens whose logits exist at once (`CHUNK` in runtime/src/trainer/loss.rs).
+const LOSS_CHUNK: u64 = 512;
+
+/// The product of sizes, at most [`MOST`].
+pub(super) fn product(factors: &[usize]) -> u64 {
+    let product = factors.iter().fold(1u64, |product, &factor| product.saturating_mul(factor as u64));
+    product.min(MOST)
+}
+
+/// Bytes of the tensors of one micro-batch. `n` tokens = rows × length.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    /// Whether parameters and activations take 2 bytes an element.
+    pub(super) is_16_bit: bool,
+    /// Whether attention goes by batched products; else by the fused (flash) kernel.
+    pub(super) products: bool,
+    /// Whether query heads share key and value heads.
+    pub(super) grouped: bool,
+    /// Whether a view of all rows of one head can be had without a copy: one row, or one key head.
+    pub(super) views_merge: bool,
+    /// `[n, hidden]` in the compute type.
+    pub(super) hidden: u64,
+    /// `[n, hidden]` in float32.
+    pub(super) hidden32: u64,
+    /// `[n, heads × head width]`.
+    pub(super) query: u64,
+    /// `[n, key heads × head width]`.
+    pub(super) key: u64,
+    /// `[n, intermediate]`.
+    pub(super) inner: u64,
+    /// `[rows, heads, length, length]`.
+    pub(super) scores: u64,
+    /// `[n, 1]` in float32: what a norm keeps per token.
+    pub(super) scalar: u64,
+    /// `[n, heads]` in float32: the fused kernel's log-sum-exp.
+    pub(super) log_sums: u64,
+    /// Token ids, and the positions and ids of supervised targets, 8 bytes each.
+    pub(super) ids: u64,
+    /// Rotary tables and the attention mask, which stay from the first micro-batch on.
+    pub(super) tables: u64,
+    /// Leaves in the compute type.
+    pub(super) weights: Weights,
+    /// The head.
+    pub(super) head: HeadSizes,
+}
+
+/// Bytes of a block's leaves in the compute type.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weights {
+    pub(super) qkv: u64,
+    pub(super) output: u64,
+    pub(super) gate_up: u64,
+    pub(super) down: u64,
+    pub(super) norm: u64,
+}
+
+/// Bytes of the head's tensors over `s` supervised tokens, at most [`LOSS_CHUNK`] of them (`m`) at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeadSizes {
+    /// `[s, hidden]` in the compute type.
+    pub(super) hidden: u64,
+    /// `[s, hidden]` in float32.
+    pub(super) hidden32: u64,
+    /// `[s, 1]` in float32.
+    pub(super) scalar: u64,
+    /// `[m, vocabulary]` in the compute type.
+    pub(super) logits: u64,
+    /// `[m, vocabulary]` in float32.
+    pub(super) logits32: u64,
+    /// `[vocabulary, hidden]` in the compute type.
+    pub(super) weight: u64,
+}
+
+impl Sizes {
+    pub(super) fn of(inputs: &PlanInputs<'_>) -> Self {
+        let ModelConfig { hidden_size: hidden, intermediate_size: inner, vocab_size: vocabulary, .. } = *inputs.model;
+        let (heads, key_heads) = (inputs.model.num_attention_heads, inputs.model.num_key_value_heads);
+        let (query, key) = (heads * inputs.model.head_dim, key_heads * inputs.model.head_dim);
+        let (rows, length, bytes) = (inputs.per_device_batch, inputs.length, inputs.types.compute.bytes());
+        let is_16_bit = bytes == 2;
+        let tokens = product(&[rows, length]);
+        let per_token = |width: usize, bytes: usize| product(&[rows, length, width, bytes]);
+        let scores = product(&[rows, heads, length, length]);
+        let products =
+            is_16_bit && inputs.device == PlannedDevice::Cpu && length <= PRODUCTS_UP_TO && scores <= MOST_SCORES;
+        let supervised = inputs.supervised.map_or(tokens, |supervised| supervised as u64).min(tokens);
+        let chunk = supervised.min(LOSS_CHUNK) as usize;
+        let mask = if products { product(&[heads / key_heads.max(1), length, length, bytes]) } else { 0 };
+        let of_head = |width: usize, bytes: usize| product(&[supervised as usize, width, bytes]);
+        Sizes {
+            is_16_bit,
+            products,
+            grouped: heads != key_heads,
+            views_merge: rows == 1 || key_heads == 1,
+            hidden: per_token(hidden, bytes),
+            hidden32: per_token(hidden, 4),
+            query: per_token(query, bytes),
+            key: per_token(key, bytes),
+            inner: per_token(inner, bytes),
+            scores: product(&[rows, heads, length, length, bytes]),
+            scalar: per_token(1, 4),
+            log_sums: per_token(heads, 4),
+            ids: 8 * tokens + 16 * supervised,
+            tables: mask + product(&[2, length.max(FIRST_TABLE), inputs.model.head_dim, bytes]),
+            weights: Weights {
+                qkv: product(&[query + 2 * key, hidden, bytes]),
+                output: product(&[hidden, query, bytes]),
+                gate_up: product(&[2, inner, hidden, bytes]),
+                down: product(&[hidden, inner, bytes]),
+                norm: product(&[hidden, bytes]),
+            },
+            head: HeadSizes {
+                hidden: of_head(hidden, bytes),
+                hidden32: of_head(hidden, 4),
+                scalar: of_head(1, 4),
+                logits: product(&[chunk, vocabulary, bytes]),
+                logits32: product(&[chunk, vocabulary, 4]),
+                weight: product(&[vocabulary, hidden, bytes]),
+            },
+        }
+    }
+}

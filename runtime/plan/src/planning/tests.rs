@@ -1,0 +1,161 @@
+//! The plan's numbers by hand, for models small enough.
+
+use super::*;
+use zerofold_configs::{ElementType, ReshardAfterForward, UnitPolicy};
+
+fn inputs(model: &ModelConfig, world_size: usize, stage: Stage) -> PlanInputs<'_> {
+    PlanInputs {
+        model,
+        world_size,
+        sharding: Sharding::of(stage),
+        types: ElementTypes::of(ElementType::Bfloat16),
+        per_device_batch: 1,
+        length: 512,
+        supervised: None,
+        accumulation: 1,
+        gradient_checkpointing: true,
+        gradient_checkpointing_every: 1,
+        offload_optimizer: false,
+        device: PlannedDevice::Gpu,
+    }
+}
+
+fn seven() -> ModelConfig {
+    ModelConfig::published("llama-7b").unwrap()
+}
+
+fn layout_of(inputs: &PlanInputs<'_>) -> Layout {
+    let mesh = Mesh::new(inputs.world_size, inputs.sharding.replicas as usize).unwrap();
+    Layout::new(&ModelUnits::new(inputs.model, inputs.sharding.units).units, mesh).unwrap()
+}
+
+#[test]
+fn gather_buffers_are_two_of_the_largest_unit() {
+    let model = seven();
+    let job = inputs(&model, 8, Stage::Three);
+    let layout = layout_of(&job);
+    let block = layout.units[1].numel as u64;
+    assert!(block > layout.units[0].numel as u64, "a block is larger than the embedding");
+    let plan_of = |reshard| {
+        let sharding = Sharding { reshard_after_forward: reshard, ..job.sharding };
+        plan(&PlanInputs { sharding, ..job }).unwrap()
+    };
+    let always = plan_of(ReshardAfterForward::Always(true));
+    assert_eq!((always.gather_buffers, always.stays_gathered), (2 * 2 * block, 0));
+    assert_eq!(always.gradient_buffers, 2 * 4 * block);
+    assert_eq!(always.reduce_buffers, 2 * 4 * block / 8 * 7);
+    let never = plan_of(ReshardAfterForward::Always(false));
+    assert_eq!(never.gather_buffers, 2 * layout.numel() as u64);
+    let group = plan_of(ReshardAfterForward::Group(4));
+    assert_eq!(group.gather_buffers, 2 * 2 * block + 2 * layout.numel() as u64 / 4);
+    for stage in [Stage::Zero, Stage::One, Stage::Two] {
+        let plan = plan(&job.at(stage)).unwrap();
+        assert_eq!(plan.all_gather_buffers(), 0);
+        assert_eq!(plan.gradient_buffers > 0, stage == Stage::Two);
+    }
+}
+
+#[test]
+fn a_tied_embedding_has_buffers_of_its_own() {
+    let model = ModelConfig { tie_word_embeddings: true, ..seven() };
+    let job = inputs(&model, 4, Stage::Three);
+    let (layout, plan) = (layout_of(&job), plan(&job).unwrap());
+    let (embedding, block) = (layout.units[0].numel as u64, layout.units[1].numel as u64);
+    assert_eq!((plan.gather_buffers, plan.stays_gathered), (4 * block, 2 * embedding));
+    assert_eq!(plan.gradient_buffers, 8 * block + 4 * embedding);
+}
+
+#[test]
+fn one_rank_sends_and_receives_nothing() {
+    let model = seven();
+    for plan in plan_all_stages(&inputs(&model, 1, Stage::Zero)).unwrap() {
+        assert_eq!((plan.sent_bytes_per_step, plan.reduce_buffers), (0, 0));
+    }
+}
+
+#[test]
+fn sent_bytes_follow_the_table() {
+    let model = seven();
+    let (world, accumulation) = (8, 4);
+    let job = PlanInputs { accumulation, ..inputs(&model, world, Stage::Zero) };
+    let layout = layout_of(&job);
+    let share = |elements: usize| elements as u64 / 8 * 7;
+    let all = share(layout.numel());
+    let sent = |job: PlanInputs<'_>| plan(&job).unwrap().sent_bytes_per_step;
+    assert_eq!(sent(job), all * (4 + 4));
+    assert_eq!(sent(job.at(Stage::One)), all * (4 + 2));
+    assert_eq!(sent(job.at(Stage::Two)), all * (4 * 4 + 2));
+    // Of 34 units, forward gathers all and backward all but the embedding and the two used last. After the first
+    // micro-batch the buffers hold blocks 1 and 0, and the embedding pushes block 1 out.
+    let (embedding, block) = (share(layout.units[0].numel), share(layout.units[1].numel));
+    let head = share(layout.units[33].numel);
+    let first = 2 * all - embedding - head - block;
+    let gathered = first + 3 * (first - block);
+    assert_eq!(sent(job.at(Stage::Three)), 4 * 4 * all + 2 * gathered);
+    let kept = Sharding { reshard_after_forward: ReshardAfterForward::Always(false), ..Sharding::of(Stage::Three) };
+    assert_eq!(sent(PlanInputs { sharding: kept, ..job }), 4 * 4 * all + 2 * all);
+    let narrow = ElementTypes { reduce: ElementType::Bfloat16, ..job.types };
+    assert_eq!(sent(PlanInputs { types: narrow, ..job.at(Stage::Two) }), all * (4 * 2 + 2));
+    let hybrid = Sharding { replicas: 2, ..Sharding::of(Stage::Two) };
+    let within = layout.numel() as u64 / 4 * 3;
+    let across = 2 * 4 * (layout.numel() as u64 / 4 / 2);
+    assert_eq!(sent(PlanInputs { sharding: hybrid, ..job }), within * (4 * 4 + 2) + across);
+}
+
+#[test]
+fn offloaded_state_lies_on_disk() {
+    let model = seven();
+    let job = inputs(&model, 8, Stage::Three);
+    let (with, without) = (plan(&PlanInputs { offload_optimizer: true, ..job }).unwrap(), plan(&job).unwrap());
+    assert_eq!(with.offloaded_disk, 12 * layout_of(&job).shard_numel() as u64);
+    assert_eq!(with.total + with.offloaded_disk, without.total);
+    assert_eq!(with.checkpoint_disk, 12 * layout_of(&job).numel() as u64);
+    // In float32 the masters are the parameters, which stay.
+    let float32 = PlanInputs { types: ElementTypes::of(ElementType::Float32), offload_optimizer: true, ..job };
+    assert_eq!(plan(&float32).unwrap().offloaded_disk, 8 * layout_of(&job).shard_numel() as u64);
+}
+
+#[test]
+fn totals_fall_from_stage_to_stage_and_hybrid_is_a_fifth_row() {
+    let model = seven();
+    let job = inputs(&model, 8, Stage::Three);
+    let plans = plan_all_stages(&job).unwrap();
+    assert!(plans.windows(2).all(|pair| pair[0].total > pair[1].total), "{plans:?}");
+    let hybrid = Sharding { replicas: 2, ..job.sharding };
+    let plans = plan_all_stages(&PlanInputs { sharding: hybrid, ..job }).unwrap();
+    assert_eq!(plans.iter().map(|plan| plan.replicas).collect::<Vec<_>>(), [1, 1, 1, 1, 2]);
+    assert!(plans[4].total > plans[3].total);
+    let three = Sharding { replicas: 3, ..job.sharding };
+    assert!(plan_all_stages(&PlanInputs { sharding: three, ..job }).is_err());
+}
+
+#[test]
+fn the_whole_model_as_one_unit_and_absurd_sizes_have_plans() {
+    let model = seven();
+    let whole = Sharding { units: UnitPolicy::Whole, ..Sharding::of(Stage::Three) };
+    let job = PlanInputs { sharding: whole, ..inputs(&model, 8, Stage::Three) };
+    let (one, layout) = (plan(&job).unwrap(), layout_of(&job));
+    assert_eq!((one.gather_buffers, one.stays_gathered), (0, 2 * layout.numel() as u64));
+    let absurd = PlanInputs { per_device_batch: 1 << 31, length: 1 << 31, ..job };
+    assert!(plan(&absurd).unwrap().total > one.total);
+}
+
+#[test]
+fn the_simplest_stage_that_fits_is_recommended() {
+    let model = seven();
+    let gibibytes = |count: u64| count << 30;
+    let job = inputs(&model, 8, Stage::Three);
+    let stage = |capacity| match recommend(&job, capacity).unwrap() {
+        Advice::Stage(fit) => Some(fit.stage),
+        Advice::Nothing { .. } => None,
+    };
+    assert_eq!(stage(gibibytes(200)), Some(Stage::Zero));
+    assert_eq!(stage(gibibytes(80)), Some(Stage::One));
+    assert_eq!(stage(gibibytes(40)), Some(Stage::Two));
+    assert_eq!(stage(gibibytes(24)), Some(Stage::Three));
+    assert_eq!(stage(gibibytes(12)), None);
+    let Advice::Nothing { least, levers } = recommend(&job, gibibytes(12)).unwrap() else { panic!() };
+    assert_eq!(least.stage, Stage::Three);
+    let names: Vec<Lever> = levers.iter().map(|tried| tried.lever).collect();
+    assert_eq!(names, [Lever::Bfloat16Masters, Lever::Ranks(16), Lever::OffloadOptimizer], "{levers:?}");
+}

@@ -1,0 +1,94 @@
+//! Bytes that one rank sends in one optimizer step.
+//!
+//! Gathers and reduce-scatters among S ranks send (S − 1)/S of the unit (ring or pairwise exchange alike); gathers in the
+//! compute type, reductions in the reduce type. P elements, A micro-batches:
+//!
+//! | stage | reduced | gathered |
+//! | --- | --- | --- |
+//! | 0 | P once | P once, gradients in the accumulation type |
+//! | 1 | P once | P once |
+//! | 2 | A × P | P once |
+//! | 3 | A × P | up to 2 A × P: what lies in a buffer from its last use is not gathered again |
+//! | copies | as above within a copy | and all-reduced float32 shards across copies once |
+
+use super::PlanInputs;
+use super::buffers::PASSING;
+use crate::layout::Layout;
+use crate::model::{ModelUnits, SegmentKind};
+use zerofold_configs::{ReshardAfterForward, Stage};
+
+/// Bytes sent per optimizer step. Counts and norms (some bytes) are left out.
+pub(super) fn sent_bytes(inputs: &PlanInputs<'_>, cut: &ModelUnits, layout: &Layout) -> u64 {
+    let (types, stage, accumulation) = (&inputs.types, inputs.sharding.stage, inputs.accumulation as u64);
+    let (shards, replicas) = (layout.mesh.shards as u64, layout.mesh.replicas as u64);
+    let elements = layout.numel() as u64;
+    // Every unit is a multiple of the ranks, so these divisions are exact.
+    let among = |elements: u64, ranks: u64| elements / ranks * (ranks - 1);
+    let (compute, reduce) = (types.compute.bytes() as u64, types.reduce.bytes() as u64);
+    let reduced = among(elements, shards) * reduce;
+    let within = match stage {
+        Stage::Zero => reduced + among(elements, shards) * types.accumulate.bytes() as u64,
+        Stage::One => reduced + among(elements, shards) * compute,
+        Stage::Two => accumulation * reduced + among(elements, shards) * compute,
+        Stage::Three => {
+            let gathered = gathers(inputs, cut, layout);
+            let full = among(gathered.all, shards) * compute;
+            let group = match inputs.sharding.reshard_after_forward {
+                ReshardAfterForward::Group(ranks) => among(gathered.group, u64::from(ranks).clamp(1, shards)) * compute,
+                ReshardAfterForward::Always(_) => 0,
+            };
+            accumulation * reduced + full + group
+        }
+    };
+    // An all-reduce is a reduce-scatter and a gather.
+    let across = if replicas > 1 { 2 * among(layout.shard_numel() as u64, replicas) * 4 } else { 0 };
+    within + across
+}
+
+/// Elements gathered in a window at stage 3.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Gathered {
+    /// Among all ranks of a copy.
+    all: u64,
+    /// In backward, among the small groups of `reshard_after_forward: NUMBER`.
+    group: u64,
+}
+
+/// Goes through the gathers of a window with the buffers that there are. A buffer keeps what it last held until another
+/// unit needs it, so the units that forward used last need no second gather (runtime/src/shard/buffers.rs).
+fn gathers(inputs: &PlanInputs<'_>, cut: &ModelUnits, layout: &Layout) -> Gathered {
+    let forward: Vec<usize> = cut.segments.iter().map(|segment| segment.unit).collect();
+    // The embedding's backward needs no weights.
+    let backward = cut.segments.iter().rev().filter(|segment| segment.kind != SegmentKind::Embedding);
+    let backward: Vec<usize> = backward.map(|segment| segment.unit).collect();
+    let (buffers, grouped) = match inputs.sharding.reshard_after_forward {
+        ReshardAfterForward::Always(true) => (PASSING, false),
+        ReshardAfterForward::Always(false) => (layout.units.len(), false),
+        ReshardAfterForward::Group(_) => (PASSING, true),
+    };
+    let mut gathered = Gathered::default();
+    let mut staying = vec![false; layout.units.len()];
+    // The units in the shared buffers, the one used last at the end.
+    let mut held: Vec<usize> = Vec::new();
+    for _ in 0..inputs.accumulation {
+        for (uses, in_backward) in [(&forward, false), (&backward, true)] {
+            for &unit in uses {
+                let numel = layout.units[unit].numel as u64;
+                if layout.units[unit].stays_gathered {
+                    gathered.all += if std::mem::replace(&mut staying[unit], true) { 0 } else { numel };
+                    continue;
+                }
+                match held.iter().position(|&other| other == unit) {
+                    Some(index) => drop(held.remove(index)),
+                    None if in_backward && grouped => gathered.group += numel,
+                    None => gathered.all += numel,
+                }
+                held.push(unit);
+                if held.len() > buffers {
+                    held.remove(0);
+                }
+            }
+        }
+    }
+    gathered
+}

@@ -1,0 +1,168 @@
+//! A group of layouts of the same training: what they have to agree on.
+
+use crate::Tally;
+use crate::common::{STAGES, Spec};
+use crate::delay::POINTS;
+use crate::workers::{Curve, Task, Workers};
+use serde_json::Value;
+use std::time::Instant;
+use zerofold_configs::{BackwardPrefetch, ReshardAfterForward, Sharding, Stage, UnitPolicy};
+
+/// How far losses and norms may be from float64, as a multiple of PyTorch's own float32.
+const TOLERANCE: f64 = 4.0;
+
+/// Everything but the layout.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    ranks: usize,
+    accumulation: u32,
+    model: &'static str,
+    curve: &'static str,
+}
+
+/// A layout, and whether its bits must be those of the plain stage.
+struct Layout {
+    name: String,
+    sharding: Sharding,
+    plain: bool,
+}
+
+impl Group {
+    /// All groups of a number of ranks.
+    pub(crate) fn all(ranks: usize) -> Vec<Group> {
+        let mut groups = Vec::new();
+        for accumulation in [1, 3] {
+            for model in ["odd-llama", "odd-llama-tied"] {
+                for curve in ["clipped", "unclipped"] {
+                    groups.push(Group { ranks, accumulation, model, curve });
+                }
+            }
+        }
+        groups
+    }
+
+    /// One of them, by the seed; neighbouring seeds and ranks give different ones.
+    pub(crate) fn sampled(groups: Vec<Group>, seed: u64) -> Group {
+        let index = (seed.wrapping_mul(5).wrapping_add(3 * groups[0].ranks as u64)) as usize % groups.len();
+        groups[index].clone()
+    }
+
+    fn name(&self) -> String {
+        let Group { ranks, accumulation, model, curve } = self;
+        format!("{ranks} ranks, accumulation {accumulation}, {model}, {curve}")
+    }
+
+    fn layouts(&self) -> Vec<Layout> {
+        let mut layouts: Vec<Layout> = STAGES
+            .map(|stage| Layout { name: format!("stage {stage}"), sharding: Sharding::of(stage), plain: true })
+            .into();
+        let three = Sharding::of(Stage::Three);
+        let mut add = |name: String, sharding: Sharding, plain: bool| layouts.push(Layout { name, sharding, plain });
+        let kept = ReshardAfterForward::Always(false);
+        add("kept after forward".to_owned(), Sharding { reshard_after_forward: kept, ..three }, true);
+        for prefetch in [BackwardPrefetch::Post, BackwardPrefetch::None] {
+            add(prefetch.to_string(), Sharding { backward_prefetch: prefetch, ..three }, true);
+        }
+        let units = [UnitPolicy::BlockHalves, UnitPolicy::MinParameters(9000), UnitPolicy::Whole];
+        for units in units {
+            add(format!("units {units:?}"), Sharding { units, ..three }, false);
+        }
+        let divisors = (2..self.ranks as u32).filter(|divisor| (self.ranks as u32).is_multiple_of(*divisor));
+        for divisor in divisors {
+            let group = ReshardAfterForward::Group(divisor);
+            add(format!("resharded to {divisor}"), Sharding { reshard_after_forward: group, ..three }, true);
+            add(format!("hybrid of {divisor} copies"), Sharding { replicas: divisor, ..three }, false);
+            let hybrid = Sharding { replicas: divisor, reshard_after_forward: kept, ..three };
+            add(format!("hybrid of {divisor} copies, kept"), hybrid, false);
+        }
+        layouts
+    }
+
+    fn spec(&self, sharding: Sharding) -> Spec {
+        let Group { ranks, accumulation, model, curve } = self;
+        Spec { sharding, ..Spec::new("matrix", model, curve, Stage::Zero, *ranks, *accumulation) }
+    }
+
+    /// Runs every layout of the group, with and without recomputation, and checks what must be equal.
+    pub(crate) fn check(&self, workers: &mut Workers, tally: &mut Tally) {
+        let mut plain: Vec<(Stage, Curve)> = Vec::new();
+        for layout in self.layouts() {
+            let mut kept: Option<Curve> = None;
+            for recompute_every in [None, Some(1), Some(2)] {
+                if recompute_every == Some(2) && layout.sharding != Sharding::of(Stage::Three) {
+                    continue;
+                }
+                let spec = Spec { recompute_every, ..self.spec(layout.sharding) };
+                let name = format!("{}, {}, recomputing {recompute_every:?}", self.name(), layout.name);
+                let began = Instant::now();
+                let result = workers.run(&Task { spec: spec.clone(), late: None }).and_then(|curve| {
+                    let words =
+                        format!("{}, {:.1} s", compare(&spec.expected(), &curve)?, began.elapsed().as_secs_f64());
+                    let kept = kept.get_or_insert_with(|| curve.clone());
+                    if kept.bits != curve.bits {
+                        return Err("recomputing changed a bit".to_owned());
+                    }
+                    Ok(words)
+                });
+                tally.check(&name, result);
+            }
+            if let (true, Some(curve)) = (layout.plain, kept) {
+                // Stages 0 and 1 accumulate before they reduce, 2 and 3 after: with one micro-batch it is the same.
+                let pair = |stage: Stage| self.accumulation > 1 && stage.shards_gradients();
+                let stage = layout.sharding.stage;
+                if let Some((other, twin)) = plain.iter().find(|(other, _)| pair(*other) == pair(stage)) {
+                    let equal = twin.bits == curve.bits;
+                    let name = format!("{}, {} has the bits of stage {other}", self.name(), layout.name);
+                    tally.check(&name, if equal { Ok(String::new()) } else { Err("they differ".to_owned()) });
+                }
+                plain.push((stage, curve));
+            }
+        }
+    }
+}
+
+/// The largest relative deviations of losses and norms from the expected curve, which must be within the tolerance.
+fn compare(expected: &Value, curve: &Curve) -> Result<String, String> {
+    let steps = expected["steps"].as_array().unwrap();
+    if curve.bits.len() != steps.len() || !curve.skipped.is_empty() {
+        return Err(format!("{} steps, skipped {:?}", curve.bits.len(), curve.skipped));
+    }
+    let largest = |ours: &mut dyn Iterator<Item = f64>, key: &str| {
+        let theirs = steps.iter().map(|step| step[key].as_f64().unwrap());
+        ours.zip(theirs).map(|(ours, theirs)| ((ours - theirs) / theirs).abs()).fold(0.0, f64::max)
+    };
+    let pytorch = |key: &str| expected["float32"]["largest_relative_deviation"][key].as_f64().unwrap();
+    let (loss, norm) = (largest(&mut curve.losses(), "loss"), largest(&mut curve.grad_norms(), "grad_norm"));
+    let words = format!(
+        "loss {loss:.1e} (PyTorch {:.1e}), gradient norm {norm:.1e} (PyTorch {:.1e})",
+        pytorch("loss"),
+        pytorch("grad_norm")
+    );
+    let within = loss <= TOLERANCE * pytorch("loss") && norm <= TOLERANCE * pytorch("grad_norm");
+    if within { Ok(words) } else { Err(words) }
+}
+
+/// A rank that is late by 100 ms at any point of every step changes no bit.
+pub(crate) fn check_delays(workers: &mut Workers, tally: &mut Tally) {
+    for stage in STAGES {
+        let group = Group { ranks: 3, accumulation: 1, model: "odd-llama", curve: "clipped" };
+        let spec = Spec { steps: Some(4), ..group.spec(Sharding::of(stage)) };
+        let on_time = workers.run(&Task { spec: spec.clone(), late: None });
+        for point in POINTS {
+            let result = on_time.clone().and_then(|on_time| {
+                let late = workers.run(&Task { spec: spec.clone(), late: Some((1, point)) })?;
+                // Below stage 3 forward gathers nothing itself; what it waits for was started before.
+                let gathers = point != crate::delay::Point::BeforeGather || stage.shards_parameters();
+                if gathers && late.delays < 4 {
+                    return Err(format!("only {} delays in 4 steps", late.delays));
+                }
+                if late.bits == on_time.bits {
+                    Ok(format!("{} delays", late.delays))
+                } else {
+                    Err("bits differ".into())
+                }
+            });
+            tally.check(&format!("stage {stage}, rank 1 late {point:?}"), result);
+        }
+    }
+}

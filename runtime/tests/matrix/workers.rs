@@ -1,0 +1,142 @@
+//! Worker processes over real Gloo that do one training after another.
+
+use crate::common::{Spec, bits};
+use crate::delay::{Delayed, Point};
+use crate::store::FolderStore;
+use serde::{Deserialize, Serialize};
+use std::cell::Cell;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use zerofold_runtime::comm::{Activity, Collectives, Gloo};
+
+/// The variables by which a process of this program knows that it is a rank.
+const RANK: &str = "MATRIX_RANK";
+const WORLD_SIZE: &str = "MATRIX_WORLD_SIZE";
+const STORE: &str = "MATRIX_STORE";
+
+/// What a worker is told to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Task {
+    pub(crate) spec: Spec,
+    /// The rank that is late, and where.
+    pub(crate) late: Option<(usize, Point)>,
+}
+
+/// What came of it on rank 0; the other ranks' bits were the same.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Curve {
+    /// Losses and gradient norms as bits.
+    pub(crate) bits: Vec<(u64, u64)>,
+    /// The loss scale of each step.
+    pub(crate) loss_scales: Vec<f64>,
+    /// Steps that were skipped, from 1.
+    pub(crate) skipped: Vec<u64>,
+    /// How often this rank was late.
+    pub(crate) delays: u32,
+}
+
+impl Curve {
+    pub(crate) fn losses(&self) -> impl Iterator<Item = f64> {
+        self.bits.iter().map(|(loss, _)| f64::from_bits(*loss))
+    }
+
+    pub(crate) fn grad_norms(&self) -> impl Iterator<Item = f64> {
+        self.bits.iter().map(|(_, norm)| f64::from_bits(*norm))
+    }
+}
+
+/// Does what the controlling process says, as the rank that the environment names; false when it names none.
+pub(crate) fn serve() -> bool {
+    let Ok(rank) = std::env::var(RANK) else { return false };
+    let rank: usize = rank.parse().unwrap();
+    let world_size: usize = std::env::var(WORLD_SIZE).unwrap().parse().unwrap();
+    tch::set_num_threads(1);
+    let store = Arc::new(FolderStore(std::env::var(STORE).unwrap().into()));
+    let activity = Arc::new(Activity::default());
+    let limit = Duration::from_secs(120);
+    let gloo: Rc<dyn Collectives> =
+        Rc::new(Gloo::connect(store, rank, world_size, "127.0.0.1", limit, activity.clone()).unwrap());
+    for line in std::io::stdin().lock().lines() {
+        let task: Task = serde_json::from_str(&line.unwrap()).unwrap();
+        let delays = Rc::new(Cell::new(0));
+        activity.finished_steps(0);
+        let comm: Rc<dyn Collectives> = match task.late {
+            Some((late, point)) if late == rank => {
+                Rc::new(Delayed::new(gloo.clone(), point, activity.clone(), delays.clone()))
+            }
+            _ => gloo.clone(),
+        };
+        let (outcomes, _) = task.spec.train(comm, activity.clone());
+        let curve = Curve {
+            bits: bits(&outcomes),
+            loss_scales: outcomes.iter().map(|outcome| outcome.loss_scale).collect(),
+            skipped: outcomes.iter().filter(|outcome| outcome.skipped.is_some()).map(|outcome| outcome.step).collect(),
+            delays: delays.get(),
+        };
+        println!("{}", serde_json::to_string(&curve).unwrap());
+    }
+    true
+}
+
+/// The processes of one world size.
+pub(crate) struct Workers {
+    ranks: Vec<(Child, ChildStdin, BufReader<ChildStdout>)>,
+    _store: tempfile::TempDir,
+}
+
+impl Workers {
+    pub(crate) fn start(world_size: usize) -> Self {
+        let store = tempfile::tempdir().unwrap();
+        let program = std::env::current_exe().unwrap();
+        let ranks = (0..world_size)
+            .map(|rank| {
+                let mut child = Command::new(&program)
+                    .env(RANK, rank.to_string())
+                    .env(WORLD_SIZE, world_size.to_string())
+                    .env(STORE, store.path())
+                    .env("OMP_NUM_THREADS", "1")
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+                (child, input, BufReader::new(output))
+            })
+            .collect();
+        Workers { ranks, _store: store }
+    }
+
+    /// Does a task; all ranks must agree to the bit.
+    pub(crate) fn run(&mut self, task: &Task) -> Result<Curve, String> {
+        let line = serde_json::to_string(task).unwrap();
+        for (_, input, _) in &mut self.ranks {
+            writeln!(input, "{line}").and_then(|()| input.flush()).map_err(|error| error.to_string())?;
+        }
+        let mut curves = Vec::new();
+        for (rank, (_, _, output)) in self.ranks.iter_mut().enumerate() {
+            let mut line = String::new();
+            output.read_line(&mut line).map_err(|error| error.to_string())?;
+            let curve: Curve =
+                serde_json::from_str(&line).map_err(|_| format!("rank {rank} died (its words are above)"))?;
+            curves.push(curve);
+        }
+        let delays = curves.iter().map(|curve| curve.delays).sum();
+        let first = curves[0].clone();
+        match curves.iter().position(|curve| curve.bits != first.bits || curve.skipped != first.skipped) {
+            Some(rank) => Err(format!("rank {rank} has other losses, norms or skipped steps than rank 0")),
+            None => Ok(Curve { delays, ..first }),
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        for (child, _, _) in &mut self.ranks {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
