@@ -46,6 +46,14 @@ pub enum LaunchError {
     /// The model's `config.json` cannot be used.
     #[error(transparent)]
     ModelConfig(Box<zerofold_plan::ModelConfigError>),
+    /// A key of the configuration does not fit the model.
+    #[error("{place}: {source}")]
+    DoesNotFit {
+        /// Where the key is set.
+        place: String,
+        /// What does not fit.
+        source: Box<zerofold_plan::ModelConfigError>,
+    },
     /// The ranks cannot be laid out.
     #[error(transparent)]
     Layout(#[from] zerofold_plan::LayoutError),

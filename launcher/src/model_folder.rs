@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use zerofold_checkpoint::ModelFiles;
+use zerofold_configs::Resolved;
+use zerofold_plan::ModelConfig;
 
 use crate::error::LaunchError;
 
@@ -45,6 +47,17 @@ pub fn check(path: &Path) -> Result<(), LaunchError> {
     }
     ModelFiles::open(path)?;
     Ok(())
+}
+
+/// Checks that the model has the layer classes that the configuration names.
+///
+/// # Errors
+/// [`LaunchError::DoesNotFit`], with the place of the key.
+pub fn check_layer_classes(config: &Resolved, model: &ModelConfig) -> Result<(), LaunchError> {
+    model.check_layer_classes(&config.layer_classes).map_err(|source| {
+        let place = config.provenance.get("layer_classes").cloned().unwrap_or_default();
+        LaunchError::DoesNotFit { place, source: Box::new(source) }
+    })
 }
 
 #[cfg(test)]

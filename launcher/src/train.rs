@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use zerofold_checkpoint::Found;
 use zerofold_configs::{Inputs, Resolved, resolve};
 use zerofold_data::{Prepare, Prepared, StepPlan, StepPlanOptions, prepare};
+use zerofold_plan::ModelConfig;
 
 use crate::checkpoint_publisher::publish_parts;
 use crate::control::{ControlOptions, ControlPlane};
@@ -66,7 +67,9 @@ impl Job {
     fn prepare(options: &TrainOptions, terminal: &Terminal, events: &Sender<Event>) -> Result<Job, LaunchError> {
         let config = resolve(&options.inputs)?;
         config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
-        model_folder::check(&config.training.model_name_or_path)?;
+        let model = &config.training.model_name_or_path;
+        model_folder::check(model)?;
+        model_folder::check_layer_classes(&config, &ModelConfig::read(model)?)?;
         let worker = find_worker()?;
         let run = RunFolder::new(absolute(&config.training.output_dir)?);
         let resume = match &options.resume {

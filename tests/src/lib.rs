@@ -3,15 +3,23 @@
 //! A test makes a [`Scene`] (a folder of its own), starts jobs in it and looks at what they leave: exit codes, output,
 //! files, processes. Nothing sleeps for luck: [`wait_for`] looks until something is so, or panics after [`PATIENCE`].
 
+mod curve;
+mod disk;
 mod metrics;
 mod process;
+mod random_model;
+mod weights;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+pub use curve::{CURVE_MODEL, Curve};
+pub use disk::SmallDisk;
 pub use metrics::{Metrics, assert_close, json};
 pub use process::{Ended, Process, Running, processes_of, signal};
+pub use random_model::{Dtype, RandomModel, random_rows};
+pub use weights::change_weights;
 
 /// Nothing here takes nearly as long, on a busy machine either.
 pub const PATIENCE: Duration = Duration::from_secs(150);

@@ -18,6 +18,31 @@ pub struct Process {
     pub rank: Option<u32>,
 }
 
+impl Process {
+    /// A line of its `/proc/PID/status` in bytes, such as `VmHWM`, the most memory that it ever had; `None` once it has ended.
+    pub fn status_bytes(&self, name: &str) -> Option<u64> {
+        let line = self.line("status", name)?;
+        Some(line.strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+    }
+
+    /// Bytes that it has read by calls to the system so far; `None` once it has ended.
+    pub fn bytes_read(&self) -> Option<u64> {
+        self.line("io", "rchar")?.parse().ok()
+    }
+
+    /// Whether a file of this folder is mapped into its memory, one without a name included.
+    pub fn maps(&self, folder: &Path) -> bool {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.pid)).unwrap_or_default();
+        maps.lines().any(|line| line.contains(&format!(" {}/", folder.display())))
+    }
+
+    fn line(&self, file: &str, name: &str) -> Option<String> {
+        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.pid)).ok()?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        Some(value.trim().to_owned())
+    }
+}
+
 /// The processes in whose environment `marker` is `value`, by pid. Zombies run no more and are not among them.
 pub fn processes_of(marker: &str, value: &Path) -> Vec<Process> {
     let wanted = [marker.as_bytes(), b"=", value.as_os_str().as_bytes()].concat();

@@ -6,6 +6,7 @@ use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, PlanInputs, PlannedDe
 use super::{Capacity, PlanOptions};
 use crate::error::LaunchError;
 use crate::format;
+use crate::model_folder;
 
 /// Required keys that a plan does without.
 const NOT_NEEDED: [&str; 4] = ["dataset", "eval_dataset", "output_dir", "offload_optimizer_nvme_path"];
@@ -41,7 +42,7 @@ impl Question {
             Some(model) => model,
             None => ModelConfig::read(folder)?,
         };
-        model.check_layer_classes(&config.layer_classes)?;
+        model_folder::check_layer_classes(&config, &model)?;
         Ok(Question { config, name, model, device })
     }
 

@@ -143,11 +143,17 @@ impl PlanRecord {
         let Some(measured) = &self.measured else { return Vec::new() };
         let plan = &self.planned.plan;
         let state = &plan.state;
+        // Offloaded masters and moments are told by the ranks too, but lie in files.
+        let (in_files, in_memory) = match plan.offloaded_disk {
+            0 => (0, (measured.masters, measured.moments)),
+            _ => (measured.masters + measured.moments, (0, 0)),
+        };
         let parts = [
             ("parameters", state.parameters as u64, measured.parameters),
             ("gradients", state.gradients as u64, measured.gradients),
-            ("masters", state.masters as u64, measured.masters),
-            ("moments", state.moments as u64, measured.moments),
+            ("masters", state.masters as u64, in_memory.0),
+            ("moments", state.moments as u64, in_memory.1),
+            ("optimizer state in files", plan.offloaded_disk, in_files),
             ("gather buffers", plan.all_gather_buffers(), measured.gather_buffers),
             ("gradient buffers", plan.gradient_buffers, measured.gradient_buffers),
             ("peak while loading", plan.loading_peak, measured.loading_peak),

@@ -89,19 +89,20 @@ impl Link {
         self.activity.next_collective()
     }
 
-    /// Takes space for at least `count` elements of `kind`: a spare one that fits, else a new one.
+    /// Takes space for at least `count` elements of `kind`: a spare one that is large enough and not much larger, which
+    /// another reduction may need meanwhile, else a new one, in place of one that is a little too small.
     fn take_space(&self, count: i64, kind: Kind) -> Result<Tensor, CommError> {
         let mut spare = self.spare.borrow_mut();
-        let fits = |space: &Tensor| space.kind() == kind && space.numel() as i64 >= count;
-        match spare.iter().position(fits) {
-            Some(index) => Ok(spare.swap_remove(index)),
-            None => {
-                // One that is too small makes room for the larger.
-                let smaller = spare.iter().position(|space| space.kind() == kind);
-                drop(smaller.map(|index| spare.swap_remove(index)));
-                Ok(Tensor::f_empty([count], (kind, tch::Device::Cpu))?)
-            }
+        let between = |least: i64, most: i64| {
+            move |space: &Tensor| space.kind() == kind && (least..=most).contains(&(space.numel() as i64))
+        };
+        if let Some(index) = spare.iter().position(between(count, 2 * count)) {
+            return Ok(spare.swap_remove(index));
         }
+        if let Some(index) = spare.iter().position(between(count / 2, count)) {
+            drop(spare.swap_remove(index));
+        }
+        Ok(Tensor::f_empty([count], (kind, tch::Device::Cpu))?)
     }
 
     fn finish(&self, works: Vec<Work>, call: &'static str, sequence: u64) -> Result<(), CommError> {

@@ -4,7 +4,7 @@
 //!
 //! - **Flash**: libtorch's fused kernel. It never holds all scores, so its memory grows with T alone. It is also what
 //!   transformers uses, so float32 always goes this way and comes out the same.
-//! - **Products**: two batched matrix products with a softmax between. It holds B · K · G · T² scores, but in 16-bit types
+//! - **Products**: two batched matrix products with a softmax between. It holds B · K · G · T² scores, but in bfloat16
 //!   on a CPU the products run through the same fast matrix kernels as the linear layers, which the fused kernel does not,
 //!   and the query heads of a group stand under each other in one product, so that keys and values are not repeated.
 
@@ -12,7 +12,6 @@ use std::cell::RefCell;
 
 use tch::{Device, Kind, Tensor};
 
-use super::llama::is_16_bit;
 use super::{ModelConfig, ModelError};
 
 /// The longest sequences for which products were measured to be faster on a CPU, forward and backward together.
@@ -48,7 +47,7 @@ impl Attention {
 
     fn products_are_faster(&self, sequences: i64, length: i64) -> bool {
         let few = length <= PRODUCTS_UP_TO && sequences.saturating_mul(length * length) <= MOST_SCORES;
-        self.device == Device::Cpu && is_16_bit(self.kind) && few
+        self.device == Device::Cpu && self.kind == Kind::BFloat16 && few
     }
 
     fn by_products(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, ModelError> {
@@ -168,13 +167,14 @@ mod tests {
     }
 
     #[test]
-    fn short_16_bit_sequences_go_by_products_and_all_others_by_flash() {
+    fn short_bfloat16_sequences_go_by_products_and_all_others_by_flash() {
         let attention =
             |kind, device| Attention { key_heads: 3, queries_per_key: 3, kind, device, mask: RefCell::new(None) };
         let bfloat16 = attention(Kind::BFloat16, Device::Cpu);
         assert!(bfloat16.products_are_faster(36, 512) && !bfloat16.products_are_faster(36, 769));
         assert!(!bfloat16.products_are_faster(1000, 512), "too many scores at once");
         assert!(!attention(Kind::Float, Device::Cpu).products_are_faster(36, 64));
+        assert!(!attention(Kind::Half, Device::Cpu).products_are_faster(36, 64));
         assert!(!attention(Kind::BFloat16, Device::Cuda(0)).products_are_faster(36, 64));
     }
 }

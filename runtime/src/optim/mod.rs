@@ -7,7 +7,7 @@ pub use loss_scale::LossScale;
 pub use schedule::{Schedule, ScheduleKind};
 
 use crate::comm::CommError;
-use crate::shard::{OwnedRun, ShardError, Shards};
+use crate::shard::{ShardError, Shards};
 use crate::torch::{AdamW, OptimizerPieces, fused_adamw};
 use tch::{Kind, Tensor};
 use thiserror::Error;
@@ -76,23 +76,20 @@ pub fn unscale_and_clip(shards: &mut Shards, loss_scale: f64, norm: f64, max_nor
     Ok(())
 }
 
-/// One AdamW step on everything this rank owns: one fused call per parameter group. `step` counts from 1; biases and norm
-/// weights are not decayed.
+/// One AdamW step on everything this rank owns: one fused call per unit and parameter group. `step` counts from 1; biases
+/// and norm weights are not decayed.
 pub fn adamw(shards: &mut Shards, step: u64, numbers: &AdamW) -> Result<(), OptimError> {
-    let mut runs: Vec<OwnedRun> = Vec::new();
     for unit in &shards.units {
-        runs.extend(unit.owned_runs()?);
-    }
-    for group in [ParameterGroup::Decayed, ParameterGroup::NotDecayed] {
-        let mut pieces = OptimizerPieces::default();
-        for run in runs.iter().filter(|run| run.group == group) {
-            pieces.masters.push(&run.master);
-            pieces.gradients.push(&run.gradient);
-            pieces.first_moments.push(&run.first_moment);
-            pieces.second_moments.push(&run.second_moment);
+        for run in unit.owned_runs()? {
+            let pieces = OptimizerPieces {
+                masters: vec![&run.master],
+                gradients: vec![&run.gradient],
+                first_moments: vec![&run.first_moment],
+                second_moments: vec![&run.second_moment],
+            };
+            let weight_decay = if run.group == ParameterGroup::Decayed { numbers.weight_decay } else { 0.0 };
+            fused_adamw(&pieces, step, &AdamW { weight_decay, ..*numbers })?;
         }
-        let weight_decay = if group == ParameterGroup::Decayed { numbers.weight_decay } else { 0.0 };
-        fused_adamw(&pieces, step, &AdamW { weight_decay, ..*numbers })?;
     }
     Ok(())
 }

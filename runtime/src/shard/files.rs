@@ -5,8 +5,8 @@ use crate::torch::float_slice_mut;
 use tch::{Device, Kind, Tensor};
 use zerofold_checkpoint::{CheckpointError, ModelFiles};
 
-/// Elements that are converted at a time where a state is not float32.
-const CHUNK: usize = 1 << 20;
+/// Elements that are converted at a time where a state is not float32: as many bytes as are read from a file at a time.
+const CHUNK: usize = 1 << 18;
 
 /// Hands the float32 values of a flat tensor to `read`, piece by piece, with the range that each covers.
 pub fn for_each_float_chunk<E: From<ShardError>>(

@@ -123,10 +123,16 @@ impl Shards {
             }
             None => None,
         };
+        let longest = match stage.shards_parameters() {
+            true => layout.units.iter().map(|unit| unit.numel).max().unwrap_or(0),
+            false => 0,
+        };
+        let bytes = longest * kinds.compute.elt_size_in_bytes();
+        let poison = Poison::new(bytes).map_err(|source| ShardError::Poison { bytes, source })?;
         let units = layout
             .units
             .iter()
-            .map(|unit| Unit::new(unit.clone(), stage, kinds, place, &mut offload))
+            .map(|unit| Unit::new(unit.clone(), stage, kinds, place, &poison, &mut offload))
             .collect::<Result<Vec<_>, _>>()?;
         // Unless all of it is float32, gradients travel as a copy and are summed in float32.
         let float32 = kinds.reduce == Kind::Float && kinds.accumulate == Kind::Float;
@@ -137,21 +143,17 @@ impl Shards {
             false => Vec::new(),
         };
         let gradients = Gradients::new(&reduced, kinds.accumulate, wire)?;
-        let (buffers, group, poison) = if stage.shards_parameters() {
+        let (buffers, group) = if stage.shards_parameters() {
             let kept = sharding.reshard_after_forward == ReshardAfterForward::Always(false);
             let own: Vec<(usize, bool)> =
                 layout.units.iter().map(|unit| (unit.numel, unit.stays_gathered || kept)).collect();
-            let bytes = own.iter().map(|unit| unit.0).max().unwrap_or(0) * kinds.compute.elt_size_in_bytes();
-            let poison = Poison::new(bytes).map_err(|source| ShardError::Poison { bytes, source })?;
-            let group = group_shards(&layout, sharding, kinds, &shard_axis)?;
-            (GatherBuffers::new(&own, kinds.compute)?, group, poison)
+            (GatherBuffers::new(&own, kinds.compute)?, group_shards(&layout, sharding, kinds, &shard_axis)?)
         } else {
-            let poison = Poison::new(0).map_err(|source| ShardError::Poison { bytes: 0, source })?;
-            (GatherBuffers::none(), None, poison)
+            (GatherBuffers::none(), None)
         };
         let arriving = units.iter().map(|_| None).collect();
         let (sharding, kinds) = (*sharding, *kinds);
-        let shards = Shards {
+        Ok(Shards {
             units,
             layout,
             sharding,
@@ -165,11 +167,7 @@ impl Shards {
             gradients,
             poison,
             _offload: offload,
-        };
-        for index in 0..shards.units.len() {
-            shards.point_at_poison(index)?;
-        }
-        Ok(shards)
+        })
     }
 
     /// The layout.

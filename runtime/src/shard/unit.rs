@@ -1,6 +1,7 @@
 //! One unit's tensors on one rank.
 
 use super::mapped::MappedFile;
+use super::poison::Poison;
 use super::{Kinds, ShardError};
 use crate::torch::repoint_storage;
 use std::ffi::c_void;
@@ -58,20 +59,23 @@ pub(super) fn masters_are_parameters(stage: Stage, kinds: &Kinds) -> bool {
 }
 
 impl Unit {
-    /// The unit for the rank at `place` of the shard axis. What the optimizer alone needs lies in `offload`, if given.
+    /// The unit for the rank at `place` of the shard axis, released. What the optimizer alone needs lies in `offload`, if
+    /// given. `poison` outlives the unit and is as long as its parameters at stage 3.
     pub(super) fn new(
         layout: UnitLayout,
         stage: Stage,
         kinds: &Kinds,
         place: usize,
+        poison: &Poison,
         offload: &mut Option<MappedFile>,
     ) -> Result<Self, ShardError> {
         let _no_grad = tch::no_grad_guard();
         let owned = owned_range(&layout, stage, place);
         let shape = [layout.numel as i64];
         let flat = if stage.shards_parameters() {
-            // Never touched: it is pointed elsewhere before anybody reads it.
-            Tensor::f_empty(shape, (kinds.compute, Device::Cpu))?
+            // Memory of its own, though never touched, would be that of the whole model.
+            // SAFETY: the mapping is as long as the parameters and outlives them; they are written only while gathered.
+            unsafe { Tensor::f_from_blob(poison.pointer().cast(), &shape, &[1], kinds.compute, Device::Cpu)? }
         } else {
             Tensor::f_zeros(shape, (kinds.compute, Device::Cpu))?
         };

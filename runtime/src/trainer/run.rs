@@ -51,6 +51,7 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
         trainer.evaluate_and_report(job, finished)?;
     }
     let total = job.plan.total_steps();
+    crate::torch::restart_peak();
     let mut stopped = false;
     while finished < total && !stopped {
         let window = trainer.window(job, finished)?;
@@ -68,6 +69,8 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
             trainer.save(job, &Progress { step: finished })?;
         }
     }
+    // Nobody leaves while others wait for what it still has to send.
+    trainer.shards.forget_gathered()?;
     if stopped {
         return Ok(Outcome { steps: finished, stopped, model: None });
     }

@@ -67,7 +67,8 @@ pub struct StepOutcome {
     pub logical_bytes: u64,
     /// The largest rank's peak of resident memory, in bytes.
     pub peak_memory_bytes: u64,
-    /// The largest rank's peak of live tensors during the step, in bytes; 0 where they are not counted.
+    /// The largest rank's peak of live tensors since the last step's gradients were there, in bytes; 0 where they are not
+    /// counted.
     pub live_peak_bytes: u64,
     /// True when any rank was asked to stop: all ranks agree.
     pub stop: bool,
@@ -79,7 +80,6 @@ impl Trainer {
     pub fn step(&mut self, finished: u64, window: &[Batch], stop: bool) -> Result<StepOutcome, TrainError> {
         let _no_grad = tch::no_grad_guard();
         let (began, traffic) = (Instant::now(), self.shards.comm().traffic());
-        torch::restart_peak();
         let step = finished + 1;
 
         // How much each token weighs has to be known before the first backward.
@@ -107,6 +107,8 @@ impl Trainer {
         let memory = [crate::metrics::peak_memory_bytes() as f64, torch::memory().peak as f64];
         let mine = [optim::own_sum_of_squares(&self.shards)?, loss, memory[0], memory[1]];
         let all = self.shards.comm().exchange(&mine)?;
+        // What the optimizer needs from here on counts for the next step.
+        torch::restart_peak();
         let largest = |index: usize| all.iter().map(|numbers| numbers[index] as u64).max().unwrap_or(0);
         // Copies hold the same gradients, so one of them is summed.
         let one_copy = &all[..self.shards.layout().mesh.shards];

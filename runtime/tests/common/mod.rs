@@ -50,6 +50,8 @@ pub(crate) struct Spec {
     pub(crate) suite: String,
     pub(crate) model: String,
     pub(crate) curve: String,
+    /// The row that the first step begins with.
+    pub(crate) offset: usize,
     /// Steps to take; the curve's own number when `None`.
     pub(crate) steps: Option<u64>,
     pub(crate) world_size: usize,
@@ -81,6 +83,7 @@ impl Spec {
             suite: suite.to_owned(),
             model: model.to_owned(),
             curve: curve.to_owned(),
+            offset: 0,
             steps: None,
             world_size,
             accumulation,
@@ -157,7 +160,7 @@ impl Spec {
     /// cannot be cut evenly the last slices are short or empty.
     pub(crate) fn window(&self, dataset: &TokenizedDataset, step: u64, rank: usize) -> Vec<Batch> {
         let global_batch = self.expected()["recipe"]["global_batch"].as_u64().unwrap() as usize;
-        let begin = step as usize * global_batch;
+        let begin = self.offset + step as usize * global_batch;
         let rows: Vec<u32> = (begin..begin + global_batch).map(|row| (row % dataset.rows()) as u32).collect();
         let size = global_batch.div_ceil(self.world_size * self.accumulation as usize);
         let slices: Vec<&[u32]> = rows.chunks(size).collect();
@@ -175,6 +178,7 @@ impl Spec {
         let outcomes = (0..self.steps())
             .map(|step| trainer.step(step, &self.window(&dataset, step, rank), false).unwrap())
             .collect();
+        trainer.shards.forget_gathered().unwrap();
         trainer.shards.comm().barrier().unwrap();
         (outcomes, trainer)
     }

@@ -4,6 +4,7 @@
 //!     cargo test --release -p zerofold-runtime --test matrix               a seeded sample, and everything below
 //!     cargo test --release -p zerofold-runtime --test matrix -- --full     the whole product
 //!     cargo test --release -p zerofold-runtime --test matrix -- --seed 7   another sample
+//!     cargo test --release -p zerofold-runtime --test matrix -- --memory   the memory of a step against the plan alone
 //!
 //! The product: ranks {1, 2, 3, 4, 8} × accumulation {1, 3} × {tied, untied} × clipping {on, off} are *groups*; in each group,
 //! every layout (the four stages, hybrids, `reshard_after_forward`, prefetch, units) with and without activation
@@ -15,6 +16,7 @@
 mod common;
 mod delay;
 mod groups;
+mod memory;
 mod precision;
 mod store;
 mod workers;
@@ -68,10 +70,16 @@ fn main() {
     println!("{}", if full { "the whole matrix".to_owned() } else { format!("a sample of the matrix: --seed {seed}") });
     let mut tally = Tally::default();
     for ranks in RANKS.into_iter().filter(|ranks| only_ranks.is_none_or(|only| only == *ranks)) {
+        if ranks == 2 {
+            memory::check(&mut tally);
+        }
+        if arguments.iter().any(|argument| argument == "--memory") {
+            continue;
+        }
         let mut workers = Workers::start(ranks);
         let all = Group::all(ranks);
         let chosen = if full { all } else { vec![Group::sampled(all, seed)] };
-        chosen.iter().for_each(|group| group.check(&mut workers, &mut tally));
+        chosen.iter().for_each(|group| group.check(full, &mut workers, &mut tally));
         if ranks == 2 {
             precision::check(&mut workers, &mut tally);
         }

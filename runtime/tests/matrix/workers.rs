@@ -2,6 +2,7 @@
 
 use crate::common::{Spec, bits};
 use crate::delay::{Delayed, Point};
+use crate::memory::MemorySpec;
 use crate::store::FolderStore;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -19,14 +20,15 @@ const STORE: &str = "MATRIX_STORE";
 
 /// What a worker is told to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Task {
-    pub(crate) spec: Spec,
-    /// The rank that is late, and where.
-    pub(crate) late: Option<(usize, Point)>,
+pub(crate) enum Task {
+    /// A training; perhaps with a rank that is late somewhere.
+    Train { spec: Spec, late: Option<(usize, Point)> },
+    /// A job whose memory is measured.
+    Memory(MemorySpec),
 }
 
 /// What came of it on rank 0; the other ranks' bits were the same.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Curve {
     /// Losses and gradient norms as bits.
     pub(crate) bits: Vec<(u64, u64)>,
@@ -36,6 +38,10 @@ pub(crate) struct Curve {
     pub(crate) skipped: Vec<u64>,
     /// How often this rank was late.
     pub(crate) delays: u32,
+    /// Live bytes of tensors at some points of a step; of memory measurements only.
+    pub(crate) live: Vec<u64>,
+    /// And at its peak.
+    pub(crate) live_peak: u64,
 }
 
 impl Curve {
@@ -53,32 +59,41 @@ pub(crate) fn serve() -> bool {
     let Ok(rank) = std::env::var(RANK) else { return false };
     let rank: usize = rank.parse().unwrap();
     let world_size: usize = std::env::var(WORLD_SIZE).unwrap().parse().unwrap();
+    zerofold_runtime::torch::count_memory();
     tch::set_num_threads(1);
     let store = Arc::new(FolderStore(std::env::var(STORE).unwrap().into()));
     let activity = Arc::new(Activity::default());
-    let limit = Duration::from_secs(120);
+    let limit = Duration::from_secs(3600);
     let gloo: Rc<dyn Collectives> =
         Rc::new(Gloo::connect(store, rank, world_size, "127.0.0.1", limit, activity.clone()).unwrap());
     for line in std::io::stdin().lock().lines() {
         let task: Task = serde_json::from_str(&line.unwrap()).unwrap();
-        let delays = Rc::new(Cell::new(0));
         activity.finished_steps(0);
-        let comm: Rc<dyn Collectives> = match task.late {
-            Some((late, point)) if late == rank => {
-                Rc::new(Delayed::new(gloo.clone(), point, activity.clone(), delays.clone()))
-            }
-            _ => gloo.clone(),
-        };
-        let (outcomes, _) = task.spec.train(comm, activity.clone());
-        let curve = Curve {
-            bits: bits(&outcomes),
-            loss_scales: outcomes.iter().map(|outcome| outcome.loss_scale).collect(),
-            skipped: outcomes.iter().filter(|outcome| outcome.skipped.is_some()).map(|outcome| outcome.step).collect(),
-            delays: delays.get(),
+        let curve = match task {
+            Task::Train { spec, late } => train(&spec, late, gloo.clone(), activity.clone()),
+            Task::Memory(spec) => spec.measure(gloo.clone(), activity.clone()),
         };
         println!("{}", serde_json::to_string(&curve).unwrap());
     }
     true
+}
+
+fn train(spec: &Spec, late: Option<(usize, Point)>, gloo: Rc<dyn Collectives>, activity: Arc<Activity>) -> Curve {
+    let delays = Rc::new(Cell::new(0));
+    let comm = match late {
+        Some((rank, point)) if rank == gloo.rank() => {
+            Rc::new(Delayed::new(gloo, point, activity.clone(), delays.clone())) as Rc<dyn Collectives>
+        }
+        _ => gloo,
+    };
+    let (outcomes, _) = spec.train(comm, activity);
+    Curve {
+        bits: bits(&outcomes),
+        loss_scales: outcomes.iter().map(|outcome| outcome.loss_scale).collect(),
+        skipped: outcomes.iter().filter(|outcome| outcome.skipped.is_some()).map(|outcome| outcome.step).collect(),
+        delays: delays.get(),
+        ..Curve::default()
+    }
 }
 
 /// The processes of one world size.

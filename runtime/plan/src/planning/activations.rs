@@ -43,19 +43,20 @@ pub(super) struct MicroBatchBytes {
     pub(super) temporary: u64,
 }
 
-/// Walks through one micro-batch. `recomputed` tells whether a segment keeps its input alone (gradient checkpointing).
+/// Walks through one micro-batch. `recomputed` tells whether a segment, by its place after the embedding, keeps its input
+/// alone (gradient checkpointing).
 pub(super) fn micro_batch(
     sizes: &Sizes,
     segments: &[SegmentKind],
-    recomputed: impl Fn(SegmentKind) -> bool,
+    recomputed: impl Fn(usize) -> bool,
 ) -> MicroBatchBytes {
     let hidden: Vec<SegmentKind> =
         segments.iter().copied().filter(|kind| !matches!(kind, SegmentKind::Embedding | SegmentKind::Head)).collect();
     let mut walk = Walk::default();
     // Ids, tables, and the embedding's output: the first segment's input.
     walk.take(sizes.ids + sizes.tables + sizes.hidden);
-    for &kind in &hidden {
-        match recomputed(kind) {
+    for (index, &kind) in hidden.iter().enumerate() {
+        match recomputed(index) {
             true => walk.take(sizes.hidden),
             false => forward(&mut walk, sizes, kind),
         }
@@ -67,11 +68,11 @@ pub(super) fn micro_batch(
 
     // The gradient of the last output, which is itself dropped unless its graph holds it.
     walk.take(sizes.hidden);
-    if hidden.last().is_some_and(|&last| recomputed(last)) {
+    if !hidden.is_empty() && recomputed(hidden.len() - 1) {
         walk.give(sizes.hidden);
     }
     for (index, &kind) in hidden.iter().enumerate().rev() {
-        if recomputed(kind) {
+        if recomputed(index) {
             forward(&mut walk, sizes, kind);
         }
         backward(&mut walk, sizes, kind);
@@ -80,12 +81,12 @@ pub(super) fn micro_batch(
         add_leaf_gradients(&mut walk, sizes, kind);
         // The seed goes; so does the input, unless it is the output that the graph of the segment before holds.
         walk.give(sizes.hidden);
-        if index == 0 || recomputed(hidden[index - 1]) {
+        if index == 0 || recomputed(index - 1) {
             walk.give(sizes.hidden);
         }
     }
-    // The embedding's gradient is added row by row in float32: a cast of the seed.
-    if sizes.is_16_bit {
+    // The embedding's gradient is added row by row: a cast of the seed.
+    if sizes.casts_gradients {
         walk.pulse(sizes.hidden32);
     }
     MicroBatchBytes { activations, loss: head.peak, temporary: walk.peak - activations }
@@ -119,7 +120,8 @@ pub(super) fn backward(walk: &mut Walk, sizes: &Sizes, kind: SegmentKind) {
     }
 }
 
-/// Gradients of the leaves go one by one into the flat float32 gradient. libtorch casts a 16-bit one first.
+/// Gradients of the leaves go one by one into the flat gradient, which is float32 where the types differ: libtorch makes
+/// a cast of the whole leaf.
 fn add_leaf_gradients(walk: &mut Walk, sizes: &Sizes, kind: SegmentKind) {
     let weights = &sizes.weights;
     let attention = [weights.qkv, weights.output, weights.norm];
@@ -131,7 +133,7 @@ fn add_leaf_gradients(walk: &mut Walk, sizes: &Sizes, kind: SegmentKind) {
         SegmentKind::Embedding | SegmentKind::Head => Vec::new(),
     };
     for leaf in leaves {
-        if sizes.is_16_bit {
+        if sizes.casts_gradients {
             walk.pulse(2 * leaf);
         }
         walk.give(leaf);
@@ -348,10 +350,10 @@ pub(super) fn head_and_loss(walk: &mut Walk, sizes: &Sizes) {
         walk.take(logits32);
     }
     walk.pulse(logits32);
-    // The logits' gradient in the compute type; the head's gradient in that type, then cast to float32 to be added.
+    // The logits' gradient in the compute type; the head's gradient in that type, and its cast.
     walk.take(if sizes.is_16_bit { logits } else { 0 });
     walk.take(weight);
-    walk.pulse(if sizes.is_16_bit { 2 * weight } else { 0 });
+    walk.pulse(if sizes.casts_gradients { 2 * weight } else { 0 });
     walk.give(weight + logits32 + if sizes.is_16_bit { logits } else { 0 });
     // The gradient of all hidden states, zero where nothing is supervised; that of the rows through the norm.
     walk.take(sizes.hidden);

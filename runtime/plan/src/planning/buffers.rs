@@ -5,8 +5,8 @@ use zerofold_configs::{ElementTypes, ReshardAfterForward, Sharding, Stage};
 
 /// Buffers that units which come and go share; also how many reductions are under way at once.
 pub(super) const PASSING: usize = 2;
-/// Full gradients are put together in float32, whatever the types.
-const GRADIENT_BYTES: usize = 4;
+/// Reductions are summed in float32.
+const SUM_BYTES: usize = 4;
 
 /// Bytes of gather buffers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub(super) fn gather_buffers(layout: &Layout, sharding: &Sharding, types: &Eleme
         ReshardAfterForward::Always(false) => passing(layout).map(|unit| unit.numel).sum(),
         // Beside the shared ones, what each unit keeps as a shard of a small group.
         ReshardAfterForward::Group(ranks) => {
-            let kept: usize = passing(layout).map(|unit| unit.numel / (ranks as usize).max(1)).sum();
+            let kept: usize = layout.units.iter().map(|unit| unit.numel / (ranks as usize).max(1)).sum();
             shared_elements(layout) + kept
         }
     };
@@ -50,10 +50,10 @@ pub(super) fn gather_buffers(layout: &Layout, sharding: &Sharding, types: &Eleme
     GatherBytes { passing: (bytes * elements) as u64, staying: (bytes * staying_elements(layout)) as u64 }
 }
 
-/// Where full gradients exist at stages 2 and 3 until they are reduced.
-pub(super) fn gradient_buffers(layout: &Layout, stage: Stage) -> u64 {
+/// Where full gradients exist at stages 2 and 3 until they are reduced, in the type of accumulation.
+pub(super) fn gradient_buffers(layout: &Layout, stage: Stage, types: &ElementTypes) -> u64 {
     match stage.shards_gradients() {
-        true => (GRADIENT_BYTES * (shared_elements(layout) + staying_elements(layout))) as u64,
+        true => (types.accumulate.bytes() * (shared_elements(layout) + staying_elements(layout))) as u64,
         false => 0,
     }
 }
@@ -63,36 +63,38 @@ pub(super) fn gradient_buffers(layout: &Layout, stage: Stage) -> u64 {
 pub(super) struct ReduceBytes {
     /// Where the other ranks' parts are received; stays for the next ones.
     pub(super) receive: u64,
-    /// Casts of what is sent, while it is under way.
-    pub(super) sent_copies: u64,
+    /// While they are under way: casts of what is sent, and float32 sums.
+    pub(super) under_way: u64,
 }
 
 /// A reduce-scatter among S ranks receives (S − 1)/S of the unit in the reduce type. At most [`PASSING`] are under way;
-/// the space of a finished one serves the next that it is large enough for, and is replaced by a larger one where it is
-/// not (`Link::take_space` in runtime/src/comm/gloo.rs).
-pub(super) fn reduce_buffers(layout: &Layout, stage: Stage, types: &ElementTypes) -> ReduceBytes {
-    let (shards, replicas) = (layout.mesh.shards, layout.mesh.replicas);
+/// the space of a finished one serves the next that it is large enough for, unless it is much larger; one
+/// that is a little too small gives way to a larger (`Link::take_space` in
+/// runtime/src/comm/gloo.rs).
+pub(super) fn reduce_buffers(layout: &Layout, types: &ElementTypes) -> ReduceBytes {
+    let (shards, replicas, wire) = (layout.mesh.shards, layout.mesh.replicas, types.reduce.bytes());
     let received = |numel: usize, ranks: usize, bytes: usize| numel / ranks * (ranks - 1) * bytes;
-    // Backward reduces from the last unit to the first, the one that stays gathered last of all; windows end in order.
-    let mut order: Vec<&UnitLayout> = layout.units.iter().collect();
-    if stage.shards_gradients() {
-        order.reverse();
-        order.sort_by_key(|unit| unit.stays_gathered);
-    }
+    // Backward reduces from the last unit to the first, the one that stays gathered last of all.
+    let mut order: Vec<&UnitLayout> = layout.units.iter().rev().collect();
+    order.sort_by_key(|unit| unit.stays_gathered);
     let mut spaces = Spaces::default();
-    let mut copies = 0;
-    for pair in order.windows(PASSING.min(order.len()).max(1)) {
-        copies = copies.max(pair.iter().map(|unit| unit.numel * types.reduce.bytes()).sum());
-    }
     for unit in &order {
-        spaces.reduce(received(unit.numel, shards, types.reduce.bytes()));
+        spaces.reduce(received(unit.numel, shards, wire));
     }
-    // Copies add up their shards in float32 when the window ends.
+    // Copies add up their shards when the window ends.
     for unit in order.iter().filter(|_| replicas > 1) {
-        spaces.reduce(received(unit.shard_numel, replicas, GRADIENT_BYTES));
+        spaces.reduce(received(unit.shard_numel, replicas, types.accumulate.bytes()));
     }
-    let casts = types.reduce.bytes() != GRADIENT_BYTES && shards > 1;
-    ReduceBytes { receive: spaces.total() as u64, sent_copies: if casts { copies as u64 } else { 0 } }
+    // What is float32 throughout is sent and summed where it lies (`wire` in runtime/src/shard/reduce.rs).
+    let float32 = types.reduce.bytes() == SUM_BYTES && types.accumulate.bytes() == SUM_BYTES;
+    let casts = types.reduce != types.accumulate;
+    let of_unit = |unit: &&UnitLayout| SUM_BYTES * unit.shard_numel + if casts { wire * unit.numel } else { 0 };
+    let together = order.windows(PASSING.min(order.len()).max(1)).map(|units| units.iter().map(of_unit).sum());
+    // 16-bit parts are cast one by one as they are added.
+    let longest = order.iter().map(|unit| unit.shard_numel).max().unwrap_or(0);
+    let part = if wire == SUM_BYTES { 0 } else { SUM_BYTES * longest };
+    let under_way: usize = if float32 || shards == 1 { 0 } else { together.max().unwrap_or(0) + part };
+    ReduceBytes { receive: spaces.total() as u64, under_way: under_way as u64 }
 }
 
 /// The spaces that reductions receive into, by their bytes.
@@ -111,14 +113,14 @@ impl Spaces {
             let oldest = self.under_way.remove(0);
             self.spare.push(oldest);
         }
-        let found = self.spare.iter().position(|&space| space >= bytes);
-        self.under_way.push(match found {
-            Some(index) => self.spare.swap_remove(index),
-            None => {
-                self.spare.pop();
-                bytes
-            }
-        });
+        let between = |least: usize, most: usize| move |space: &usize| (least..=most).contains(space);
+        let found = self.spare.iter().position(between(bytes, 2 * bytes));
+        let smaller = || self.spare.iter().position(between(bytes / 2, bytes));
+        if let Some(index) = found.or_else(smaller) {
+            self.under_way.push(self.spare.swap_remove(index).max(bytes));
+        } else {
+            self.under_way.push(bytes);
+        }
     }
 
     fn total(&self) -> usize {

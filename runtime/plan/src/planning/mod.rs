@@ -67,7 +67,7 @@ pub struct PlanInputs<'a> {
     pub accumulation: usize,
     /// Keep only inputs between forward and backward, and recompute the rest.
     pub gradient_checkpointing: bool,
-    /// With it: blocks 0, k, 2k, … are recomputed, others keep everything.
+    /// With it: blocks (or halves of blocks, where these are units) 0, k, 2k, … are recomputed, others keep everything.
     pub gradient_checkpointing_every: usize,
     /// From stage 1 on, masters and moments lie in files.
     pub offload_optimizer: bool,
@@ -115,17 +115,18 @@ pub struct Plan {
     pub gather_buffers: u64,
     /// Stage 3: where the unit that stays gathered lies.
     pub stays_gathered: u64,
-    /// Stages 2 and 3: full float32 gradients of units until they are reduced.
+    /// Stages 2 and 3: full gradients of units until they are reduced.
     pub gradient_buffers: u64,
-    /// Where reductions receive the other ranks' parts, and cast copies of what is sent.
+    /// Where reductions receive the other ranks' parts.
     pub reduce_buffers: u64,
     /// Kept between forward and backward of a micro-batch.
     pub activations: u64,
     /// Most beside that while head and loss run.
     pub loss: u64,
-    /// Most beside that while a block's forward or backward runs.
+    /// Most beside that while a block's forward or backward runs, with casts of gradients that are on their way.
     pub temporary: u64,
-    /// The most at once in a step: state, buffers, activations, and the larger of loss and temporary.
+    /// The most at once in a step: state, buffers, activations, and the larger of loss and temporary; or what the
+    /// optimizer needs, if that is more.
     pub total: u64,
     /// The most at once while the model is read.
     pub loading_peak: u64,
@@ -154,18 +155,15 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
     let layout = Layout::new(&cut.units, Mesh::new(inputs.world_size, sharding.replicas as usize)?)?;
     let (state, offloaded_disk) = state_in_memory(inputs, &layout);
     let gathering = buffers::gather_buffers(&layout, sharding, &inputs.types);
-    let gradient_buffers = buffers::gradient_buffers(&layout, sharding.stage);
-    let reduce_buffers = buffers::reduce_buffers(&layout, sharding.stage, &inputs.types);
+    let gradient_buffers = buffers::gradient_buffers(&layout, sharding.stage, &inputs.types);
+    let reduce_buffers = buffers::reduce_buffers(&layout, &inputs.types);
     let segments: Vec<SegmentKind> = cut.segments.iter().map(|segment| segment.kind).collect();
-    let micro_batch = activations::micro_batch(&sizes::Sizes::of(inputs), &segments, |kind| recomputed(inputs, kind));
+    let micro_batch = activations::micro_batch(&sizes::Sizes::of(inputs), &segments, |index| recomputed(inputs, index));
     let held = state.total() as u64 + gathering.passing + gathering.staying + gradient_buffers;
-    let during = micro_batch.activations + micro_batch.loss.max(micro_batch.temporary);
-    // At stages 0 and 1 reductions wait for the window's end, when no activations are left; but the space that they
-    // receive into stays.
-    let peak = match sharding.stage.shards_gradients() {
-        true => during + reduce_buffers.receive + reduce_buffers.sent_copies,
-        false => (during + reduce_buffers.receive).max(reduce_buffers.receive + reduce_buffers.sent_copies),
-    };
+    // Nothing is under way before the head's gradient is there.
+    let temporary = micro_batch.temporary + reduce_buffers.under_way;
+    let during = micro_batch.activations + micro_batch.loss.max(temporary);
+    let peak = reduce_buffers.receive + during.max(optimizer_casts(inputs, &layout));
     Ok(Plan {
         stage: sharding.stage,
         replicas: sharding.replicas,
@@ -173,10 +171,10 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
         gather_buffers: gathering.passing,
         stays_gathered: gathering.staying,
         gradient_buffers,
-        reduce_buffers: reduce_buffers.receive + reduce_buffers.sent_copies,
+        reduce_buffers: reduce_buffers.receive,
         activations: micro_batch.activations,
         loss: micro_batch.loss,
-        temporary: micro_batch.temporary,
+        temporary,
         total: held + peak,
         // Stages 0 to 2 gather full parameters in place, where the state counts them already.
         loading_peak: held + FILE_CHUNK,
@@ -199,13 +197,20 @@ pub fn plan_all_stages(inputs: &PlanInputs<'_>) -> Result<Vec<Plan>, LayoutError
     Ok(plans)
 }
 
-/// Whether a segment is computed a second time for backward.
-fn recomputed(inputs: &PlanInputs<'_>, kind: SegmentKind) -> bool {
-    let layer = match kind {
-        SegmentKind::Block(layer) | SegmentKind::Attention(layer) | SegmentKind::Mlp(layer) => layer,
-        SegmentKind::Embedding | SegmentKind::Head => return false,
-    };
-    inputs.gradient_checkpointing && layer.is_multiple_of(inputs.gradient_checkpointing_every.max(1))
+/// Whether a segment, by its place after the embedding, is computed a second time for backward.
+fn recomputed(inputs: &PlanInputs<'_>, index: usize) -> bool {
+    inputs.gradient_checkpointing && index.is_multiple_of(inputs.gradient_checkpointing_every.max(1))
+}
+
+/// The optimizer takes gradients in the type of the masters: a cast of what this rank owns of a unit where theirs is
+/// another.
+fn optimizer_casts(inputs: &PlanInputs<'_>, layout: &Layout) -> u64 {
+    let sharded = inputs.sharding.stage.shards_optimizer();
+    let owned = layout.units.iter().map(|unit| if sharded { unit.shard_numel } else { unit.numel });
+    match inputs.types.accumulate == inputs.types.master {
+        true => 0,
+        false => (owned.max().unwrap_or(0) * inputs.types.master.bytes()) as u64,
+    }
 }
 
 /// The state in memory, and the bytes of it that lie in files instead.

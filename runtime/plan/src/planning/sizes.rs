@@ -2,11 +2,12 @@
 
 use super::{PlanInputs, PlannedDevice};
 use crate::model::ModelConfig;
+use zerofold_configs::ElementType;
 
 /// Sizes beyond this mean nothing; capped there, sums of them cannot overflow.
 const MOST: u64 = 1 << 50;
 
-/// 16-bit types on the CPU: attention by products up to this length (`PRODUCTS_UP_TO` in runtime/src/model/attention.rs).
+/// bfloat16 on the CPU: attention by products up to this length (`PRODUCTS_UP_TO` in runtime/src/model/attention.rs).
 const PRODUCTS_UP_TO: usize = 768;
 /// And with at most this many scores at once (`MOST_SCORES` there).
 const MOST_SCORES: u64 = 32 << 20;
@@ -28,6 +29,8 @@ pub(super) fn product(factors: &[usize]) -> u64 {
 pub(super) struct Sizes {
     /// Whether parameters and activations take 2 bytes an element.
     pub(super) is_16_bit: bool,
+    /// Whether gradients are accumulated in another type than they are computed in, and so are cast to be added.
+    pub(super) casts_gradients: bool,
     /// Whether attention goes by batched products; else by the fused (flash) kernel.
     pub(super) products: bool,
     /// Whether query heads share key and value heads.
@@ -97,14 +100,15 @@ impl Sizes {
         let tokens = product(&[rows, length]);
         let per_token = |width: usize, bytes: usize| product(&[rows, length, width, bytes]);
         let scores = product(&[rows, heads, length, length]);
-        let products =
-            is_16_bit && inputs.device == PlannedDevice::Cpu && length <= PRODUCTS_UP_TO && scores <= MOST_SCORES;
+        let on_cpu_in_bf16 = inputs.device == PlannedDevice::Cpu && inputs.types.compute == ElementType::Bfloat16;
+        let products = on_cpu_in_bf16 && length <= PRODUCTS_UP_TO && scores <= MOST_SCORES;
         let supervised = inputs.supervised.map_or(tokens, |supervised| supervised as u64).min(tokens);
         let chunk = supervised.min(LOSS_CHUNK) as usize;
         let mask = if products { product(&[heads / key_heads.max(1), length, length, bytes]) } else { 0 };
         let of_head = |width: usize, bytes: usize| product(&[supervised as usize, width, bytes]);
         Sizes {
             is_16_bit,
+            casts_gradients: inputs.types.accumulate != inputs.types.compute,
             products,
             grouped: heads != key_heads,
             views_merge: rows == 1 || key_heads == 1,

@@ -9,7 +9,7 @@
 //! | 1 | P once | P once |
 //! | 2 | A × P | P once |
 //! | 3 | A × P | up to 2 A × P: what lies in a buffer from its last use is not gathered again |
-//! | copies | as above within a copy | and all-reduced float32 shards across copies once |
+//! | copies | as above within a copy | and all-reduced gradient shards across copies once |
 
 use super::PlanInputs;
 use super::buffers::PASSING;
@@ -41,7 +41,8 @@ pub(super) fn sent_bytes(inputs: &PlanInputs<'_>, cut: &ModelUnits, layout: &Lay
         }
     };
     // An all-reduce is a reduce-scatter and a gather.
-    let across = if replicas > 1 { 2 * among(layout.shard_numel() as u64, replicas) * 4 } else { 0 };
+    let accumulate = types.accumulate.bytes() as u64;
+    let across = if replicas > 1 { 2 * among(layout.shard_numel() as u64, replicas) * accumulate } else { 0 };
     within + across
 }
 
@@ -50,7 +51,7 @@ pub(super) fn sent_bytes(inputs: &PlanInputs<'_>, cut: &ModelUnits, layout: &Lay
 struct Gathered {
     /// Among all ranks of a copy.
     all: u64,
-    /// In backward, among the small groups of `reshard_after_forward: NUMBER`.
+    /// After a unit's first gather, among the small groups of `reshard_after_forward: NUMBER`.
     group: u64,
 }
 
@@ -67,26 +68,26 @@ fn gathers(inputs: &PlanInputs<'_>, cut: &ModelUnits, layout: &Layout) -> Gather
         ReshardAfterForward::Group(_) => (PASSING, true),
     };
     let mut gathered = Gathered::default();
-    let mut staying = vec![false; layout.units.len()];
+    // Units that were gathered in this window: those that stay are there, of others a group may keep the shards.
+    let mut seen = vec![false; layout.units.len()];
     // The units in the shared buffers, the one used last at the end.
     let mut held: Vec<usize> = Vec::new();
     for _ in 0..inputs.accumulation {
-        for (uses, in_backward) in [(&forward, false), (&backward, true)] {
-            for &unit in uses {
-                let numel = layout.units[unit].numel as u64;
-                if layout.units[unit].stays_gathered {
-                    gathered.all += if std::mem::replace(&mut staying[unit], true) { 0 } else { numel };
-                    continue;
-                }
-                match held.iter().position(|&other| other == unit) {
-                    Some(index) => drop(held.remove(index)),
-                    None if in_backward && grouped => gathered.group += numel,
-                    None => gathered.all += numel,
-                }
-                held.push(unit);
-                if held.len() > buffers {
-                    held.remove(0);
-                }
+        for &unit in forward.iter().chain(&backward) {
+            let numel = layout.units[unit].numel as u64;
+            let again = std::mem::replace(&mut seen[unit], true);
+            if layout.units[unit].stays_gathered {
+                gathered.all += if again { 0 } else { numel };
+                continue;
+            }
+            match held.iter().position(|&other| other == unit) {
+                Some(index) => drop(held.remove(index)),
+                None if again && grouped => gathered.group += numel,
+                None => gathered.all += numel,
+            }
+            held.push(unit);
+            if held.len() > buffers {
+                held.remove(0);
             }
         }
     }

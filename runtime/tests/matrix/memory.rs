@@ -1,0 +1,210 @@
+//! Memory: what the plan says against the live bytes of tensors, counted by the allocator, at ten points of a step and at
+//! its peak.
+
+use crate::Tally;
+use crate::workers::{Curve, Task, Workers};
+use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use tch::{Device, Tensor};
+use zerofold_configs::{
+    BackwardPrefetch, ElementType, ElementTypes, NonFinite, ReshardAfterForward, Sharding, Stage, UnitPolicy,
+};
+use zerofold_data::{Batch, TokenizedDataset};
+use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, Plan, PlanInputs, PlannedDevice, plan};
+use zerofold_runtime::comm::{Activity, Collectives, CommError, Pending, Traffic};
+use zerofold_runtime::model::Llama;
+use zerofold_runtime::optim::{Schedule, ScheduleKind};
+use zerofold_runtime::shard::{Kinds, ShardOptions, Shards};
+use zerofold_runtime::torch::{AdamW, memory};
+use zerofold_runtime::trainer::{StepOptions, Trainer};
+
+/// Ranks of the measured jobs.
+const RANKS: usize = 2;
+/// Points of a step at which live bytes are looked at.
+const POINTS: usize = 10;
+/// How far the plan's total may be from the measured peak.
+const TOLERANCE: f64 = 0.05;
+
+/// A job whose memory is measured. Weights stay zero: they cost the same.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct MemorySpec {
+    /// A folder with a config.json.
+    folder: PathBuf,
+    sharding: Sharding,
+    compute: ElementType,
+    rows: usize,
+    length: usize,
+    recompute_every: Option<usize>,
+}
+
+impl MemorySpec {
+    fn types(&self) -> ElementTypes {
+        ElementTypes::of(self.compute)
+    }
+
+    fn plan(&self) -> Plan {
+        let model = ModelConfig::read(&self.folder).unwrap();
+        plan(&PlanInputs {
+            model: &model,
+            world_size: RANKS,
+            sharding: self.sharding,
+            types: self.types(),
+            per_device_batch: self.rows,
+            length: self.length,
+            supervised: None,
+            accumulation: 2,
+            gradient_checkpointing: self.recompute_every.is_some(),
+            gradient_checkpointing_every: self.recompute_every.unwrap_or(1),
+            offload_optimizer: false,
+            device: PlannedDevice::Cpu,
+        })
+        .unwrap()
+    }
+
+    /// Takes two steps of two micro-batches as one rank; live bytes are those of the second step.
+    pub(crate) fn measure(&self, comm: Rc<dyn Collectives>, activity: Arc<Activity>) -> Curve {
+        let kinds = Kinds::from(self.types());
+        let model = Llama::new(ModelConfig::read(&self.folder).unwrap(), kinds.compute, Device::Cpu).unwrap();
+        let ModelUnits { units, segments } = ModelUnits::new(&model.config, self.sharding.units);
+        let layout = Layout::new(&units, Mesh::new(RANKS, self.sharding.replicas as usize).unwrap()).unwrap();
+        let seen: Rc<RefCell<Vec<u64>>> = Rc::default();
+        let comm: Rc<dyn Collectives> = Rc::new(Watched { inner: comm, seen: seen.clone() });
+        let options = ShardOptions { sharding: self.sharding, kinds, offload: None };
+        let mut shards = Shards::new(layout, &options, comm).unwrap();
+        shards.share_state().unwrap();
+        let options = StepOptions {
+            schedule: Schedule { kind: ScheduleKind::Constant, peak: 1e-3, warmup_steps: 0, total_steps: 2 },
+            adamw: AdamW { learning_rate: 0.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
+            max_grad_norm: 1.0,
+            recompute_every: self.recompute_every,
+            backward_prefetch: BackwardPrefetch::Pre,
+            nonfinite: NonFinite::Stop,
+        };
+        let mut dataset = TokenizedDataset::new();
+        // Every position but the last of a row predicts something; the plan is for the most that can be.
+        let tokens: Vec<u32> = (0..self.length as u32).map(|token| token % 50).collect();
+        dataset.push(&tokens, &tokens.iter().map(|&token| token as i32).collect::<Vec<_>>());
+        let batch = Batch::collate(&dataset, &vec![0; self.rows], 0).unwrap();
+        let window = [batch.clone(), batch];
+        let mut trainer = Trainer::new(model, segments, shards, activity, options);
+        zerofold_runtime::torch::restart_peak();
+        trainer.step(0, &window, false).unwrap();
+        seen.borrow_mut().clear();
+        let outcome = trainer.step(1, &window, false).unwrap();
+        trainer.shards.forget_gathered().unwrap();
+        let all = seen.borrow();
+        let points = (0..POINTS).map(|point| all[point * (all.len() - 1) / (POINTS - 1)]).collect();
+        Curve { live: points, live_peak: outcome.live_peak_bytes, ..Curve::default() }
+    }
+}
+
+/// Collectives that look at the live bytes at every call.
+struct Watched {
+    inner: Rc<dyn Collectives>,
+    seen: Rc<RefCell<Vec<u64>>>,
+}
+
+impl Watched {
+    fn look(&self) {
+        self.seen.borrow_mut().push(memory().live as u64);
+    }
+}
+
+impl Collectives for Watched {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.inner.world_size()
+    }
+
+    fn axis(&self, ranks: &[usize]) -> Result<Rc<dyn Collectives>, CommError> {
+        Ok(Rc::new(Watched { inner: self.inner.axis(ranks)?, seen: self.seen.clone() }))
+    }
+
+    fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
+        self.look();
+        self.inner.start_all_gather_into(full, shard)
+    }
+
+    fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
+        self.look();
+        self.inner.start_reduce_scatter_into(shard, full)
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.inner.traffic()
+    }
+}
+
+/// The shapes that are measured: hidden, layers, heads, key heads, intermediate, vocabulary, tied; rows and length.
+type Shape = (&'static str, [usize; 6], bool, (usize, usize));
+const SHAPES: [Shape; 3] = [
+    ("2.6M", [192, 4, 6, 2, 512, 2048], false, (2, 96)),
+    ("15.7M", [384, 6, 6, 2, 1024, 8192], false, (2, 128)),
+    ("24M, tied", [448, 8, 7, 1, 1152, 16384], true, (1, 192)),
+];
+
+fn write_config(
+    folder: &Path,
+    [hidden, layers, heads, key_heads, inner, vocabulary]: [usize; 6],
+    tied: bool,
+) -> PathBuf {
+    std::fs::create_dir_all(folder).unwrap();
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": key_heads, "intermediate_size": inner,
+        "vocab_size": vocabulary, "tie_word_embeddings": tied, "max_position_embeddings": 2048,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    folder.to_owned()
+}
+
+pub(crate) fn check(tally: &mut Tally) {
+    let temporary = tempfile::tempdir().unwrap();
+    let three = Sharding::of(Stage::Three);
+    let shardings = [
+        ("stage 0", Sharding::of(Stage::Zero)),
+        ("stage 1", Sharding::of(Stage::One)),
+        ("stage 2", Sharding::of(Stage::Two)),
+        ("stage 3", three),
+        ("kept after forward", Sharding { reshard_after_forward: ReshardAfterForward::Always(false), ..three }),
+        ("block halves", Sharding { units: UnitPolicy::BlockHalves, ..three }),
+    ];
+    for (shape, sizes, tied, (rows, length)) in SHAPES {
+        let folder = write_config(&temporary.path().join(shape), sizes, tied);
+        for (name, sharding) in shardings {
+            for compute in [ElementType::Float32, ElementType::Bfloat16] {
+                for recompute_every in [None, Some(1)] {
+                    let folder = folder.clone();
+                    let spec = MemorySpec { folder, sharding, compute, rows, length, recompute_every };
+                    // New processes, so that nothing is left of the last job.
+                    let measured = Workers::start(RANKS).run(&Task::Memory(spec.clone()));
+                    let result = measured.and_then(|measured| compare(&spec, &measured));
+                    tally
+                        .check(&format!("memory: {shape}, {name}, {compute}, recomputing {recompute_every:?}"), result);
+                }
+            }
+        }
+    }
+}
+
+fn compare(spec: &MemorySpec, measured: &Curve) -> Result<String, String> {
+    let planned = spec.plan();
+    let error = planned.total as f64 / measured.live_peak as f64 - 1.0;
+    let highest = *measured.live.iter().max().unwrap();
+    let mebibytes = |bytes: u64| bytes as f64 / 1_048_576.0;
+    let words = format!(
+        "planned {:.1}, measured {:.1} MiB ({:+.1} %); ten points up to {:.1}",
+        mebibytes(planned.total),
+        mebibytes(measured.live_peak),
+        100.0 * error,
+        mebibytes(highest)
+    );
+    let points_fit = highest as f64 <= planned.total as f64 * (1.0 + TOLERANCE);
+    if error.abs() <= TOLERANCE && points_fit { Ok(words) } else { Err(format!("{words}; {planned:?}")) }
+}
