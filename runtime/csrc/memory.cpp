@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <stdexcept>
+#include <string>
 
 // How many bytes of tensors are alive on the CPU, and how many there were at most. Every block carries its size in front
 // of it, in a header as wide as the alignment, so that the tensor stays aligned.
@@ -23,10 +25,22 @@ void release(void* data) {
   c10::free_cpu(base);
 }
 
+// libtorch's own error would carry a stack of C++ frames to the user.
+void* allocate_or_explain(size_t byte_count) {
+  try {
+    return c10::alloc_cpu(byte_count);
+  } catch (const std::exception&) {
+    throw std::runtime_error("out of memory: a tensor of " + std::to_string(byte_count >> 20) +
+                             " MiB cannot be allocated\nhint: a higher zero_stage, gradient_checkpointing, a smaller "
+                             "per_device_train_batch_size or offload_optimizer_device: nvme need less; "
+                             "`launch plan` tells how much");
+  }
+}
+
 struct CountingAllocator final : c10::Allocator {
   c10::DataPtr allocate(size_t byte_count) override {
     if (byte_count == 0) return {nullptr, nullptr, &release, c10::Device(c10::kCPU)};
-    auto* base = static_cast<char*>(c10::alloc_cpu(byte_count + header));
+    auto* base = static_cast<char*>(allocate_or_explain(byte_count + header));
     *reinterpret_cast<int64_t*>(base) = static_cast<int64_t>(byte_count);
     auto now = live_bytes += static_cast<int64_t>(byte_count);
     auto seen = peak_bytes.load();

@@ -238,6 +238,7 @@ fn build(
         recompute_every: config.gradient_checkpointing.then_some(config.gradient_checkpointing_every as usize),
         backward_prefetch: config.sharding.backward_prefetch,
         nonfinite: config.nonfinite_gradients,
+        seed: training.seed,
     };
     Ok(Trainer::new(model, segments, shards, activity, options))
 }
@@ -267,6 +268,7 @@ fn leave_request(trainer: &Trainer, outcome: &Outcome, loading_peak: usize) -> L
             moments: state.moments as u64,
             gather_buffers: trainer.shards.gather_buffer_bytes() as u64,
             gradient_buffers: trainer.shards.gradient_buffer_bytes() as u64,
+            offloaded: trainer.shards.offloaded_bytes() as u64,
             live_peak: trainer.live_peak,
             loading_peak: loading_peak as u64,
         }),

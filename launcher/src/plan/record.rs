@@ -99,6 +99,8 @@ pub struct Measured {
     pub live_peak: u64,
     /// And while the model was read.
     pub loading_peak: u64,
+    /// Optimizer state in files, which is not in the numbers above.
+    pub offloaded: u64,
 }
 
 impl Measured {
@@ -114,6 +116,7 @@ impl Measured {
             gradient_buffers: largest(|state| state.gradient_buffers),
             live_peak: largest(|state| state.live_peak),
             loading_peak: largest(|state| state.loading_peak),
+            offloaded: largest(|state| state.offloaded),
         };
         (measured.live_peak > 0).then_some(measured)
     }
@@ -143,17 +146,12 @@ impl PlanRecord {
         let Some(measured) = &self.measured else { return Vec::new() };
         let plan = &self.planned.plan;
         let state = &plan.state;
-        // Offloaded masters and moments are told by the ranks too, but lie in files.
-        let (in_files, in_memory) = match plan.offloaded_disk {
-            0 => (0, (measured.masters, measured.moments)),
-            _ => (measured.masters + measured.moments, (0, 0)),
-        };
         let parts = [
             ("parameters", state.parameters as u64, measured.parameters),
             ("gradients", state.gradients as u64, measured.gradients),
-            ("masters", state.masters as u64, in_memory.0),
-            ("moments", state.moments as u64, in_memory.1),
-            ("optimizer state in files", plan.offloaded_disk, in_files),
+            ("masters", state.masters as u64, measured.masters),
+            ("moments", state.moments as u64, measured.moments),
+            ("optimizer state in files", plan.offloaded_disk, measured.offloaded),
             ("gather buffers", plan.all_gather_buffers(), measured.gather_buffers),
             ("gradient buffers", plan.gradient_buffers, measured.gradient_buffers),
             ("peak while loading", plan.loading_peak, measured.loading_peak),

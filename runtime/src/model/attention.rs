@@ -36,12 +36,19 @@ impl Attention {
     }
 
     /// Causal attention among T positions: query `[B, T, K * G, D]`, key and value `[B, T, K, D]` → `[B, T, K * G * D]`.
-    pub(super) fn causal(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, ModelError> {
+    /// A share `dropout` of the attention weights is dropped, by libtorch's generator.
+    pub(super) fn causal(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        dropout: f64,
+    ) -> Result<Tensor, ModelError> {
         let (rows, length, heads, _) = query.size4()?;
-        if self.products_are_faster(rows * heads, length) {
+        if dropout == 0.0 && self.products_are_faster(rows * heads, length) {
             self.by_products(query, key, value)
         } else {
-            self.by_flash(query, key, value)
+            self.by_flash(query, key, value, dropout)
         }
     }
 
@@ -62,12 +69,13 @@ impl Attention {
         self.ungroup(&attended, [rows, length, heads * head_dim])
     }
 
-    fn by_flash(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, ModelError> {
+    /// With dropout libtorch itself takes a form that keeps all scores.
+    fn by_flash(&self, query: &Tensor, key: &Tensor, value: &Tensor, dropout: f64) -> Result<Tensor, ModelError> {
         // The CPU kernel wants as many key heads as query heads to serve the backward too.
         let (key, value) = (self.repeat_heads(key)?, self.repeat_heads(value)?);
         let (query, key, value) = (query.f_transpose(1, 2)?, key.f_transpose(1, 2)?, value.f_transpose(1, 2)?);
         let attended =
-            Tensor::f_scaled_dot_product_attention::<Tensor>(&query, &key, &value, None, 0.0, true, None, false)?;
+            Tensor::f_scaled_dot_product_attention::<Tensor>(&query, &key, &value, None, dropout, true, None, false)?;
         Ok(attended.f_transpose(1, 2)?.f_flatten(2, 3)?)
     }
 
@@ -142,7 +150,7 @@ mod tests {
         let weight =
             Tensor::randn([rows, length, key_heads * sharing * head_dim], (Kind::Float, Device::Cpu)).to_kind(kind);
         let [query, key, value] = &inputs;
-        [attention.by_products(query, key, value), attention.by_flash(query, key, value)].map(|attended| {
+        [attention.by_products(query, key, value), attention.by_flash(query, key, value, 0.0)].map(|attended| {
             let attended = attended.expect("attention");
             let loss = (&attended * &weight).sum(Kind::Float);
             let mut results = Tensor::run_backward(&[loss], &inputs, false, false);

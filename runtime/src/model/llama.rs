@@ -112,24 +112,52 @@ impl Llama {
     /// # Errors
     /// The wrong number of leaves, a T beyond [`ModelConfig::max_exact_length`], and what libtorch says.
     pub fn segment(&self, kind: SegmentKind, leaves: &[Tensor], x: &Tensor) -> Result<Tensor, ModelError> {
+        self.segment_with(kind, leaves, x, 0.0)
+    }
+
+    /// The same in training: with the model's dropout, which follows from `seed` alone, so that computing a segment a
+    /// second time for backward drops the same.
+    ///
+    /// # Errors
+    /// As [`Llama::segment`].
+    pub fn segment_in_training(
+        &self,
+        kind: SegmentKind,
+        leaves: &[Tensor],
+        x: &Tensor,
+        seed: u64,
+    ) -> Result<Tensor, ModelError> {
+        if self.config.attention_dropout > 0.0 {
+            tch::manual_seed(seed.cast_signed());
+        }
+        self.segment_with(kind, leaves, x, self.config.attention_dropout)
+    }
+
+    fn segment_with(
+        &self,
+        kind: SegmentKind,
+        leaves: &[Tensor],
+        x: &Tensor,
+        dropout: f64,
+    ) -> Result<Tensor, ModelError> {
         match kind {
             SegmentKind::Block(_) => {
                 let (attention, mlp) = halves(leaves);
-                self.mlp(mlp, &self.attention(attention, x)?)
+                self.mlp(mlp, &self.attention(attention, x, dropout)?)
             }
-            SegmentKind::Attention(_) => self.attention(leaves, x),
+            SegmentKind::Attention(_) => self.attention(leaves, x, dropout),
             SegmentKind::Mlp(_) => self.mlp(leaves, x),
             SegmentKind::Embedding | SegmentKind::Head => Err(ModelError::NoHidden(kind)),
         }
     }
 
-    fn attention(&self, leaves: &[Tensor], x: &Tensor) -> Result<Tensor, ModelError> {
+    fn attention(&self, leaves: &[Tensor], x: &Tensor, dropout: f64) -> Result<Tensor, ModelError> {
         let weights = AttentionWeights::of(leaves)?;
         let (_, length, _) = x.size3()?;
         self.check_length(length)?;
         let tables = self.rope.tables(0, length)?;
         let (query, key, value) = self.query_key_value(&weights, x, &tables)?;
-        let attended = self.attention.causal(&query, &key, &value)?;
+        let attended = self.attention.causal(&query, &key, &value, dropout)?;
         project(&attended, weights.output, x)
     }
 
@@ -148,7 +176,7 @@ impl Llama {
         let (query, key, value) = self.query_key_value(&weights, x, &tables)?;
         let (all_keys, all_values) = cache.append(&key.f_transpose(1, 2)?, &value.f_transpose(1, 2)?)?;
         let attended = if begin == 0 {
-            self.attention.causal(&query, &key, &value)?
+            self.attention.causal(&query, &key, &value, 0.0)?
         } else {
             self.attention.cached(&query, &all_keys, &all_values)?
         };

@@ -44,6 +44,11 @@ impl MappedFile {
         Ok(MappedFile { pointer, length: bytes, used: 0 })
     }
 
+    /// Bytes of the whole file.
+    pub(super) fn bytes(&self) -> usize {
+        self.length
+    }
+
     /// Bytes that a piece of `numel` elements takes.
     pub(super) fn piece_bytes(numel: usize, kind: Kind) -> usize {
         (numel * kind.elt_size_in_bytes()).next_multiple_of(ALIGNMENT)

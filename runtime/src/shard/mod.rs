@@ -103,7 +103,7 @@ pub struct Shards {
     gradients: Gradients,
     // Released units point at it, and offloaded state lies in it, so these go last.
     poison: Poison,
-    _offload: Option<MappedFile>,
+    offload: Option<MappedFile>,
 }
 
 impl Shards {
@@ -166,7 +166,7 @@ impl Shards {
             arriving,
             gradients,
             poison,
-            _offload: offload,
+            offload,
         })
     }
 
@@ -231,7 +231,16 @@ impl Shards {
             total.gradients += bytes(&unit.gradient);
             total.moments += bytes(&unit.first_moment) + bytes(&unit.second_moment);
         }
+        if self.offload.is_some() {
+            let parameters = if self.shards_parameters() { 0 } else { total.parameters };
+            total = StateBytes { parameters, masters: 0, moments: 0, ..total };
+        }
         total
+    }
+
+    /// Bytes of optimizer state that lie in a file instead of memory.
+    pub fn offloaded_bytes(&self) -> usize {
+        self.offload.as_ref().map_or(0, MappedFile::bytes)
     }
 
     /// Bytes of the buffers that full parameters are gathered into, and of what groups keep of them: stage 3 only.

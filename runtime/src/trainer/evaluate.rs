@@ -34,7 +34,7 @@ impl Trainer {
         for window in rows.chunks(batch_size * world_size) {
             let part = window.chunks(batch_size).nth(rank).unwrap_or(&[]);
             let batch = Batch::collate(dataset, part, pad_id)?;
-            mine[0] += self.pass_with(None).forward(&batch)?;
+            mine[0] += self.pass_with(0, None).forward(&batch)?;
             mine[1] += batch.supervised as f64;
         }
         self.shards.forget_gathered()?;

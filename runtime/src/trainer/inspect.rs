@@ -77,9 +77,10 @@ impl Inspection {
 impl Trainer {
     /// Goes through the window again, one row at a time on every rank, with the same numbers at the same scale, and says in
     /// words where the first value comes from that is not finite. All ranks call it and all get the same answer.
-    pub(super) fn find_not_finite(&mut self, window: &[Batch], scale: f64) -> Result<String, TrainError> {
+    pub(super) fn find_not_finite(&mut self, step: u64, window: &[Batch], scale: f64) -> Result<String, TrainError> {
         self.shards.abandon_window()?;
-        for batch in window {
+        for (micro_batch, batch) in window.iter().enumerate() {
+            let seed = self.micro_batch_seed(step, micro_batch);
             let rows = self.shards.comm().exchange(&[batch.indices.len() as f64])?;
             let most = rows.iter().map(|rows| rows[0] as usize).max().unwrap_or(0);
             for place in 0..most {
@@ -87,7 +88,7 @@ impl Trainer {
                 let mut inspection = Inspection::default();
                 self.shards.begin_window()?;
                 self.shards.begin_micro_batch(true);
-                self.pass_with(Some(&mut inspection)).forward_backward(&row, scale)?;
+                self.pass_with(seed, Some(&mut inspection)).forward_backward(&row, scale)?;
                 self.shards.abandon_window()?;
                 let [what, unit, parameter] = inspection.numbers();
                 let index = row.indices.first().copied().unwrap_or(0);
@@ -97,14 +98,17 @@ impl Trainer {
                 }
             }
         }
-        Ok("gone through row by row, every value is finite: it arises where rows are added up".to_owned())
+        Ok("gone through row by row, every value is finite: what overflows is the sum over rows, or the squares in the norm".to_owned())
     }
 
     fn words(&self, rank: usize, found: &[f64]) -> String {
         let unit = &self.shards.units[found[1] as usize].layout;
         let parameter = unit.parameters().nth(found[2] as usize).map_or("", |parameter| parameter.name.as_str());
         let what = match EVERYTHING.get(found[0] as usize - 1) {
-            Some(What::Parameter) => format!("the parameter {parameter} (unit {}) itself is not finite", unit.name),
+            // No row has to do with it.
+            Some(What::Parameter) => {
+                return format!("the parameter {parameter} (unit {}) itself is not finite", unit.name);
+            }
             Some(What::Output) => format!("the forward of unit {} is the first that is not finite", unit.name),
             Some(What::Loss) => "the loss is the first that is not finite".to_owned(),
             _ => format!("the gradient of {parameter} (unit {}) is the first that is not finite", unit.name),

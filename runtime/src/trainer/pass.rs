@@ -82,6 +82,8 @@ pub(super) struct Pass<'a> {
     /// Keep only the input of every so many segments and compute them again for backward; none keeps everything.
     pub(super) recompute_every: Option<usize>,
     pub(super) backward_prefetch: BackwardPrefetch,
+    /// What everything random in this micro-batch follows from.
+    pub(super) seed: u64,
     /// Looks for values that are not finite, instead of reducing gradients.
     pub(super) inspection: Option<&'a mut Inspection>,
 }
@@ -128,7 +130,7 @@ impl Pass<'_> {
         let mut hidden = self.embed(&batch)?;
         for index in 1..last {
             self.gather_for_forward(index)?;
-            hidden = self.segment(index, &hidden)?;
+            hidden = self.model.segment(self.segments.all[index].kind, self.leaves(index), &hidden)?;
             self.release_after_forward(index)?;
         }
         self.gather_for_forward(last)?;
@@ -145,8 +147,10 @@ impl Pass<'_> {
         &self.shards.units[segment.unit].leaves()[segment.leaves.clone()]
     }
 
+    /// A segment's forward in training; computing it again gives the same.
     fn segment(&self, index: usize, input: &Tensor) -> Result<Tensor, TrainError> {
-        Ok(self.model.segment(self.segments.all[index].kind, self.leaves(index), input)?)
+        let seed = self.seed.wrapping_add(index as u64);
+        Ok(self.model.segment_in_training(self.segments.all[index].kind, self.leaves(index), input, seed)?)
     }
 
     fn gather_for_forward(&mut self, index: usize) -> Result<(), TrainError> {

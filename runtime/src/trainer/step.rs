@@ -26,6 +26,8 @@ pub struct StepOptions {
     pub backward_prefetch: BackwardPrefetch,
     /// What is done when gradients are not finite.
     pub nonfinite: NonFinite,
+    /// The seed of everything random in a step: dropout.
+    pub seed: u64,
 }
 
 /// What a step leaves for the next one beside weights and moments; part of a checkpoint.
@@ -98,7 +100,8 @@ impl Trainer {
         let mut loss = 0.0;
         for (index, batch) in window.iter().enumerate() {
             self.shards.begin_micro_batch(index + 1 == window.len());
-            loss += self.pass_with(None).forward_backward(batch, scale)?;
+            let seed = self.micro_batch_seed(step, index);
+            loss += self.pass_with(seed, None).forward_backward(batch, scale)?;
         }
         self.activity.enter(Phase::Backward);
         self.shards.finish_window()?;
@@ -168,15 +171,26 @@ impl Trainer {
             self.shards.abandon_window()?;
             return Ok(format!("gradients overflow at loss scale {}; it is {} from now on", before.scale, after.scale));
         }
-        let cause = self.find_not_finite(window, scale)?;
+        let cause = self.find_not_finite(step, window, scale)?;
         match self.options.nonfinite {
             NonFinite::Skip => Ok(format!("not finite: {cause}")),
             NonFinite::Stop => Err(TrainError::NotFinite { step, loss, norm, cause }),
         }
     }
 
+    /// What everything random in a micro-batch of this rank follows from. It does not depend on the stage, nor on what was
+    /// computed before, so that stages, recomputation and resumed runs agree.
+    pub(super) fn micro_batch_seed(&self, step: u64, micro_batch: usize) -> u64 {
+        let rank = self.shards.comm().rank() as u64;
+        let numbers = [self.options.seed, step, micro_batch as u64, rank];
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let mut seed = [0; 8];
+        seed.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..8]);
+        u64::from_le_bytes(seed)
+    }
+
     /// Runs single micro-batches over the shards.
-    pub(super) fn pass_with<'a>(&'a mut self, inspection: Option<&'a mut Inspection>) -> Pass<'a> {
+    pub(super) fn pass_with<'a>(&'a mut self, seed: u64, inspection: Option<&'a mut Inspection>) -> Pass<'a> {
         Pass {
             model: &self.model,
             segments: &self.segments,
@@ -184,6 +198,7 @@ impl Trainer {
             activity: &self.activity,
             recompute_every: self.options.recompute_every,
             backward_prefetch: self.options.backward_prefetch,
+            seed,
             inspection,
         }
     }

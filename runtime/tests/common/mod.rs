@@ -65,6 +65,7 @@ pub(crate) struct Spec {
     /// The loss scale to begin with, in float16.
     pub(crate) loss_scale: Option<f64>,
     pub(crate) nonfinite_skip: bool,
+    pub(crate) attention_dropout: f64,
     /// Where optimizer state is offloaded to.
     pub(crate) offload: Option<PathBuf>,
 }
@@ -95,6 +96,7 @@ impl Spec {
             recompute_every: None,
             loss_scale: None,
             nonfinite_skip: false,
+            attention_dropout: 0.0,
             offload: None,
         }
     }
@@ -119,7 +121,9 @@ impl Spec {
         let number = |key: &str| curve["recipe"][key].as_f64().unwrap();
         let directory = fixture("models").join(&self.model);
         let kinds = Kinds::from(self.types());
-        let model = Llama::new(ModelConfig::read(&directory).unwrap(), kinds.compute, Device::Cpu).unwrap();
+        let config =
+            ModelConfig { attention_dropout: self.attention_dropout, ..ModelConfig::read(&directory).unwrap() };
+        let model = Llama::new(config, kinds.compute, Device::Cpu).unwrap();
         let ModelUnits { units, segments } = ModelUnits::new(&model.config, self.sharding.units);
         let mesh = Mesh::new(self.world_size, self.sharding.replicas as usize).unwrap();
         let options = ShardOptions { sharding: self.sharding, kinds, offload: self.offload.clone() };
@@ -143,6 +147,7 @@ impl Spec {
             recompute_every: self.recompute_every,
             backward_prefetch: self.sharding.backward_prefetch,
             nonfinite: if self.nonfinite_skip { NonFinite::Skip } else { NonFinite::Stop },
+            seed: 1,
         };
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
         if let Some(scale) = self.loss_scale {

@@ -170,3 +170,25 @@ pub(crate) fn check_delays(workers: &mut Workers, tally: &mut Tally) {
         }
     }
 }
+
+/// Dropout follows from step, micro-batch, rank and segment alone: the same at every stage and when recomputed.
+pub(crate) fn check_dropout(workers: &mut Workers, tally: &mut Tally) {
+    let spec = Spec { steps: Some(10), ..Spec::new("matrix", "odd-llama", "clipped", Stage::Zero, 3, 1) };
+    let mut run = |spec: Spec| workers.run(&Task::Train { spec, late: None });
+    let without = run(spec.clone());
+    let with = Spec { attention_dropout: 0.2, ..spec };
+    let expected = run(with.clone());
+    for stage in STAGES {
+        for recompute_every in [None, Some(1), Some(2)] {
+            let spec = Spec { sharding: Sharding::of(stage), recompute_every, ..with.clone() };
+            let result = run(spec).and_then(|curve| match (&expected, &without) {
+                (Ok(expected), Ok(without)) if expected.bits == curve.bits && without.bits != curve.bits => {
+                    Ok(String::new())
+                }
+                (Ok(_), Ok(_)) => Err("bits differ, or nothing was dropped".to_owned()),
+                (Err(error), _) | (_, Err(error)) => Err(error.clone()),
+            });
+            tally.check(&format!("dropout at stage {stage}, recomputing {recompute_every:?}"), result);
+        }
+    }
+}

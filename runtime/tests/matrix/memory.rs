@@ -82,6 +82,7 @@ impl MemorySpec {
             recompute_every: self.recompute_every,
             backward_prefetch: BackwardPrefetch::Pre,
             nonfinite: NonFinite::Stop,
+            seed: 1,
         };
         let mut dataset = TokenizedDataset::new();
         // Every position but the last of a row predicts something; the plan is for the most that can be.

@@ -10,14 +10,13 @@ use super::ModelConfigError;
 const SUPPORTED: [&str; 2] = ["LlamaForCausalLM", "MistralForCausalLM"];
 
 /// Keys of related families that change the maths, with the value at which they do not (null always counts as absent).
-const REFUSED_UNLESS: [(&str, Neutral); 20] = [
+const REFUSED_UNLESS: [(&str, Neutral); 19] = [
     ("quantization_config", Neutral::Absent),
     ("attention_bias", Neutral::False),
     ("mlp_bias", Neutral::False),
     ("qkv_bias", Neutral::False),
     ("use_qk_norm", Neutral::False),
     ("qk_norm", Neutral::False),
-    ("attention_dropout", Neutral::Number(0.0)),
     ("hidden_dropout", Neutral::Number(0.0)),
     ("partial_rotary_factor", Neutral::Number(1.0)),
     ("attn_logit_softcapping", Neutral::Absent),
@@ -69,6 +68,8 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Mistral's window in tokens; sequences up to it are exact.
     pub sliding_window: Option<usize>,
+    /// The share of attention weights that training drops; 0 in almost every model.
+    pub attention_dropout: f64,
     /// The type the model was saved in, as written (`torch_dtype` or `dtype`).
     pub dtype: Option<String>,
 }
@@ -169,6 +170,7 @@ impl ModelConfig {
             rope: file.rope(max_position_embeddings)?,
             tie_word_embeddings: file.optional_bool("tie_word_embeddings")?.unwrap_or(false),
             sliding_window: if mistral { file.optional_size("sliding_window")?.or(window_default) } else { None },
+            attention_dropout: file.optional_number(&file.keys, "attention_dropout")?.unwrap_or(0.0),
             dtype: file.optional_string("dtype")?.or(file.optional_string("torch_dtype")?),
             architecture,
         };
@@ -184,6 +186,9 @@ impl ModelConfig {
             return Err(
                 file.invalid(if file.keys.contains_key("head_dim") { "head_dim" } else { "hidden_size" }, reason)
             );
+        }
+        if !(0.0..1.0).contains(&config.attention_dropout) {
+            return Err(file.invalid("attention_dropout", "it must be at least 0 and below 1"));
         }
         if !(config.rms_norm_eps >= 0.0 && config.rms_norm_eps.is_finite()) {
             return Err(file.invalid("rms_norm_eps", "it must be a finite number, 0 or larger"));

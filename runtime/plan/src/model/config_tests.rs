@@ -61,7 +61,7 @@ fn what_cannot_be_right_or_is_not_built_names_itself() {
         (r#""hidden_act": "gelu""#, "hidden_act is \"gelu\", which is not built yet"),
         (r#""attention_bias": true"#, "attention_bias is true, which is not built yet"),
         (r#""mlp_bias": true"#, "mlp_bias is true, which is not built yet"),
-        (r#""attention_dropout": 0.1"#, "attention_dropout is 0.1"),
+        (r#""attention_dropout": 1.0"#, "attention_dropout is 1.0"),
         (r#""quantization_config": {"bits": 4}"#, "quantization_config is {\"bits\":4}, which is not built yet"),
         (r#""layer_types": ["sliding_attention"]"#, "layer_types is [\"sliding_attention\"]"),
         (r#""tie_word_embeddings": 1"#, "tie_word_embeddings is 1"),

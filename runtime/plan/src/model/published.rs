@@ -31,6 +31,7 @@ impl ModelConfig {
             rope: RopeConfig { theta, scaling: RopeScaling::Default },
             tie_word_embeddings: false,
             sliding_window: None,
+            attention_dropout: 0.0,
             dtype: Some("bfloat16".to_owned()),
         })
     }

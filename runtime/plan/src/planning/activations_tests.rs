@@ -32,6 +32,7 @@ fn model([_, _, hidden, inner, heads, key_heads, head_dim]: Shape, vocab_size: u
         rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default },
         tie_word_embeddings: false,
         sliding_window: None,
+        attention_dropout: 0.0,
         dtype: None,
     }
 }

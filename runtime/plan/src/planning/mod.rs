@@ -217,10 +217,13 @@ fn optimizer_casts(inputs: &PlanInputs<'_>, layout: &Layout) -> u64 {
 fn state_in_memory(inputs: &PlanInputs<'_>, layout: &Layout) -> (StateBytes, u64) {
     let state = state_bytes(layout, inputs.sharding.stage, &inputs.types);
     // Only what is sharded is offloaded.
-    match inputs.offload_optimizer && inputs.sharding.stage.shards_optimizer() {
-        true => (StateBytes { masters: 0, moments: 0, ..state }, (state.masters + state.moments) as u64),
-        false => (state, 0),
+    if !inputs.offload_optimizer || !inputs.sharding.stage.shards_optimizer() {
+        return (state, 0);
     }
+    // At stage 3 what stays of the parameters is the masters, whatever they are counted as.
+    let parameters = if inputs.sharding.stage.shards_parameters() { 0 } else { state.parameters };
+    let in_memory = StateBytes { parameters, masters: 0, moments: 0, ..state };
+    (in_memory, (state.total() - in_memory.total()) as u64)
 }
 
 #[cfg(test)]
