@@ -1,6 +1,6 @@
 //! The flat layout of a unit.
 //!
-//! A unit's leaves lie end to end in one flat parameter, decayed ones first, so that each parameter group is one
+//! A unit's leaves lie end to end in one flat parameter, decayed ones first and frozen ones last, so that each group is one
 //! contiguous run. Runs end on a multiple of [`ALIGNMENT`] elements and the whole is padded to a multiple of
 //! `ALIGNMENT × N`, so that every shard begins and ends on an `ALIGNMENT` border too: a fused optimizer call
 //! sees the same vector bodies and tails whatever the stage, which is one half of why stages agree to the bit.

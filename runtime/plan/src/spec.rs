@@ -10,6 +10,8 @@ pub enum ParameterGroup {
     Decayed,
     /// Biases and norm weights: no weight decay.
     NotDecayed,
+    /// Not trained: sharded and gathered like the others, never changed.
+    Frozen,
 }
 
 /// One parameter as the model's files name it.

@@ -8,18 +8,20 @@ use zerofold_plan::{
     UnitLayout, UnitSpec,
 };
 
-/// A leaf: whether it is decayed, its columns, and the rows of each parameter that is stacked in it.
-type LeafShape = (bool, usize, Vec<usize>);
+/// The groups, in the order of their runs.
+const GROUPS: [ParameterGroup; 3] = [ParameterGroup::Decayed, ParameterGroup::NotDecayed, ParameterGroup::Frozen];
+
+/// A leaf: its group, its columns, and the rows of each parameter that is stacked in it.
+type LeafShape = (ParameterGroup, usize, Vec<usize>);
 
 fn leaf_shape() -> impl Strategy<Value = LeafShape> {
-    (any::<bool>(), 1..40usize, prop::collection::vec(1..12usize, 1..4))
+    (prop::sample::select(&GROUPS[..]), 1..40usize, prop::collection::vec(1..12usize, 1..4))
 }
 
 fn units() -> impl Strategy<Value = Vec<UnitSpec>> {
     prop::collection::vec(prop::collection::vec(leaf_shape(), 1..6), 1..5).prop_map(|units| {
         let unit = |(number, leaves): (usize, Vec<LeafShape>)| {
-            let leaf = |(index, (decayed, columns, rows)): (usize, LeafShape)| {
-                let group = if decayed { ParameterGroup::Decayed } else { ParameterGroup::NotDecayed };
+            let leaf = |(index, (group, columns, rows)): (usize, LeafShape)| {
                 let parameter = |(part, rows): (usize, &usize)| {
                     ParameterSpec::new(format!("unit {number} leaf {index} part {part}"), [*rows, columns])
                 };
@@ -37,8 +39,7 @@ fn mesh() -> impl Strategy<Value = Mesh> {
 }
 
 fn groups(units: &UnitSpec) -> usize {
-    let has = |group| units.leaves.iter().any(|leaf| leaf.group == group);
-    usize::from(has(ParameterGroup::Decayed)) + usize::from(has(ParameterGroup::NotDecayed))
+    GROUPS.into_iter().filter(|&group| units.leaves.iter().any(|leaf| leaf.group == group)).count()
 }
 
 fn contains(run: &Run, group: ParameterGroup, begin: usize, end: usize) -> bool {
@@ -112,7 +113,7 @@ proptest! {
                 taken.push((leaf.begin, leaf.end));
             }
             // Leaves of one group keep their order.
-            for group in [ParameterGroup::Decayed, ParameterGroup::NotDecayed] {
+            for group in GROUPS {
                 let begins: Vec<usize> =
                     unit.leaves.iter().filter(|leaf| leaf.group == group).map(|leaf| leaf.begin).collect();
                 prop_assert!(begins.is_sorted());

@@ -76,11 +76,11 @@ pub fn unscale_and_clip(shards: &mut Shards, loss_scale: f64, norm: f64, max_nor
     Ok(())
 }
 
-/// One AdamW step on everything this rank owns: one fused call per unit and parameter group. `step` counts from 1; biases
+/// One AdamW step on everything this rank owns that is not frozen: one fused call per unit and parameter group. `step` counts from 1; biases
 /// and norm weights are not decayed.
 pub fn adamw(shards: &mut Shards, step: u64, numbers: &AdamW) -> Result<(), OptimError> {
     for unit in &shards.units {
-        for run in unit.owned_runs()? {
+        for run in unit.owned_runs()?.into_iter().filter(|run| run.group != ParameterGroup::Frozen) {
             let pieces = OptimizerPieces {
                 masters: vec![&run.master],
                 gradients: vec![&run.gradient],

@@ -19,7 +19,7 @@ pub struct Unit {
     /// The flat parameter in the compute type: real memory at stages 0 to 2; at stage 3 it points at a gather buffer, or
     /// at poison while released.
     pub(super) flat: Tensor,
-    /// Views of `flat`, one per leaf, that require gradients.
+    /// Views of `flat`, one per leaf; all but frozen ones require gradients.
     leaves: Vec<Tensor>,
     /// Owned masters. Where they have the compute type, at stages 0 to 2, a view of `flat`.
     pub(super) master: Tensor,
@@ -86,7 +86,7 @@ impl Unit {
                 let shape: Vec<i64> = leaf.shape.iter().map(|&size| size as i64).collect();
                 let view =
                     flat.f_narrow(0, leaf.begin as i64, (leaf.end - leaf.begin) as i64)?.f_view(shape.as_slice())?;
-                view.f_set_requires_grad(true)
+                view.f_set_requires_grad(leaf.group != ParameterGroup::Frozen)
             })
             .collect::<Result<Vec<_>, _>>()?;
         let mut state = || match offload {

@@ -10,7 +10,7 @@ use crate::torch::autograd_grad;
 use tch::Tensor;
 use zerofold_configs::BackwardPrefetch;
 use zerofold_data::Batch;
-use zerofold_plan::{Segment, SegmentKind};
+use zerofold_plan::{ParameterGroup, Segment, SegmentKind};
 
 /// A micro-batch as tensors.
 pub(super) struct MicroBatch {
@@ -228,7 +228,8 @@ impl Pass<'_> {
         let width = *hidden.size().last().unwrap_or(&1);
         let gradient = Tensor::f_zeros_like(&hidden.f_view([-1, width])?)?;
         if let Some(seed) = &loss.hidden_gradient {
-            let mut gradients = autograd_grad(&[&normed], &[seed], &[&rows, &norm])?.into_iter();
+            let inputs = if self.is_frozen(index, 1) { vec![&rows] } else { vec![&rows, &norm] };
+            let mut gradients = autograd_grad(&[&normed], &[seed], &inputs)?.into_iter();
             if let Some(Some(rows_gradient)) = gradients.next() {
                 let _placed = gradient.shallow_clone().f_index_copy_(0, &batch.positions, &rows_gradient)?;
             }
@@ -236,12 +237,21 @@ impl Pass<'_> {
                 let _sum = self.leaf_gradient(index, 1)?.f_add_(&norm_gradient)?;
             }
         }
+        if self.is_frozen(index, 0) {
+            let _dropped = head_gradient.shallow_clone().f_zero_()?;
+        }
         if let Some(inspection) = &mut self.inspection {
             inspection.loss(loss.sum);
         }
         self.prefetch_backward(index, BackwardPrefetch::Post)?;
         self.finish_gradient(index)?;
         Ok((loss.sum, gradient.f_view(hidden.size().as_slice())?))
+    }
+
+    fn is_frozen(&self, index: usize, leaf: usize) -> bool {
+        let segment = &self.segments.all[index];
+        let leaves = &self.shards.layout().units[segment.unit].leaves;
+        leaves[segment.leaves.start + leaf].group == ParameterGroup::Frozen
     }
 
     fn leaf_gradient(&self, index: usize, leaf: usize) -> Result<Tensor, TrainError> {
@@ -274,13 +284,15 @@ impl Pass<'_> {
             Some(output) => output,
             None => tch::with_grad(|| self.segment(index, &input))?,
         };
-        let inputs: Vec<&Tensor> = std::iter::once(&input).chain(self.leaves(index)).collect();
+        let trained: Vec<usize> = (0..self.leaves(index).len()).filter(|&leaf| !self.is_frozen(index, leaf)).collect();
+        let leaves = trained.iter().map(|&leaf| &self.leaves(index)[leaf]);
+        let inputs: Vec<&Tensor> = std::iter::once(&input).chain(leaves).collect();
         let mut gradients = autograd_grad(&[&output], &[&seed], &inputs)?.into_iter();
         drop((output, seed));
         let input_gradient = gradients.next().flatten();
         self.prefetch_backward(index, BackwardPrefetch::Post)?;
         self.begin_gradient(index)?;
-        for (leaf, gradient) in gradients.enumerate() {
+        for (leaf, gradient) in trained.into_iter().zip(gradients) {
             if let Some(gradient) = gradient {
                 let _sum = self.leaf_gradient(index, leaf)?.f_add_(&gradient)?;
             }
@@ -292,6 +304,9 @@ impl Pass<'_> {
     /// The embedding's gradient: each position's gradient is added to its token's row.
     fn embed_backward(&mut self, batch: &MicroBatch, gradient: &Tensor) -> Result<(), TrainError> {
         self.begin_gradient(0)?;
+        if self.is_frozen(0, 0) {
+            return self.finish_gradient(0);
+        }
         let width = *gradient.size().last().unwrap_or(&1);
         let mut target = self.leaf_gradient(0, 0)?;
         let rows = gradient.f_view([-1, width])?.f_to_kind(target.kind())?;

@@ -124,7 +124,10 @@ impl Spec {
         let config =
             ModelConfig { attention_dropout: self.attention_dropout, ..ModelConfig::read(&directory).unwrap() };
         let model = Llama::new(config, kinds.compute, Device::Cpu).unwrap();
-        let ModelUnits { units, segments } = ModelUnits::new(&model.config, self.sharding.units);
+        let mut cut = ModelUnits::new(&model.config, self.sharding.units);
+        let frozen: Vec<String> = serde_json::from_value(curve["frozen"].clone()).unwrap_or_default();
+        cut.freeze(|name| frozen.iter().any(|pattern| name.contains(pattern.as_str()))).unwrap();
+        let ModelUnits { units, segments } = cut;
         let mesh = Mesh::new(self.world_size, self.sharding.replicas as usize).unwrap();
         let options = ShardOptions { sharding: self.sharding, kinds, offload: self.offload.clone() };
         let mut shards = Shards::new(Layout::new(&units, mesh).unwrap(), &options, comm).unwrap();

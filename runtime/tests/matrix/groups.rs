@@ -171,6 +171,22 @@ pub(crate) fn check_delays(workers: &mut Workers, tally: &mut Tally) {
     }
 }
 
+/// Some parameters are frozen, whole units and parts of units: PyTorch's curve at every stage, and the same bits.
+pub(crate) fn check_frozen(workers: &mut Workers, tally: &mut Tally) {
+    for model in ["odd-llama", "odd-llama-tied"] {
+        let mut first: Option<Curve> = None;
+        for stage in STAGES {
+            let spec = Spec::new("matrix", model, "frozen", stage, 3, 1);
+            let result = workers.run(&Task::Train { spec: spec.clone(), late: None }).and_then(|curve| {
+                let words = compare(&spec.expected(), &curve)?;
+                let equal = first.get_or_insert_with(|| curve.clone()).bits == curve.bits;
+                if equal { Ok(words) } else { Err("bits differ from stage 0".to_owned()) }
+            });
+            tally.check(&format!("{model}, partly frozen, stage {stage}"), result);
+        }
+    }
+}
+
 /// Dropout follows from step, micro-batch, rank and segment alone: the same at every stage and when recomputed.
 pub(crate) fn check_dropout(workers: &mut Workers, tally: &mut Tally) {
     let spec = Spec { steps: Some(10), ..Spec::new("matrix", "odd-llama", "clipped", Stage::Zero, 3, 1) };

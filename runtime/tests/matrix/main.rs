@@ -85,6 +85,7 @@ fn main() {
         }
         if ranks == 3 {
             groups::check_delays(&mut workers, &mut tally);
+            groups::check_frozen(&mut workers, &mut tally);
             groups::check_dropout(&mut workers, &mut tally);
         }
     }

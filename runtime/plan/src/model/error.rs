@@ -63,6 +63,16 @@ pub enum ModelConfigError {
         /// What can be done.
         hint: String,
     },
+    /// Parameters that are computed in one product, of which only some are frozen.
+    #[error(
+        "{frozen} is to be frozen and {trained} is not, but both are used in one product\nhint: freeze both or neither"
+    )]
+    PartlyFrozen {
+        /// One that is to be frozen.
+        frozen: String,
+        /// One that is not.
+        trained: String,
+    },
     /// A class of layers that the model does not have.
     #[error("{architecture} has no layer class {found}, which fsdp_transformer_layer_cls_to_wrap names\nhint: {hint}")]
     LayerClass {

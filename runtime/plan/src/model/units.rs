@@ -124,6 +124,28 @@ impl ModelUnits {
     }
 }
 
+impl ModelUnits {
+    /// Freezes the parameters that `is_frozen` tells by name. What is stacked in one leaf is frozen together or not at all.
+    ///
+    /// # Errors
+    /// [`ModelConfigError::PartlyFrozen`] when some parameters of a leaf are to be frozen and others are not.
+    pub fn freeze(&mut self, is_frozen: impl Fn(&str) -> bool) -> Result<(), ModelConfigError> {
+        for leaf in self.units.iter_mut().flat_map(|unit| &mut unit.leaves) {
+            let (frozen, trained): (Vec<_>, Vec<_>) =
+                leaf.parameters.iter().map(|parameter| &parameter.name).partition(|name| is_frozen(name));
+            match (frozen.first(), trained.first()) {
+                (Some(frozen), Some(trained)) => {
+                    let (frozen, trained) = (frozen.to_string(), trained.to_string());
+                    return Err(ModelConfigError::PartlyFrozen { frozen, trained });
+                }
+                (Some(_), None) => leaf.group = ParameterGroup::Frozen,
+                (None, _) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
 impl ModelConfig {
     /// Checks names of `fsdp_transformer_layer_cls_to_wrap` against the classes that this model has.
     ///
