@@ -10,9 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use zerofold_configs::{ElementType, Stage, UnitPolicy};
+use zerofold_data::{Batch, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, state_bytes};
-use zerofold_runtime::comm::{Activity, Gloo, LocalStore, Store};
-use zerofold_runtime::trainer::{StepOutcome, Trainer};
+use zerofold_runtime::comm::{Activity, Gloo, LocalStore, Single, Store};
+use zerofold_runtime::trainer::{StepOutcome, TrainError, Trainer};
 
 /// A training of the fixtures in `training/`.
 fn training(model: &str, curve: &str, stage: Stage, world_size: usize, accumulation: u32) -> Spec {
@@ -145,4 +146,16 @@ fn communication_is_what_theory_says() {
     }
     let measured = sent(Stage::Three, 1) / half;
     assert!(measured < 3.0 && measured > 2.0, "stage 3: {measured} × P");
+}
+
+/// A window in which no row has anything to learn has no loss: an error, before anything is computed.
+#[test]
+fn a_window_without_supervised_tokens_is_an_error() {
+    let spec = training("tiny-llama", "batch_8", Stage::Three, 1, 1);
+    let activity = Arc::new(Activity::default());
+    let mut trainer = spec.trainer(Rc::new(Single), activity);
+    let mut dataset = TokenizedDataset::new();
+    dataset.push(&[5, 6, 7], &[-100, -100, -100]);
+    let error = trainer.step(4, &[Batch::collate(&dataset, &[0], 0).unwrap()], false).unwrap_err();
+    assert!(matches!(error, TrainError::NothingSupervised { step: 5 }), "{error}");
 }

@@ -86,3 +86,28 @@ fn gather_buffers_exist_at_stage_three_only() {
     let largest = shards.layout().units.iter().map(|unit| unit.numel).max().unwrap();
     assert_eq!(shards.gather_buffer_bytes(), 2 * 2 * largest);
 }
+
+/// Of a unit's gradients and values, the first in the order of the files that is not finite; a closed gradient leaves its
+/// place free for the next.
+#[test]
+fn the_first_parameter_that_is_not_finite_is_told() {
+    for stage in [Stage::Zero, Stage::Three] {
+        let (_, mut shards) = loaded(stage, Kind::Float);
+        for (unit, spoilt) in [(1, Some(3)), (2, None), (3, Some(0)), (1, Some(5))] {
+            shards.begin_window().unwrap();
+            shards.gather(unit).unwrap();
+            shards.begin_gradient(unit).unwrap();
+            let parameters: Vec<_> = shards.layout().units[unit].parameters().cloned().collect();
+            if let Some(spoilt) = spoilt {
+                let at = parameters[spoilt].end as i64 - 1;
+                let leaves = shards.layout().units[unit].leaves.clone();
+                let leaf = leaves.iter().position(|leaf| leaf.begin as i64 <= at && at < leaf.end as i64).unwrap();
+                let flat = shards.leaf_gradient(unit, leaf).unwrap().view([-1]);
+                let _spoilt = flat.narrow(0, at - leaves[leaf].begin as i64, 1).fill_(f64::INFINITY);
+            }
+            assert_eq!(shards.inspect_gradient(unit).unwrap(), spoilt, "stage {stage}, unit {unit}");
+            assert_eq!(shards.inspect_parameters(unit).unwrap(), None);
+            shards.release(unit).unwrap();
+        }
+    }
+}
