@@ -4,7 +4,9 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
-use zerofold_tests::{Job, Metrics, Running, Scene, assert_nothing_half_written, checkpoints, fixture, model, signal};
+use zerofold_tests::{
+    Job, Metrics, Running, Scene, SmallDisk, assert_nothing_half_written, checkpoints, fixture, model, signal,
+};
 
 /// Only the words behind it, or the end, make it save.
 const ENDLESS: &str = "--nproc 2 --per_device_train_batch_size 2 --max_steps 100000 --save_steps 100000";
@@ -149,29 +151,6 @@ fn a_write_that_fails_while_exporting_leaves_no_model() {
     let ended = limit_files(scene.train("tiny-llama", "run", words), 200_000).run();
     ended.assert_failed(1, &["error: rank 0 ", "model", "File too large"]);
     assert_nothing_half_written(&scene.path("run"));
-}
-
-/// A small file system of its own at `path`, gone when dropped. `None` where mounting is not permitted.
-struct SmallDisk<'a>(&'a Path);
-
-impl<'a> SmallDisk<'a> {
-    fn mount(path: &'a Path, bytes: u64) -> Option<SmallDisk<'a>> {
-        std::fs::create_dir_all(path).unwrap();
-        let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
-        let size = std::ffi::CString::new(format!("size={bytes}")).unwrap();
-        // SAFETY: all four are zero-terminated strings that outlive the call.
-        let failed =
-            unsafe { libc::mount(c"none".as_ptr(), name.as_ptr(), c"tmpfs".as_ptr(), 0, size.as_ptr().cast()) };
-        (failed == 0).then_some(SmallDisk(path))
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        let name = std::ffi::CString::new(self.0.as_os_str().as_encoded_bytes()).unwrap();
-        // SAFETY: `name` is a zero-terminated string that outlives the call.
-        unsafe { libc::umount2(name.as_ptr(), libc::MNT_DETACH) };
-    }
 }
 
 #[test]
