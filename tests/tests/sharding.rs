@@ -256,6 +256,44 @@ fn a_forward_that_is_not_finite_is_named_with_its_row_and_rank() {
     }
 }
 
+/// Finite weights with which the first block's MLP is finite forwards and not backwards, for the rare token alone: one
+/// channel of its gate is 0 for every token, so that nothing comes out of it, but its derivative is not 0, and what the
+/// channel's gradient is multiplied with is enormous where the rare token is.
+fn gate_gradient_overflows(folder: &Path) {
+    for token in 0..320 {
+        change_weights(folder, "model.embed_tokens.weight", token * 64..token * 64 + 1, |_| 0.0);
+    }
+    change_weights(folder, "model.embed_tokens.weight", rare_embedding().start..rare_embedding().start + 1, |_| 1.0);
+    change_weights(folder, "model.layers.0.self_attn.o_proj.weight", 0..64, |_| 0.0);
+    change_weights(folder, "model.layers.0.mlp.gate_proj.weight", 0..64, |_| 0.0);
+    change_weights(folder, "model.layers.0.mlp.up_proj.weight", 0..64, |_| 0.0);
+    change_weights(folder, "model.layers.0.mlp.up_proj.weight", 0..1, |_| 1e30);
+    for output in 0..64 {
+        change_weights(folder, "model.layers.0.mlp.down_proj.weight", output * 160..output * 160 + 1, |_| 1e18);
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_is_named_with_its_row_and_rank() {
+    for stage in [0, 3] {
+        let scene = Scene::new();
+        let words = format!("--zero_stage {stage}");
+        let ended = with_a_rare_token(&scene, gate_gradient_overflows).words(&words).run();
+        ended.assert_failed(
+            1,
+            &[
+                "step 2: loss ",
+                "gradient norm NaN",
+                "the gradient of model.layers.0.mlp.gate_proj.weight (unit layer 0) is the first that is not finite, \
+                 in row 7 of the training data on rank 1",
+            ],
+        );
+        // The loss itself was finite.
+        assert!(!ended.err.contains("loss NaN"), "{}", ended.err);
+        assert_eq!(Metrics::of(&scene.path("run")).count(), 1);
+    }
+}
+
 #[test]
 fn a_step_that_is_not_finite_is_left_out_when_asked_to() {
     let scene = Scene::new();

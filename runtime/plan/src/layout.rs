@@ -201,6 +201,12 @@ impl UnitLayout {
     pub fn parameters(&self) -> impl Iterator<Item = &PlacedParameter> {
         self.leaves.iter().flat_map(|leaf| &leaf.parameters)
     }
+
+    /// The places of a leaf's parameters among [`UnitLayout::parameters`].
+    pub fn parameters_of(&self, leaf: usize) -> std::ops::Range<usize> {
+        let begin = self.leaves[..leaf].iter().map(|leaf| leaf.parameters.len()).sum();
+        begin..begin + self.leaves[leaf].parameters.len()
+    }
 }
 
 fn place_leaf(leaf: &LeafSpec, begin: usize) -> Result<PlacedLeaf, LayoutError> {

@@ -195,11 +195,11 @@ impl Shards {
         Ok(())
     }
 
-    /// Closes the unit's gradient without reducing it; tells the first of the unit's parameters whose gradient on this rank
-    /// is not finite.
-    pub fn inspect_gradient(&mut self, index: usize) -> Result<Option<usize>, ShardError> {
+    /// Closes the unit's gradient without reducing it; tells the first of the unit's parameters, its `leaves` taken in the
+    /// order given, whose gradient on this rank is not finite.
+    pub fn inspect_gradient(&mut self, index: usize, leaves: &[usize]) -> Result<Option<usize>, ShardError> {
         let flat = self.full_gradient(index)?;
-        let found = self.first_not_finite(index, &flat)?;
+        let found = self.first_not_finite(index, &flat, leaves)?;
         for scratch in self.gradients.scratch.iter_mut().filter(|scratch| scratch.unit == Some(index)) {
             scratch.unit = None;
         }
@@ -208,13 +208,15 @@ impl Shards {
 
     /// The first of a gathered unit's parameters whose values are not finite.
     pub fn inspect_parameters(&self, index: usize) -> Result<Option<usize>, ShardError> {
-        self.first_not_finite(index, &self.units[index].flat)
+        let leaves: Vec<usize> = (0..self.layout.units[index].leaves.len()).collect();
+        self.first_not_finite(index, &self.units[index].flat, &leaves)
     }
 
-    fn first_not_finite(&self, index: usize, flat: &Tensor) -> Result<Option<usize>, ShardError> {
-        for (place, parameter) in self.layout.units[index].parameters().enumerate() {
-            let values = flat.f_narrow(0, parameter.begin as i64, (parameter.end - parameter.begin) as i64)?;
-            if values.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+    fn first_not_finite(&self, index: usize, flat: &Tensor, leaves: &[usize]) -> Result<Option<usize>, ShardError> {
+        let parameters: Vec<_> = self.layout.units[index].parameters().collect();
+        for place in leaves.iter().flat_map(|&leaf| self.layout.units[index].parameters_of(leaf)) {
+            let (begin, end) = (parameters[place].begin as i64, parameters[place].end as i64);
+            if flat.f_narrow(0, begin, end - begin)?.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
                 return Ok(Some(place));
             }
         }

@@ -54,9 +54,9 @@ impl Inspection {
         }
     }
 
-    /// Looks at a unit's finished gradient of this rank, which is then dropped.
-    pub(super) fn gradient(&mut self, shards: &mut Shards, unit: usize) -> Result<(), TrainError> {
-        if let Some(parameter) = shards.inspect_gradient(unit)? {
+    /// Looks at a unit's finished gradient of this rank, its leaves in the order given, which is then dropped.
+    pub(super) fn gradient(&mut self, shards: &mut Shards, unit: usize, leaves: &[usize]) -> Result<(), TrainError> {
+        if let Some(parameter) = shards.inspect_gradient(unit, leaves)? {
             self.note(What::Gradient, unit, parameter);
         }
         Ok(())

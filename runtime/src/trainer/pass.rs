@@ -71,6 +71,16 @@ impl Segments {
         let before = self.all[..index].iter().rev().filter(|segment| segment.kind != SegmentKind::Embedding);
         before.map(|segment| segment.unit).find(|&previous| previous != unit)
     }
+
+    /// The unit's leaves in the order in which backward makes their gradients.
+    fn backward_order(&self, unit: usize) -> Vec<usize> {
+        let segments = self.all.iter().rev().filter(|segment| segment.unit == unit);
+        let leaves = segments.flat_map(|segment| {
+            let places = segment.kind.backward_order().iter();
+            places.map(|place| segment.leaves.start + place)
+        });
+        leaves.collect()
+    }
 }
 
 /// Runs micro-batches of one model over its shards.
@@ -194,7 +204,7 @@ impl Pass<'_> {
         let unit = self.segments.all[index].unit;
         if self.segments.first[unit] == index {
             match &mut self.inspection {
-                Some(inspection) => inspection.gradient(self.shards, unit)?,
+                Some(inspection) => inspection.gradient(self.shards, unit, &self.segments.backward_order(unit))?,
                 None => self.shards.finish_gradient(unit)?,
             }
             self.shards.release(unit)?;

@@ -23,6 +23,18 @@ pub enum SegmentKind {
     Head,
 }
 
+impl SegmentKind {
+    /// Its leaves, as places in the lists above, in the order in which backward makes their gradients.
+    pub fn backward_order(self) -> &'static [usize] {
+        match self {
+            SegmentKind::Embedding => &[0],
+            SegmentKind::Block(_) => &[4, 3, 5, 1, 0, 2],
+            SegmentKind::Attention(_) | SegmentKind::Mlp(_) => &[1, 0, 2],
+            SegmentKind::Head => &[0, 1],
+        }
+    }
+}
+
 /// A segment and where its leaves are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
