@@ -67,6 +67,18 @@ pub enum LaunchError {
         /// What to do.
         hint: String,
     },
+    /// The folder for optimizer state in files cannot be used.
+    #[error("{place}: offload_optimizer_nvme_path is {}: {message}\nhint: {hint}", path.display())]
+    OffloadFolder {
+        /// Where it is set.
+        place: String,
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
     /// The control plane did not start.
     #[error(transparent)]
     Control(#[from] ControlError),

@@ -23,6 +23,7 @@ pub mod format;
 pub mod generate;
 pub mod metrics;
 pub mod model_folder;
+pub mod offload_folder;
 pub mod plan;
 pub mod report;
 pub mod run_folder;

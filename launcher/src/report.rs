@@ -187,7 +187,7 @@ pub fn stopped(story: &Story, run: &RunFolder) -> String {
 }
 
 /// A path as a shell takes it.
-fn quote(path: &Path) -> String {
+pub fn quote(path: &Path) -> String {
     let text = path.to_string_lossy();
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+=:@%".contains(letter);
     if !text.is_empty() && text.chars().all(plain) {

@@ -21,7 +21,7 @@ use crate::supervise::{Limits, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::view::View;
 use crate::worker_command::{GENERATION, JobEnvironment, find_worker};
-use crate::{announce, model_folder, report, signals};
+use crate::{announce, model_folder, offload_folder, report, signals};
 
 /// After a first failure, how long other ranks may still tell the cause.
 const GATHER: Duration = Duration::from_secs(1);
@@ -70,6 +70,7 @@ impl Job {
         let model = &config.training.model_name_or_path;
         model_folder::check(model)?;
         model_folder::check_layer_classes(&config, &ModelConfig::read(model)?)?;
+        offload_folder::check(&config)?;
         let worker = find_worker()?;
         let run = RunFolder::new(absolute(&config.training.output_dir)?);
         let resume = match &options.resume {

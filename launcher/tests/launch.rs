@@ -117,6 +117,20 @@ fn assert_has(text: &str, parts: &[&str]) {
 }
 
 #[test]
+fn a_missing_folder_for_optimizer_state_stops_the_job_before_it_starts() {
+    let fixture = Fixture::new();
+    let words = ["--zero_stage", "3", "--offload_optimizer_device", "nvme", "--offload_optimizer_nvme_path", "no/such"];
+    let (code, out, err) = run(&mut fixture.train("0:checkpoint,1:checkpoint", &words));
+    assert_eq!((code, out.as_str()), (2, ""), "{err}");
+    let place = "flag --offload_optimizer_nvme_path: offload_optimizer_nvme_path is no/such: there is no such folder";
+    assert_has(&err, &[place, "\nhint: if the path is right, make the folder: mkdir -p no/such"]);
+    assert!(!fixture.folder.path().join("no").exists() && !fixture.run_folder().exists());
+    std::fs::create_dir_all(fixture.folder.path().join("no/such")).unwrap();
+    let (code, _, err) = run(&mut fixture.train("0:checkpoint,1:checkpoint", &words));
+    assert_eq!(code, 0, "{err}");
+}
+
+#[test]
 fn a_job_runs_to_its_end_and_fills_the_run_folder() {
     let fixture = Fixture::new();
     let (code, out, err) = run(&mut fixture.train("0:checkpoint,1:checkpoint", &[]));

@@ -136,3 +136,7 @@ fn what_cannot_be_planned_is_told() {
         assert!(err.contains(part), "{words:?}: {part:?} is missing in:\n{err}");
     }
 }
+    // A folder for files is no part of the question.
+    let files = ["--zero_stage", "3", "--offload_optimizer_device", "nvme", "--offload_optimizer_nvme_path", "no/such"];
+    let (code, out, err) = launch(folder.path(), &[&["plan", "--config", "job.yaml"], &files[..]].concat());
+    assert!(code == 0 && out.contains("files  masters and moments"), "{out}{err}");

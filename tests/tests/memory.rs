@@ -1,7 +1,7 @@
 //! Memory: what a rank holds while it loads a model, and what it can do without when optimizer state lies in files.
 
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use zerofold_tests::{Dtype, Job, Metrics, Process, RandomModel, Scene, SmallDisk, json, random_rows, signal};
 
@@ -146,6 +146,13 @@ const PROGRAM_DATA: u64 = 96 * MIB;
 /// Lets `launch` and its workers have this much data each. Shared mappings of files are not counted.
 fn limit_data(job: Job<'_>, bytes: u64) -> Job<'_> {
     job.adjust(|command| {
+/// An empty folder for optimizer state in files, which nobody else makes.
+fn files_folder(scene: &Scene) -> PathBuf {
+    let files = scene.path("files");
+    std::fs::create_dir(&files).unwrap();
+    files
+}
+
         let limit = move || {
             let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
             // SAFETY: setrlimit is async-signal-safe, and `limit` outlives the call.
@@ -180,7 +187,7 @@ fn assert_trains_in_less_memory(stage: u32, mixed_precision: &str, file_bytes: u
     assert_eq!(Metrics::of(&scene.path("too-large")).count(), 0, "the limit was no limit");
     assert!(!scene.path("too-large/model").exists());
 
-    let files = scene.path("files");
+    let files = files_folder(&scene);
     let offload = |run: &str| {
         let job = train(&scene, &folder, run, &words).words("--offload_optimizer_device nvme");
         limit_data(job.with("--offload_optimizer_nvme_path", &files), limit)
@@ -189,7 +196,7 @@ fn assert_trains_in_less_memory(stage: u32, mixed_precision: &str, file_bytes: u
     let name = format!("stage {stage}, {mixed_precision}");
     assert_eq!(Metrics::of(&scene.path("offloaded")).exact(), Metrics::of(&scene.path("free")).exact(), "{name}");
     assert!(model_of(&scene, "offloaded") == model_of(&scene, "free"), "{name}: the models differ");
-    assert_eq!(std::fs::read_dir(&files).expect("the folder was made").count(), 0, "{name}: something was left");
+    assert_eq!(std::fs::read_dir(&files).unwrap().count(), 0, "{name}: something was left");
     eprintln!(
         "{name}: limit {} MiB, {} MiB planned without offload, {} MiB in files",
         limit / MIB,
@@ -238,7 +245,7 @@ fn a_disk_without_room_for_the_state_is_an_error_at_the_start() {
 #[test]
 fn while_a_job_runs_its_files_have_no_names_and_killing_it_frees_them() {
     let scene = Scene::new();
-    let files = scene.path("files");
+    let files = files_folder(&scene);
     let words = "--nproc 2 --max_steps 100000 --save_strategy no --zero_stage 1 --offload_optimizer_device nvme";
     let mut running = scene.train("tiny-llama", "run", words).with("--offload_optimizer_nvme_path", &files).start();
     running.wait_for("3 steps", || (Metrics::of(&scene.path("run")).count() >= 3).then_some(()));
@@ -254,7 +261,7 @@ fn while_a_job_runs_its_files_have_no_names_and_killing_it_frees_them() {
 #[test]
 fn a_run_goes_on_with_its_state_in_memory_or_in_files() {
     let scene = Scene::new();
-    let files = scene.path("files");
+    let files = files_folder(&scene);
     let train = |run: &str, words: &str| {
         let words = format!("--nproc 2 --max_steps 4 --save_steps 2 --zero_stage 3 --mixed_precision bf16 {words}");
         scene.train("tiny-llama", run, &words).with("--offload_optimizer_nvme_path", &files)

@@ -53,7 +53,7 @@ pub enum ShardError {
     /// The file that optimizer state is offloaded to could not be made.
     #[error(
         "offloading {bytes} bytes of optimizer state to {path} failed: {source}\n\
-         hint: offload_optimizer_nvme_path must be a folder with that much room on every host",
+         hint: offload_optimizer_nvme_path must be a folder that exists and has that much room on every host",
         path = path.display()
     )]
     Offload {

@@ -22,10 +22,10 @@ pub(super) struct MappedFile {
 }
 
 impl MappedFile {
-    /// `bytes` bytes of zeros on the disk of `folder`, which is made if it is missing.
+    /// `bytes` bytes of zeros on the disk of `folder`, which must be there: one of a mistyped path would lie on
+    /// another disk than was meant.
     pub(super) fn create(folder: &Path, bytes: usize) -> Result<Self, ShardError> {
         let failed = |source| ShardError::Offload { path: folder.to_path_buf(), bytes, source };
-        std::fs::create_dir_all(folder).map_err(failed)?;
         let file = tempfile::tempfile_in(folder).map_err(failed)?;
         if bytes == 0 {
             return Ok(MappedFile { pointer: std::ptr::null_mut(), length: 0, used: 0 });
