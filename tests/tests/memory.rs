@@ -8,7 +8,7 @@ use zerofold_tests::{Dtype, Job, Metrics, Process, RandomModel, Scene, SmallDisk
 const MIB: u64 = 1 << 20;
 /// What the heap may hold in gaps and small things beside tensors; a model in memory as a whole would be eight times that.
 const GAPS: u64 = 16 * MIB;
-/// Bytes that are read and converted at a time.
+/// Bytes that are read and converted at a time, in no tensor.
 const FILE_CHUNK: u64 = MIB;
 
 /// `launch train` of a model folder of the scene on short rows.
@@ -46,15 +46,15 @@ const LOADED: RandomModel = RandomModel {
     file_bytes: 40_000_000,
 };
 
-/// What a rank of [`RANKS`] may hold at stage 3 while it loads a model of so many parameters: its shard of masters, moments
-/// and float32 gradients; for the gathered parameters and for their gradients, the tied unit and twice a block; a chunk
-/// of a file.
+/// What a rank of [`RANKS`] may hold in tensors at stage 3 while it loads a model of so many parameters: its shard of
+/// masters, moments and float32 gradients; for the gathered parameters and for their gradients, the tied unit and twice
+/// a block.
 fn bound(model: &RandomModel, parameters: usize, compute_bytes: u64) -> u64 {
     let norm = model.hidden;
     let block = 4 * model.hidden * model.hidden + 3 * model.hidden * model.intermediate + 2 * norm;
     let tied = model.vocabulary * model.hidden + norm;
     let buffers = (compute_bytes + 4) * (2 * block + tied) as u64;
-    16 * parameters as u64 / RANKS + buffers + FILE_CHUNK
+    16 * parameters as u64 / RANKS + buffers
 }
 
 /// Loads the model in [`RANKS`] ranks at stage 3 and takes one step; asserts what loading took, by both counts. The last
@@ -63,7 +63,7 @@ fn bound(model: &RandomModel, parameters: usize, compute_bytes: u64) -> u64 {
 fn assert_loads_within_bounds(model: &RandomModel, mixed_precision: &str, compute_bytes: u64) {
     let scene = Scene::new();
     let words = format!("--nproc {RANKS} --zero_stage 3 --mixed_precision {mixed_precision}");
-    let program = program(&scene, &words) + GAPS;
+    let program = program(&scene, &words) + GAPS + FILE_CHUNK;
     let folder = scene.path("model");
     let parameters = model.write(&folder);
     let bound = bound(model, parameters, compute_bytes);
@@ -104,11 +104,14 @@ fn assert_loads_within_bounds(model: &RandomModel, mixed_precision: &str, comput
         in_mib(program + bound),
         in_mib(program),
     );
-    assert!(live <= bound, "{live} bytes of tensors were alive while loading, the bound is {bound}");
+    // Padding, and tensors of a few numbers.
+    let small = MIB / 16;
+    assert!(live <= bound + small, "{live} bytes of tensors were alive while loading, the bound is {bound}");
     assert!(most <= program + bound, "{most} bytes were resident while loading, the bound is {}", program + bound);
     assert!(live > state_of_a_rank, "{live} bytes of tensors cannot be all");
     let planned = record["planned"]["plan"]["loading_peak"].as_u64().expect("loading was planned");
-    assert!(planned.abs_diff(bound) < MIB / 16, "{planned} bytes were planned, the bound is {bound}");
+    assert!(planned.abs_diff(bound) < small, "{planned} bytes were planned, the bound is {bound}");
+    assert!(planned.abs_diff(live) < small, "{planned} bytes were planned, {live} were measured");
 }
 
 #[test]
@@ -143,9 +146,6 @@ const OFFLOADED: RandomModel = RandomModel { layers: 7, vocabulary: 320, tied: f
 /// What a process takes beside its tensors, most of it libtorch's: data and stacks, written on or not.
 const PROGRAM_DATA: u64 = 96 * MIB;
 
-/// Lets `launch` and its workers have this much data each. Shared mappings of files are not counted.
-fn limit_data(job: Job<'_>, bytes: u64) -> Job<'_> {
-    job.adjust(|command| {
 /// An empty folder for optimizer state in files, which nobody else makes.
 fn files_folder(scene: &Scene) -> PathBuf {
     let files = scene.path("files");
@@ -153,6 +153,9 @@ fn files_folder(scene: &Scene) -> PathBuf {
     files
 }
 
+/// Lets `launch` and its workers have this much data each. Shared mappings of files are not counted.
+fn limit_data(job: Job<'_>, bytes: u64) -> Job<'_> {
+    job.adjust(|command| {
         let limit = move || {
             let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
             // SAFETY: setrlimit is async-signal-safe, and `limit` outlives the call.

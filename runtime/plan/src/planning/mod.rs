@@ -19,10 +19,11 @@ use crate::layout::{Layout, LayoutError, Mesh};
 use crate::model::{ModelConfig, ModelUnits, SegmentKind};
 use crate::theory::{StateBytes, state_bytes};
 use serde::{Deserialize, Serialize};
-use zerofold_configs::{ElementTypes, Resolved, Sharding, Stage};
+use zerofold_configs::{ElementType, ElementTypes, Resolved, Sharding, Stage};
 
-/// Bytes that the reader of model files holds while it converts (`CHUNK_BYTES` in runtime/checkpoint/src/reader.rs).
-const FILE_CHUNK: u64 = 1 << 20;
+/// Elements of a model's files that are cast at a time where masters are not float32 (`CHUNK` in
+/// runtime/src/shard/files.rs).
+const CAST_CHUNK: usize = 1 << 18;
 /// Bytes of a parameter in a checkpoint: master and two moments in float32.
 const CHECKPOINT_BYTES: u64 = 12;
 
@@ -128,7 +129,7 @@ pub struct Plan {
     /// The most at once in a step: state, buffers, activations, and the larger of loss and temporary; or what the
     /// optimizer needs, if that is more.
     pub total: u64,
-    /// The most at once while the model is read.
+    /// The most at once while the model is read, in tensors, as the ranks measure it.
     pub loading_peak: u64,
     /// Of one checkpoint, over all ranks, on disk.
     pub checkpoint_disk: u64,
@@ -177,7 +178,7 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
         temporary,
         total: held + peak,
         // Stages 0 to 2 gather full parameters in place, where the state counts them already.
-        loading_peak: held + FILE_CHUNK,
+        loading_peak: held + loading_cast(inputs, &layout),
         checkpoint_disk: CHECKPOINT_BYTES * layout.numel() as u64,
         offloaded_disk,
         sent_bytes_per_step: wire::sent_bytes(inputs, &cut, &layout),
@@ -210,6 +211,15 @@ fn optimizer_casts(inputs: &PlanInputs<'_>, layout: &Layout) -> u64 {
     match inputs.types.accumulate == inputs.types.master {
         true => 0,
         false => (owned.max().unwrap_or(0) * inputs.types.master.bytes()) as u64,
+    }
+}
+
+/// Model files are read as float32, straight into masters of that type; others are cast from a tensor piece by piece.
+fn loading_cast(inputs: &PlanInputs<'_>, layout: &Layout) -> u64 {
+    let longest = layout.units.iter().map(|unit| unit.shard_numel).max().unwrap_or(0);
+    match inputs.types.master == ElementType::Float32 {
+        true => 0,
+        false => (ElementType::Float32.bytes() * longest.min(CAST_CHUNK)) as u64,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The plan's numbers by hand, for models small enough.
 
 use super::*;
-use zerofold_configs::{ElementType, ReshardAfterForward, UnitPolicy};
+use zerofold_configs::{ReshardAfterForward, UnitPolicy};
 
 fn inputs(model: &ModelConfig, world_size: usize, stage: Stage) -> PlanInputs<'_> {
     PlanInputs {
@@ -116,6 +116,25 @@ fn offloaded_state_lies_on_disk() {
         let planned = plan(&float32.at(stage)).unwrap();
         assert_eq!(planned.offloaded_disk, bytes * layout_of(&job).shard_numel() as u64, "stage {stage}");
     }
+}
+
+#[test]
+fn loading_takes_state_and_buffers_and_a_cast_where_masters_are_not_float32() {
+    let model = seven();
+    let job = inputs(&model, 8, Stage::Three);
+    let beside = |job: PlanInputs<'_>| {
+        let plan = plan(&job).unwrap();
+        plan.loading_peak - plan.state.total() as u64 - plan.all_gather_buffers() - plan.gradient_buffers
+    };
+    let all = ElementType::Bfloat16;
+    let pure = PlanInputs { types: ElementTypes { compute: all, master: all, reduce: all, accumulate: all }, ..job };
+    assert_eq!((beside(job), beside(pure)), (0, 1 << 20));
+    // A model whose shards are shorter than a chunk casts no more than a shard.
+    let model =
+        ModelConfig { hidden_size: 32, intermediate_size: 64, vocab_size: 320, num_hidden_layers: 1, ..seven() };
+    let toy = PlanInputs { model: &model, ..pure };
+    let longest = layout_of(&toy).units.iter().map(|unit| unit.shard_numel).max().unwrap();
+    assert_eq!(beside(toy), 4 * longest as u64);
 }
 
 #[test]
