@@ -140,3 +140,7 @@ fn what_cannot_be_planned_is_told() {
     let files = ["--zero_stage", "3", "--offload_optimizer_device", "nvme", "--offload_optimizer_nvme_path", "no/such"];
     let (code, out, err) = launch(folder.path(), &[&["plan", "--config", "job.yaml"], &files[..]].concat());
     assert!(code == 0 && out.contains("files  masters and moments"), "{out}{err}");
+        (&["plan", "--model", "llama-7b", "--gpu-memory", "80"], "less than 1 MiB\nhint: did you mean 80GiB?"),
+        (&["plan", "--model", "llama-7b", "--gpu-memory", "-5GiB"], "it is negative\nhint: did you mean 5GiB?"),
+        (&["plan", "--model", "llama-7b", "--nproc", "0"], "--nproc is 0, which is not allowed: a job has from 1"),
+        (&["plan", "--model", "llama-7b", "--nproc", "-2"], "4294967295 processes\nhint: pass --nproc 1 or more"),

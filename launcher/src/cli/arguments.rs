@@ -6,8 +6,6 @@ use clap::{Arg, ArgAction, Command, value_parser};
 use zerofold_configs::{ComputeDtype, DefaultValue, GenerateRequest, Group, KEYS, Key, Kind, flag_names};
 use zerofold_plan::ModelConfig;
 
-use crate::plan::parse_size;
-
 /// A longer list of names stands in the help line, not in place of the value.
 const PLACEHOLDER_LETTERS: usize = 24;
 
@@ -117,7 +115,8 @@ fn plan() -> Command {
         .arg(
             option("gpu-memory", "SIZE", "Memory of one GPU, such as 80GiB [default: this machine's, over its ranks]")
                 .alias("gpu_memory")
-                .value_parser(parse_size),
+                // Read later, so that what is wrong with it is told with a hint; -5GiB too is a value.
+                .allow_hyphen_values(true),
         )
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON, all sizes in bytes"))
         .args(key_flags(true))
@@ -142,7 +141,9 @@ fn job_options() -> Vec<Arg> {
 fn configuration_options() -> Vec<Arg> {
     vec![
         option("nproc", "N", "Processes to start, one rank each [default: the file's num_processes, else 1]")
-            .value_parser(value_parser!(u32).range(1..))
+            // The range is checked later, so that what is wrong is told with a hint.
+            .value_parser(value_parser!(i64))
+            .allow_negative_numbers(true)
             .visible_alias("nproc_per_node")
             .alias("nproc-per-node"),
         option("config", "FILE", "A YAML file (Accelerate's form, with a section `training:`), or a preset's name")

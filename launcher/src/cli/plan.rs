@@ -5,7 +5,7 @@ use clap::parser::ValueSource;
 
 use super::train;
 use crate::error::LaunchError;
-use crate::plan::PlanOptions;
+use crate::plan::{PlanOptions, parse_size};
 
 /// Options of a job that is run; a plan runs none.
 const OF_A_RUN: [&str; 3] = ["resume", "timeout", "grace"];
@@ -15,10 +15,11 @@ pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<PlanOptio
         let message = format!("--{name} has no meaning for plan");
         return Err(LaunchError::usage(message, "see `launch plan --help`"));
     }
+    let size = |text: &String| parse_size(text).map_err(|error| error.of_option("gpu-memory"));
     Ok(PlanOptions {
-        inputs: train::inputs(before, after),
+        inputs: train::inputs(before, after)?,
         model: after.get_one::<String>("model").cloned(),
-        gpu_memory: after.get_one::<u64>("gpu-memory").copied(),
+        gpu_memory: after.get_one::<String>("gpu-memory").map(size).transpose()?,
         json: after.get_flag("json"),
     })
 }

@@ -29,7 +29,7 @@ pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<TrainOpti
         step => Resume::Step(step.into()),
     });
     Ok(TrainOptions {
-        inputs: inputs(before, after),
+        inputs: inputs(before, after)?,
         resume,
         quiet: before.get_flag("quiet") || after.get_flag("quiet"),
         timeout: seconds("timeout", TIMEOUT_SECONDS),
@@ -38,16 +38,28 @@ pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<TrainOpti
 }
 
 /// The configuration as it was typed, before and after the command.
-pub(super) fn inputs(before: &ArgMatches, after: &ArgMatches) -> Inputs {
+pub(super) fn inputs(before: &ArgMatches, after: &ArgMatches) -> Result<Inputs, LaunchError> {
     let set =
         [before, after].iter().filter_map(|matches| matches.get_many::<String>("set")).flatten().cloned().collect();
     let flags = flag_names().into_iter().filter_map(|name| Some((name.to_owned(), last(name, before, after)?.clone())));
-    Inputs {
+    Ok(Inputs {
         config: last("config", before, after).cloned(),
         set,
         flags: flags.collect(),
-        nproc: after.get_one::<u32>("nproc").or_else(|| before.get_one("nproc")).copied(),
+        nproc: nproc(before, after)?,
         devices: DEVICES,
+    })
+}
+
+/// The processes that were asked for on the command line.
+fn nproc(before: &ArgMatches, after: &ArgMatches) -> Result<Option<u32>, LaunchError> {
+    let Some(&typed) = after.get_one::<i64>("nproc").or_else(|| before.get_one("nproc")) else { return Ok(None) };
+    match u32::try_from(typed) {
+        Ok(nproc @ 1..) => Ok(Some(nproc)),
+        _ => Err(LaunchError::usage(
+            format!("--nproc is {typed}, which is not allowed: a job has from 1 to {} processes", u32::MAX),
+            "pass --nproc 1 or more, one process per rank; without --nproc it is the file's num_processes, else 1",
+        )),
     }
 }
 
