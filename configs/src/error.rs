@@ -97,6 +97,16 @@ pub enum ConfigError {
         /// How to settle it.
         hint: String,
     },
+    /// Copies of what is sharded, where nothing says what is.
+    #[error("{place}: {copies} needs ZeRO stage 3, and no stage is set\nhint: {hint}")]
+    CopiesWithoutStage {
+        /// The copies, as `key: value`.
+        copies: String,
+        /// Where they stand.
+        place: String,
+        /// How to set the stage.
+        hint: String,
+    },
     /// Keys without which no job can run.
     #[error("not set: {keys}\nhint: {hint}")]
     Missing {

@@ -3,6 +3,7 @@
 
 use crate::accelerate::{Asked, Distributed, DistributedType};
 use crate::error::ConfigError;
+use crate::fsdp::Strategy;
 use crate::known::no_effect;
 use crate::registry::Section;
 use crate::settings::{Opinion, Reader, Setting};
@@ -127,7 +128,7 @@ fn check_type(mesh: &Mesh<'_>, distributed: &DistributedType<'_>) -> Result<(), 
 }
 
 /// The number of copies, where what is sharded leaves room for them.
-fn copies_of(reader: &mut Reader<'_>, mesh: &Mesh<'_>, asked: &mut Asked<'_>) -> Result<u32, ConfigError> {
+fn copies_of<'a>(reader: &mut Reader<'a>, mesh: &Mesh<'a>, asked: &mut Asked<'a>) -> Result<u32, ConfigError> {
     let &Mesh { copies, ranks, told } = mesh;
     let strategy = asked.strategy;
     if copies == 1 {
@@ -144,14 +145,10 @@ fn copies_of(reader: &mut Reader<'_>, mesh: &Mesh<'_>, asked: &mut Asked<'_>) ->
     if fits {
         return Ok(if whole { 1 } else { copies });
     }
-    let hint = match whole {
-        true => "as many copies as processes leave nothing to shard: remove one of the two",
-        false => {
-            "copies need parameters that are sharded, each copy over some of the processes: use HYBRID_SHARD, \
-                  HYBRID_SHARD_ZERO2 or zero_stage: 3"
-        }
+    let hint = copies_hint(whole, &strategy);
+    let Some(by) = asked.setting else {
+        return Err(ConfigError::CopiesWithoutStage { copies: told.equation(), place: told.place.clone(), hint });
     };
-    let Some(by) = asked.setting else { return Err(told.not_allowed("it needs ZeRO stage 3", Some(hint.to_owned()))) };
     // HYBRID_SHARD, distributed_type: FSDP alone and version 2's key do not say over how many ranks a copy lies.
     let settled = strategy.hybrid == Some(false) || by.section == Section::DeepSpeed;
     if by.layer > told.layer {
@@ -169,9 +166,26 @@ fn copies_of(reader: &mut Reader<'_>, mesh: &Mesh<'_>, asked: &mut Asked<'_>) ->
         told.equation(),
         told.place
     ));
-    asked.strategy = crate::fsdp::Strategy::of(Stage::Zero);
+    asked.strategy = Strategy::of(Stage::Zero);
+    asked.setting = Some(told);
     reader.provenance.insert("stage".to_owned(), told.place.clone());
     Ok(1)
+}
+
+/// What to do where copies do not go with what is sharded.
+fn copies_hint(whole: bool, strategy: &Strategy) -> String {
+    // FULL_SHARD and SHARD_GRAD_OP mean one copy.
+    let one_copy = strategy.stage == Stage::Three && strategy.hybrid == Some(false);
+    match (whole, strategy.reshard) {
+        (true, _) => "as many copies as processes leave nothing to shard: remove one of the two".to_owned(),
+        (false, ReshardAfterForward::Always(false)) if one_copy => {
+            format!("SHARD_GRAD_OP means one copy: write HYBRID_SHARD_ZERO2 in its place, or remove {REPLICATE}")
+        }
+        _ if one_copy => format!("FULL_SHARD means one copy: write HYBRID_SHARD in its place, or remove {REPLICATE}"),
+        _ => "copies need parameters that are sharded, each copy over some of the processes: use HYBRID_SHARD, \
+              HYBRID_SHARD_ZERO2 or zero_stage: 3"
+            .to_owned(),
+    }
 }
 
 /// A group must be a true part of a copy's ranks: 1 and all of them are `false` and `true` under other names.

@@ -105,6 +105,7 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
         backend,
         main_process_port,
         sharding,
+        sharding_as_written: asked.setting.map(Setting::equation),
         mixed_precision: types.mixed_precision,
         master_dtype: types.master,
         reduce_dtype: types.reduce,

@@ -20,6 +20,10 @@ pub struct Resolved {
     pub main_process_port: Option<u16>,
     /// What is sharded, over which ranks, in which units.
     pub sharding: Sharding,
+    /// What decided the stage, as it was written (`fsdp_config.fsdp_sharding_strategy: HYBRID_SHARD`); none for the
+    /// default. Its place is that of `stage`.
+    #[serde(default)]
+    pub sharding_as_written: Option<String>,
     /// The compute type.
     pub mixed_precision: Precision,
     /// The type of masters and moments: float32, or bfloat16 (pure bf16).

@@ -102,6 +102,7 @@ fn as_many_copies_as_processes_are_plain_data_parallel() {
             &["dp_replicate_size: 8 (job.yaml:", "is one copy for each of the 8 processes: nothing is"],
         );
         assert!(job.provenance["stage"].starts_with("job.yaml:"));
+        says(&job.sharding_as_written.unwrap(), &["parallelism_config_dp_replicate_size: 8"]);
     }
     let no_shard = job("fsdp_sharding_strategy: NO_SHARD", "dp_replicate_size: 8, dp_shard_size: 1");
     assert_eq!((no_shard.sharding.stage, no_shard.notes.len()), (Stage::Zero, 0));
@@ -112,8 +113,14 @@ fn as_many_copies_as_processes_are_plain_data_parallel() {
 #[test]
 fn copies_that_contradict_what_is_sharded_are_refused() {
     let table = [
-        (file("FSDP", "fsdp_sharding_strategy: FULL_SHARD", "dp_replicate_size: 2"), "use HYBRID_SHARD"),
-        (file("FSDP", "fsdp_reshard_after_forward: SHARD_GRAD_OP", "dp_replicate_size: 2"), "use HYBRID_SHARD"),
+        (
+            file("FSDP", "fsdp_sharding_strategy: FULL_SHARD", "dp_replicate_size: 2"),
+            "FULL_SHARD means one copy: write HYBRID_SHARD in its place, or remove parallelism_config_dp_replicate_size",
+        ),
+        (
+            file("FSDP", "fsdp_reshard_after_forward: SHARD_GRAD_OP", "dp_replicate_size: 2"),
+            "SHARD_GRAD_OP means one copy: write HYBRID_SHARD_ZERO2 in its place, or remove parallelism_config_dp_rep",
+        ),
         (file("FSDP", "fsdp_sharding_strategy: NO_SHARD", "dp_replicate_size: 2"), "use HYBRID_SHARD"),
         (file("FSDP", "fsdp_sharding_strategy: FULL_SHARD", "dp_replicate_size: 8"), "leave nothing to shard"),
         (file("MULTI_CPU", "", "dp_replicate_size: 2"), "with distributed_type: FSDP"),
@@ -144,7 +151,9 @@ fn flags_lay_out_the_ranks_too() {
     }
     says(&with_flags(&text("MULTI_CPU", ""), &[replicate], &[]).unwrap_err(), &["MULTI_CPU", "zero_stage: 3"]);
     let bare = with_flags(TRAINING, &[replicate, ("num_processes", "4")], &[]).unwrap_err();
-    says(&bare, &["flag --parallelism_config_dp_replicate_size", "it needs ZeRO stage 3", "hint: copies need"]);
+    let expected = "flag --parallelism_config_dp_replicate_size: \
+        parallelism_config.parallelism_config_dp_replicate_size: 2 needs ZeRO stage 3, and no stage is set\nhint: copies need";
+    says(&bare, &[expected, "zero_stage: 3"]);
     let full = file("FSDP", "fsdp_sharding_strategy: FULL_SHARD", "") + TRAINING;
     assert_eq!(with_flags(&full, &[replicate], &[]).unwrap().sharding.replicas, 2, "the flag is above FULL_SHARD");
 
@@ -163,6 +172,32 @@ fn flags_lay_out_the_ranks_too() {
     assert_eq!(with_flags(&hybrid, &[("zero_stage", "3")], &[]).unwrap().sharding.replicas, 2);
     let unsharded = with_flags(&text("MULTI_CPU", ""), &[("dp_shard_size", "8")], &[]).unwrap();
     says(&unsharded.notes[0], &["has no effect: nothing is sharded at stage 0"]);
+}
+
+#[test]
+fn a_stage_by_flag_stands_over_every_strategy_of_a_file() {
+    let files = [
+        ("fsdp_sharding_strategy: FULL_SHARD", ""),
+        ("fsdp_sharding_strategy: SHARD_GRAD_OP", ""),
+        ("fsdp_sharding_strategy: NO_SHARD", ""),
+        ("fsdp_sharding_strategy: HYBRID_SHARD", "dp_replicate_size: 2"),
+        ("fsdp_version: 2, fsdp_reshard_after_forward: false", "dp_replicate_size: 2"),
+        ("fsdp_version: 2, fsdp_reshard_after_forward: 4", ""),
+    ];
+    for (fsdp, parallelism) in files {
+        let text = file("FSDP", fsdp, parallelism) + TRAINING;
+        let as_written = with_flags(&text, &[], &[]).unwrap().sharding_as_written.unwrap();
+        assert!(fsdp.ends_with(as_written.strip_prefix("fsdp_config.").unwrap()), "{as_written}");
+        for stage in 0..4 {
+            let flags = [("zero_stage", stage.to_string())];
+            let flags = flags.each_ref().map(|(name, value)| (*name, value.as_str()));
+            let job = with_flags(&text, &flags, &[]).unwrap_or_else(|error| panic!("{text}{error}"));
+            assert_eq!(job.sharding.stage.number(), stage, "{text}");
+            assert_eq!(job.sharding.reshard_after_forward, ReshardAfterForward::Always(true), "{text}");
+            assert_eq!(job.sharding_as_written, Some(format!("deepspeed_config.zero_stage: {stage}")));
+        }
+    }
+    assert_eq!(with_flags(TRAINING, &[], &[]).unwrap().sharding_as_written, None);
 }
 
 #[test]

@@ -114,13 +114,20 @@ fn published(name: &str) -> Result<ModelConfig, LaunchError> {
     })
 }
 
-/// Resolves the configuration as `train` does, but for required keys that a plan does without.
+/// Resolves the configuration as `train` does, but for required keys that a plan does without. Copies without a stage are
+/// those of stage 3, which alone has any: every stage is answered for anyway.
 fn resolve_what_matters(inputs: &Inputs, published: bool) -> Result<Resolved, LaunchError> {
     let mut inputs = inputs.clone();
+    let mut without_stage = None;
     loop {
         let (keys, hint) = match resolve(&inputs) {
-            Ok(config) => return Ok(config),
+            Ok(config) => return Ok(with_stage_of_copies(config, without_stage)),
             Err(ConfigError::Missing { keys, hint }) => (keys, hint),
+            Err(ConfigError::CopiesWithoutStage { copies, place, .. }) if without_stage.is_none() => {
+                inputs.flags.push(("zero_stage".to_owned(), "3".to_owned()));
+                without_stage = Some((copies, place));
+                continue;
+            }
             Err(error) => return Err(error.into()),
         };
         let before = inputs.flags.len();
@@ -139,6 +146,18 @@ fn resolve_what_matters(inputs: &Inputs, published: bool) -> Result<Resolved, La
             return Err(ConfigError::Missing { keys, hint }.into());
         }
     }
+}
+
+/// Tells that the stage is there for the sake of `copies`, a setting and its place.
+fn with_stage_of_copies(mut config: Resolved, copies: Option<(String, String)>) -> Resolved {
+    if let Some((copies, place)) = copies {
+        config
+            .notes
+            .push(format!("no stage is set: {copies} ({place}) is planned at stage 3; train needs --zero_stage 3"));
+        config.sharding_as_written = Some(copies);
+        config.provenance.insert("stage".to_owned(), place);
+    }
+    config
 }
 
 /// Bytes of memory that this machine has, or that this container may use.
