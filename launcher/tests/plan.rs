@@ -52,7 +52,7 @@ batch  1 row of 1,024 tokens a micro-batch, 4 micro-batches a step, gradient che
         "take stage 1: it is the lowest that fits (stage 0 needs 115 GiB)",
         "10 % kept free for the allocator and the CUDA context",
         "With 4 micro-batches a step, stage 1 also sends less than stage 2 (32.9 GiB against 98.8 GiB).",
-        "The configuration has stage 0.",
+        "The configuration has stage 0, the default: pass --zero_stage 1.",
         "75.3 GiB for each checkpoint",
     ] {
         assert!(out.contains(part), "{part:?} is missing in:\n{out}");
@@ -65,16 +65,112 @@ fn where_nothing_fits_the_levers_stand_in_order() {
         ["--nproc", "8", "plan", "--model", "llama-70b", "--gpu-memory", "80GB", "--gradient_checkpointing", "false"];
     let out = answered(&words);
     let begin = out.find("nothing fits: stage 3 needs least").unwrap_or_else(|| panic!("{out}"));
-    let flags: Vec<&str> = out[begin..].lines().skip(1).filter_map(|line| line.trim().split("  ").next()).collect();
+    let rows: Vec<[&str; 3]> = out[begin..]
+        .lines()
+        .skip(1)
+        .take_while(|line| line.starts_with("  "))
+        .map(|line| {
+            let cells: Vec<&str> = line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+            cells.try_into().unwrap_or_else(|cells| panic!("{cells:?}"))
+        })
+        .collect();
     let expected = [
-        "--mixed_precision bf16",
-        "--gradient_checkpointing true",
-        "--per_device_train_batch_size 1",
-        "--master_dtype bfloat16",
-        "--nproc 16",
-        "--offload_optimizer_device nvme",
+        ["change", "alone", "with those above"],
+        ["--mixed_precision bf16", "not enough: stage 3, ", "not enough: stage 3, "],
+        ["--gradient_checkpointing true", "not enough: stage 3, ", "not enough: stage 3, "],
+        ["--per_device_train_batch_size 1", "not enough: stage 3, ", "not enough: stage 3, "],
+        ["--master_dtype bfloat16", "not enough: stage 3, ", "not enough: stage 3, "],
+        ["--nproc 16", "not enough: stage 3, ", "fits: stage 3, "],
+        ["--offload_optimizer_device nvme", "not enough: stage 3, ", "fits: stage 3, "],
+        ["--max_length 512", "not enough: stage 3, ", "fits: stage 3, "],
     ];
-    assert_eq!(flags, expected, "{out}");
+    assert_eq!(rows.len(), expected.len(), "{out}");
+    for (row, expected) in rows.iter().zip(&expected) {
+        assert!(row.iter().zip(expected).all(|(cell, expected)| cell.starts_with(expected)), "{row:?}\n{out}");
+        assert!(row == expected || row[1..].iter().all(|cell| cell.ends_with("iB")), "{row:?}");
+    }
+    assert_eq!(rows[1][1], rows[1][2], "nothing stands above the first change");
+    assert!(!out.contains("Not even"), "{out}");
+}
+
+#[test]
+fn where_no_number_of_ranks_is_enough_that_is_told() {
+    let words = ["--nproc", "8", "plan", "--model", "llama-70b", "--bf16", "--gpu-memory", "2GiB"];
+    let out = answered(&words);
+    for part in [
+        "  --nproc 4096 ",
+        "  --max_length 128 ",
+        "Not even 4,096 ranks are enough: with the changes above, a rank then still needs 13.",
+    ] {
+        assert!(out.contains(part), "{part:?} is missing in:\n{out}");
+    }
+    assert!(!out.contains("  fits: "), "{out}");
+}
+
+#[test]
+fn the_configuration_is_told_in_its_own_words_and_how_to_write_the_advice() {
+    let told = |memory: &str, more: &[&str]| {
+        let words = ["--nproc", "4", "plan", "--model", "llama-7b", "--bf16", "--gpu-memory", memory];
+        answered(&[&words[..], more].concat())
+    };
+    let hybrid = ["fsdp_config.fsdp_sharding_strategy=HYBRID_SHARD", "parallelism_config_dp_replicate_size=2"];
+    let hybrid = hybrid.map(|entry| ["--set", entry]).concat();
+    for (memory, more, part) in [
+        (
+            "80GiB",
+            &hybrid[..],
+            "The configuration has fsdp_config.fsdp_sharding_strategy: HYBRID_SHARD (--set fsdp_config.fsdp_sharding_strategy), \
+             stage 3 in 2 copies: pass --zero_stage 1 (FSDP has no name for it).",
+        ),
+        (
+            "40GiB",
+            &hybrid[..],
+            "The configuration's 2 copies need 57.2 GiB and do not fit: for one copy, remove \
+             parallelism_config_dp_replicate_size, and write FULL_SHARD for HYBRID_SHARD.",
+        ),
+        (
+            "200GiB",
+            &["--fsdp_sharding_strategy", "SHARD_GRAD_OP"][..],
+            "SHARD_GRAD_OP (flag --fsdp_sharding_strategy), stage 3: pass --zero_stage 0 in its place (NO_SHARD).",
+        ),
+        (
+            "40GiB",
+            &["--fsdp_sharding_strategy", "NO_SHARD"][..],
+            "stage 0: pass --zero_stage 3 in its place (FULL_SHARD).",
+        ),
+        (
+            "80GiB",
+            &["--zero_stage", "2"][..],
+            "zero_stage: 2 (flag --zero_stage), stage 2: pass --zero_stage 1 in its place.",
+        ),
+        ("80GiB", &[][..], "The configuration has stage 0, the default: pass --zero_stage 1."),
+        ("30GiB", &["--fsdp_sharding_strategy", "SHARD_GRAD_OP"][..], "  --zero_stage 3 (FULL_SHARD) "),
+        ("30GiB", &["--fsdp_sharding_strategy", "SHARD_GRAD_OP"][..], "(--zero_stage N; 0 is NO_SHARD, 3 FULL_SHARD)"),
+    ] {
+        let out = told(memory, more);
+        assert!(out.contains(part), "{more:?}: {part:?} is missing in:\n{out}");
+    }
+    let right = told("80GiB", &["--zero_stage", "1"]);
+    assert!(!right.contains("The configuration"), "{right}");
+}
+
+#[test]
+fn copies_without_a_stage_are_planned_at_stage_3() {
+    let copies = ["--parallelism_config_dp_replicate_size", "2"];
+    let words = ["--nproc", "4", "plan", "--model", "llama-7b", "--gpu-memory", "80GiB"];
+    let out = answered(&[&words[..], &copies].concat());
+    assert!(out.lines().any(|line| line.starts_with("3 × 2 copies")), "{out}");
+    for part in [
+        "note: no stage is set: parallelism_config.parallelism_config_dp_replicate_size: 2 (flag \
+         --parallelism_config_dp_replicate_size) is planned at stage 3; train needs --zero_stage 3",
+        "stage 3 in 2 copies: pass --zero_stage 1 in its place.",
+    ] {
+        assert!(out.contains(part), "{part:?} is missing in:\n{out}");
+    }
+    // What is wrong with the copies themselves is still told, and a stage that was set stands.
+    let three = ["plan", "--model", "llama-7b", "--nproc", "4", "--parallelism_config_dp_replicate_size", "3"];
+    assert!(refused(&three).contains("3 does not divide 4"));
+    assert!(refused(&[&words[..], &copies, &["--zero_stage", "1"]].concat()).contains("disagree"));
 }
 
 #[test]
@@ -116,6 +212,10 @@ fn a_folder_needs_its_config_alone_and_this_machine_is_the_measure() {
     {
         assert!(out.contains(part), "{part:?} is missing in:\n{out}");
     }
+    // A folder for files is no part of the question.
+    let files = ["--zero_stage", "3", "--offload_optimizer_device", "nvme", "--offload_optimizer_nvme_path", "no/such"];
+    let (code, out, err) = launch(folder.path(), &[&["plan", "--config", "job.yaml"], &files[..]].concat());
+    assert!(code == 0 && out.contains("files  masters and moments"), "{out}{err}");
     let (code, _, err) = launch(folder.path(), &["plan", "--model_name_or_path", "nowhere"]);
     assert!(code == 2 && err.contains("nowhere/config.json"), "{err}");
 }
@@ -127,6 +227,10 @@ fn what_cannot_be_planned_is_told() {
         (&["plan", "--model", "llama-8b"], "did you mean llama-7b?"),
         (&["plan", "--model", "llama-7b", "--model_name_or_path", "x"], "both name a model"),
         (&["plan", "--model", "llama-7b", "--gpu-memory", "80 apples"], "`apples` is no unit"),
+        (&["plan", "--model", "llama-7b", "--gpu-memory", "80"], "less than 1 MiB\nhint: did you mean 80GiB?"),
+        (&["plan", "--model", "llama-7b", "--gpu-memory", "-5GiB"], "it is negative\nhint: did you mean 5GiB?"),
+        (&["plan", "--model", "llama-7b", "--nproc", "0"], "--nproc is 0, which is not allowed: a job has from 1"),
+        (&["plan", "--model", "llama-7b", "--nproc", "-2"], "4294967295 processes\nhint: pass --nproc 1 or more"),
         (&["plan", "--model", "llama-7b", "--set", "lerning_rate=1"], "unknown key lerning_rate"),
         (&["plan", "--model", "llama-7b", "--zero_stage", "4"], "4"),
         (&["plan", "--model", "llama-7b", "--resum"], "--resum"),
@@ -136,11 +240,3 @@ fn what_cannot_be_planned_is_told() {
         assert!(err.contains(part), "{words:?}: {part:?} is missing in:\n{err}");
     }
 }
-    // A folder for files is no part of the question.
-    let files = ["--zero_stage", "3", "--offload_optimizer_device", "nvme", "--offload_optimizer_nvme_path", "no/such"];
-    let (code, out, err) = launch(folder.path(), &[&["plan", "--config", "job.yaml"], &files[..]].concat());
-    assert!(code == 0 && out.contains("files  masters and moments"), "{out}{err}");
-        (&["plan", "--model", "llama-7b", "--gpu-memory", "80"], "less than 1 MiB\nhint: did you mean 80GiB?"),
-        (&["plan", "--model", "llama-7b", "--gpu-memory", "-5GiB"], "it is negative\nhint: did you mean 5GiB?"),
-        (&["plan", "--model", "llama-7b", "--nproc", "0"], "--nproc is 0, which is not allowed: a job has from 1"),
-        (&["plan", "--model", "llama-7b", "--nproc", "-2"], "4294967295 processes\nhint: pass --nproc 1 or more"),

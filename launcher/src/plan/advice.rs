@@ -1,35 +1,73 @@
 //! The recommendation in words.
 
-use zerofold_configs::Stage;
-use zerofold_plan::{Advice, Fit, Lever, Plan, PlanInputs, PlannedDevice, RESERVE, Tried, usable};
+use zerofold_configs::{ElementType, Resolved, Stage};
+use zerofold_plan::{Advice, Lever, Need, Plan, PlanInputs, PlannedDevice, RESERVE, Tried, usable};
 
 use super::Capacity;
+use super::table::left_aligned;
 use crate::format;
 
 /// With so many micro-batches a step, what stage 2 and 3 send each time outweighs what they save.
 const MUCH_ACCUMULATION: usize = 4;
 
+/// What is known when advice is put into words.
+pub(super) struct Situation<'a> {
+    pub(super) config: &'a Resolved,
+    pub(super) inputs: &'a PlanInputs<'a>,
+    /// A row per stage, and one with the configuration's copies where it has some.
+    pub(super) plans: &'a [Plan],
+    pub(super) capacity: Capacity,
+}
+
 /// What to do, with the reason.
-pub(super) fn lines(advice: &Advice, plans: &[Plan], inputs: &PlanInputs<'_>, capacity: Capacity) -> Vec<String> {
+pub(super) fn lines(advice: &Advice, situation: &Situation<'_>) -> Vec<String> {
     match advice {
-        Advice::Stage(fit) => vec![recommended(*fit, plans, inputs, capacity)],
-        Advice::Nothing { least, levers } => {
-            let mut lines = vec![format!(
-                "nothing fits: stage {} needs least, {}, and {} can be used{}. What could be changed, in this order:",
-                least.stage,
-                format::bytes(least.total),
-                format::bytes(usable(capacity.bytes)),
-                reserve(capacity),
-            )];
-            let rows: Vec<(String, String)> =
-                levers.iter().enumerate().map(|(index, tried)| row(index, tried)).collect();
-            lines.extend(side_by_side(&rows));
-            lines
-        }
+        Advice::Stage(need) => vec![recommended(*need, situation)],
+        Advice::Nothing { least, levers } => nothing_fits(*least, levers, situation),
     }
 }
 
-fn recommended(fit: Fit, plans: &[Plan], inputs: &PlanInputs<'_>, capacity: Capacity) -> String {
+/// The changes, each alone and with those above it, and how to write them.
+fn nothing_fits(least: Need, levers: &[Tried], situation: &Situation<'_>) -> Vec<String> {
+    let Situation { config, inputs, capacity, .. } = *situation;
+    let mut lines = vec![format!(
+        "nothing fits: stage {} needs least, {}, and {} can be used{}. What could be changed, in this order:",
+        least.stage,
+        format::bytes(least.total),
+        format::bytes(usable(capacity.bytes)),
+        reserve(capacity),
+    )];
+    let head = ["  change", "alone", "with those above"].map(str::to_owned).to_vec();
+    let rows = levers.iter().map(|tried| {
+        let change = format!("  {}", flag(tried.lever, inputs));
+        vec![change, outcome(tried.alone), outcome(tried.together)]
+    });
+    lines.extend(left_aligned(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
+    let too_few = levers.iter().find(|tried| matches!(tried.lever, Lever::Ranks(_)) && !tried.together.fits);
+    if let Some(Tried { lever: Lever::Ranks(ranks), together, .. }) = too_few {
+        lines.push(format!(
+            "Not even {} are enough: with the changes above, a rank then still needs {} (stage {}).",
+            format::plural(*ranks as u64, "rank"),
+            format::bytes(together.total),
+            together.stage
+        ));
+    }
+    let names = if wrote_fsdp(config) { "; 0 is NO_SHARD, 3 FULL_SHARD" } else { "" };
+    lines.push(format!(
+        "Each size is that of the lowest stage that fits, else of the stage that needs least (--zero_stage N{names}). More \
+         ranks are not among the changes that rows below them count."
+    ));
+    lines
+}
+
+/// `fits: stage 3, 62.1 GiB`.
+fn outcome(need: Need) -> String {
+    let verdict = if need.fits { "fits" } else { "not enough" };
+    format!("{verdict}: stage {}, {}", need.stage, format::bytes(need.total))
+}
+
+fn recommended(fit: Need, situation: &Situation<'_>) -> String {
+    let Situation { inputs, plans, capacity, .. } = *situation;
     let of = |stage: Stage| plans.iter().find(|plan| plan.stage == stage && plan.replicas == 1);
     let mut text = format!("take stage {}: ", fit.stage);
     let lower = plans.iter().take_while(|plan| plan.stage < fit.stage).last();
@@ -61,11 +99,53 @@ fn recommended(fit: Fit, plans: &[Plan], inputs: &PlanInputs<'_>, capacity: Capa
             format::bytes(two.sent_bytes_per_step)
         ));
     }
-    let configured = inputs.sharding.stage;
-    if configured != fit.stage {
-        text.push_str(&format!(" The configuration has stage {configured}."));
+    if let Some(configured) = configured(fit, situation) {
+        text.push_str(&format!(" {configured}"));
     }
     text
+}
+
+/// Where the configuration has something else than what is advised: what it has, as it was written, and how to write the
+/// advice.
+fn configured(fit: Need, situation: &Situation<'_>) -> Option<String> {
+    let Situation { config, plans, capacity, .. } = *situation;
+    let sharding = &config.sharding;
+    if fit.stage == sharding.stage {
+        let hybrid = plans.last().filter(|plan| plan.replicas > 1)?;
+        let (copies, needed) = (hybrid.replicas, format::bytes(hybrid.total));
+        return Some(match hybrid.total <= usable(capacity.bytes) {
+            true => format!("It fits with the configuration's {copies} copies too: {needed}."),
+            false => format!(
+                "The configuration's {copies} copies need {needed} and do not fit: for one copy, remove \
+                 parallelism_config_dp_replicate_size{}.",
+                if wrote_fsdp(config) { ", and write FULL_SHARD for HYBRID_SHARD" } else { "" }
+            ),
+        });
+    }
+    let advised = match fit.stage {
+        Stage::Zero if wrote_fsdp(config) => " (NO_SHARD)",
+        Stage::Three if wrote_fsdp(config) => " (FULL_SHARD)",
+        _ if wrote_fsdp(config) => " (FSDP has no name for it)",
+        _ => "",
+    };
+    let place = config.provenance.get("stage").map_or("default", String::as_str);
+    let instead = if place.starts_with("flag") { " in its place" } else { "" };
+    let written = match &config.sharding_as_written {
+        None => format!("stage {}, the default", sharding.stage),
+        Some(written) => {
+            let copies = match sharding.replicas {
+                1 => String::new(),
+                copies => format!(" in {copies} copies"),
+            };
+            format!("{written} ({place}), stage {}{copies}", sharding.stage)
+        }
+    };
+    Some(format!("The configuration has {written}: pass --zero_stage {}{instead}{advised}.", fit.stage))
+}
+
+/// Whether what is sharded was said in FSDP's words.
+fn wrote_fsdp(config: &Resolved) -> bool {
+    config.sharding_as_written.as_ref().is_some_and(|written| written.to_lowercase().contains("fsdp"))
 }
 
 fn reserve(capacity: Capacity) -> String {
@@ -80,32 +160,20 @@ fn reserve(capacity: Capacity) -> String {
     }
 }
 
-/// `  --flag value   what it does`.
-fn row(index: usize, tried: &Tried) -> (String, String) {
-    let words = |fit: Fit| format!("stage {}, {}", fit.stage, format::bytes(fit.total));
-    let effect = match (tried.alone, tried.together) {
-        (Some(fit), _) => format!("fits: {}", words(fit)),
-        (None, Some(fit)) if index > 0 => format!("fits with those above: {}", words(fit)),
-        (None, Some(fit)) => format!("fits: {}", words(fit)),
-        (None, None) => "not enough".to_owned(),
-    };
-    (format!("  {}", flag(tried.lever)), effect)
-}
-
 /// The flag of a lever.
-fn flag(lever: Lever) -> String {
+fn flag(lever: Lever, inputs: &PlanInputs<'_>) -> String {
     match lever {
+        Lever::ReleaseParameters => "--zero_stage 3 (FULL_SHARD)".to_owned(),
         Lever::Bfloat16Compute => "--mixed_precision bf16".to_owned(),
         Lever::GradientCheckpointing => "--gradient_checkpointing true".to_owned(),
         Lever::MicroBatch(rows) => format!("--per_device_train_batch_size {rows}"),
+        // float16 does not go with masters in bfloat16.
+        Lever::Bfloat16Masters if inputs.types.compute == ElementType::Float16 => {
+            "--mixed_precision bf16 --master_dtype bfloat16".to_owned()
+        }
         Lever::Bfloat16Masters => "--master_dtype bfloat16".to_owned(),
         Lever::Ranks(ranks) => format!("--nproc {ranks}"),
         Lever::OffloadOptimizer => "--offload_optimizer_device nvme".to_owned(),
+        Lever::MaxLength(length) => format!("--max_length {length}"),
     }
-}
-
-/// Two columns, both to the left.
-fn side_by_side(rows: &[(String, String)]) -> Vec<String> {
-    let width = rows.iter().map(|(flag, _)| flag.chars().count()).max().unwrap_or(0);
-    rows.iter().map(|(flag, effect)| format!("{flag:<width$}  {effect}")).collect()
 }

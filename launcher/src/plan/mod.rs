@@ -21,6 +21,7 @@ use zerofold_plan::{Advice, Plan, PlannedDevice, RESERVE, plan_all_stages, recom
 
 use crate::error::LaunchError;
 use crate::terminal::Terminal;
+use advice::Situation;
 use question::Question;
 
 /// What the command line asks of `plan`.
@@ -71,7 +72,8 @@ pub fn plan(options: &PlanOptions, terminal: &Terminal) -> Result<u8, LaunchErro
     table::footer(&plans).iter().for_each(|line| terminal.result(line));
     match (capacity, &advice) {
         (Some(capacity), Some(advice)) => {
-            advice::lines(advice, &plans, &inputs, capacity).iter().for_each(|line| terminal.result(line));
+            let situation = Situation { config: &question.config, inputs: &inputs, plans: &plans, capacity };
+            advice::lines(advice, &situation).iter().for_each(|line| terminal.result(line));
         }
         _ => terminal.result("give --gpu-memory SIZE (such as 80GiB) to hear what fits and which stage to take"),
     }

@@ -1,30 +1,37 @@
 //! Which stage to take: the simplest one that fits; and where none fits, what could be changed.
 
-use super::{Plan, PlanInputs, plan, plan_all_stages};
+use super::{PlanInputs, plan_all_stages};
 use crate::layout::LayoutError;
 use serde::Serialize;
-use zerofold_configs::{ElementType, ElementTypes, Stage};
+use std::iter::successors;
+use zerofold_configs::{ElementType, ElementTypes, ReshardAfterForward, Stage};
 
 /// The share of the memory that a plan leaves free: for the allocator's gaps, the kernels' scratch and, on a GPU, the
 /// CUDA context and NCCL.
 pub const RESERVE: f64 = 0.10;
 
-/// The most ranks that are tried.
+/// The most ranks that are tried; a job of more is tried with twice as many.
 const MOST_RANKS: usize = 4096;
+/// The shortest rows that are tried, in tokens.
+const SHORTEST_ROWS: usize = 128;
 
-/// Something that fits.
+/// What a job needs: at the lowest stage that fits; where none fits, at the one that needs least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Fit {
-    /// The lowest stage at which it does.
+pub struct Need {
+    /// That stage.
     pub stage: Stage,
-    /// What it needs there, in bytes of one rank.
+    /// Bytes of one rank there.
     pub total: u64,
+    /// Whether they fit.
+    pub fits: bool,
 }
 
 /// Something that can be changed so that a job needs less memory, in the order in which to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lever {
+    /// Release parameters between forward and backward: FULL_SHARD in place of SHARD_GRAD_OP.
+    ReleaseParameters,
     /// Compute in bfloat16: `mixed_precision: bf16`.
     Bfloat16Compute,
     /// Recompute every block: `gradient_checkpointing: true`.
@@ -37,17 +44,20 @@ pub enum Lever {
     Ranks(usize),
     /// Masters and moments in files: `offload_optimizer_device: nvme`.
     OffloadOptimizer,
+    /// Rows of at most this many tokens: `max_length`. The last to try, as it alone takes data away.
+    MaxLength(usize),
 }
 
-/// A lever, and what it would do.
+/// A lever, and what it would do. Its number, where it has one, is the first that is enough with the changes before it;
+/// where none is, the last that was tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Tried {
     /// What is changed.
     pub lever: Lever,
-    /// What fits with this change alone.
-    pub alone: Option<Fit>,
-    /// What fits with this change and those before it (but for more ranks).
-    pub together: Option<Fit>,
+    /// What the job needs with this change alone.
+    pub alone: Need,
+    /// What it needs with this change and those before it (but for more ranks).
+    pub together: Need,
 }
 
 /// What to do.
@@ -55,11 +65,11 @@ pub struct Tried {
 #[serde(rename_all = "snake_case")]
 pub enum Advice {
     /// The lowest stage that fits.
-    Stage(Fit),
+    Stage(Need),
     /// No stage fits.
     Nothing {
         /// The stage that needs least, and how much.
-        least: Fit,
+        least: Need,
         /// What could be changed, in the order in which to try.
         levers: Vec<Tried>,
     },
@@ -70,54 +80,61 @@ pub fn usable(capacity: u64) -> u64 {
     (capacity as f64 * (1.0 - RESERVE)) as u64
 }
 
-/// The plan with the lowest stage that fits into `capacity` bytes a rank, the reserve kept free.
-pub fn lowest_fitting(plans: &[Plan], capacity: u64) -> Option<Fit> {
-    let fitting = plans.iter().find(|plan| plan.total <= usable(capacity));
-    fitting.map(|plan| Fit { stage: plan.stage, total: plan.total })
-}
-
-/// The simplest stage whose total fits into `capacity` bytes a rank; else what could be changed.
+/// The simplest stage whose total fits into `capacity` bytes a rank, the reserve kept free; else what could be changed.
 ///
 /// # Errors
-/// As [`plan`].
+/// As [`plan`](super::plan).
 pub fn recommend(inputs: &PlanInputs<'_>, capacity: u64) -> Result<Advice, LayoutError> {
-    let fit = |inputs: &PlanInputs<'_>| -> Result<Option<Fit>, LayoutError> {
-        Ok(lowest_fitting(&plan_all_stages(inputs)?, capacity))
-    };
-    if let Some(found) = fit(inputs)? {
-        return Ok(Advice::Stage(found));
+    let least = need(inputs, capacity)?;
+    if least.fits {
+        return Ok(Advice::Stage(least));
     }
-    let plans = plan_all_stages(inputs)?;
-    let least = plans.iter().min_by_key(|plan| plan.total);
-    let least =
-        least.map_or(Fit { stage: Stage::Three, total: 0 }, |plan| Fit { stage: plan.stage, total: plan.total });
     let mut levers = Vec::new();
     let mut so_far = *inputs;
-    let simple = [
-        Lever::Bfloat16Compute,
-        Lever::GradientCheckpointing,
-        Lever::MicroBatch(1),
-        Lever::Bfloat16Masters,
-        Lever::Ranks(0),
-        Lever::OffloadOptimizer,
-    ];
-    for lever in simple {
-        if let Lever::Ranks(_) = lever {
-            let alone = enough_ranks(inputs, capacity)?;
-            let together = enough_ranks(&so_far, capacity)?;
-            // The number that is told is the one that is enough with the changes before it.
-            if let Some((ranks, together)) = together {
-                let alone = alone.filter(|(enough, _)| *enough == ranks).map(|(_, fit)| fit);
-                levers.push(Tried { lever: Lever::Ranks(ranks), alone, together: Some(together) });
+    for choices in choices(inputs) {
+        let mut found = None;
+        for lever in choices {
+            let (Some(changed), Some(alone)) = (lever.applied(&so_far), lever.applied(inputs)) else { continue };
+            let together = need(&changed, capacity)?;
+            found = Some((lever, alone, changed, together));
+            if together.fits {
+                break;
             }
-        } else if let Some(changed) = lever.applied(&so_far) {
-            // What none of the changes before touches can be applied alone too.
-            let alone = lever.applied(inputs).map_or(Ok(None), |inputs| fit(&inputs))?;
-            levers.push(Tried { lever, alone, together: fit(&changed)? });
+        }
+        let Some((lever, alone, changed, together)) = found else { continue };
+        levers.push(Tried { lever, alone: need(&alone, capacity)?, together });
+        // More ranks are not for everybody to have.
+        if !matches!(lever, Lever::Ranks(_)) {
             so_far = changed;
         }
     }
     Ok(Advice::Nothing { least, levers })
+}
+
+/// What a job needs at its best stage.
+fn need(inputs: &PlanInputs<'_>, capacity: u64) -> Result<Need, LayoutError> {
+    let plans = plan_all_stages(inputs)?;
+    let fits = |total: u64| total <= usable(capacity);
+    let lowest = plans.iter().find(|plan| fits(plan.total));
+    let best = lowest.or_else(|| plans.iter().min_by_key(|plan| plan.total));
+    let (stage, total) = best.map_or((Stage::Three, 0), |plan| (plan.stage, plan.total));
+    Ok(Need { stage, total, fits: fits(total) })
+}
+
+/// The levers in the order in which to try, each with its numbers from the smallest change to the largest.
+fn choices(inputs: &PlanInputs<'_>) -> [Vec<Lever>; 8] {
+    let more = successors(Some(2 * inputs.world_size), |ranks| Some(2 * ranks).filter(|ranks| *ranks <= MOST_RANKS));
+    let shorter = successors(Some(inputs.length / 2), |length| Some(length / 2));
+    [
+        vec![Lever::ReleaseParameters],
+        vec![Lever::Bfloat16Compute],
+        vec![Lever::GradientCheckpointing],
+        vec![Lever::MicroBatch(1)],
+        vec![Lever::Bfloat16Masters],
+        more.map(Lever::Ranks).collect(),
+        vec![Lever::OffloadOptimizer],
+        shorter.take_while(|length| *length >= SHORTEST_ROWS).map(Lever::MaxLength).collect(),
+    ]
 }
 
 impl Lever {
@@ -126,6 +143,10 @@ impl Lever {
         let mut changed = *inputs;
         let types = &mut changed.types;
         let done = match self {
+            Lever::ReleaseParameters => {
+                let always = ReshardAfterForward::Always(true);
+                std::mem::replace(&mut changed.sharding.reshard_after_forward, always) == always
+            }
             Lever::Bfloat16Compute => std::mem::replace(&mut types.compute, ElementType::Bfloat16).bytes() == 2,
             Lever::GradientCheckpointing => {
                 let every = std::mem::replace(&mut changed.gradient_checkpointing_every, 1);
@@ -140,24 +161,12 @@ impl Lever {
             }
             Lever::Ranks(ranks) => std::mem::replace(&mut changed.world_size, ranks) >= ranks,
             Lever::OffloadOptimizer => std::mem::replace(&mut changed.offload_optimizer, true),
+            Lever::MaxLength(length) => std::mem::replace(&mut changed.length, length) <= length,
         };
-        // Fewer rows have fewer supervised tokens.
-        changed.supervised = inputs
-            .supervised
-            .map(|supervised| (supervised * changed.per_device_batch).div_ceil(inputs.per_device_batch.max(1)));
+        // Fewer or shorter rows have fewer supervised tokens.
+        let tokens = |inputs: &PlanInputs<'_>| inputs.per_device_batch * inputs.length;
+        changed.supervised =
+            inputs.supervised.map(|supervised| (supervised * tokens(&changed)).div_ceil(tokens(inputs).max(1)));
         (!done).then_some(changed)
     }
-}
-
-/// The ranks, doubled until stage 3 fits, and what fits then. Lower stages need more than stage 3 at any number.
-fn enough_ranks(inputs: &PlanInputs<'_>, capacity: u64) -> Result<Option<(usize, Fit)>, LayoutError> {
-    let mut ranks = 2 * inputs.world_size;
-    while ranks <= MOST_RANKS {
-        let more = PlanInputs { world_size: ranks, ..inputs.at(Stage::Three) };
-        if plan(&more)?.total <= usable(capacity) {
-            return Ok(lowest_fitting(&plan_all_stages(&more)?, capacity).map(|fit| (ranks, fit)));
-        }
-        ranks *= 2;
-    }
-    Ok(None)
 }

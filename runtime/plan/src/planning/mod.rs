@@ -13,7 +13,7 @@ mod buffers;
 mod sizes;
 mod wire;
 
-pub use advice::{Advice, Fit, Lever, RESERVE, Tried, lowest_fitting, recommend, usable};
+pub use advice::{Advice, Lever, Need, RESERVE, Tried, recommend, usable};
 
 use crate::layout::{Layout, LayoutError, Mesh};
 use crate::model::{ModelConfig, ModelUnits, SegmentKind};

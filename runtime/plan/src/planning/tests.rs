@@ -176,8 +176,74 @@ fn the_simplest_stage_that_fits_is_recommended() {
     assert_eq!(stage(gibibytes(40)), Some(Stage::Two));
     assert_eq!(stage(gibibytes(24)), Some(Stage::Three));
     assert_eq!(stage(gibibytes(12)), None);
-    let Advice::Nothing { least, levers } = recommend(&job, gibibytes(12)).unwrap() else { panic!() };
-    assert_eq!(least.stage, Stage::Three);
+}
+
+/// The levers that are tried on a job, which fits nowhere in so many GiB.
+fn levers(job: &PlanInputs<'_>, gibibytes: u64) -> Vec<Tried> {
+    match recommend(job, gibibytes << 30).unwrap() {
+        Advice::Nothing { least, levers } if !least.fits => levers,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_lever_is_told_alone_and_with_those_before() {
+    let model = seven();
+    let job = inputs(&model, 8, Stage::Three);
+    let levers = levers(&job, 12);
     let names: Vec<Lever> = levers.iter().map(|tried| tried.lever).collect();
-    assert_eq!(names, [Lever::Bfloat16Masters, Lever::Ranks(16), Lever::OffloadOptimizer], "{levers:?}");
+    let expected = [Lever::Bfloat16Masters, Lever::Ranks(16), Lever::OffloadOptimizer, Lever::MaxLength(256)];
+    assert_eq!(names, expected, "{levers:?}");
+    assert_eq!(levers[0].alone, levers[0].together);
+    let total = |inputs: PlanInputs<'_>| plan(&inputs.at(Stage::Three)).unwrap().total;
+    let all = ElementType::Bfloat16;
+    let pure = PlanInputs { types: ElementTypes { compute: all, master: all, reduce: all, accumulate: all }, ..job };
+    let expected = [
+        (job, pure),
+        (PlanInputs { world_size: 16, ..job }, PlanInputs { world_size: 16, ..pure }),
+        (PlanInputs { offload_optimizer: true, ..job }, PlanInputs { offload_optimizer: true, ..pure }),
+        // More ranks are not among those before.
+        (PlanInputs { length: 256, ..job }, PlanInputs { length: 256, offload_optimizer: true, ..pure }),
+    ];
+    for (tried, (alone, together)) in levers.iter().zip(expected).skip(1) {
+        // A lower stage that fits is told in place of stage 3.
+        for (told, job) in [(tried.alone, alone), (tried.together, together)] {
+            assert!(told.stage < Stage::Three || told.total == total(job), "{tried:?}");
+            assert_eq!(told.fits, total(job) <= usable(12 << 30), "{tried:?}");
+        }
+    }
+    let kept = Sharding { reshard_after_forward: ReshardAfterForward::Always(false), ..job.sharding };
+    let release = recommend(&PlanInputs { sharding: kept, ..job }, 24 << 30).unwrap();
+    let Advice::Nothing { levers, .. } = release else { panic!("{release:?}") };
+    assert!(levers[0].lever == Lever::ReleaseParameters && levers[0].alone.fits, "{levers:?}");
+}
+
+#[test]
+fn where_nothing_is_enough_the_farthest_that_was_tried_is_told() {
+    let model = seven();
+    let found = levers(&inputs(&model, 8, Stage::Three), 1);
+    let of = |wanted: fn(&Lever) -> bool| found.iter().find(|tried| wanted(&tried.lever)).unwrap();
+    let ranks = of(|lever| matches!(lever, Lever::Ranks(_)));
+    assert_eq!((ranks.lever, ranks.together.fits), (Lever::Ranks(4096), false));
+    assert!(ranks.together.total > usable(1 << 30) && ranks.together.total < ranks.alone.total, "{ranks:?}");
+    let length = of(|lever| matches!(lever, Lever::MaxLength(_)));
+    assert_eq!((length.lever, length.together.fits), (Lever::MaxLength(128), false));
+    // Beyond the most, twice as many are tried; rows that are short already are not cut.
+    let found = levers(&PlanInputs { length: 200, ..inputs(&model, 5000, Stage::Three) }, 1);
+    assert!(found.iter().any(|tried| tried.lever == Lever::Ranks(10_000)), "{found:?}");
+    assert!(!found.iter().any(|tried| matches!(tried.lever, Lever::MaxLength(_))), "{found:?}");
+}
+
+#[test]
+fn long_rows_are_halved_until_they_fit() {
+    let model = seven();
+    let job = PlanInputs { length: 1 << 17, ..inputs(&model, 8, Stage::Three) };
+    let found = levers(&job, 24);
+    let Tried { lever, together, .. } = *found.last().unwrap();
+    let Lever::MaxLength(length) = lever else { panic!("{found:?}") };
+    assert!(together.fits, "{found:?}");
+    let all = ElementType::Bfloat16;
+    let types = ElementTypes { compute: all, master: all, reduce: all, accumulate: all };
+    let longer = PlanInputs { length: 2 * length, types, offload_optimizer: true, ..job };
+    assert!(plan(&longer).unwrap().total > usable(24 << 30), "{length} is not the longest that fits");
 }
