@@ -1,5 +1,6 @@
 //! `launch plan` as a person runs it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -193,6 +194,45 @@ fn json_has_every_number() {
     assert_eq!(value["memory"]["usable"], 72_000_000_000u64);
     assert_eq!(value["memory"]["fits"], serde_json::json!([false, true, true, true]));
     assert_eq!(value["advice"]["stage"]["stage"], 1);
+}
+
+/// The dotted paths of all values in `value`, with `[]` for each element of a list.
+fn paths(value: &serde_json::Value, path: &str, found: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            let dot = if path.is_empty() { "" } else { "." };
+            fields.iter().for_each(|(name, value)| paths(value, &format!("{path}{dot}{name}"), found));
+        }
+        serde_json::Value::Array(elements) => {
+            let path = format!("{path}[]");
+            match elements.as_slice() {
+                [] => drop(found.insert(path)),
+                elements => elements.iter().for_each(|element| paths(element, &path, found)),
+            }
+        }
+        _ => drop(found.insert(path.to_owned())),
+    }
+}
+
+#[test]
+fn every_field_of_the_json_is_documented_and_no_other() {
+    let questions = [
+        "--gpu-memory 80GB --bf16",
+        "--gpu-memory 2GB --fsdp_sharding_strategy HYBRID_SHARD_ZERO2 --parallelism_config_dp_replicate_size 2",
+        "--fsdp_auto_wrap_policy SIZE_BASED_WRAP",
+    ];
+    let mut printed = BTreeSet::new();
+    for question in questions {
+        let words = format!("plan --model llama-7b --nproc 8 --json {question}");
+        let out = answered(&words.split(' ').collect::<Vec<_>>());
+        paths(&serde_json::from_str(&out).unwrap(), "", &mut printed);
+    }
+    let document = include_str!("../../docs/planning.md");
+    let section = document.split_once("\n## JSON\n").unwrap().1.split("\n## ").next().unwrap();
+    let fields = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let documented: BTreeSet<String> =
+        fields.flat_map(|cell| cell.trim_end_matches('`').split("`, `")).map(str::to_owned).collect();
+    assert_eq!(printed, documented);
 }
 
 #[test]

@@ -114,5 +114,6 @@ fn answer(
             "fits": plans.iter().map(|plan| plan.total <= usable(capacity.bytes)).collect::<Vec<_>>(),
         })),
         "advice": advice,
+        "notes": question.config.notes,
     })
 }
