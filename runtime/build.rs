@@ -9,7 +9,7 @@ fn main() {
     cc::Build::new()
         .cpp(true)
         .std("c++20")
-        .files(["csrc/shim.cpp", "csrc/gloo.cpp", "csrc/memory.cpp"])
+        .files(["csrc/shim.cpp", "csrc/gloo.cpp", "csrc/memory.cpp", "csrc/device.cpp"])
         .include("csrc/gloo_stub")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))

@@ -14,8 +14,10 @@ use serde_yaml::Value;
 pub(crate) enum Distributed {
     /// One process.
     No,
-    /// Data parallel.
-    Multi,
+    /// Data parallel on processors.
+    MultiCpu,
+    /// Data parallel on GPUs.
+    MultiGpu,
     DeepSpeed,
     Fsdp,
 }
@@ -30,7 +32,8 @@ fn distributed(setting: &Setting) -> Result<Distributed, ConfigError> {
     };
     match name.as_deref() {
         Some("NO") => Ok(Distributed::No),
-        Some("MULTI_CPU" | "MULTI_GPU") => Ok(Distributed::Multi),
+        Some("MULTI_CPU") => Ok(Distributed::MultiCpu),
+        Some("MULTI_GPU") => Ok(Distributed::MultiGpu),
         Some("DEEPSPEED") => Ok(Distributed::DeepSpeed),
         Some("FSDP") => Ok(Distributed::Fsdp),
         Some("XLA" | "TPU" | "MEGATRON_LM") => Err(setting.not_built("use DEEPSPEED, FSDP or MULTI_CPU")),
@@ -114,7 +117,9 @@ pub(crate) fn asked<'a>(
     unread_sections(reader, by, held.as_ref().is_some_and(|held| held.setting.layer > by.setting.layer))?;
     let place = by.setting.place.as_str();
     Ok(match by.value {
-        Distributed::No | Distributed::Multi => settled(reader, held, Stage::Zero, Some(by.setting), place),
+        Distributed::No | Distributed::MultiCpu | Distributed::MultiGpu => {
+            settled(reader, held, Stage::Zero, Some(by.setting), place)
+        }
         Distributed::Fsdp => settled(reader, held, Stage::Three, Some(by.setting), place),
         Distributed::DeepSpeed => {
             if held.is_none() {

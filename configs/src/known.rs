@@ -49,20 +49,15 @@ const ANY: &[&str] = &["*"];
 const ONE: &[&str] = &["1"];
 const TPU: Role = NoEffect("it is for TPUs");
 const ONE_MACHINE: Role = NotBuilt("jobs run on one machine so far: use num_machines: 1");
-const NO_OFFLOAD: Role = NotBuilt(
-    "parameters are not offloaded so far: use none (false), stage 3 on more processes, or offload_optimizer_device: nvme",
-);
-
 const TOP: &[Known] = &[
     known("distributed_type", &[], Used),
     known("fp16", &[], Used),
     known("compute_environment", &["local_machine"], NotBuilt("jobs run on the local machine: use LOCAL_MACHINE")),
-    known("use_cpu", ANY, NoEffect("")),
     known("debug", NO, NoEffect("the buffers of every collective are always checked")),
     known("machine_rank", &["0"], ONE_MACHINE),
     known("num_machines", &["0", "1"], ONE_MACHINE),
     known("main_process_ip", &["127.0.0.1", "localhost"], NoEffect("all processes run on this machine")),
-    known("gpu_ids", &["all"], NoEffect("this version trains on the CPU")),
+    known("gpu_ids", &[], Used),
     known("rdzv_backend", &["static", "c10d"], NoEffect("launch does the rendezvous itself")),
     known("same_network", ANY, NoEffect("")),
     known("main_training_function", ANY, NoEffect("")),
@@ -93,8 +88,8 @@ const DEEPSPEED: &[Known] = &[
         NONE,
         NotBuilt("write zero_stage, gradient_accumulation_steps and gradient_clipping into deepspeed_config instead"),
     ),
-    known("offload_param_device", NONE, NO_OFFLOAD),
-    known("offload_param_nvme_path", NONE, NoEffect("parameters are not offloaded")),
+    known("offload_param_device", &[], Used),
+    known("offload_param_nvme_path", NONE, NoEffect("parameters lie where the optimizer's state does")),
     known("zero3_init_flag", ANY, NoEffect("")),
     known("zero3_save_16bit_model", NO, NoEffect("the model is always exported, in the type that save_dtype says")),
     known("deepspeed_multinode_launcher", ANY, NoEffect("")),
@@ -110,8 +105,7 @@ const FSDP: &[Known] = &[
     known("fsdp_transformer_layer_cls_to_wrap", &[], Used),
     known("fsdp_backward_prefetch_policy", &[], Used),
     known("fsdp_activation_checkpointing", &[], Used),
-    known("fsdp_offload_params", NO, NO_OFFLOAD),
-    known("fsdp_cpu_offload", NO, NO_OFFLOAD),
+    known("fsdp_cpu_offload", &[], Used),
     // The next unit is always gathered ahead, which is what `true` asks for.
     known("fsdp_forward_prefetch", ANY, NoEffect("")),
     known(

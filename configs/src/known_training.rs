@@ -19,7 +19,7 @@ const NO_PACKING: Role = NotBuilt("use packing: false; rows are padded to the lo
 const METRICS: Role = NoEffect("metrics go to output_dir/metrics.jsonl, every step");
 const LOADER: Role = NoEffect("the data is tokenised once, before the training");
 const DDP: Role = NoEffect("it is an option of PyTorch's DDP");
-const CUDA: Role = NoEffect("this version trains on the CPU");
+const CUDA: Role = NoEffect("memory that libtorch keeps is used again by the next step");
 const RESUME: Role = NotBuilt("use the flag --resume");
 const MASTERS: Role = NoEffect("master_dtype is the type of the masters, mixed_precision that of the computing");
 const NO_EFFECT_SILENT: Role = NoEffect("");
@@ -77,7 +77,6 @@ pub(crate) const TRAINING: &[Known] = &[
     known("jit_mode_eval", NO, REMOVE),
     known("full_determinism", ANY, NO_EFFECT_SILENT),
     known("torch_empty_cache_steps", ZERO, CUDA),
-    known("tf32", ANY, NO_EFFECT_SILENT),
     known("half_precision_backend", ANY, NO_EFFECT_SILENT),
     known("fp16_opt_level", ANY, NO_EFFECT_SILENT),
     known("bf16_full_eval", NO, REMOVE),
@@ -124,8 +123,8 @@ pub(crate) const TRAINING: &[Known] = &[
     known("hub_always_push", NO, NO_HUB),
     known("hub_revision", NONE, NO_HUB),
     // Processes
-    known("use_cpu", ANY, NO_EFFECT_SILENT),
-    known("no_cuda", ANY, NO_EFFECT_SILENT),
+    known("use_cpu", &[], Used),
+    known("no_cuda", &[], Used),
     known("local_rank", ANY, NO_EFFECT_SILENT),
     known("ddp_timeout", &["1800"], NoEffect("use the flag --timeout")),
     known("ddp_find_unused_parameters", NO, DDP),
@@ -202,8 +201,8 @@ const UNBUILT: &[(&[&str], &[&str], &str)] = &[
     (&["mixed_precision"], &["fp8"], "use bf16, fp16 or no"),
     (
         &["backend", "ddp_backend"],
-        &["nccl", "shm", "mpi", "ccl", "hccl", "cncl"],
-        "use gloo, or single for one process",
+        &["shm", "mpi", "ccl", "hccl", "cncl"],
+        "use nccl on GPUs, gloo on the CPU, or single for one process",
     ),
     (&["save_strategy"], &["best"], "use steps, epoch or no"),
     (&["train_sampling_strategy"], &["group_by_length"], "use random or sequential"),

@@ -16,6 +16,7 @@
 //! [`Resolved::notes`]. Keys that mean nothing here (options of TPUs, of a progress bar) are taken without a word.
 
 mod accelerate;
+mod device;
 mod error;
 mod fsdp;
 mod generate;
@@ -47,4 +48,4 @@ pub use resolve::{Inputs, resolve};
 pub use resolved::Resolved;
 pub use sharding::{BackwardPrefetch, ElementTypes, ReshardAfterForward, Sharding, Stage, UnitPolicy};
 pub use training::{KEYS, Training};
-pub use types::{Backend, ElementType, NonFinite, Precision, Sampling, Scheduler, Strategy};
+pub use types::{Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, Sampling, Scheduler, Strategy};

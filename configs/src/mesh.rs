@@ -119,7 +119,7 @@ fn check_type(mesh: &Mesh<'_>, distributed: &DistributedType<'_>) -> Result<(), 
     let fits = match distributed.kind() {
         None | Some(Distributed::Fsdp) => true,
         Some(Distributed::DeepSpeed) => mesh.copies == 1,
-        Some(Distributed::No | Distributed::Multi) => mesh.ranks == 1,
+        Some(Distributed::No | Distributed::MultiCpu | Distributed::MultiGpu) => mesh.ranks == 1,
     };
     match fits {
         true => Ok(()),

@@ -8,8 +8,8 @@ use crate::resolved::Resolved;
 use crate::settings::{Layer, Reader, Setting, Settings, agree, missing};
 use crate::sharding::{ReshardAfterForward, Sharding, Stage};
 use crate::training::{KEYS, Training};
-use crate::types::{Backend, Strategy};
-use crate::{mesh, offload, precision, presets, source, units};
+use crate::types::{DeviceKind, Strategy};
+use crate::{device, mesh, offload, precision, presets, source, units};
 use serde_yaml::Value;
 
 /// What the user gave, as written.
@@ -79,7 +79,14 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
     check_required(settings, inputs)?;
     let distributed = DistributedType::read(&reader)?;
     let mut asked = accelerate::asked(&mut reader, &distributed, accelerate_file)?;
-    let num_processes = accelerate::num_processes(&mut reader, &distributed, inputs.devices)?;
+    let device = device::device(&mut reader, &distributed, inputs.devices)?;
+    let gpu_ids = device::gpu_ids(&mut reader, device)?;
+    let devices = match (device, &gpu_ids) {
+        (DeviceKind::Cpu, _) => 0,
+        (DeviceKind::Cuda, Some(ids)) => ids.len() as u32,
+        (DeviceKind::Cuda, None) => inputs.devices,
+    };
+    let num_processes = accelerate::num_processes(&mut reader, &distributed, devices)?;
     let replicas = mesh::lay_out(&mut reader, &distributed, &mut asked, num_processes)?;
     let (units, layer_classes) = units::units(&mut reader, &distributed)?;
     let sharding = Sharding {
@@ -89,7 +96,7 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
         units,
         backward_prefetch: units::backward_prefetch(&mut reader, &distributed)?,
     };
-    let offload_optimizer = offload::optimizer(&mut reader, &distributed, &asked)?;
+    let offload_optimizer = offload::optimizer(&mut reader, &distributed, &asked, device)?;
     let types = precision::types(&mut reader)?;
     let gradient_accumulation_steps =
         shared(&mut reader, "gradient_accumulation_steps", "gradient_accumulation_steps")?;
@@ -97,11 +104,17 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
     let gradient_checkpointing = gradient_checkpointing(&mut reader)?;
     let gradient_checkpointing_every = checkpointing_every(&mut reader, gradient_checkpointing)?;
     let nonfinite_gradients = reader.read("nonfinite_gradients")?;
-    let backend = backend(&mut reader, num_processes)?;
+    let backend = device::backend(&mut reader, device, num_processes)?;
+    let tf32 = device::tf32(&mut reader, device)?;
+    let share_gpus = reader.read("share_gpus")?;
     let main_process_port = reader.read::<Option<u16>>("main_process_port")?.filter(|port| *port != 0);
     let training = training(&mut reader)?;
     Ok(Resolved {
         num_processes,
+        device,
+        gpu_ids,
+        share_gpus,
+        tf32,
         backend,
         main_process_port,
         sharding,
@@ -183,21 +196,6 @@ fn checkpointing_every(reader: &mut Reader<'_>, checkpointing: bool) -> Result<u
         reader.notes.push(no_effect(setting, &format!("gradient_checkpointing is false ({place})")));
     }
     Ok(every)
-}
-
-fn backend(reader: &mut Reader<'_>, num_processes: u32) -> Result<Backend, ConfigError> {
-    let ours = reader.opinion::<Backend>("backend")?;
-    let theirs = reader.opinion_of::<Backend>(Section::Training, "ddp_backend", Reader::key("backend"))?;
-    let held = agree([ours, theirs])?;
-    if let Some(held) = &held
-        && held.value == Backend::Single
-        && num_processes > 1
-    {
-        let hint = format!("use gloo, or --nproc 1 in place of {num_processes}");
-        return Err(held.setting.not_allowed("single is for one process", Some(hint)));
-    }
-    let default = if num_processes == 1 { Backend::Single } else { Backend::Gloo };
-    Ok(reader.settle("backend", held, default))
 }
 
 fn training(reader: &mut Reader<'_>) -> Result<Training, ConfigError> {

@@ -3,10 +3,10 @@
 use crate::error::ConfigError;
 use crate::sharding::{ElementTypes, Sharding};
 use crate::training::Training;
-use crate::types::{Backend, ElementType, NonFinite, Precision};
+use crate::types::{Backend, DeviceKind, ElementType, NonFinite, Offload, Precision};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Everything decided for one job; written to the run folder as `config.resolved.yaml` and read by every worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,6 +14,14 @@ use std::path::{Path, PathBuf};
 pub struct Resolved {
     /// Processes of the job (the world size N), at least 1.
     pub num_processes: u32,
+    /// What the job computes on.
+    pub device: DeviceKind,
+    /// The GPUs to use, as CUDA counts them; none for all of them.
+    pub gpu_ids: Option<Vec<u32>>,
+    /// Whether a GPU that another job computes on may be used.
+    pub share_gpus: bool,
+    /// Whether float32 matrix products may round their factors to TF32; on GPUs only.
+    pub tf32: bool,
     /// What carries the collectives.
     pub backend: Backend,
     /// The port of the control plane; `None` takes any free one.
@@ -46,8 +54,8 @@ pub struct Resolved {
     pub gradient_checkpointing: bool,
     /// With gradient checkpointing: recompute one unit in so many, from the first on. 1 recomputes all.
     pub gradient_checkpointing_every: u32,
-    /// Where optimizer state lies in memory-mapped files instead of memory (`offload_optimizer_device: nvme`).
-    pub offload_optimizer: Option<PathBuf>,
+    /// Where optimizer state lies.
+    pub offload_optimizer: Offload,
     /// The training itself.
     pub training: Training,
     /// Where each value came from, by key: `zero3.yaml:12`, `flag --learning_rate`, `--set learning_rate`, `default`.

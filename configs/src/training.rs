@@ -160,21 +160,27 @@ keys! {
         grad_accum_dtype: StateType = (computed "the type of master_dtype"), Allowed::Any, Job;
         /// When gradients are NaN or infinite: end the run and say where, or skip the step
         nonfinite_gradients: NonFinite = "stop", Allowed::Any, Optimizer;
-        /// The collectives: gloo, or single for one process
-        backend: Backend = (computed "gloo, or single for one process"), Allowed::Any, Job;
+        /// The collectives: nccl between GPUs, gloo on the CPU, single for one process
+        backend: Backend = (computed "nccl, gloo on the CPU, single for one process"), Allowed::Any, Job;
+        /// Round the factors of float32 matrix products to TF32: faster on GPUs, less exact
+        tf32: bool = "false", Allowed::Any, Job;
+        /// Use a GPU even while another job computes on it
+        share_gpus: bool = "false", Allowed::Any, Job;
     }
     [Top] {
         /// Compute type: no (that of the masters), bf16, or fp16 with dynamic loss scaling
         mixed_precision: Precision = "no", Allowed::Any, Job;
         /// Processes of the job, the same as --nproc
         num_processes: u32 = (computed "by the file, or 1"), Allowed::MinusOneOrAtLeast(1.0), Job;
+        /// Train on the CPU, even where there are GPUs
+        use_cpu: bool = (computed "true where there is no GPU"), Allowed::Any, Job;
         /// Port of the control plane
         main_process_port: Option<u16> = (computed "any free port"), Allowed::Between(0.0, 65535.0), Job;
     }
     [DeepSpeed] {
         /// What is sharded: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters
         zero_stage: u8 = (computed "by the file, or 0"), Allowed::Between(0.0, 3.0), Job;
-        /// Where optimizer state lies: nvme puts it into files, which needs stage 1 or more
+        /// Where optimizer state lies: cpu is host memory, nvme files; needs stage 1 or more
         offload_optimizer_device: Option<OffloadDevice> = "none", Allowed::Any, Job;
         /// The folder of these files
         offload_optimizer_nvme_path: Option<PathBuf> = unset, Allowed::Any, Job;
@@ -184,6 +190,8 @@ keys! {
         fsdp_sharding_strategy: FsdpStrategy = (computed "FULL_SHARD with distributed_type FSDP"), Allowed::Any, Job;
         /// Release parameters after the forward pass: true, false, or a group's size (fsdp_version 2)
         fsdp_reshard_after_forward: bool = (computed "true at stage 3"), Allowed::Any, Job;
+        /// Parameters, gradients and optimizer state in host memory, beside a GPU
+        fsdp_offload_params: bool = "false", Allowed::Any, Job;
         /// How the model is cut into units: by decoder block, by size, or not at all
         fsdp_auto_wrap_policy: WrapPolicy = "TRANSFORMER_BASED_WRAP", Allowed::Any, Job;
         /// Parameters of a unit, at least, with SIZE_BASED_WRAP

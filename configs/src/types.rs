@@ -1,6 +1,7 @@
 //! The choices: small enums whose written form is the one that users already know.
 
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// One enum of named values: the names are its serde form, its [`std::fmt::Display`], and what a configuration accepts.
 macro_rules! choice {
@@ -37,8 +38,32 @@ macro_rules! choice {
 pub(crate) use choice;
 
 choice! {
+    /// What a job computes on.
+    pub DeviceKind {
+        /// Processors.
+        Cpu = "cpu",
+        /// NVIDIA GPUs, one for each process.
+        Cuda = "cuda",
+    }
+}
+
+/// Where optimizer state lies: masters and moments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Offload {
+    /// On the device that computes.
+    No,
+    /// In host memory, beside a GPU.
+    HostMemory,
+    /// In memory-mapped files in this folder.
+    Files(PathBuf),
+}
+
+choice! {
     /// What carries the collectives.
     pub Backend {
+        /// NCCL between NVIDIA GPUs.
+        Nccl = "nccl",
         /// Gloo over TCP: several processes.
         Gloo = "gloo",
         /// No communication: one process.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use zerofold_configs::{BackwardPrefetch, Precision, ReshardAfterForward, Resolved, Stage, UnitPolicy};
+use zerofold_configs::{BackwardPrefetch, Offload, Precision, ReshardAfterForward, Resolved, Stage, UnitPolicy};
 use zerofold_data::{DataReport, RowKind, Segment, StepPlan};
 
 use crate::format;
@@ -141,8 +141,10 @@ fn sharding(config: &Resolved) -> String {
     if sharding.stage == Stage::Three && sharding.backward_prefetch != BackwardPrefetch::Pre {
         line.push_str(&format!("; backward gathers ahead: {}", sharding.backward_prefetch));
     }
-    if let Some(folder) = &config.offload_optimizer {
-        line.push_str(&format!("; optimizer state in files in {}", folder.display()));
+    match &config.offload_optimizer {
+        Offload::No => {}
+        Offload::HostMemory => line.push_str("; optimizer state in host memory"),
+        Offload::Files(folder) => line.push_str(&format!("; optimizer state in files in {}", folder.display())),
     }
     line
 }

@@ -22,6 +22,11 @@ pub const OMP_NUM_THREADS: &str = "OMP_NUM_THREADS";
 /// Matrix products that libtorch and oneDNN keep compiled, one for each shape seen. Their own default, 1024, lets a bfloat16
 /// rank with rows of many lengths grow by hundreds of megabytes; the shapes of a few steps are enough.
 pub const KERNEL_CACHES: [(&str, &str); 2] = [("LRU_CACHE_CAPACITY", "64"), ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")];
+/// Set with `gpu_ids`: the GPUs that a worker sees.
+pub const CUDA_VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
+/// Set on GPUs unless the user has: libtorch's allocator grows the pieces it has in place of taking new ones, so that rows
+/// of many lengths leave no gaps.
+pub const CUDA_ALLOCATOR: (&str, &str) = ("PYTORCH_ALLOC_CONF", "expandable_segments:True");
 /// Set: the address of the control plane, as a URL.
 pub const CONTROL: &str = "ZEROFOLD_CONTROL";
 /// Set: the path of `config.resolved.yaml`.

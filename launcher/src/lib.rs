@@ -21,6 +21,7 @@ pub mod error;
 pub mod event;
 pub mod format;
 pub mod generate;
+pub mod gpus;
 pub mod metrics;
 pub mod model_folder;
 pub mod offload_folder;

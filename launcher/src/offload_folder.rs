@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use zerofold_configs::Resolved;
+use zerofold_configs::{Offload, Resolved};
 
 use crate::error::LaunchError;
 use crate::report::quote;
@@ -13,7 +13,7 @@ use crate::report::quote;
 /// # Errors
 /// [`LaunchError::OffloadFolder`] where there is no such folder, or no file can be made in it.
 pub fn check(config: &Resolved) -> Result<(), LaunchError> {
-    let Some(path) = &config.offload_optimizer else { return Ok(()) };
+    let Offload::Files(path) = &config.offload_optimizer else { return Ok(()) };
     let fail = |message: String, hint: String| {
         let place = config.provenance.get("offload_optimizer").cloned().unwrap_or_default();
         Err(LaunchError::OffloadFolder { place, path: path.clone(), message, hint })

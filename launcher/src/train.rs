@@ -149,6 +149,8 @@ impl Job {
         let environment = JobEnvironment {
             worker: &self.worker,
             world_size: self.config.num_processes,
+            device: self.config.device,
+            gpu_ids: self.config.gpu_ids.as_deref(),
             control: self.control.address(),
             config: &config,
             resume: self.resume.as_ref().map(|found| found.directory.as_path()),

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use zerofold_configs::DeviceKind;
+
 use crate::environment as env;
 use crate::error::LaunchError;
 
@@ -39,6 +41,10 @@ pub struct JobEnvironment<'a> {
     pub worker: &'a Path,
     /// How many ranks.
     pub world_size: u32,
+    /// What it computes on.
+    pub device: DeviceKind,
+    /// The GPUs to use; none for all that can be seen.
+    pub gpu_ids: Option<&'a [u32]>,
     /// Where the control plane listens.
     pub control: SocketAddr,
     /// `config.resolved.yaml`.
@@ -70,10 +76,18 @@ impl JobEnvironment<'_> {
         if std::env::var_os(env::OMP_NUM_THREADS).is_none() {
             command.env(env::OMP_NUM_THREADS, threads_per_rank(self.world_size).to_string());
         }
-        for (name, capacity) in env::KERNEL_CACHES {
+        let mut unless_set = env::KERNEL_CACHES.to_vec();
+        if self.device == DeviceKind::Cuda {
+            unless_set.push(env::CUDA_ALLOCATOR);
+        }
+        for (name, value) in unless_set {
             if std::env::var_os(name).is_none() {
-                command.env(name, capacity);
+                command.env(name, value);
             }
+        }
+        if let Some(ids) = self.gpu_ids {
+            let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+            command.env(env::CUDA_VISIBLE_DEVICES, ids.join(","));
         }
         command
     }
@@ -95,6 +109,8 @@ mod tests {
         let job = JobEnvironment {
             worker: Path::new("/bin/worker"),
             world_size: 4,
+            device: DeviceKind::Cuda,
+            gpu_ids: Some(&[0, 2, 4, 6]),
             control: ([127, 0, 0, 1], 29500).into(),
             config: Path::new("run/config.resolved.yaml"),
             resume: None,
@@ -114,6 +130,8 @@ mod tests {
             ("ZEROFOLD_CONTROL", "http://127.0.0.1:29500"),
             ("ZEROFOLD_CONFIG", "run/config.resolved.yaml"),
             ("ZEROFOLD_GENERATION", "1"),
+            ("CUDA_VISIBLE_DEVICES", "0,2,4,6"),
+            ("PYTORCH_ALLOC_CONF", "expandable_segments:True"),
         ];
         for (name, value) in expected {
             assert_eq!(get(name).as_deref(), Some(value), "{name}");

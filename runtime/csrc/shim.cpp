@@ -40,18 +40,18 @@ int zf_autograd_grad(void* const* outputs, void* const* grad_outputs, size_t out
   });
 }
 
-// Makes the storage of a CPU tensor, and so of every view of it, point at memory that it does not own. Autograd's
+// Makes the storage of a tensor, and so of every view of it, point at memory of its device that it does not own. Autograd's
 // version counters do not move: the caller promises that the bytes are what saved views expect whenever they are read.
 int zf_repoint_storage(void* tensor, void* data, size_t byte_count) {
   return zf_guarded([&] {
     auto* storage = zf_tensor(tensor).storage().unsafeGetStorageImpl();
-    storage->set_data_ptr_noswap(at::DataPtr(data, at::Device(at::kCPU)));
+    storage->set_data_ptr_noswap(at::DataPtr(data, storage->device()));
     storage->set_nbytes(byte_count);
   });
 }
 
 // One fused AdamW step (decoupled decay, no amsgrad) over lists of flat float32 pieces. `step` is a float32 scalar tensor
-// that already counts this step: 1 at the first.
+// where they are, that already counts this step: 1 at the first.
 int zf_fused_adamw(void* const* parameters, void* const* gradients, void* const* first_moments,
                    void* const* second_moments, size_t count, void* step, double learning_rate, double beta1,
                    double beta2, double weight_decay, double epsilon) {

@@ -18,6 +18,14 @@ void zf_count_memory();
 void zf_memory(int64_t* live, int64_t* peak);
 void zf_restart_peak();
 
+// GPUs
+int zf_cuda_version(int64_t* version);
+int zf_cuda_use(int index);
+int zf_cuda_stream(int index, void** stream);
+int zf_cuda_memory(int index, int64_t* live, int64_t* peak);
+int zf_cuda_restart_peak(int index);
+int zf_cuda_allow_tf32(int allow);
+
 // storage
 int zf_repoint_storage(void* tensor, void* data, size_t byte_count);
 

@@ -1,7 +1,9 @@
 //! One rank: joins the job, builds model, shards and trainer, trains, leaves.
 
-use crate::comm::{Activity, Collectives, CommError, Gloo, Phase, Single};
+use crate::comm::{Activity, Collectives, CommError, Gloo, Nccl, Phase, Single};
 use crate::control::{Control, ControlError, Identity};
+use crate::device;
+use crate::gpu::{self, GpuError};
 use crate::model::{Llama, ModelConfig, ModelError};
 use crate::optim::{Schedule, ScheduleKind};
 use crate::shard::{Kinds, ShardError, ShardOptions, Shards};
@@ -47,6 +49,12 @@ pub enum WorkerError {
     /// The model's files.
     #[error(transparent)]
     Files(#[from] zerofold_checkpoint::CheckpointError),
+    /// The GPU.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// libtorch.
+    #[error(transparent)]
+    Shim(#[from] crate::torch::ShimError),
     /// The model's configuration.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -80,6 +88,7 @@ impl WorkerError {
 /// What `launch` tells a worker through its environment.
 struct Environment {
     identity: Identity,
+    local_rank: usize,
     control: String,
     host: String,
     config: PathBuf,
@@ -108,6 +117,7 @@ impl Environment {
         }
         Ok(Environment {
             identity,
+            local_rank: variable("LOCAL_RANK")?,
             control: variable("ZEROFOLD_CONTROL")?,
             host: variable("MASTER_ADDR")?,
             config: variable::<String>("ZEROFOLD_CONFIG")?.into(),
@@ -122,6 +132,10 @@ pub fn train() -> Result<(), WorkerError> {
     let environment = Environment::read()?;
     tch::set_num_threads(environment.threads.max(1));
     let config = Resolved::read(&environment.config)?;
+    if config.backend == Backend::Nccl {
+        // May start this program again, so it comes before the others hear of this rank.
+        gpu::require_nccl()?;
+    }
     let activity = Arc::new(Activity::default());
     let control = Control::join(&environment.control, environment.identity.clone(), activity.clone())?;
     let result = train_joined(&environment, &config, &control, activity);
@@ -140,6 +154,8 @@ fn train_joined(
     activity: Arc<Activity>,
 ) -> Result<(), WorkerError> {
     activity.enter(Phase::Loading);
+    // Held for as long as this rank computes.
+    let device = device::claim(config, environment.local_rank)?;
     let data = config.training.output_dir.join("data");
     let train = TokenizedDataset::load(&data.join("train.safetensors"))?;
     let held_out = match config.training.eval_dataset {
@@ -147,14 +163,14 @@ fn train_joined(
         None => None,
     };
     let plan = step_plan(config, train.rows())?;
-    let comm = connect(environment, config, control, activity.clone())?;
+    let comm = connect(environment, config, control, device.torch(), activity.clone())?;
     let model_directory = &config.training.model_name_or_path;
     let mut trainer = build(config, model_directory, comm, activity, plan.total_steps())?;
     check_tokens(&train, trainer.model.config.vocab_size)?;
     if environment.resume.is_none() {
         trainer.shards.load(&ModelFiles::open(model_directory)?)?;
     }
-    let loading_peak = crate::torch::memory().peak;
+    let loading_peak = crate::torch::memory(device.torch()).peak;
     let job = Job { config, control, train, held_out, plan, resume: environment.resume.clone() };
     let outcome = crate::trainer::run(&mut trainer, &job)?;
     control.leave(leave_request(&trainer, &outcome, loading_peak))?;
@@ -184,19 +200,22 @@ fn connect(
     environment: &Environment,
     config: &Resolved,
     control: &Control,
+    device: Device,
     activity: Arc<Activity>,
 ) -> Result<Rc<dyn Collectives>, WorkerError> {
-    let Identity { rank, world_size, .. } = environment.identity;
+    let (rank, world_size) = (environment.identity.rank as usize, environment.identity.world_size as usize);
+    let store = Arc::new(control.store());
     Ok(match config.backend {
-        Backend::Single => Rc::new(Single),
-        Backend::Gloo => Rc::new(Gloo::connect(
-            Arc::new(control.store()),
-            rank as usize,
-            world_size as usize,
-            &environment.host,
-            COLLECTIVE_TIMEOUT,
-            activity,
-        )?),
+        Backend::Single => Rc::new(Single(device)),
+        Backend::Gloo => {
+            Rc::new(Gloo::connect(store, rank, world_size, &environment.host, COLLECTIVE_TIMEOUT, activity)?)
+        }
+        Backend::Nccl => {
+            let nccl = Nccl::connect(store, rank, world_size, device, COLLECTIVE_TIMEOUT, activity)?;
+            let abort = nccl.abort_handle();
+            control.before_giving_up(move |reason| abort.abort(reason));
+            Rc::new(nccl)
+        }
     })
 }
 
@@ -209,10 +228,12 @@ fn build(
     total_steps: u64,
 ) -> Result<Trainer, WorkerError> {
     let kinds = Kinds::from(config.element_types());
-    let model = Llama::new(ModelConfig::read(model_directory).map_err(ModelError::from)?, kinds.compute, Device::Cpu)?;
+    let model =
+        Llama::new(ModelConfig::read(model_directory).map_err(ModelError::from)?, kinds.compute, comm.device())?;
     let ModelUnits { units, segments } = ModelUnits::new(&model.config, config.sharding.units);
     let mesh = Mesh::new(comm.world_size(), config.sharding.replicas as usize)?;
-    let options = ShardOptions { sharding: config.sharding, kinds, offload: config.offload_optimizer.clone() };
+    let device = comm.device();
+    let options = ShardOptions { sharding: config.sharding, kinds, device, offload: config.offload_optimizer.clone() };
     let shards = Shards::new(Layout::new(&units, mesh)?, &options, comm)?;
     let training = &config.training;
     let options = StepOptions {

@@ -104,10 +104,9 @@ fn what_is_not_built_is_never_dropped() {
         "distributed_type: XLA\n".to_owned(),
         "distributed_type: MEGATRON_LM\n".to_owned(),
         "distributed_type: MULTI_CPU\nparallelism_config:\n  parallelism_config_tp_size: 2\n".to_owned(),
-        deepspeed("offload_param_device: nvme"),
+        deepspeed("zero_stage: 3\n  offload_param_device: nvme"),
         deepspeed("deepspeed_config_file: ds.json"),
         deepspeed("deepspeed_hostfile: hosts"),
-        fsdp("fsdp_offload_params: true"),
         fsdp("fsdp_ignored_modules: .*norm"),
     ];
     for text in files {
@@ -122,8 +121,8 @@ fn what_is_not_built_is_never_dropped() {
         "use_peft: true",
         "save_total_limit: 2",
         "lr_scheduler_type: polynomial",
-        "backend: nccl",
-        "ddp_backend: nccl",
+        "backend: mpi",
+        "ddp_backend: mpi",
         "save_strategy: best",
         "max_length: null",
         "deepspeed: ds.json",

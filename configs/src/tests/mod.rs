@@ -1,5 +1,6 @@
 //! The whole way from text and flags to a resolved configuration, as tables.
 
+mod device;
 mod errors;
 mod forms;
 mod mesh;
@@ -19,6 +20,11 @@ fn pairs(flags: &[(&str, &str)]) -> Vec<(String, String)> {
 
 /// Resolves a file of this text, called `job.yaml`, with these flags. The name in messages is `job.yaml` alone.
 fn with_flags(text: &str, flags: &[(&str, &str)], set: &[&str]) -> Result<Resolved, String> {
+    on_machine(0, text, flags, set)
+}
+
+/// The same on a machine with so many GPUs.
+fn on_machine(devices: u32, text: &str, flags: &[(&str, &str)], set: &[&str]) -> Result<Resolved, String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("job.yaml");
     std::fs::write(&path, text).unwrap();
@@ -26,6 +32,7 @@ fn with_flags(text: &str, flags: &[(&str, &str)], set: &[&str]) -> Result<Resolv
         config: Some(path.display().to_string()),
         flags: pairs(flags),
         set: set.iter().map(|text| (*text).to_owned()).collect(),
+        devices,
         ..Inputs::default()
     };
     let folder = format!("{}/", folder.path().display());

@@ -1,9 +1,8 @@
 //! FSDP's words and DeepSpeed's: stages, resharding, units, prefetch, offloading.
 
 use super::{TRAINING, resolved, says, with_flags};
-use crate::{BackwardPrefetch, Inputs, ReshardAfterForward, Resolved, Sharding, Stage, UnitPolicy, resolve};
+use crate::{BackwardPrefetch, Inputs, Offload, ReshardAfterForward, Resolved, Sharding, Stage, UnitPolicy, resolve};
 use ReshardAfterForward::{Always, Group};
-use std::path::{Path, PathBuf};
 
 /// A file of type FSDP over 8 processes with these entries in `fsdp_config`.
 fn fsdp(entries: &str) -> String {
@@ -268,17 +267,17 @@ fn optimizer_state_goes_into_files_where_it_is_sharded() {
     let nvme = "offload_optimizer_device: nvme, offload_optimizer_nvme_path: /mnt/fast";
     for stage in 1..4 {
         let job = job(&deepspeed(&format!("zero_stage: {stage}, {nvme}")));
-        assert_eq!(job.offload_optimizer.as_deref(), Some(Path::new("/mnt/fast")), "stage {stage}");
+        assert_eq!(job.offload_optimizer, Offload::Files("/mnt/fast".into()), "stage {stage}");
         assert_eq!(job.provenance["offload_optimizer"], "job.yaml:3");
         assert!(job.notes.is_empty(), "{:?}", job.notes);
     }
     for device in ["none", "''", "null", "None"] {
         let job = job(&deepspeed(&format!("zero_stage: 3, offload_optimizer_device: {device}")));
-        assert_eq!((job.offload_optimizer, job.notes.len()), (None, 0), "{device}");
+        assert_eq!((job.offload_optimizer, job.notes.len()), (Offload::No, 0), "{device}");
     }
     let cpu = job(&deepspeed("zero_stage: 0, offload_optimizer_device: cpu"));
-    assert_eq!(cpu.offload_optimizer, None);
-    says(&cpu.notes[0], &["_device: cpu (job.yaml:3) has no effect: optimizer state is in host memory already"]);
+    assert_eq!(cpu.offload_optimizer, Offload::No);
+    says(&cpu.notes[0], &["_device: cpu (job.yaml:3) has no effect: it is in host memory already"]);
     let path = job(&deepspeed("zero_stage: 3, offload_optimizer_nvme_path: /mnt/fast"));
     says(&path.notes[0], &["nvme_path: /mnt/fast (job.yaml:3) has no effect: offload_optimizer_device is not nvme"]);
 
@@ -290,13 +289,15 @@ fn optimizer_state_goes_into_files_where_it_is_sharded() {
     let whole = refusal(&deepspeed(&format!("zero_stage: 0, {nvme}")));
     says(&whole, &["zero_stage: 0 (job.yaml:3) disagree", "only optimizer state that is sharded", "--zero_stage 1"]);
     says(&refusal(&deepspeed("offload_optimizer_device: disk")), &["one of none, cpu, nvme"]);
-    for unbuilt in ["offload_param_device: cpu", "offload_param_device: nvme"] {
-        says(&refusal(&deepspeed(unbuilt)), &["is not built yet\nhint: parameters are not offloaded so far"]);
-    }
+    let without = refusal(&deepspeed("zero_stage: 3, offload_param_device: nvme"));
+    says(&without, &["is not built yet\nhint: parameters lie where the optimizer's state does"]);
+    says(&refusal(&deepspeed("zero_stage: 2, offload_param_device: cpu")), &["only parameters that are sharded"]);
+    let both = job(&deepspeed(&format!("zero_stage: 3, offload_param_device: nvme, {nvme}")));
+    assert_eq!(both.offload_optimizer, Offload::Files("/mnt/fast".into()));
 
     let flags = [("offload_optimizer_device", "nvme"), ("offload_optimizer_nvme_path", "scratch")];
     let by_flag = with_flags(&format!("{}{TRAINING}", fsdp("")), &flags, &[]).unwrap();
-    assert_eq!(by_flag.offload_optimizer, Some(PathBuf::from("scratch")));
+    assert_eq!(by_flag.offload_optimizer, Offload::Files("scratch".into()));
     assert_eq!(by_flag.provenance["offload_optimizer"], "flag --offload_optimizer_nvme_path");
     says(&with_flags(TRAINING, &flags, &[]).unwrap_err(), &["at ZeRO stage 0 nothing is offloaded"]);
     let off = with_flags(
@@ -304,7 +305,7 @@ fn optimizer_state_goes_into_files_where_it_is_sharded() {
         &[("offload_optimizer_device", "none")],
         &[],
     );
-    assert_eq!(off.unwrap().offload_optimizer, None);
+    assert_eq!(off.unwrap().offload_optimizer, Offload::No);
 }
 
 #[test]

@@ -11,8 +11,6 @@ use crate::error::LaunchError;
 use crate::run_folder::Resume;
 use crate::train::TrainOptions;
 
-/// Accelerators that the workers can use: none yet, every backend works on the CPU.
-const DEVICES: u32 = 0;
 const TIMEOUT_SECONDS: u64 = 1800;
 const GRACE_SECONDS: u64 = 60;
 
@@ -47,7 +45,7 @@ pub(super) fn inputs(before: &ArgMatches, after: &ArgMatches) -> Result<Inputs, 
         set,
         flags: flags.collect(),
         nproc: nproc(before, after)?,
-        devices: DEVICES,
+        devices: crate::gpus::count(),
     })
 }
 

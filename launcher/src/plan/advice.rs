@@ -173,7 +173,10 @@ fn flag(lever: Lever, inputs: &PlanInputs<'_>) -> String {
         }
         Lever::Bfloat16Masters => "--master_dtype bfloat16".to_owned(),
         Lever::Ranks(ranks) => format!("--nproc {ranks}"),
-        Lever::OffloadOptimizer => "--offload_optimizer_device nvme".to_owned(),
+        Lever::OffloadOptimizer => match inputs.device {
+            PlannedDevice::Gpu => "--offload_optimizer_device cpu".to_owned(),
+            PlannedDevice::Cpu => "--offload_optimizer_device nvme".to_owned(),
+        },
         Lever::MaxLength(length) => format!("--max_length {length}"),
     }
 }

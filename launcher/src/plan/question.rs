@@ -31,10 +31,9 @@ impl Question {
             return Err(LaunchError::usage(message, "give one of the two"));
         }
         let config = resolve_what_matters(&options.inputs, published.is_some())?;
-        // Workers compute on the CPU unless GPUs are asked about.
         let device = match published.is_some() || options.gpu_memory.is_some() {
             true => PlannedDevice::Gpu,
-            false => PlannedDevice::Cpu,
+            false => config.device.into(),
         };
         let folder = &config.training.model_name_or_path;
         let name = options.model.clone().unwrap_or_else(|| folder.display().to_string());

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use zerofold_configs::Resolved;
 use zerofold_data::{StepPlan, TokenizedDataset};
-use zerofold_plan::{ModelConfig, Plan, PlanInputs, PlannedDevice, plan};
+use zerofold_plan::{ModelConfig, Plan, PlanInputs, plan};
 use zerofold_proto::v1::StateBytes;
 
 use super::table::aligned;
@@ -39,7 +39,7 @@ impl Prediction {
             per_device_batch: rows,
             length,
             supervised: Some(supervised),
-            ..PlanInputs::of(config, &model, PlannedDevice::Cpu)
+            ..PlanInputs::of(config, &model, config.device.into())
         };
         Some(Prediction { rows, length, supervised, plan: plan(&inputs).ok()? })
     }
@@ -221,7 +221,7 @@ mod tests {
             gradient_checkpointing: true,
             gradient_checkpointing_every: 1,
             offload_optimizer: false,
-            device: PlannedDevice::Cpu,
+            device: zerofold_plan::PlannedDevice::Cpu,
         });
         let plan = Plan { total: 114 << 20, loading_peak: 0, ..plan.unwrap() };
         let state = zerofold_plan::StateBytes { parameters: 100 << 20, ..Default::default() };

@@ -15,7 +15,7 @@ use std::ffi::{CString, c_int, c_void};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// A started send or receive. Gloo keeps the tensor alive until it is done.
 struct Work {
@@ -102,7 +102,7 @@ impl Link {
         if let Some(index) = spare.iter().position(between(count / 2, count)) {
             drop(spare.swap_remove(index));
         }
-        Ok(Tensor::f_empty([count], (kind, tch::Device::Cpu))?)
+        Ok(Tensor::f_empty([count], (kind, Device::Cpu))?)
     }
 
     fn finish(&self, works: Vec<Work>, call: &'static str, sequence: u64) -> Result<(), CommError> {
@@ -179,7 +179,7 @@ impl Collectives for Gloo {
     }
 
     fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
-        check_pair(ALL_GATHER, full, shard, self.ranks.len())?;
+        check_pair(ALL_GATHER, full, shard, self.ranks.len(), Device::Cpu)?;
         let sequence = self.link.begin(full);
         let (full, length) = (full.f_view([-1])?, shard.numel() as i64);
         let part = |place: usize| full.f_narrow(0, place as i64 * length, length);
@@ -200,7 +200,7 @@ impl Collectives for Gloo {
     }
 
     fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
-        check_pair(REDUCE_SCATTER, full, shard, self.ranks.len())?;
+        check_pair(REDUCE_SCATTER, full, shard, self.ranks.len(), Device::Cpu)?;
         let sequence = self.link.begin(full);
         let (count, place) = (self.ranks.len(), self.place);
         let (full, shard, length) = (full.f_view([-1])?, shard.f_view([-1])?, shard.numel() as i64);

@@ -6,15 +6,18 @@
 mod activity;
 mod gloo;
 mod local_store;
+mod nccl;
 mod single;
 mod store;
 
 pub use activity::{Activity, Phase};
 pub use gloo::Gloo;
 pub use local_store::LocalStore;
+pub use nccl::{Abort, Nccl};
 pub use single::Single;
 pub use store::Store;
 
+use crate::gpu::GpuError;
 use crate::torch::ShimError;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -33,7 +36,7 @@ pub enum CommError {
         argument: &'static str,
     },
     /// A tensor on the wrong device.
-    #[error("{call}: tensor `{argument}` is on {device:?}; this backend works on the CPU")]
+    #[error("{call}: tensor `{argument}` is on {device:?}; this backend works on {expected:?}")]
     WrongDevice {
         /// The collective.
         call: &'static str,
@@ -41,6 +44,8 @@ pub enum CommError {
         argument: &'static str,
         /// Where it is.
         device: Device,
+        /// Where it should be.
+        expected: Device,
     },
     /// A tensor with gaps.
     #[error("{call}: tensor `{argument}` is not contiguous")]
@@ -102,6 +107,22 @@ pub enum CommError {
         /// What the backend said.
         source: ShimError,
     },
+    /// The GPU, its driver or NCCL failed.
+    #[error("{call}: {source}")]
+    Gpu {
+        /// The collective or `connect`.
+        call: &'static str,
+        /// What went wrong.
+        source: GpuError,
+    },
+    /// All communication of this rank was ended, so what collectives leave behind means nothing.
+    #[error("{call}: communication was ended: {reason}")]
+    Aborted {
+        /// The collective that found out.
+        call: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] TchError),
@@ -110,7 +131,7 @@ pub enum CommError {
 impl CommError {
     /// True when the cause is most likely another rank's failure, which has its own error.
     pub fn is_consequence(&self) -> bool {
-        matches!(self, CommError::Peer { .. } | CommError::Backend { .. })
+        matches!(self, CommError::Peer { .. } | CommError::Backend { .. } | CommError::Aborted { .. })
     }
 }
 
@@ -164,6 +185,11 @@ pub trait Collectives {
     /// The number of ranks in the group.
     fn world_size(&self) -> usize;
 
+    /// Where its tensors lie.
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
     /// The group of those `ranks` of this group, in this order; this rank is one of them. Every rank makes its axes in
     /// the same order, and the axes of one kind cut the group into disjoint parts.
     fn axis(&self, ranks: &[usize]) -> Result<Rc<dyn Collectives>, CommError>;
@@ -175,8 +201,17 @@ pub trait Collectives {
     /// a 16-bit `full`, float32; sums are taken in the type of `shard`. `full`'s content is lost.
     fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError>;
 
-    /// What communication cost so far, over all axes of this backend.
+    /// What communication cost so far, over all axes of this backend. On a device that runs behind the host, as of the last
+    /// [`Collectives::settle`].
     fn traffic(&self) -> Traffic;
+
+    /// Tells of a buffer that will be used in collectives again and again, and outlives the group.
+    fn register(&self, _buffer: &Tensor) {}
+
+    /// To be called after the host waited for the device: fails if a collective failed meanwhile.
+    fn settle(&self, _call: &'static str) -> Result<(), CommError> {
+        Ok(())
+    }
 
     /// Returns when every rank has called it.
     fn barrier(&self) -> Result<(), CommError> {
@@ -212,22 +247,33 @@ pub trait Collectives {
         Ok(())
     }
 
-    /// Every rank's small vector of numbers, by rank.
+    /// Sums each of `tensors` over all ranks, in place.
+    fn all_reduce_each(&self, tensors: &[Tensor]) -> Result<(), CommError> {
+        tensors.iter().try_for_each(|tensor| self.all_reduce(tensor))
+    }
+
+    /// Every rank's small vector of numbers, by rank. The host waits for them.
     fn exchange(&self, numbers: &[f64]) -> Result<Vec<Vec<f64>>, CommError> {
-        let mine = Tensor::from_slice(numbers);
-        let all = Tensor::f_zeros([(numbers.len() * self.world_size()) as i64], (Kind::Double, Device::Cpu))?;
+        let mine = Tensor::from_slice(numbers).f_to_device(self.device())?;
+        let all = Tensor::f_zeros([(numbers.len() * self.world_size()) as i64], (Kind::Double, self.device()))?;
         self.all_gather_into(&all, &mine)?;
-        let flat = Vec::<f64>::try_from(&all)?;
+        let flat = Vec::<f64>::try_from(&all.f_to_device(Device::Cpu)?)?;
+        self.settle("exchange")?;
         Ok(flat.chunks(numbers.len().max(1)).map(<[f64]>::to_vec).collect())
     }
 }
 
-fn check_tensor(call: &'static str, argument: &'static str, tensor: &Tensor) -> Result<(), CommError> {
+fn check_tensor(
+    call: &'static str,
+    argument: &'static str,
+    tensor: &Tensor,
+    expected: Device,
+) -> Result<(), CommError> {
     if !tensor.defined() {
         return Err(CommError::Undefined { call, argument });
     }
-    if tensor.device() != Device::Cpu {
-        return Err(CommError::WrongDevice { call, argument, device: tensor.device() });
+    if tensor.device() != expected {
+        return Err(CommError::WrongDevice { call, argument, device: tensor.device(), expected });
     }
     if !tensor.is_contiguous() {
         return Err(CommError::NotContiguous { call, argument });
@@ -236,9 +282,15 @@ fn check_tensor(call: &'static str, argument: &'static str, tensor: &Tensor) -> 
 }
 
 /// Checks the tensors of an all-gather or a reduce-scatter, which may sum into float32.
-fn check_pair(call: &'static str, full: &Tensor, shard: &Tensor, world_size: usize) -> Result<(), CommError> {
-    check_tensor(call, "full", full)?;
-    check_tensor(call, "shard", shard)?;
+fn check_pair(
+    call: &'static str,
+    full: &Tensor,
+    shard: &Tensor,
+    world_size: usize,
+    device: Device,
+) -> Result<(), CommError> {
+    check_tensor(call, "full", full, device)?;
+    check_tensor(call, "shard", shard, device)?;
     let gathers = call == ALL_GATHER;
     let widens = !gathers && shard.kind() == Kind::Float && matches!(full.kind(), Kind::BFloat16 | Kind::Half);
     if full.kind() != shard.kind() && !widens {
@@ -253,6 +305,7 @@ fn check_pair(call: &'static str, full: &Tensor, shard: &Tensor, world_size: usi
 
 const ALL_GATHER: &str = "all_gather";
 const REDUCE_SCATTER: &str = "reduce_scatter";
+const ALL_REDUCE: &str = "all_reduce";
 
 fn element_size(tensor: &Tensor) -> usize {
     tensor.kind().elt_size_in_bytes()

@@ -2,11 +2,11 @@
 
 use super::{ALL_GATHER, Collectives, CommError, Pending, REDUCE_SCATTER, Traffic, check_pair};
 use std::rc::Rc;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
-/// The backend of a world of one.
-#[derive(Debug, Default)]
-pub struct Single;
+/// The backend of a world of one, for tensors on the device given.
+#[derive(Debug)]
+pub struct Single(pub Device);
 
 fn copy(target: &Tensor, source: &Tensor) -> Result<(), CommError> {
     if target.data_ptr() != source.data_ptr() {
@@ -24,21 +24,25 @@ impl Collectives for Single {
         1
     }
 
+    fn device(&self) -> Device {
+        self.0
+    }
+
     fn axis(&self, ranks: &[usize]) -> Result<Rc<dyn Collectives>, CommError> {
         if ranks != [0] {
             return Err(CommError::Axis { rank: 0, world_size: 1, ranks: ranks.to_vec() });
         }
-        Ok(Rc::new(Single))
+        Ok(Rc::new(Single(self.0)))
     }
 
     fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
-        check_pair(ALL_GATHER, full, shard, 1)?;
+        check_pair(ALL_GATHER, full, shard, 1, self.0)?;
         copy(full, shard)?;
         Ok(Pending::done())
     }
 
     fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
-        check_pair(REDUCE_SCATTER, full, shard, 1)?;
+        check_pair(REDUCE_SCATTER, full, shard, 1, self.0)?;
         copy(shard, full)?;
         Ok(Pending::done())
     }

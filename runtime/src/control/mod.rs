@@ -76,9 +76,13 @@ pub struct Identity {
     pub generation: u64,
 }
 
+/// What is to be done before the process ends itself; told why.
+type LastAct = Box<dyn Fn(&str) + Send>;
+
 /// What the training thread and the heartbeat share.
 #[derive(Default)]
 struct Reports {
+    last_acts: Mutex<Vec<LastAct>>,
     steps: Mutex<Vec<StepRecord>>,
     evaluations: Mutex<Vec<EvaluationRecord>>,
     changed: Notify,
@@ -144,6 +148,11 @@ impl Control {
         answer
             .unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("launch did not answer within {deadline:?}"))))
             .map_err(|status| ControlError::Call { call, status: Box::new(status) })
+    }
+
+    /// Does `act` before this process ends itself because `launch` refused it or went silent.
+    pub fn before_giving_up(&self, act: impl Fn(&str) + Send + 'static) {
+        self.reports.last_acts.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(Box::new(act));
     }
 
     /// True once `launch` asked for a stop.
@@ -227,6 +236,13 @@ fn request_of(identity: &Identity, activity: &Activity, reports: &Reports) -> He
     }
 }
 
+/// Ends the process: the training thread may be blocked where nothing else wakes it.
+fn give_up(reports: &Reports, reason: &str) -> ! {
+    tracing::error!("{reason}");
+    reports.last_acts.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().for_each(|act| act(reason));
+    std::process::exit(1);
+}
+
 /// Reports for as long as the process lives.
 async fn heartbeat(
     mut client: ControlClient<Channel>,
@@ -245,8 +261,7 @@ async fn heartbeat(
                 }
             }
             Ok(Err(status)) if status.code() == Code::FailedPrecondition => {
-                tracing::error!("launch refused this rank: {}", status.message());
-                std::process::exit(1);
+                give_up(&reports, &format!("launch refused this rank: {}", status.message()));
             }
             _ => {
                 // Not delivered: keep the records, in order, for the next try.
@@ -260,8 +275,8 @@ async fn heartbeat(
                     .unwrap_or_else(|poisoned| poisoned.into_inner())
                     .splice(0..0, request.evaluations);
                 if heard.elapsed() > SILENCE {
-                    tracing::error!("launch has been silent for {} s; rank {} ends", SILENCE.as_secs(), identity.rank);
-                    std::process::exit(1);
+                    let (silence, rank) = (SILENCE.as_secs(), identity.rank);
+                    give_up(&reports, &format!("launch has been silent for {silence} s; rank {rank} ends"));
                 }
             }
         }

@@ -31,11 +31,11 @@ pub enum OptimError {
 }
 
 /// Sum of squares of this rank's gradient shards. Summed shard by shard at every stage, so that the global norm has the
-/// same bits at all of them.
-pub fn own_sum_of_squares(shards: &Shards) -> Result<f64, OptimError> {
-    let mut sum = 0.0;
+/// same bits at all of them. A float64 scalar where the gradients are.
+pub fn own_sum_of_squares(shards: &Shards) -> Result<Tensor, OptimError> {
+    let mut sum = Tensor::f_zeros([0i64; 0], (Kind::Double, shards.comm().device()))?;
     for unit in &shards.units {
-        sum += sum_of_squares(&unit.own_gradient()?)?;
+        sum = sum.f_add_(&sum_of_squares(&unit.own_gradient()?)?)?;
     }
     Ok(sum)
 }
@@ -45,10 +45,10 @@ const NORM_CHUNK: i64 = 4096;
 
 /// Sum of squares of a flat tensor. libtorch's norm adds in float32 without compensation, which for a flat
 /// parameter of millions of elements is wrong in the fourth digit; short pieces keep it right to rounding.
-fn sum_of_squares(flat: &Tensor) -> Result<f64, OptimError> {
+fn sum_of_squares(flat: &Tensor) -> Result<Tensor, OptimError> {
     let numel = flat.numel() as i64;
     let whole = numel / NORM_CHUNK * NORM_CHUNK;
-    let mut sum = 0.0;
+    let mut sum = Tensor::f_zeros([0i64; 0], (Kind::Double, flat.device()))?;
     for piece in [
         flat.f_narrow(0, 0, whole)?.f_view([-1, NORM_CHUNK])?,
         flat.f_narrow(0, whole, numel - whole)?.f_view([1, -1])?,
@@ -56,7 +56,7 @@ fn sum_of_squares(flat: &Tensor) -> Result<f64, OptimError> {
         if piece.numel() > 0 {
             let norms =
                 piece.f_norm_scalaropt_dim_dtype(2, [1i64].as_slice(), false, Kind::Float)?.f_to_kind(Kind::Double)?;
-            sum += norms.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
+            sum = sum.f_add_(&norms.f_square()?.f_sum(Kind::Double)?)?;
         }
     }
     Ok(sum)
@@ -105,7 +105,7 @@ mod tests {
         for numel in [1i64, 64, 4096, 5000, 6_000_064] {
             let flat = Tensor::randn([numel], (Kind::Float, Device::Cpu)) * 1e-3;
             let exact = flat.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
-            let ours = sum_of_squares(&flat).unwrap();
+            let ours = sum_of_squares(&flat).unwrap().double_value(&[]);
             assert!((ours - exact).abs() <= 1e-6 * exact, "{numel} elements: {ours} instead of {exact}");
         }
     }

@@ -70,13 +70,13 @@ impl GatherBuffers {
         GatherBuffers { buffers: Vec::new(), candidates: Vec::new(), clock: 0 }
     }
 
-    /// Buffers for units given as (elements, whether it has a buffer of its own).
-    pub(super) fn new(units: &[(usize, bool)], kind: Kind) -> Result<Self, ShardError> {
+    /// Buffers of an element type on a device, for units given as (elements, whether it has a buffer of its own).
+    pub(super) fn new(units: &[(usize, bool)], options: (Kind, Device)) -> Result<Self, ShardError> {
         let (sizes, candidates) = shared_and_own(units, PASSING);
         let buffers = sizes
             .into_iter()
             .map(|numel| {
-                let tensor = Tensor::f_zeros([numel as i64], (kind, Device::Cpu))?;
+                let tensor = Tensor::f_zeros([numel as i64], options)?;
                 Ok(Buffer { tensor, state: State::Empty, touched: 0 })
             })
             .collect::<Result<_, ShardError>>()?;
@@ -143,6 +143,11 @@ impl GatherBuffers {
         Ok(())
     }
 
+    /// The storage of all buffers.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.buffers.iter().map(|buffer| &buffer.tensor)
+    }
+
     /// A buffer's storage.
     pub(super) fn tensor(&self, index: usize) -> &Tensor {
         &self.buffers[index].tensor
@@ -150,7 +155,7 @@ impl GatherBuffers {
 
     /// Bytes of all buffers.
     pub(super) fn bytes(&self) -> usize {
-        self.buffers.iter().map(|buffer| buffer.tensor.numel() * buffer.tensor.kind().elt_size_in_bytes()).sum()
+        self.tensors().map(|tensor| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum()
     }
 }
 
@@ -170,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_last_released_units_need_no_second_gather() {
-        let mut buffers = GatherBuffers::new(&[(8, false); 5], Kind::Float).unwrap();
+        let mut buffers = GatherBuffers::new(&[(8, false); 5], (Kind::Float, Device::Cpu)).unwrap();
         for unit in 1..5 {
             assert!(!gather(&mut buffers, unit));
             buffers.release(unit);
@@ -186,7 +191,7 @@ mod tests {
     #[test]
     fn buffers_in_use_or_on_their_way_are_not_handed_out() {
         let units = [(8, true), (8, false), (8, false), (8, false)];
-        let mut buffers = GatherBuffers::new(&units, Kind::Float).unwrap();
+        let mut buffers = GatherBuffers::new(&units, (Kind::Float, Device::Cpu)).unwrap();
         gather(&mut buffers, 1);
         let next = buffers.free(2).unwrap();
         buffers.started(next, 2, Pending::done());
@@ -199,7 +204,8 @@ mod tests {
 
     #[test]
     fn units_with_buffers_of_their_own_stay() {
-        let mut buffers = GatherBuffers::new(&[(8, true), (16, true), (24, true)], Kind::BFloat16).unwrap();
+        let mut buffers =
+            GatherBuffers::new(&[(8, true), (16, true), (24, true)], (Kind::BFloat16, Device::Cpu)).unwrap();
         assert_eq!(buffers.bytes(), 2 * (8 + 16 + 24));
         for unit in 0..3 {
             gather(&mut buffers, unit);

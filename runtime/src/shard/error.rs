@@ -1,6 +1,7 @@
 //! Why sharding failed.
 
 use crate::comm::CommError;
+use crate::gpu::GpuError;
 use crate::torch::ShimError;
 use std::path::PathBuf;
 use tch::TchError;
@@ -49,6 +50,14 @@ pub enum ShardError {
         bytes: usize,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// The same on a GPU.
+    #[error("mapping {bytes} bytes of the GPU that stand for released parameters failed: {source}")]
+    DevicePoison {
+        /// The size.
+        bytes: usize,
+        /// What the driver said.
+        source: GpuError,
     },
     /// The file that optimizer state is offloaded to could not be made.
     #[error(

@@ -2,10 +2,11 @@
 
 use super::{ShardError, Shards};
 use crate::torch::float_slice_mut;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 use zerofold_checkpoint::{CheckpointError, ModelFiles};
 
-/// Elements that are converted at a time where a state is not float32: as many bytes as are read from a file at a time.
+/// Elements that are converted or copied at a time where a state is not float32 in host memory: as many bytes as are read
+/// from a file at a time.
 const CHUNK: usize = 1 << 18;
 
 /// Hands the float32 values of a flat tensor to `read`, piece by piece, with the range that each covers.
@@ -14,17 +15,31 @@ pub fn for_each_float_chunk<E: From<ShardError>>(
     mut read: impl FnMut(std::ops::Range<usize>, &[f32]) -> Result<(), E>,
 ) -> Result<(), E> {
     let numel = tensor.numel();
-    if tensor.kind() == Kind::Float {
+    if is_float_in_host_memory(tensor) {
         let mut tensor = tensor.shallow_clone();
         return read(0..numel, float_slice_mut(&mut tensor).map_err(ShardError::from)?);
     }
+    let staging = staging(tensor.device(), numel).map_err(ShardError::from)?;
     for begin in (0..numel).step_by(CHUNK) {
         let end = numel.min(begin + CHUNK);
-        let part = tensor.f_narrow(0, begin as i64, (end - begin) as i64);
-        let mut part = part.and_then(|part| part.f_to_kind(Kind::Float)).map_err(ShardError::from)?;
-        read(begin..end, float_slice_mut(&mut part).map_err(ShardError::from)?)?;
+        let length = (end - begin) as i64;
+        let part = tensor.f_narrow(0, begin as i64, length);
+        let mut staged = staging.f_narrow(0, 0, length).map_err(ShardError::from)?;
+        part.and_then(|part| staged.f_copy_(&part)).map_err(ShardError::from)?;
+        read(begin..end, float_slice_mut(&mut staged).map_err(ShardError::from)?)?;
     }
     Ok(())
+}
+
+fn is_float_in_host_memory(tensor: &Tensor) -> bool {
+    tensor.kind() == Kind::Float && tensor.device() == Device::Cpu
+}
+
+/// Float32 host memory for a chunk. What comes from a device goes through pages that the system may not move, without a
+/// detour.
+fn staging(from: Device, numel: usize) -> Result<Tensor, TchError> {
+    let staging = Tensor::f_zeros([CHUNK.min(numel) as i64], (Kind::Float, Device::Cpu))?;
+    if from == Device::Cpu { Ok(staging) } else { staging.f_pin_memory(from) }
 }
 
 /// Fills a flat tensor with float32 values that `write` puts down piece by piece for the range that it is given.
@@ -33,7 +48,7 @@ pub fn fill_by_float_chunks<E: From<ShardError>>(
     mut write: impl FnMut(std::ops::Range<usize>, &mut [f32]) -> Result<(), E>,
 ) -> Result<(), E> {
     let numel = tensor.numel();
-    if tensor.kind() == Kind::Float {
+    if is_float_in_host_memory(tensor) {
         let mut tensor = tensor.shallow_clone();
         return write(0..numel, float_slice_mut(&mut tensor).map_err(ShardError::from)?);
     }
@@ -88,6 +103,7 @@ impl Shards {
         if !self.shards_optimizer() {
             for index in 0..self.units.len() {
                 let parts = self.units[index].own_state()?;
+                // At stage 0 nothing is offloaded, so all of it lies on the device.
                 for (full, mine) in self.units[index].owned_state().into_iter().zip(&parts) {
                     self.collective(index, self.shard_axis.all_gather_into(full, mine))?;
                 }
@@ -103,13 +119,16 @@ impl Shards {
         mut visit: impl FnMut(usize, &[f32]) -> Result<(), E>,
     ) -> Result<(), E> {
         let largest = self.layout.units.iter().map(|unit| unit.numel).max().unwrap_or(0) as i64;
-        let space = Tensor::f_empty([largest], (self.kinds.master, Device::Cpu)).map_err(ShardError::from)?;
+        let device = self.comm.device();
+        let space = Tensor::f_empty([largest], (self.kinds.master, device)).map_err(ShardError::from)?;
         for index in 0..self.units.len() {
             let numel = self.layout.units[index].numel as i64;
             let full = space.f_narrow(0, 0, numel).map_err(ShardError::from)?;
             let [master, _, _] = self.units[index].own_state()?;
+            let master = master.f_to_device(device).map_err(ShardError::from)?;
             self.collective(index, self.shard_axis.all_gather_into(&full, &master))?;
-            let mut values = full.f_to_kind(Kind::Float).map_err(ShardError::from)?;
+            let values = full.f_to_device(Device::Cpu).and_then(|full| full.f_to_kind(Kind::Float));
+            let mut values = values.map_err(ShardError::from)?;
             visit(index, float_slice_mut(&mut values).map_err(ShardError::from)?)?;
         }
         Ok(())

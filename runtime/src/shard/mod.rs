@@ -33,11 +33,10 @@ use gather::GroupShards;
 use mapped::MappedFile;
 use poison::Poison;
 use reduce::Gradients;
-use std::path::PathBuf;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 use unit::{masters_are_parameters, owned_range};
-use zerofold_configs::{ElementType, ElementTypes, ReshardAfterForward, Sharding};
+use zerofold_configs::{ElementType, ElementTypes, Offload, ReshardAfterForward, Sharding};
 use zerofold_plan::{Layout, StateBytes, UnitLayout};
 
 /// libtorch's name of an element type.
@@ -80,59 +79,70 @@ pub struct ShardOptions {
     pub sharding: Sharding,
     /// In which types.
     pub kinds: Kinds,
-    /// The folder of the file that optimizer state lies in, instead of memory.
-    pub offload: Option<PathBuf>,
+    /// Where optimizer state lies.
+    pub offload: Offload,
+    /// Where parameters and gradients lie.
+    pub device: Device,
+}
+
+impl ShardOptions {
+    /// Where the optimizer works: on the device, unless its state lies in host memory or in files.
+    pub(crate) fn state_device(&self) -> Device {
+        if self.offload == Offload::No { self.device } else { Device::Cpu }
+    }
 }
 
 /// All units of a model, sharded over the ranks of a group.
 pub struct Shards {
-    /// The units, in the order of the forward pass.
-    pub units: Vec<Unit>,
-    layout: Layout,
-    sharding: Sharding,
-    kinds: Kinds,
+    // What is on its way goes before the groups, and they before the buffers that they were told of.
+    /// Stages 1 and 2: parameters that the last step published and that are still on their way, by unit.
+    arriving: Vec<Option<Pending>>,
+    /// All ranks.
     comm: Rc<dyn Collectives>,
     /// The ranks of this rank's copy.
     shard_axis: Rc<dyn Collectives>,
     /// The ranks with the same shard in each copy; none when there is one copy.
     replicate_axis: Option<Rc<dyn Collectives>>,
+    /// The units, in the order of the forward pass.
+    pub units: Vec<Unit>,
+    layout: Layout,
+    sharding: Sharding,
+    kinds: Kinds,
     buffers: GatherBuffers,
     group: Option<GroupShards>,
-    /// Stages 1 and 2: parameters that the last step published and that are still on their way, by unit.
-    arriving: Vec<Option<Pending>>,
     gradients: Gradients,
     // Released units point at it, and offloaded state lies in it, so these go last.
     poison: Poison,
-    offload: Option<MappedFile>,
+    file: Option<MappedFile>,
 }
 
 impl Shards {
     /// Allocates what this rank keeps of `layout`. Parameters are undefined until [`Shards::load`] or a checkpoint is
     /// read.
     pub fn new(layout: Layout, options: &ShardOptions, comm: Rc<dyn Collectives>) -> Result<Self, ShardError> {
-        let ShardOptions { sharding, kinds, offload } = options;
+        let ShardOptions { sharding, kinds, offload, device } = options;
         let stage = sharding.stage;
         let mesh = layout.mesh;
         let shard_axis = comm.axis(&mesh.shard_axis(comm.rank()))?;
         let replicate_axis = if mesh.replicas > 1 { Some(comm.axis(&mesh.replicate_axis(comm.rank()))?) } else { None };
         let place = shard_axis.rank();
-        let mut offload = match offload {
-            Some(folder) => {
+        let mut file = match offload {
+            Offload::Files(folder) => {
                 let bytes = layout.units.iter().map(|unit| offloaded_bytes(unit, options, place)).sum();
                 Some(MappedFile::create(folder, bytes)?)
             }
-            None => None,
+            Offload::No | Offload::HostMemory => None,
         };
         let longest = match stage.shards_parameters() {
             true => layout.units.iter().map(|unit| unit.numel).max().unwrap_or(0),
             false => 0,
         };
         let bytes = longest * kinds.compute.elt_size_in_bytes();
-        let poison = Poison::new(bytes).map_err(|source| ShardError::Poison { bytes, source })?;
+        let poison = Poison::new(bytes, *device)?;
         let units = layout
             .units
             .iter()
-            .map(|unit| Unit::new(unit.clone(), stage, kinds, place, &poison, &mut offload))
+            .map(|unit| Unit::new(unit.clone(), options, place, &poison, &mut file))
             .collect::<Result<Vec<_>, _>>()?;
         // Unless all of it is float32, gradients travel as a copy and are summed in float32.
         let float32 = kinds.reduce == Kind::Float && kinds.accumulate == Kind::Float;
@@ -142,15 +152,16 @@ impl Shards {
             true => layout.units.iter().map(stays).collect(),
             false => Vec::new(),
         };
-        let gradients = Gradients::new(&reduced, kinds.accumulate, wire)?;
+        let gradients = Gradients::new(&reduced, (kinds.accumulate, *device), wire)?;
         let (buffers, group) = if stage.shards_parameters() {
             let kept = sharding.reshard_after_forward == ReshardAfterForward::Always(false);
             let own: Vec<(usize, bool)> =
                 layout.units.iter().map(|unit| (unit.numel, unit.stays_gathered || kept)).collect();
-            (GatherBuffers::new(&own, kinds.compute)?, group_shards(&layout, sharding, kinds, &shard_axis)?)
+            (GatherBuffers::new(&own, (kinds.compute, *device))?, group_shards(&layout, options, &shard_axis)?)
         } else {
             (GatherBuffers::none(), None)
         };
+        buffers.tensors().chain(gradients.tensors()).for_each(|buffer| shard_axis.register(buffer));
         let arriving = units.iter().map(|_| None).collect();
         let (sharding, kinds) = (*sharding, *kinds);
         Ok(Shards {
@@ -166,7 +177,7 @@ impl Shards {
             arriving,
             gradients,
             poison,
-            offload,
+            file,
         })
     }
 
@@ -216,7 +227,11 @@ impl Shards {
         result.map_err(|source| ShardError::Collective { unit: self.layout.units[unit].name.clone(), source })
     }
 
-    /// Persistent bytes that this rank holds in memory, counted over its tensors.
+    fn state_is_offloaded(&self) -> bool {
+        self.file.is_some() || self.units.iter().any(|unit| unit.first_moment.device() != unit.gradient.device())
+    }
+
+    /// Persistent bytes that this rank holds in the memory it computes in, counted over its tensors.
     pub fn state_bytes(&self) -> StateBytes {
         let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
         let mut total = StateBytes::default();
@@ -231,7 +246,7 @@ impl Shards {
             total.gradients += bytes(&unit.gradient);
             total.moments += bytes(&unit.first_moment) + bytes(&unit.second_moment);
         }
-        if self.offload.is_some() {
+        if self.state_is_offloaded() {
             let parameters = if self.shards_parameters() { 0 } else { total.parameters };
             total = StateBytes { parameters, masters: 0, moments: 0, ..total };
         }
@@ -240,7 +255,7 @@ impl Shards {
 
     /// Bytes of optimizer state that lie in a file instead of memory.
     pub fn offloaded_bytes(&self) -> usize {
-        self.offload.as_ref().map_or(0, MappedFile::bytes)
+        self.file.as_ref().map_or(0, MappedFile::bytes)
     }
 
     /// Bytes of the buffers that full parameters are gathered into, and of what groups keep of them: stage 3 only.
@@ -258,22 +273,22 @@ impl Shards {
 /// Bytes of a unit's state that lie in a file when optimizer state is offloaded.
 fn offloaded_bytes(unit: &UnitLayout, options: &ShardOptions, place: usize) -> usize {
     let stage = options.sharding.stage;
-    let tensors = if masters_are_parameters(stage, &options.kinds) { 2 } else { 3 };
+    let tensors = if masters_are_parameters(options) { 2 } else { 3 };
     tensors * MappedFile::piece_bytes(owned_range(unit, stage, place).len(), options.kinds.master)
 }
 
 /// What `reshard_after_forward` with a group size needs.
 fn group_shards(
     layout: &Layout,
-    sharding: &Sharding,
-    kinds: &Kinds,
+    options: &ShardOptions,
     shard_axis: &Rc<dyn Collectives>,
 ) -> Result<Option<GroupShards>, ShardError> {
-    let ReshardAfterForward::Group(size) = sharding.reshard_after_forward else { return Ok(None) };
+    let ReshardAfterForward::Group(size) = options.sharding.reshard_after_forward else { return Ok(None) };
     let size = size as usize;
     let first = shard_axis.rank() / size * size;
     let comm = shard_axis.axis(&(first..first + size).collect::<Vec<_>>())?;
-    let part = |unit: &UnitLayout| Tensor::f_zeros([(unit.numel / size) as i64], (kinds.compute, Device::Cpu));
+    let part =
+        |unit: &UnitLayout| Tensor::f_zeros([(unit.numel / size) as i64], (options.kinds.compute, options.device));
     let parts = layout.units.iter().map(part).collect::<Result<Vec<_>, _>>()?;
     Ok(Some(GroupShards { comm, filled: vec![false; parts.len()], parts }))
 }

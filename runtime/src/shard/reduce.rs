@@ -4,7 +4,7 @@
 //! before it. At stages 2 and 3 that is each micro-batch; at 0 and 1 the last micro-batch of the window. Reductions finish
 //! in the order in which they were started, so a unit's micro-batches are added up in theirs.
 
-use super::{ShardError, Shards};
+use super::{ShardError, Shards, Unit};
 use crate::comm::Pending;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -43,21 +43,31 @@ pub(super) struct Gradients {
 }
 
 impl Gradients {
-    /// Places for units given as (elements, whether it stays), whose gradients accumulate in `accumulate`; no units at
+    /// Places for units given as (elements, whether it stays), whose gradients accumulate in `accumulate` (the type, and the
+    /// device they lie on); no units at
     /// stages 0 and 1.
-    pub(super) fn new(units: &[(usize, bool)], accumulate: Kind, wire: Option<Kind>) -> Result<Self, ShardError> {
+    pub(super) fn new(
+        units: &[(usize, bool)],
+        accumulate: (Kind, Device),
+        wire: Option<Kind>,
+    ) -> Result<Self, ShardError> {
         let (sizes, candidates) = super::buffers::shared_and_own(units, IN_FLIGHT);
         let scratch = sizes
             .into_iter()
-            .map(|numel| Tensor::f_zeros([numel as i64], (accumulate, Device::Cpu)))
+            .map(|numel| Tensor::f_zeros([numel as i64], accumulate))
             .map(|tensor| Ok(Scratch { tensor: tensor?, unit: None }))
             .collect::<Result<_, ShardError>>()?;
         Ok(Gradients { scratch, candidates, under_way: VecDeque::new(), wire, last_micro_batch: true })
     }
 
+    /// The places themselves.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.scratch.iter().map(|scratch| &scratch.tensor)
+    }
+
     /// Bytes of the places for full gradients.
     pub(super) fn bytes(&self) -> usize {
-        self.scratch.iter().map(|scratch| scratch.tensor.numel() * scratch.tensor.kind().elt_size_in_bytes()).sum()
+        self.tensors().map(|tensor| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum()
     }
 }
 
@@ -132,7 +142,7 @@ impl Shards {
         let shard = self.layout.units[index].shard(self.place());
         let (sent, result) = match self.gradients.wire {
             Some(wire) => {
-                let result = Tensor::f_empty([shard.len() as i64], (Kind::Float, Device::Cpu))?;
+                let result = Tensor::f_empty([shard.len() as i64], (Kind::Float, full.device()))?;
                 (full.f_to_kind(wire)?, result)
             }
             None => (full.shallow_clone(), full.f_narrow(0, shard.start as i64, shard.len() as i64)?),
@@ -166,11 +176,8 @@ impl Shards {
             self.finish_oldest()?;
         }
         let Some(replicate_axis) = &self.replicate_axis else { return Ok(()) };
-        for index in 0..self.units.len() {
-            let own = self.units[index].own_gradient()?;
-            self.collective(index, replicate_axis.all_reduce(&own))?;
-        }
-        Ok(())
+        let own = self.units.iter().map(Unit::own_gradient).collect::<Result<Vec<_>, _>>()?;
+        replicate_axis.all_reduce_each(&own).map_err(ShardError::Group)
     }
 
     /// Stage 0: completes the all-reduce, so that every rank has all gradients, as its optimizer needs them.

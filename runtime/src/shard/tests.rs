@@ -15,8 +15,8 @@ fn loaded(stage: Stage, compute: Kind) -> (Llama, Shards) {
     let units = ModelUnits::new(&model.config, UnitPolicy::Blocks).units;
     let layout = Layout::new(&units, Mesh::new(1, 1).unwrap()).unwrap();
     let kinds = Kinds { compute, master: Kind::Float, reduce: Kind::Float, accumulate: Kind::Float };
-    let options = ShardOptions { sharding: Sharding::of(stage), kinds, offload: None };
-    let mut shards = Shards::new(layout, &options, Rc::new(Single)).unwrap();
+    let options = ShardOptions { sharding: Sharding::of(stage), kinds, offload: Offload::No, device: Device::Cpu };
+    let mut shards = Shards::new(layout, &options, Rc::new(Single(Device::Cpu))).unwrap();
     shards.load(&ModelFiles::open(&directory).unwrap()).unwrap();
     (model, shards)
 }

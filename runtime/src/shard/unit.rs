@@ -2,11 +2,11 @@
 
 use super::mapped::MappedFile;
 use super::poison::Poison;
-use super::{Kinds, ShardError};
+use super::{Kinds, ShardError, ShardOptions};
 use crate::torch::repoint_storage;
 use std::ffi::c_void;
 use std::ops::Range;
-use tch::{Device, Tensor};
+use tch::Tensor;
 use zerofold_configs::Stage;
 use zerofold_plan::{ParameterGroup, UnitLayout};
 
@@ -53,31 +53,33 @@ pub(super) fn owned_range(layout: &UnitLayout, stage: Stage, place: usize) -> Ra
     if stage.shards_optimizer() { layout.shard(place) } else { 0..layout.numel }
 }
 
-/// Whether the masters are a view of the parameters.
-pub(super) fn masters_are_parameters(stage: Stage, kinds: &Kinds) -> bool {
-    kinds.compute == kinds.master && !stage.shards_parameters()
+/// Whether the masters are a view of the parameters: they have one type, and lie on one device.
+pub(super) fn masters_are_parameters(options: &ShardOptions) -> bool {
+    let ShardOptions { sharding, kinds, device, .. } = options;
+    kinds.compute == kinds.master && !sharding.stage.shards_parameters() && options.state_device() == *device
 }
 
 impl Unit {
-    /// The unit for the rank at `place` of the shard axis, released. What the optimizer alone needs lies in `offload`, if
+    /// The unit for the rank at `place` of the shard axis, released. What the optimizer alone needs lies in `file`, if
     /// given. `poison` outlives the unit and is as long as its parameters at stage 3.
     pub(super) fn new(
         layout: UnitLayout,
-        stage: Stage,
-        kinds: &Kinds,
+        options: &ShardOptions,
         place: usize,
         poison: &Poison,
-        offload: &mut Option<MappedFile>,
+        file: &mut Option<MappedFile>,
     ) -> Result<Self, ShardError> {
         let _no_grad = tch::no_grad_guard();
+        let ShardOptions { kinds, device, .. } = options;
+        let stage = options.sharding.stage;
         let owned = owned_range(&layout, stage, place);
         let shape = [layout.numel as i64];
         let flat = if stage.shards_parameters() {
             // Memory of its own, though never touched, would be that of the whole model.
             // SAFETY: the mapping is as long as the parameters and outlives them; they are written only while gathered.
-            unsafe { Tensor::f_from_blob(poison.pointer().cast(), &shape, &[1], kinds.compute, Device::Cpu)? }
+            unsafe { Tensor::f_from_blob(poison.pointer().cast(), &shape, &[1], kinds.compute, *device)? }
         } else {
-            Tensor::f_zeros(shape, (kinds.compute, Device::Cpu))?
+            Tensor::f_zeros(shape, (kinds.compute, *device))?
         };
         let leaves = layout
             .leaves
@@ -89,11 +91,15 @@ impl Unit {
                 view.f_set_requires_grad(leaf.group != ParameterGroup::Frozen)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let mut state = || match offload {
+        let mut state = || match file {
             Some(file) => Ok(file.piece(owned.len(), kinds.master)),
-            None => Tensor::f_zeros([owned.len() as i64], (kinds.master, Device::Cpu)),
+            None => {
+                let state = Tensor::f_zeros([owned.len() as i64], (kinds.master, options.state_device()))?;
+                // Pages that the system may not move are copied to the device without a detour.
+                if options.state_device() == *device { Ok(state) } else { state.f_pin_memory(*device) }
+            }
         };
-        let master = if masters_are_parameters(stage, kinds) {
+        let master = if masters_are_parameters(options) {
             flat.f_narrow(0, owned.start as i64, owned.len() as i64)?
         } else {
             state()?
@@ -105,7 +111,7 @@ impl Unit {
             master,
             first_moment: state()?,
             second_moment: state()?,
-            gradient: Tensor::f_zeros([gradient_numel as i64], (kinds.accumulate, Device::Cpu))?,
+            gradient: Tensor::f_zeros([gradient_numel as i64], (kinds.accumulate, *device))?,
             shard: layout.shard(place),
             stage,
             layout,
@@ -156,7 +162,7 @@ impl Unit {
 
     /// Writes masters into the parameters where they are different memory.
     pub(super) fn cast_masters(&mut self) -> Result<(), ShardError> {
-        if self.flat.kind() != self.master.kind() {
+        if self.flat.kind() != self.master.kind() || self.flat.device() != self.master.device() {
             let mut target =
                 if self.stage.shards_optimizer() { self.own_parameters()? } else { self.flat.shallow_clone() };
             target.f_copy_(&self.master)?;
@@ -164,7 +170,7 @@ impl Unit {
         Ok(())
     }
 
-    /// The owned range, cut into runs by parameter group. Gradients come in the type of the masters.
+    /// The owned range, cut into runs by parameter group. Gradients come in the type of the masters, and to where they lie.
     pub fn owned_runs(&self) -> Result<Vec<OwnedRun>, ShardError> {
         let owned = if self.stage.shards_optimizer() { self.shard.clone() } else { 0..self.layout.numel };
         let gradient = if self.stage.shards_optimizer() { self.own_gradient()? } else { self.gradient.shallow_clone() };
@@ -176,7 +182,10 @@ impl Unit {
                 Ok(OwnedRun {
                     group: run.group,
                     master: self.master.f_narrow(0, begin, length)?,
-                    gradient: gradient.f_narrow(0, begin, length)?.f_to_kind(self.master.kind())?,
+                    gradient: gradient
+                        .f_narrow(0, begin, length)?
+                        .f_to_device(self.master.device())?
+                        .f_to_kind(self.master.kind())?,
                     first_moment: self.first_moment.f_narrow(0, begin, length)?,
                     second_moment: self.second_moment.f_narrow(0, begin, length)?,
                 })
@@ -184,8 +193,8 @@ impl Unit {
             .collect()
     }
 
-    /// True when the unit's masters are stored apart from its parameters.
+    /// True when the unit's masters are stored apart from its parameters, in another type or elsewhere.
     pub(super) fn has_masters(&self, kinds: &Kinds) -> bool {
-        !masters_are_parameters(self.stage, kinds) && kinds.compute != kinds.master
+        kinds.compute != kinds.master || self.master.device() != self.flat.device()
     }
 }

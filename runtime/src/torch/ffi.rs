@@ -37,6 +37,12 @@ unsafe extern "C" {
     pub(crate) fn zf_count_memory();
     pub(crate) fn zf_memory(live: *mut i64, peak: *mut i64);
     pub(crate) fn zf_restart_peak();
+    pub(crate) fn zf_cuda_version(version: *mut i64) -> c_int;
+    pub(crate) fn zf_cuda_use(index: c_int) -> c_int;
+    pub(crate) fn zf_cuda_stream(index: c_int, stream: *mut *mut c_void) -> c_int;
+    pub(crate) fn zf_cuda_memory(index: c_int, live: *mut i64, peak: *mut i64) -> c_int;
+    pub(crate) fn zf_cuda_restart_peak(index: c_int) -> c_int;
+    pub(crate) fn zf_cuda_allow_tf32(allow: c_int) -> c_int;
     pub(crate) fn zf_repoint_storage(tensor: *mut c_void, data: *mut c_void, byte_count: usize) -> c_int;
     pub(crate) fn zf_fused_adamw(
         parameters: *const *mut c_void,

@@ -72,11 +72,11 @@ pub fn autograd_grad(
 /// The memory must stay valid until the storage is repointed again or every tensor on it is gone, nobody else may write
 /// to it while they are in use, and whoever reads the tensors, autograd's saved views included, must expect its content.
 pub unsafe fn repoint_storage(tensor: &Tensor, data: *mut c_void, bytes: usize) -> Result<(), ShimError> {
-    // SAFETY: the handle is a live CPU tensor; the memory is the caller's promise.
+    // SAFETY: the handle is a live tensor; the memory, of its device, is the caller's promise.
     checked(unsafe { ffi::zf_repoint_storage(handle(tensor), data, bytes) })
 }
 
-/// Bytes of live tensors on the CPU, of the whole process.
+/// Bytes of live tensors on a device, of the whole process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Now.
@@ -85,24 +85,78 @@ pub struct Memory {
     pub peak: usize,
 }
 
-/// From now on tensors are counted. To be called before the first tensor is made.
+/// From now on tensors on the CPU are counted. To be called before the first tensor is made.
 pub fn count_memory() {
     // SAFETY: sets libtorch's allocator; tensors made before know their own.
     unsafe { ffi::zf_count_memory() }
 }
 
-/// Bytes of the tensors that are counted.
-pub fn memory() -> Memory {
+/// Bytes of the tensors on `device`. On the CPU those that are counted.
+pub fn memory(device: Device) -> Memory {
     let (mut live, mut peak) = (0, 0);
-    // SAFETY: both pointers are valid for the call.
-    unsafe { ffi::zf_memory(&mut live, &mut peak) }
+    match device {
+        Device::Cuda(index) => {
+            // SAFETY: both pointers are valid for the call. Without CUDA nothing is alive there.
+            let _status = unsafe { ffi::zf_cuda_memory(index as c_int, &mut live, &mut peak) };
+        }
+        // SAFETY: both pointers are valid for the call.
+        _ => unsafe { ffi::zf_memory(&mut live, &mut peak) },
+    }
     Memory { live: live.max(0) as usize, peak: peak.max(0) as usize }
 }
 
-/// Lets the peak begin anew at what is alive now.
-pub fn restart_peak() {
-    // SAFETY: no arguments.
-    unsafe { ffi::zf_restart_peak() }
+/// Lets the peak of `device` begin anew at what is alive now.
+pub fn restart_peak(device: Device) {
+    match device {
+        Device::Cuda(index) => {
+            // SAFETY: no pointers. Without CUDA there is no peak.
+            let _status = unsafe { ffi::zf_cuda_restart_peak(index as c_int) };
+        }
+        // SAFETY: no arguments.
+        _ => unsafe { ffi::zf_restart_peak() },
+    }
+}
+
+/// The version of CUDA that libtorch was built with, as major × 1000 + minor × 10; `None` without CUDA.
+///
+/// # Errors
+/// What libtorch says.
+pub fn cuda_version() -> Result<Option<u32>, ShimError> {
+    let mut version = 0;
+    // SAFETY: the pointer is valid for the call.
+    checked(unsafe { ffi::zf_cuda_version(&mut version) })?;
+    Ok(u32::try_from(version).ok().filter(|version| *version > 0))
+}
+
+/// Makes a GPU current for this thread and lets libtorch start on it.
+///
+/// # Errors
+/// What libtorch says: without CUDA, or without that GPU, there is nothing to start on.
+pub fn use_cuda(index: usize) -> Result<(), ShimError> {
+    // SAFETY: no pointers.
+    checked(unsafe { ffi::zf_cuda_use(index as c_int) })
+}
+
+/// Whether float32 matrix products on GPUs may round their factors to TF32.
+///
+/// # Errors
+/// What libtorch says.
+pub fn allow_tf32(allow: bool) -> Result<(), ShimError> {
+    // SAFETY: no pointers.
+    checked(unsafe { ffi::zf_cuda_allow_tf32(c_int::from(allow)) })
+}
+
+/// The handle of the stream that libtorch gives this thread's work on `device`; null on the CPU, which has none.
+///
+/// # Errors
+/// What libtorch says.
+pub(crate) fn current_stream(device: Device) -> Result<*mut c_void, ShimError> {
+    let mut stream = std::ptr::null_mut();
+    if let Device::Cuda(index) = device {
+        // SAFETY: the pointer is valid for the call.
+        checked(unsafe { ffi::zf_cuda_stream(index as c_int, &mut stream) })?;
+    }
+    Ok(stream)
 }
 
 /// The elements of a contiguous float32 tensor on the CPU.
@@ -162,7 +216,10 @@ pub fn fused_adamw(pieces: &OptimizerPieces<'_>, step: u64, numbers: &AdamW) -> 
     if count == 0 {
         return Ok(());
     }
-    let step = Tensor::from(step as f32);
+    // Filled where it is needed, so that the host does not wait for a device.
+    let device = pieces.masters[0].device();
+    let step =
+        Tensor::f_full([0i64; 0], step as f64, (Kind::Float, device)).map_err(|error| ShimError(error.to_string()))?;
     // SAFETY: all handles are live tensors and the count is that of every list.
     checked(unsafe {
         ffi::zf_fused_adamw(

@@ -3,6 +3,7 @@
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use std::time::{Duration, Instant};
+use tch::{Kind, Tensor};
 use zerofold_data::{Batch, TokenizedDataset};
 
 /// What an evaluation gave, over all ranks.
@@ -30,15 +31,16 @@ impl Trainer {
         self.activity.enter(Phase::Evaluation);
         let (rank, world_size) = (self.shards.comm().rank(), self.shards.comm().world_size());
         let rows: Vec<u32> = (0..dataset.rows() as u32).collect();
-        let mut mine = [0.0; 2];
+        let mut sum = Tensor::f_zeros([0i64; 0], (Kind::Double, self.model.device()))?;
+        let mut supervised = 0;
         for window in rows.chunks(batch_size * world_size) {
             let part = window.chunks(batch_size).nth(rank).unwrap_or(&[]);
             let batch = Batch::collate(dataset, part, pad_id)?;
-            mine[0] += self.pass_with(0, None).forward(&batch)?;
-            mine[1] += batch.supervised as f64;
+            sum = sum.f_add_(&self.pass_with(0, None).forward(&batch)?)?;
+            supervised += batch.supervised;
         }
         self.shards.forget_gathered()?;
-        let all = self.shards.comm().exchange(&mine)?;
+        let all = self.shards.comm().exchange(&[sum.f_double_value(&[])?, supervised as f64])?;
         let (sum, count) = all.iter().fold((0.0, 0.0), |(sum, count), part| (sum + part[0], count + part[1]));
         Ok(Evaluation { loss: sum / count, supervised_tokens: count as u64, elapsed: began.elapsed() })
     }

@@ -11,8 +11,8 @@ const CHUNK: i64 = 512;
 
 /// What the head gives for one micro-batch.
 pub(super) struct HeadLoss {
-    /// The sum of the tokens' cross-entropies.
-    pub(super) sum: f64,
+    /// The sum of the tokens' cross-entropies: a float64 scalar where `hidden` is, so that the host need not wait for it.
+    pub(super) sum: Tensor,
     /// The gradient of `sum × scale` with respect to the hidden states given; `None` when only the loss was asked for.
     pub(super) hidden_gradient: Option<Tensor>,
 }
@@ -28,7 +28,7 @@ pub(super) fn head_loss(
 ) -> Result<HeadLoss, TchError> {
     let tokens = hidden.size()[0];
     let hidden_gradient = gradient.map(|_| hidden.f_zeros_like()).transpose()?;
-    let mut sum = 0.0;
+    let mut sum = Tensor::f_zeros([0i64; 0], (Kind::Double, hidden.device()))?;
     let mut begin = 0;
     while begin < tokens {
         let length = CHUNK.min(tokens - begin);
@@ -37,7 +37,7 @@ pub(super) fn head_loss(
         let mut logits = chunk.f_matmul(&weight.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)?;
         let normalizer = logits.f_logsumexp([-1i64].as_slice(), true)?;
         let losses = normalizer.f_sub(&logits.f_gather(1, &target, false)?)?;
-        sum += losses.f_sum(Kind::Double)?.f_double_value(&[])?;
+        sum = sum.f_add_(&losses.f_sum(Kind::Double)?)?;
         if let (Some((weight_gradient, scale)), Some(hidden_gradient)) = (gradient, &hidden_gradient) {
             // The gradient of the logits, in their own memory: (softmax − one-hot) × scale.
             let mut probabilities = logits.f_sub_(&normalizer)?.f_exp_()?;
@@ -75,7 +75,8 @@ mod tests {
             let loss = head_loss(&hidden, &weight, &targets, Some((&weight_gradient, scale))).unwrap();
             (loss, weight_gradient)
         });
-        assert!((loss.sum - expected.double_value(&[])).abs() < 1e-3 * loss.sum);
+        let sum = loss.sum.double_value(&[]);
+        assert!((sum - expected.double_value(&[])).abs() < 1e-3 * sum);
         assert!(weight_gradient.allclose(&weight.grad(), 1e-4, 1e-5, false));
         assert!(loss.hidden_gradient.unwrap().allclose(&hidden.grad(), 1e-4, 1e-6, false));
     }

@@ -7,7 +7,7 @@ use crate::comm::{Activity, Phase};
 use crate::model::Llama;
 use crate::shard::Shards;
 use crate::torch::autograd_grad;
-use tch::Tensor;
+use tch::{Device, Tensor};
 use zerofold_configs::BackwardPrefetch;
 use zerofold_data::Batch;
 use zerofold_plan::{ParameterGroup, Segment, SegmentKind};
@@ -23,14 +23,14 @@ pub(super) struct MicroBatch {
 }
 
 impl MicroBatch {
-    pub(super) fn new(batch: &Batch) -> Result<Self, TrainError> {
+    pub(super) fn new(batch: &Batch, device: Device) -> Result<Self, TrainError> {
         let shape = [batch.rows as i64, batch.length as i64];
         let supervised = batch.labels.iter().enumerate().filter(|(_, label)| **label >= 0);
         let (positions, targets): (Vec<i64>, Vec<i64>) = supervised.map(|(at, &label)| (at as i64, label)).unzip();
         Ok(MicroBatch {
-            input_ids: Tensor::from_slice(&batch.input_ids).f_view(shape)?,
-            positions: Tensor::from_slice(&positions),
-            targets: Tensor::from_slice(&targets),
+            input_ids: Tensor::from_slice(&batch.input_ids).f_view(shape)?.f_to_device(device)?,
+            positions: Tensor::from_slice(&positions).f_to_device(device)?,
+            targets: Tensor::from_slice(&targets).f_to_device(device)?,
         })
     }
 }
@@ -99,9 +99,9 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// The summed loss of a micro-batch; gradients of `loss × scale` go to the shards.
-    pub(super) fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<f64, TrainError> {
-        let batch = MicroBatch::new(batch)?;
+    /// The summed loss of a micro-batch, a float64 scalar on the device; gradients of `loss × scale` go to the shards.
+    pub(super) fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<Tensor, TrainError> {
+        let batch = MicroBatch::new(batch, self.model.device())?;
         let last = self.segments.all.len() - 1;
         self.activity.enter(Phase::Forward);
         let mut hidden = self.embed(&batch)?;
@@ -133,9 +133,9 @@ impl Pass<'_> {
         Ok(loss)
     }
 
-    /// The summed loss of a micro-batch, without gradients.
-    pub(super) fn forward(&mut self, batch: &Batch) -> Result<f64, TrainError> {
-        let batch = MicroBatch::new(batch)?;
+    /// The summed loss of a micro-batch, a float64 scalar on the device, without gradients.
+    pub(super) fn forward(&mut self, batch: &Batch) -> Result<Tensor, TrainError> {
+        let batch = MicroBatch::new(batch, self.model.device())?;
         let last = self.segments.all.len() - 1;
         let mut hidden = self.embed(&batch)?;
         for index in 1..last {
@@ -222,7 +222,7 @@ impl Pass<'_> {
 
     /// The final norm, the head and the loss, over supervised positions only, forward and backward. Returns the summed
     /// loss and the gradient of `hidden`.
-    fn head(&mut self, batch: &MicroBatch, hidden: &Tensor, scale: f64) -> Result<(f64, Tensor), TrainError> {
+    fn head(&mut self, batch: &MicroBatch, hidden: &Tensor, scale: f64) -> Result<(Tensor, Tensor), TrainError> {
         let index = self.segments.all.len() - 1;
         self.gather_for_forward(index)?;
         self.prefetch_backward(index, BackwardPrefetch::Pre)?;
@@ -251,7 +251,7 @@ impl Pass<'_> {
             let _dropped = head_gradient.shallow_clone().f_zero_()?;
         }
         if let Some(inspection) = &mut self.inspection {
-            inspection.loss(loss.sum);
+            inspection.loss(loss.sum.f_double_value(&[])?);
         }
         self.prefetch_backward(index, BackwardPrefetch::Post)?;
         self.finish_gradient(index)?;
@@ -321,7 +321,11 @@ impl Pass<'_> {
         let mut target = self.leaf_gradient(0, 0)?;
         let rows = gradient.f_view([-1, width])?.f_to_kind(target.kind())?;
         let ids = batch.input_ids.f_view([-1])?;
-        let _sum = target.f_index_add_(0, &ids, &rows)?;
+        let _sum = match target.device() {
+            // On GPUs `index_add_` adds in any order; this one sorts, so that a step gives the same bits every time.
+            Device::Cuda(_) => target.f_index_put_(&[Some(ids)], &rows, true)?,
+            _ => target.f_index_add_(0, &ids, &rows)?,
+        };
         self.finish_gradient(0)
     }
 }

@@ -51,7 +51,7 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
         trainer.evaluate_and_report(job, finished)?;
     }
     let total = job.plan.total_steps();
-    crate::torch::restart_peak();
+    crate::torch::restart_peak(trainer.shards.comm().device());
     let mut stopped = false;
     while finished < total && !stopped {
         let window = trainer.window(job, finished)?;

@@ -8,6 +8,7 @@ use crate::optim::{self, LossScale, Schedule};
 use crate::torch::{self, AdamW};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
+use tch::{Kind, Tensor};
 use zerofold_configs::{BackwardPrefetch, NonFinite};
 use zerofold_data::Batch;
 
@@ -97,21 +98,25 @@ impl Trainer {
         let loss_scale = self.state.loss_scale.map_or(1.0, |state| state.scale);
         let scale = loss_scale / supervised_tokens;
         self.shards.begin_window()?;
-        let mut loss = 0.0;
+        let device = self.shards.comm().device();
+        let mut loss = Tensor::f_zeros([0i64; 0], (Kind::Double, device))?;
         for (index, batch) in window.iter().enumerate() {
             self.shards.begin_micro_batch(index + 1 == window.len());
             let seed = self.micro_batch_seed(step, index);
-            loss += self.pass_with(seed, None).forward_backward(batch, scale)?;
+            loss = loss.f_add_(&self.pass_with(seed, None).forward_backward(batch, scale)?)?;
         }
         self.activity.enter(Phase::Backward);
         self.shards.finish_window()?;
 
         self.activity.enter(Phase::Optimizer);
-        let memory = [crate::metrics::peak_memory_bytes() as f64, torch::memory().peak as f64];
-        let mine = [optim::own_sum_of_squares(&self.shards)?, loss, memory[0], memory[1]];
+        // Here the host waits for the device, once a step.
+        let squares = optim::own_sum_of_squares(&self.shards)?.f_double_value(&[])?;
+        let loss = loss.f_double_value(&[])?;
+        let memory = [crate::metrics::peak_memory_bytes() as f64, torch::memory(device).peak as f64];
+        let mine = [squares, loss, memory[0], memory[1]];
         let all = self.shards.comm().exchange(&mine)?;
         // What the optimizer needs from here on counts for the next step.
-        torch::restart_peak();
+        torch::restart_peak(device);
         let largest = |index: usize| all.iter().map(|numbers| numbers[index] as u64).max().unwrap_or(0);
         // Copies hold the same gradients, so one of them is summed.
         let one_copy = &all[..self.shards.layout().mesh.shards];

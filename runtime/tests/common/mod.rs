@@ -1,6 +1,8 @@
 //! What the tests of the engine share: one training, described by a [`Spec`], and PyTorch's curves to compare with.
 #![allow(dead_code, reason = "each test program uses its part of it")]
 
+pub(crate) mod stand_in;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -8,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tch::Device;
 use zerofold_checkpoint::ModelFiles;
-use zerofold_configs::{ElementType, ElementTypes, NonFinite, Sharding, Stage};
+use zerofold_configs::{ElementType, ElementTypes, NonFinite, Offload, Sharding, Stage};
 use zerofold_data::{Batch, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_runtime::comm::{Activity, Collectives};
@@ -129,7 +131,8 @@ impl Spec {
         cut.freeze(|name| frozen.iter().any(|pattern| name.contains(pattern.as_str()))).unwrap();
         let ModelUnits { units, segments } = cut;
         let mesh = Mesh::new(self.world_size, self.sharding.replicas as usize).unwrap();
-        let options = ShardOptions { sharding: self.sharding, kinds, offload: self.offload.clone() };
+        let offload = self.offload.clone().map_or(Offload::No, Offload::Files);
+        let options = ShardOptions { sharding: self.sharding, kinds, offload, device: comm.device() };
         let mut shards = Shards::new(Layout::new(&units, mesh).unwrap(), &options, comm).unwrap();
         shards.load(&ModelFiles::open(&directory).unwrap()).unwrap();
         let options = StepOptions {

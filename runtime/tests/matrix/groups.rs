@@ -3,7 +3,7 @@
 use crate::Tally;
 use crate::common::{STAGES, Spec};
 use crate::delay::POINTS;
-use crate::workers::{Curve, Task, Workers};
+use crate::workers::{Curve, Task, Wire, Workers};
 use serde_json::Value;
 use std::time::Instant;
 use zerofold_configs::{BackwardPrefetch, ReshardAfterForward, Sharding, Stage, UnitPolicy};
@@ -47,9 +47,10 @@ impl Group {
         groups[index].clone()
     }
 
-    fn name(&self) -> String {
+    fn name(&self, wire: Wire) -> String {
         let Group { ranks, accumulation, model, curve } = self;
-        format!("{ranks} ranks, accumulation {accumulation}, {model}, {curve}")
+        let wire = if wire == Wire::Gloo { "" } else { " over nccl" };
+        format!("{ranks} ranks{wire}, accumulation {accumulation}, {model}, {curve}")
     }
 
     fn layouts(&self) -> Vec<Layout> {
@@ -86,6 +87,7 @@ impl Group {
     /// Runs every layout of the group, with and without recomputation, and checks what must be equal.
     pub(crate) fn check(&self, full: bool, workers: &mut Workers, tally: &mut Tally) {
         let mut plain: Vec<(Stage, Curve)> = Vec::new();
+        let group_name = self.name(workers.wire);
         for layout in self.layouts() {
             let mut kept: Option<Curve> = None;
             for recompute_every in [None, Some(1), Some(2)] {
@@ -97,7 +99,7 @@ impl Group {
                     continue;
                 }
                 let spec = Spec { recompute_every, ..self.spec(layout.sharding) };
-                let name = format!("{}, {}, recomputing {recompute_every:?}", self.name(), layout.name);
+                let name = format!("{group_name}, {}, recomputing {recompute_every:?}", layout.name);
                 let began = Instant::now();
                 let result = workers.run(&Task::Train { spec: spec.clone(), late: None }).and_then(|curve| {
                     let words =
@@ -116,7 +118,7 @@ impl Group {
                 let stage = layout.sharding.stage;
                 if let Some((other, twin)) = plain.iter().find(|(other, _)| pair(*other) == pair(stage)) {
                     let equal = twin.bits == curve.bits;
-                    let name = format!("{}, {} has the bits of stage {other}", self.name(), layout.name);
+                    let name = format!("{group_name}, {} has the bits of stage {other}", layout.name);
                     tally.check(&name, if equal { Ok(String::new()) } else { Err("they differ".to_owned()) });
                 }
                 plain.push((stage, curve));
@@ -144,6 +146,18 @@ fn compare(expected: &Value, curve: &Curve) -> Result<String, String> {
     );
     let within = loss <= TOLERANCE * pytorch("loss") && norm <= TOLERANCE * pytorch("grad_norm");
     if within { Ok(words) } else { Err(words) }
+}
+
+/// Two ranks' sums do not depend on their order, so NCCL must give Gloo's bits, in every layout of the group.
+pub(crate) fn check_same_as_gloo(group: &Group, gloo: &mut Workers, nccl: &mut Workers, tally: &mut Tally) {
+    for layout in group.layouts() {
+        let task = Task::Train { spec: group.spec(layout.sharding), late: None };
+        let result = gloo.run(&task).and_then(|over_gloo| {
+            let over_nccl = nccl.run(&task)?;
+            if over_gloo.bits == over_nccl.bits { Ok(String::new()) } else { Err("bits differ".to_owned()) }
+        });
+        tally.check(&format!("{}, {} has the bits of gloo", group.name(nccl.wire), layout.name), result);
+    }
 }
 
 /// A rank that is late by 100 ms at any point of every step changes no bit.

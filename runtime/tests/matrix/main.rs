@@ -1,10 +1,13 @@
 //! The equivalence matrix: every layout of a training against PyTorch in float64, and against each other to the bit, with
-//! real processes over Gloo.
+//! real processes over Gloo; and the same through the `nccl` backend over a stand-in for NCCL and the driver.
 //!
 //!     cargo test --release -p zerofold-runtime --test matrix               a seeded sample, and everything below
 //!     cargo test --release -p zerofold-runtime --test matrix -- --full     the whole product
 //!     cargo test --release -p zerofold-runtime --test matrix -- --seed 7   another sample
 //!     cargo test --release -p zerofold-runtime --test matrix -- --memory   the memory of a step against the plan alone
+//!     cargo test --release -p zerofold-runtime --test matrix -- --precision  16-bit types alone, with every run
+//!     cargo test --release -p zerofold-runtime --test matrix -- --nccl     what goes through the nccl backend alone
+//!     … --ranks 4                                                          of any of these, one number of ranks
 //!
 //! The product: ranks {1, 2, 3, 4, 8} × accumulation {1, 3} × {tied, untied} × clipping {on, off} are *groups*; in each group,
 //! every layout (the four stages, hybrids, `reshard_after_forward`, prefetch, units) with and without activation
@@ -23,7 +26,7 @@ mod workers;
 
 use groups::Group;
 use std::time::Instant;
-use workers::Workers;
+use workers::{Wire, Workers};
 
 /// Groups in a sample: one of each number of ranks.
 const RANKS: [usize; 5] = [1, 2, 3, 4, 8];
@@ -66,6 +69,7 @@ fn main() {
     };
     let seed = value_of("--seed").unwrap_or(1);
     let only_ranks = value_of("--ranks").map(|ranks| ranks as usize);
+    let only_nccl = arguments.iter().any(|argument| argument == "--nccl");
     let began = Instant::now();
     println!("{}", if full { "the whole matrix".to_owned() } else { format!("a sample of the matrix: --seed {seed}") });
     let mut tally = Tally::default();
@@ -76,12 +80,29 @@ fn main() {
         if arguments.iter().any(|argument| argument == "--memory") {
             continue;
         }
-        let mut workers = Workers::start(ranks);
+        let mut workers = Workers::start(ranks, Wire::Gloo);
+        if arguments.iter().any(|argument| argument == "--precision") {
+            if ranks == 2 {
+                precision::check(true, &mut workers, &mut tally);
+            }
+            continue;
+        }
         let all = Group::all(ranks);
         let chosen = if full { all } else { vec![Group::sampled(all, seed)] };
-        chosen.iter().for_each(|group| group.check(full, &mut workers, &mut tally));
+        if !only_nccl {
+            chosen.iter().for_each(|group| group.check(full, &mut workers, &mut tally));
+        }
+        let mut over_nccl = Workers::start(ranks, Wire::NcclStandIn);
+        chosen.iter().for_each(|group| group.check(full, &mut over_nccl, &mut tally));
         if ranks == 2 {
-            precision::check(&mut workers, &mut tally);
+            chosen.iter().for_each(|group| groups::check_same_as_gloo(group, &mut workers, &mut over_nccl, &mut tally));
+        }
+        drop(over_nccl);
+        if only_nccl {
+            continue;
+        }
+        if ranks == 2 {
+            precision::check(full, &mut workers, &mut tally);
         }
         if ranks == 3 {
             groups::check_delays(&mut workers, &mut tally);

@@ -2,7 +2,7 @@
 //! its peak.
 
 use crate::Tally;
-use crate::workers::{Curve, Task, Workers};
+use crate::workers::{Curve, Task, Wire, Workers};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tch::{Device, Tensor};
 use zerofold_configs::{
-    BackwardPrefetch, ElementType, ElementTypes, NonFinite, ReshardAfterForward, Sharding, Stage, UnitPolicy,
+    BackwardPrefetch, ElementType, ElementTypes, NonFinite, Offload, ReshardAfterForward, Sharding, Stage, UnitPolicy,
 };
 use zerofold_data::{Batch, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, Plan, PlanInputs, PlannedDevice, plan};
@@ -72,7 +72,7 @@ impl MemorySpec {
         let layout = Layout::new(&units, Mesh::new(RANKS, self.sharding.replicas as usize).unwrap()).unwrap();
         let seen: Rc<RefCell<Vec<u64>>> = Rc::default();
         let comm: Rc<dyn Collectives> = Rc::new(Watched { inner: comm, seen: seen.clone() });
-        let options = ShardOptions { sharding: self.sharding, kinds, offload: None };
+        let options = ShardOptions { sharding: self.sharding, kinds, offload: Offload::No, device: Device::Cpu };
         let mut shards = Shards::new(layout, &options, comm).unwrap();
         shards.share_state().unwrap();
         let options = StepOptions {
@@ -91,7 +91,7 @@ impl MemorySpec {
         let batch = Batch::collate(&dataset, &vec![0; self.rows], 0).unwrap();
         let window = [batch.clone(), batch];
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
-        zerofold_runtime::torch::restart_peak();
+        zerofold_runtime::torch::restart_peak(Device::Cpu);
         trainer.step(0, &window, false).unwrap();
         seen.borrow_mut().clear();
         let outcome = trainer.step(1, &window, false).unwrap();
@@ -110,7 +110,7 @@ struct Watched {
 
 impl Watched {
     fn look(&self) {
-        self.seen.borrow_mut().push(memory().live as u64);
+        self.seen.borrow_mut().push(memory(Device::Cpu).live as u64);
     }
 }
 
@@ -184,7 +184,7 @@ pub(crate) fn check(tally: &mut Tally) {
                     let folder = folder.clone();
                     let spec = MemorySpec { folder, sharding, compute, rows, length, recompute_every };
                     // New processes, so that nothing is left of the last job.
-                    let measured = Workers::start(RANKS).run(&Task::Memory(spec.clone()));
+                    let measured = Workers::start(RANKS, Wire::Gloo).run(&Task::Memory(spec.clone()));
                     let result = measured.and_then(|measured| compare(&spec, &measured));
                     tally
                         .check(&format!("memory: {shape}, {name}, {compute}, recomputing {recompute_every:?}"), result);

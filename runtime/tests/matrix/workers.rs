@@ -1,6 +1,6 @@
-//! Worker processes over real Gloo that do one training after another.
+//! Worker processes that do one training after another, over real Gloo or over NCCL's stand-in.
 
-use crate::common::{Spec, bits};
+use crate::common::{Spec, bits, stand_in};
 use crate::delay::{Delayed, Point};
 use crate::memory::MemorySpec;
 use crate::store::FolderStore;
@@ -11,12 +11,23 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use zerofold_runtime::comm::{Activity, Collectives, Gloo};
+use tch::Device;
+use zerofold_runtime::comm::{Activity, Collectives, Gloo, Nccl};
+use zerofold_runtime::gpu;
 
 /// The variables by which a process of this program knows that it is a rank.
 const RANK: &str = "MATRIX_RANK";
 const WORLD_SIZE: &str = "MATRIX_WORLD_SIZE";
 const STORE: &str = "MATRIX_STORE";
+const WIRE: &str = "MATRIX_WIRE";
+
+/// What carries the collectives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wire {
+    Gloo,
+    /// The `nccl` backend on tensors of the CPU.
+    NcclStandIn,
+}
 
 /// What a worker is told to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,27 +75,35 @@ pub(crate) fn serve() -> bool {
     let store = Arc::new(FolderStore(std::env::var(STORE).unwrap().into()));
     let activity = Arc::new(Activity::default());
     let limit = Duration::from_secs(3600);
-    let gloo: Rc<dyn Collectives> =
-        Rc::new(Gloo::connect(store, rank, world_size, "127.0.0.1", limit, activity.clone()).unwrap());
+    let comm: Rc<dyn Collectives> = match std::env::var_os(WIRE) {
+        None => Rc::new(Gloo::connect(store, rank, world_size, "127.0.0.1", limit, activity.clone()).unwrap()),
+        Some(_) => {
+            gpu::require_nccl().unwrap();
+            let claimed = gpu::claim(&gpu::facts().unwrap(), rank, true).unwrap();
+            // Current for as long as the process lives.
+            std::mem::forget(claimed);
+            Rc::new(Nccl::connect(store, rank, world_size, Device::Cpu, limit, activity.clone()).unwrap())
+        }
+    };
     for line in std::io::stdin().lock().lines() {
         let task: Task = serde_json::from_str(&line.unwrap()).unwrap();
         activity.finished_steps(0);
         let curve = match task {
-            Task::Train { spec, late } => train(&spec, late, gloo.clone(), activity.clone()),
-            Task::Memory(spec) => spec.measure(gloo.clone(), activity.clone()),
+            Task::Train { spec, late } => train(&spec, late, comm.clone(), activity.clone()),
+            Task::Memory(spec) => spec.measure(comm.clone(), activity.clone()),
         };
         println!("{}", serde_json::to_string(&curve).unwrap());
     }
     true
 }
 
-fn train(spec: &Spec, late: Option<(usize, Point)>, gloo: Rc<dyn Collectives>, activity: Arc<Activity>) -> Curve {
+fn train(spec: &Spec, late: Option<(usize, Point)>, comm: Rc<dyn Collectives>, activity: Arc<Activity>) -> Curve {
     let delays = Rc::new(Cell::new(0));
     let comm = match late {
-        Some((rank, point)) if rank == gloo.rank() => {
-            Rc::new(Delayed::new(gloo, point, activity.clone(), delays.clone())) as Rc<dyn Collectives>
+        Some((rank, point)) if rank == comm.rank() => {
+            Rc::new(Delayed::new(comm, point, activity.clone(), delays.clone())) as Rc<dyn Collectives>
         }
-        _ => gloo,
+        _ => comm,
     };
     let (outcomes, _) = spec.train(comm, activity);
     Curve {
@@ -99,16 +118,22 @@ fn train(spec: &Spec, late: Option<(usize, Point)>, gloo: Rc<dyn Collectives>, a
 /// The processes of one world size.
 pub(crate) struct Workers {
     ranks: Vec<(Child, ChildStdin, BufReader<ChildStdout>)>,
+    pub(crate) wire: Wire,
     _store: tempfile::TempDir,
 }
 
 impl Workers {
-    pub(crate) fn start(world_size: usize) -> Self {
+    pub(crate) fn start(world_size: usize, wire: Wire) -> Self {
         let store = tempfile::tempdir().unwrap();
         let program = std::env::current_exe().unwrap();
         let ranks = (0..world_size)
             .map(|rank| {
-                let mut child = Command::new(&program)
+                let mut command = Command::new(&program);
+                if wire == Wire::NcclStandIn {
+                    command.env(WIRE, "nccl").env("LD_LIBRARY_PATH", stand_in::folder());
+                    command.env("ZEROFOLD_STAND_IN_DIR", store.path());
+                }
+                let mut child = command
                     .env(RANK, rank.to_string())
                     .env(WORLD_SIZE, world_size.to_string())
                     .env(STORE, store.path())
@@ -121,7 +146,7 @@ impl Workers {
                 (child, input, BufReader::new(output))
             })
             .collect();
-        Workers { ranks, _store: store }
+        Workers { ranks, wire, _store: store }
     }
 
     /// Does a task; all ranks must agree to the bit.

@@ -19,7 +19,7 @@ use crate::layout::{Layout, LayoutError, Mesh};
 use crate::model::{ModelConfig, ModelUnits, SegmentKind};
 use crate::theory::{StateBytes, state_bytes};
 use serde::{Deserialize, Serialize};
-use zerofold_configs::{ElementType, ElementTypes, Resolved, Sharding, Stage};
+use zerofold_configs::{DeviceKind, ElementType, ElementTypes, Offload, Resolved, Sharding, Stage};
 
 /// Elements of a model's files that are cast at a time where masters are not float32 (`CHUNK` in
 /// runtime/src/shard/files.rs).
@@ -35,6 +35,15 @@ pub enum PlannedDevice {
     Cpu,
     /// On a GPU, where attention always goes by the fused kernel.
     Gpu,
+}
+
+impl From<DeviceKind> for PlannedDevice {
+    fn from(device: DeviceKind) -> Self {
+        match device {
+            DeviceKind::Cpu => PlannedDevice::Cpu,
+            DeviceKind::Cuda => PlannedDevice::Gpu,
+        }
+    }
 }
 
 impl PlannedDevice {
@@ -91,7 +100,7 @@ impl<'a> PlanInputs<'a> {
             accumulation: config.gradient_accumulation_steps as usize,
             gradient_checkpointing: config.gradient_checkpointing,
             gradient_checkpointing_every: config.gradient_checkpointing_every as usize,
-            offload_optimizer: config.offload_optimizer.is_some(),
+            offload_optimizer: config.offload_optimizer != Offload::No,
             device,
         }
     }

@@ -1,0 +1,301 @@
+//! NCCL: processes on NVIDIA GPUs, of one host or several.
+//!
+//! Gathers and reductions have a stream of high priority each, and the host waits for neither. A collective begins when
+//! libtorch's own stream has done what was given to it before (an event), and libtorch's stream goes on behind
+//! [`Pending::wait`] when the collective is done (another event). How many are under way is bounded by the buffers that the
+//! engine hands out.
+//!
+//! Sums are NCCL's: in the type that is sent, in an order that is the same from run to run for the same ranks, lengths and
+//! algorithm. Reductions leave this rank's part in its place of the full buffer, so nothing is allocated.
+//!
+//! What no test without a card reaches is one line: which stream is libtorch's ([`crate::torch::current_stream`]). On the
+//! CPU it is the null stream, which the tests' stand-in takes for the host.
+
+mod communicator;
+
+pub use communicator::Abort;
+
+use super::{
+    ALL_GATHER, ALL_REDUCE, Activity, Collectives, CommError, Pending, REDUCE_SCATTER, Store, Traffic, check_pair,
+    check_tensor, element_size,
+};
+use crate::gpu::{Event, Events, GpuError, Stream};
+use communicator::{Communicator, Group, Operation, Watchdog};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tch::{Device, Tensor};
+
+/// A wait of libtorch's stream: the moments when it had nothing else to do, and when it went on.
+struct Wait {
+    from: Event,
+    to: Event,
+}
+
+/// What all axes of a rank share.
+struct Link {
+    device: Device,
+    /// libtorch's own stream.
+    compute: Stream,
+    gathers: Stream,
+    reductions: Stream,
+    events: Events,
+    activity: Arc<Activity>,
+    traffic: Cell<Traffic>,
+    /// Waits that are not yet counted in `traffic`.
+    waits: RefCell<Vec<Wait>>,
+    /// By the ranks that they connect.
+    communicators: RefCell<HashMap<Vec<usize>, Rc<Communicator>>>,
+    store: Arc<dyn Store>,
+    timeout: Duration,
+    // After the communicators.
+    watchdog: Watchdog,
+}
+
+impl Link {
+    /// The communicator of `ranks`, in which this rank has the given place.
+    fn communicator(&self, ranks: &[usize], place: usize) -> Result<Rc<Communicator>, GpuError> {
+        if let Some(known) = self.communicators.borrow().get(ranks) {
+            return Ok(known.clone());
+        }
+        let key = format!("nccl/{ranks:?}");
+        let meeting = (place, ranks.len());
+        let made = Rc::new(Communicator::meet(&self.watchdog, self.store.as_ref(), &key, meeting, self.timeout)?);
+        self.communicators.borrow_mut().insert(ranks.to_vec(), made.clone());
+        Ok(made)
+    }
+
+    /// Fails once communication was aborted: what collectives leave behind then means nothing.
+    fn healthy(&self, call: &'static str) -> Result<(), CommError> {
+        match self.watchdog.failure() {
+            Some(reason) => Err(CommError::Aborted { call, reason }),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts a collective in which all of `full` goes round among the ranks so many times.
+    fn begin(&self, full: &Tensor, ranks: usize, rounds: u64) {
+        let bytes = rounds * (full.numel() * element_size(full)) as u64;
+        let mut traffic = self.traffic.get();
+        traffic.logical_bytes += bytes;
+        traffic.sent_bytes += bytes / ranks as u64 * (ranks as u64 - 1);
+        self.traffic.set(traffic);
+        self.activity.next_collective();
+    }
+
+    /// Lets `stream` begin after what libtorch's stream was given so far.
+    fn follow_compute(&self, stream: &Stream) -> Result<(), GpuError> {
+        stream.wait(&self.compute.record(&self.events)?)
+    }
+
+    /// Lets libtorch's stream go on after `done`, and notes how long it waits.
+    fn compute_follows(&self, done: &Event) -> Result<(), GpuError> {
+        let from = self.compute.record(&self.events)?;
+        self.compute.wait(done)?;
+        let to = self.compute.record(&self.events)?;
+        self.waits.borrow_mut().push(Wait { from, to });
+        Ok(())
+    }
+
+    /// Adds up the waits that are over.
+    fn count_waits(&self) -> Result<(), GpuError> {
+        let mut waits = self.waits.borrow_mut();
+        let mut blocked = Duration::ZERO;
+        let mut open = Vec::new();
+        for wait in waits.drain(..) {
+            if wait.to.happened()? {
+                blocked += wait.to.since(&wait.from)?;
+            } else {
+                open.push(wait);
+            }
+        }
+        *waits = open;
+        let mut traffic = self.traffic.get();
+        traffic.blocked += blocked;
+        self.traffic.set(traffic);
+        Ok(())
+    }
+}
+
+/// A collective that a stream was given. Its tensors are kept until libtorch's stream waits for it, which happens at the
+/// latest when this is dropped: memory that is still written to is never handed out again.
+struct UnderWay {
+    link: Rc<Link>,
+    done: Option<Event>,
+    _tensors: [Tensor; 2],
+}
+
+impl UnderWay {
+    fn finish(&mut self) -> Result<(), GpuError> {
+        match self.done.take() {
+            Some(done) => self.link.compute_follows(&done),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if let Err(error) = self.finish() {
+            tracing::warn!("a collective that nobody waited for: {error}");
+        }
+    }
+}
+
+/// A group of ranks connected by NCCL: all of a job, or an axis of its mesh.
+pub struct Nccl {
+    link: Rc<Link>,
+    communicator: Rc<Communicator>,
+    /// The group's ranks by their place in it, as the job counts them.
+    ranks: Vec<usize>,
+    /// This rank's place.
+    place: usize,
+}
+
+impl Nccl {
+    /// Connects all ranks of a job. `device` is current, and NCCL and the driver were required
+    /// ([`crate::gpu::require_nccl`]). The ranks meet through `store`, which belongs to one membership of the job.
+    ///
+    /// # Errors
+    /// What NCCL and the driver say.
+    pub fn connect(
+        store: Arc<dyn Store>,
+        rank: usize,
+        world_size: usize,
+        device: Device,
+        timeout: Duration,
+        activity: Arc<Activity>,
+    ) -> Result<Self, CommError> {
+        let failed = |source| CommError::Gpu { call: "connect", source };
+        let current = crate::torch::current_stream(device);
+        let compute = Stream::borrowed(current.map_err(|source| CommError::Backend { call: "connect", source })?);
+        let link = Rc::new(Link {
+            device,
+            compute,
+            gathers: Stream::of_high_priority().map_err(failed)?,
+            reductions: Stream::of_high_priority().map_err(failed)?,
+            events: Events::default(),
+            activity,
+            traffic: Cell::default(),
+            waits: RefCell::default(),
+            communicators: RefCell::default(),
+            store,
+            timeout,
+            watchdog: Watchdog::start(),
+        });
+        let ranks: Vec<usize> = (0..world_size).collect();
+        let communicator = link.communicator(&ranks, rank).map_err(failed)?;
+        Ok(Nccl { link, communicator, ranks, place: rank })
+    }
+
+    /// By which another thread ends all communication of this process.
+    pub fn abort_handle(&self) -> Abort {
+        self.link.watchdog.abort_handle()
+    }
+
+    /// Gives one collective to `stream`, behind what libtorch's stream was given before.
+    fn start(
+        &self,
+        call: &'static str,
+        operation: Operation,
+        (output, input): (&Tensor, &Tensor),
+        stream: &Stream,
+    ) -> Result<UnderWay, CommError> {
+        let start = || {
+            self.link.follow_compute(stream)?;
+            // SAFETY: types and lengths were checked by the caller; the tensors are kept until libtorch's stream waits.
+            unsafe { self.communicator.enqueue(operation, (output, input), stream) }?;
+            stream.record(&self.link.events)
+        };
+        let done = start().map_err(|source| CommError::Gpu { call, source })?;
+        let tensors = [output.shallow_clone(), input.shallow_clone()];
+        Ok(UnderWay { link: self.link.clone(), done: Some(done), _tensors: tensors })
+    }
+
+    /// This rank's part of a full tensor.
+    fn own_part(&self, full: &Tensor, length: usize) -> Result<Tensor, CommError> {
+        Ok(full.f_view([-1])?.f_narrow(0, (self.place * length) as i64, length as i64)?)
+    }
+}
+
+impl Collectives for Nccl {
+    fn rank(&self) -> usize {
+        self.place
+    }
+
+    fn world_size(&self) -> usize {
+        self.ranks.len()
+    }
+
+    fn device(&self) -> Device {
+        self.link.device
+    }
+
+    fn axis(&self, ranks: &[usize]) -> Result<Rc<dyn Collectives>, CommError> {
+        let wrong = || CommError::Axis { rank: self.place, world_size: self.ranks.len(), ranks: ranks.to_vec() };
+        let place = ranks.iter().position(|&rank| rank == self.place).ok_or_else(wrong)?;
+        let ranks = ranks.iter().map(|&rank| self.ranks.get(rank).copied().ok_or_else(wrong));
+        let ranks = ranks.collect::<Result<Vec<_>, _>>()?;
+        let communicator = self.link.communicator(&ranks, place);
+        let communicator = communicator.map_err(|source| CommError::Gpu { call: "axis", source })?;
+        Ok(Rc::new(Nccl { link: self.link.clone(), communicator, ranks, place }))
+    }
+
+    fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
+        check_pair(ALL_GATHER, full, shard, self.ranks.len(), self.link.device)?;
+        self.link.healthy(ALL_GATHER)?;
+        self.link.begin(full, self.ranks.len(), 1);
+        let mut under_way = self.start(ALL_GATHER, Operation::AllGather, (full, shard), &self.link.gathers)?;
+        Ok(Pending::new(move || under_way.finish().map_err(|source| CommError::Gpu { call: ALL_GATHER, source })))
+    }
+
+    fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
+        check_pair(REDUCE_SCATTER, full, shard, self.ranks.len(), self.link.device)?;
+        self.link.healthy(REDUCE_SCATTER)?;
+        self.link.begin(full, self.ranks.len(), 1);
+        let part = self.own_part(full, shard.numel())?;
+        let mut under_way =
+            self.start(REDUCE_SCATTER, Operation::ReduceScatter, (&part, full), &self.link.reductions)?;
+        let mut shard = shard.f_view([-1])?;
+        Ok(Pending::new(move || {
+            under_way.finish().map_err(|source| CommError::Gpu { call: REDUCE_SCATTER, source })?;
+            if shard.data_ptr() != part.data_ptr() {
+                shard.f_copy_(&part)?;
+            }
+            Ok(())
+        }))
+    }
+
+    fn all_reduce_each(&self, tensors: &[Tensor]) -> Result<(), CommError> {
+        let failed = |source| CommError::Gpu { call: ALL_REDUCE, source };
+        self.link.healthy(ALL_REDUCE)?;
+        self.link.follow_compute(&self.link.reductions).map_err(failed)?;
+        let group = Group::start().map_err(failed)?;
+        for tensor in tensors {
+            check_tensor(ALL_REDUCE, "tensor", tensor, self.link.device)?;
+            // Once to be added, once to be told.
+            self.link.begin(tensor, self.ranks.len(), 2);
+            // SAFETY: one tensor, in place; libtorch's stream waits below, and the caller keeps it until then.
+            unsafe { self.communicator.enqueue(Operation::AllReduce, (tensor, tensor), &self.link.reductions) }
+                .map_err(failed)?;
+        }
+        group.end().map_err(failed)?;
+        let done = self.link.reductions.record(&self.link.events).map_err(failed)?;
+        self.link.compute_follows(&done).map_err(failed)
+    }
+
+    fn register(&self, buffer: &Tensor) {
+        self.communicator.register(buffer);
+    }
+
+    fn settle(&self, call: &'static str) -> Result<(), CommError> {
+        self.link.healthy(call)?;
+        self.link.count_waits().map_err(|source| CommError::Gpu { call, source })
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.link.traffic.get()
+    }
+}

@@ -1,0 +1,53 @@
+//! What a rank computes on: checked, claimed and told before anything is built on it.
+
+use crate::gpu::{self, Claimed, GpuError, Version};
+use crate::torch;
+use crate::worker::WorkerError;
+use tch::Device;
+use zerofold_configs::{DeviceKind, Resolved};
+
+/// The device of a rank, held for as long as it computes.
+pub(crate) enum RankDevice {
+    Cpu,
+    Gpu { index: usize, _claimed: Claimed },
+}
+
+impl RankDevice {
+    /// libtorch's name of it.
+    pub(crate) fn torch(&self) -> Device {
+        match self {
+            RankDevice::Cpu => Device::Cpu,
+            RankDevice::Gpu { index, .. } => Device::Cuda(*index),
+        }
+    }
+}
+
+/// Takes the device that the configuration and the local rank say, once everything is known to fit: build, driver, card.
+pub(crate) fn claim(config: &Resolved, local_rank: usize) -> Result<RankDevice, WorkerError> {
+    if config.device == DeviceKind::Cpu {
+        return Ok(RankDevice::Cpu);
+    }
+    let libtorch = Version::of_cuda(torch::cuda_version()?.ok_or(GpuError::CpuBuild)?);
+    let facts = gpu::facts()?;
+    // A driver runs what was built for an older CUDA, or for the same one with another second number.
+    if facts.driver.major < libtorch.major {
+        return Err(GpuError::OldDriver { driver: facts.driver, libtorch }.into());
+    }
+    let claimed = gpu::claim(&facts, local_rank, config.share_gpus)?;
+    gpu::check_compute(&claimed.facts, config.element_types().compute, config.tf32)?;
+    torch::use_cuda(local_rank)?;
+    torch::allow_tf32(config.tf32)?;
+    let nccl = match gpu::nccl_version() {
+        Ok((major, minor, patch)) if config.num_processes > 1 => format!(", NCCL {major}.{minor}.{patch}"),
+        _ => String::new(),
+    };
+    let gpu::DeviceFacts { name, capability, total_memory, peers, .. } = &claimed.facts;
+    tracing::info!(
+        "GPU {local_rank}: {name}, compute capability {capability}, {} of {} MiB free, reads GPUs {peers:?} directly; \
+         driver for CUDA {}, libtorch for CUDA {libtorch}{nccl}",
+        claimed.free_memory()? >> 20,
+        total_memory >> 20,
+        facts.driver,
+    );
+    Ok(RankDevice::Gpu { index: local_rank, _claimed: claimed })
+}
