@@ -4,6 +4,11 @@
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 libtorch="$root/.libtorch"
+libtorch_cuda="$root/.libtorch-cuda"
+# cpu or cuda: what the last scripts/setup was asked for.
+libtorch_choice="$root/.libtorch-choice"
+cpu_requirements="$root/scripts/requirements/libtorch.txt"
+cuda_requirements="$root/scripts/requirements/libtorch-cuda.txt"
 demo_model="$root/.models/SmolLM2-135M-Instruct"
 target="${CARGO_TARGET_DIR:-$root/target}"
 [[ $target == /* ]] || target="$PWD/$target"
@@ -12,6 +17,13 @@ python="${PYTHON:-python3}"
 # Set but empty means not set; cargo would take it for a folder.
 if [[ -z ${LIBTORCH:-} ]]; then unset LIBTORCH; fi
 if [[ -z ${LIBTORCH_USE_PYTORCH:-} ]]; then unset LIBTORCH_USE_PYTORCH; fi
+LIBTORCH_OF_USER="${LIBTORCH:-}"
+
+# libtorch_chosen: cpu or cuda.
+libtorch_chosen() {
+    if [[ -f $libtorch_choice ]]; then cat "$libtorch_choice"; else echo cpu; fi
+}
+
 
 say() {
     printf '%s\n' "$*" >&2
@@ -104,10 +116,27 @@ hold_lock() {
     fi
 }
 
-# libtorch_ready: does a libtorch of the pinned versions lie in .libtorch, or did the user bring one?
+# libtorch_installed FOLDER REQUIREMENTS: does a libtorch of the pinned versions lie there?
+libtorch_installed() {
+    [[ -f $1/installed.txt && "$(<"$1/installed.txt")" == "$(<"$2")" ]]
+}
+
+# see_to_libtorch: sets up what is missing, and lets builds use what was chosen. A libtorch of the user's goes before it.
+see_to_libtorch() {
+    if ! libtorch_ready; then "$root/scripts/setup"; fi
+    if [[ -z $LIBTORCH_OF_USER && -z ${LIBTORCH_USE_PYTORCH:-} && "$(libtorch_chosen)" == cuda ]]; then
+        export LIBTORCH="$libtorch_cuda/torch"
+    fi
+}
+
+# libtorch_ready: is the chosen libtorch there, or did the user bring one?
 libtorch_ready() {
-    if [[ -n ${LIBTORCH:-} || -n ${LIBTORCH_USE_PYTORCH:-} ]]; then return 0; fi
-    [[ -f $libtorch/installed.txt && "$(<"$libtorch/installed.txt")" == "$(<"$root/scripts/requirements/libtorch.txt")" ]]
+    if [[ -n ${LIBTORCH_OF_USER:-} || -n ${LIBTORCH_USE_PYTORCH:-} ]]; then return 0; fi
+    case "$(libtorch_chosen)" in
+    cuda) libtorch_installed "$libtorch_cuda" "$cuda_requirements" ;;
+    # The first time, setup looks whether there is a GPU.
+    *) [[ -f $libtorch_choice ]] && libtorch_installed "$libtorch" "$cpu_requirements" ;;
+    esac
 }
 
 # What the programs are built from, and what they are built with; either new, they are built again.
