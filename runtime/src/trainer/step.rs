@@ -109,7 +109,7 @@ impl Trainer {
         self.shards.finish_window()?;
 
         self.activity.enter(Phase::Optimizer);
-        // Here the host waits for the device, once a step.
+        // Here the host waits for the device.
         let squares = optim::own_sum_of_squares(&self.shards)?.f_double_value(&[])?;
         let loss = loss.f_double_value(&[])?;
         let memory = [crate::metrics::peak_memory_bytes() as f64, torch::memory(device).peak as f64];
