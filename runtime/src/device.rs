@@ -1,6 +1,7 @@
 //! What a rank computes on: checked, claimed and told before anything is built on it.
 
 use crate::gpu::{self, Claimed, GpuError, Version};
+use crate::model::{Kernel, Llama, ModelError};
 use crate::torch;
 use crate::worker::WorkerError;
 use tch::Device;
@@ -50,4 +51,45 @@ pub(crate) fn claim(config: &Resolved, local_rank: usize) -> Result<RankDevice, 
         facts.driver,
     );
     Ok(RankDevice::Gpu { index: local_rank, _claimed: claimed })
+}
+
+/// Says which kernel attention goes by, and warns of one whose memory grows with the square of the rows' length.
+pub(crate) fn tell_attention(model: &Llama, length: usize) -> Result<(), ModelError> {
+    match model.attention_kernel(length)? {
+        Kernel::Math => tracing::warn!(
+            "libtorch has no fused attention for heads {} wide in {:?} on this GPU: it keeps all scores, which takes memory \
+             by the square of max_length",
+            model.config.head_dim,
+            model.kind(),
+        ),
+        kernel => tracing::info!("{kernel}"),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerofold_configs::{Inputs, resolve};
+
+    /// Neither a build for the CPU nor a machine without a card panics, and each names its own way out.
+    #[test]
+    fn a_job_for_gpus_is_refused_where_there_are_none() {
+        let flags = [("model_name_or_path", "m"), ("dataset", "d.jsonl"), ("output_dir", "out")];
+        let flags = flags.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let config = resolve(&Inputs { flags, devices: 1, ..Inputs::default() }).unwrap();
+        assert_eq!(config.device, DeviceKind::Cuda);
+        let message = match claim(&config, 0) {
+            // A machine with a card, and a build for it.
+            Ok(_) => return,
+            Err(error) => error.to_string(),
+        };
+        let expected = match torch::cuda_version().unwrap() {
+            None => ["was built against a libtorch for the CPU", "scripts/setup --cuda"],
+            Some(_) => ["driver", "--use_cpu true"],
+        };
+        for part in expected {
+            assert!(message.contains(part), "{message}");
+        }
+    }
 }

@@ -167,6 +167,9 @@ fn train_joined(
     let model_directory = &config.training.model_name_or_path;
     let mut trainer = build(config, model_directory, comm, activity, plan.total_steps())?;
     check_tokens(&train, trainer.model.config.vocab_size)?;
+    if matches!(device.torch(), Device::Cuda(_)) {
+        device::tell_attention(&trainer.model, config.training.max_length as usize)?;
+    }
     if environment.resume.is_none() {
         trainer.shards.load(&ModelFiles::open(model_directory)?)?;
     }

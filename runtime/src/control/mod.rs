@@ -135,7 +135,7 @@ impl Control {
 
     /// The store, for backends to bootstrap through.
     pub fn store(&self) -> ControlStore {
-        ControlStore::new(self.client.clone(), self.runtime.handle().clone())
+        ControlStore::new(self.client.clone(), self.runtime.handle().clone(), self.identity.generation)
     }
 
     fn call<T>(

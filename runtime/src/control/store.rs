@@ -13,16 +13,26 @@ use zerofold_proto::v1::{
 /// key, arrives first.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// The store of the job, reached over gRPC. May be called from any thread that is not the control thread itself.
+/// The store of one membership of the job, reached over gRPC: another membership has keys of its own, so that nobody meets
+/// those who are gone. May be called from any thread that is not the control thread itself.
 #[derive(Clone)]
 pub struct ControlStore {
     client: ControlClient<Channel>,
     handle: tokio::runtime::Handle,
+    generation: u64,
 }
 
 impl ControlStore {
-    pub(super) fn new(client: ControlClient<Channel>, handle: tokio::runtime::Handle) -> Self {
-        ControlStore { client, handle }
+    pub(super) fn new(client: ControlClient<Channel>, handle: tokio::runtime::Handle, generation: u64) -> Self {
+        ControlStore { client, handle, generation }
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}/{key}", self.generation)
+    }
+
+    fn keys(&self, keys: &[String]) -> Vec<String> {
+        keys.iter().map(|key| self.key(key)).collect()
     }
 
     fn call<T>(
@@ -40,32 +50,32 @@ impl ControlStore {
 
 impl Store for ControlStore {
     fn set(&self, key: &str, value: &[u8]) -> Result<(), String> {
-        let request = StoreSetRequest { key: key.to_string(), value: value.to_vec() };
+        let request = StoreSetRequest { key: self.key(key), value: value.to_vec() };
         self.call(GRACE, self.client.clone().store_set(request)).map(|_| ())
     }
 
     fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, String> {
-        let request = StoreGetRequest { key: key.to_string(), timeout_ms: timeout.as_millis() as u64 };
+        let request = StoreGetRequest { key: self.key(key), timeout_ms: timeout.as_millis() as u64 };
         self.call(timeout, self.client.clone().store_get(request)).map(|reply| reply.value)
     }
 
     fn wait(&self, keys: &[String], timeout: Duration) -> Result<(), String> {
-        let request = StoreWaitRequest { keys: keys.to_vec(), timeout_ms: timeout.as_millis() as u64 };
+        let request = StoreWaitRequest { keys: self.keys(keys), timeout_ms: timeout.as_millis() as u64 };
         self.call(timeout, self.client.clone().store_wait(request)).map(|_| ())
     }
 
     fn add(&self, key: &str, amount: i64) -> Result<i64, String> {
-        let request = StoreAddRequest { key: key.to_string(), amount };
+        let request = StoreAddRequest { key: self.key(key), amount };
         self.call(GRACE, self.client.clone().store_add(request)).map(|reply| reply.value)
     }
 
     fn check(&self, keys: &[String]) -> Result<bool, String> {
-        let request = StoreCheckRequest { keys: keys.to_vec() };
+        let request = StoreCheckRequest { keys: self.keys(keys) };
         self.call(GRACE, self.client.clone().store_check(request)).map(|reply| reply.present)
     }
 
     fn remove(&self, key: &str) -> Result<bool, String> {
-        let request = StoreDeleteRequest { key: key.to_string() };
+        let request = StoreDeleteRequest { key: self.key(key) };
         self.call(GRACE, self.client.clone().store_delete(request)).map(|reply| reply.deleted)
     }
 }

@@ -12,12 +12,37 @@ use std::cell::RefCell;
 
 use tch::{Device, Kind, Tensor};
 
+use super::llama::is_16_bit;
 use super::{ModelConfig, ModelError};
 
 /// The longest sequences for which products were measured to be faster on a CPU, forward and backward together.
 const PRODUCTS_UP_TO: i64 = 768;
 /// Never more scores than this at once (64 MiB in bfloat16): beyond it, memory matters more.
 const MOST_SCORES: i64 = 32 << 20;
+
+/// libtorch's kernels for attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// FlashAttention (Dao, "FlashAttention-2", 2023).
+    Flash,
+    /// xFormers' memory-efficient kernel.
+    MemoryEfficient,
+    /// That of cuDNN.
+    CuDnn,
+    /// Matrix products that keep all scores.
+    Math,
+}
+
+impl std::fmt::Display for Kernel {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Kernel::Flash => "flash attention",
+            Kernel::MemoryEfficient => "memory-efficient attention",
+            Kernel::CuDnn => "cuDNN's attention",
+            Kernel::Math => "attention by products, which keep all scores",
+        })
+    }
+}
 
 /// The attention of one model; it has no weights.
 pub(super) struct Attention {
@@ -71,12 +96,48 @@ impl Attention {
 
     /// With dropout libtorch itself takes a form that keeps all scores.
     fn by_flash(&self, query: &Tensor, key: &Tensor, value: &Tensor, dropout: f64) -> Result<Tensor, ModelError> {
-        // The CPU kernel wants as many key heads as query heads to serve the backward too.
-        let (key, value) = (self.repeat_heads(key)?, self.repeat_heads(value)?);
+        let shares = self.kernel_shares_heads();
+        let (key, value) = match shares {
+            true => (key.shallow_clone(), value.shallow_clone()),
+            false => (self.repeat_heads(key)?, self.repeat_heads(value)?),
+        };
         let (query, key, value) = (query.f_transpose(1, 2)?, key.f_transpose(1, 2)?, value.f_transpose(1, 2)?);
         let attended =
-            Tensor::f_scaled_dot_product_attention::<Tensor>(&query, &key, &value, None, dropout, true, None, false)?;
+            Tensor::f_scaled_dot_product_attention::<Tensor>(&query, &key, &value, None, dropout, true, None, shares)?;
         Ok(attended.f_transpose(1, 2)?.f_flatten(2, 3)?)
+    }
+
+    /// Whether the fused kernel takes fewer key heads than query heads, backward included: CUDA's flash kernel does, which is
+    /// for 16-bit types. All others want keys and values repeated.
+    fn kernel_shares_heads(&self) -> bool {
+        matches!(self.device, Device::Cuda(_)) && is_16_bit(self.kind) && self.queries_per_key > 1
+    }
+
+    /// The kernel that libtorch takes for rows of `length` positions with heads `head_dim` wide.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub(super) fn kernel(&self, length: i64, head_dim: i64) -> Result<Kernel, ModelError> {
+        let heads = self.key_heads * self.queries_per_key;
+        let shares = self.kernel_shares_heads();
+        let tensor = |heads: i64| Tensor::f_zeros([1, heads, length, head_dim], (self.kind, self.device));
+        let key = tensor(if shares { self.key_heads } else { heads })?;
+        let choice = Tensor::f_internal_fused_sdp_choice::<Tensor>(
+            &tensor(heads)?.f_set_requires_grad(true)?,
+            &key,
+            &key,
+            None,
+            0.0,
+            true,
+            None,
+            shares,
+        )?;
+        Ok(match choice {
+            1 => Kernel::Flash,
+            2 => Kernel::MemoryEfficient,
+            3 => Kernel::CuDnn,
+            _ => Kernel::Math,
+        })
     }
 
     /// Attention of the last T positions to all S of a cache (`[B, K, S, D]` each): `[B, T, K * G * D]`.
@@ -171,6 +232,15 @@ mod tests {
                     assert!(difference < tolerance, "{kind:?}, {sharing} sharing: differ by {difference}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn on_a_cpu_libtorch_takes_its_fused_kernel() {
+        let attention =
+            |kind| Attention { key_heads: 2, queries_per_key: 3, kind, device: Device::Cpu, mask: RefCell::new(None) };
+        for kind in [Kind::Float, Kind::BFloat16] {
+            assert_eq!(attention(kind).kernel(64, 16).unwrap(), Kernel::Flash, "{kind:?}");
         }
     }
 

@@ -9,7 +9,7 @@
 use tch::{Device, Kind, Tensor};
 use zerofold_plan::SegmentKind;
 
-use super::attention::Attention;
+use super::attention::{Attention, Kernel};
 use super::rope::{Rope, Tables};
 use super::{LayerCache, ModelConfig, ModelError};
 
@@ -95,6 +95,14 @@ impl Llama {
     /// Where it computes.
     pub fn device(&self) -> Device {
         self.device
+    }
+
+    /// The kernel that libtorch takes for the attention of rows of `length` tokens, where it is not by products.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn attention_kernel(&self, length: usize) -> Result<Kernel, ModelError> {
+        self.attention.kernel(length as i64, self.config.head_dim as i64)
     }
 
     /// Embeds token ids `[B, T]` (int64): `[B, T, H]`.

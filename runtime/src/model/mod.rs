@@ -17,6 +17,7 @@ mod error;
 mod llama;
 mod rope;
 
+pub use attention::Kernel;
 pub use cache::LayerCache;
 pub use error::ModelError;
 pub use llama::Llama;

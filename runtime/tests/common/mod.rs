@@ -8,7 +8,6 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use tch::Device;
 use zerofold_checkpoint::ModelFiles;
 use zerofold_configs::{ElementType, ElementTypes, NonFinite, Offload, Sharding, Stage};
 use zerofold_data::{Batch, TokenizedDataset};
@@ -125,7 +124,7 @@ impl Spec {
         let kinds = Kinds::from(self.types());
         let config =
             ModelConfig { attention_dropout: self.attention_dropout, ..ModelConfig::read(&directory).unwrap() };
-        let model = Llama::new(config, kinds.compute, Device::Cpu).unwrap();
+        let model = Llama::new(config, kinds.compute, comm.device()).unwrap();
         let mut cut = ModelUnits::new(&model.config, self.sharding.units);
         let frozen: Vec<String> = serde_json::from_value(curve["frozen"].clone()).unwrap_or_default();
         cut.freeze(|name| frozen.iter().any(|pattern| name.contains(pattern.as_str()))).unwrap();

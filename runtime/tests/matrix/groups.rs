@@ -49,7 +49,11 @@ impl Group {
 
     fn name(&self, wire: Wire) -> String {
         let Group { ranks, accumulation, model, curve } = self;
-        let wire = if wire == Wire::Gloo { "" } else { " over nccl" };
+        let wire = match wire {
+            Wire::Gloo => "",
+            Wire::NcclStandIn => " over nccl",
+            Wire::Gpu => " on a GPU",
+        };
         format!("{ranks} ranks{wire}, accumulation {accumulation}, {model}, {curve}")
     }
 

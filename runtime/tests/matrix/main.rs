@@ -4,10 +4,11 @@
 //!     cargo test --release -p zerofold-runtime --test matrix               a seeded sample, and everything below
 //!     cargo test --release -p zerofold-runtime --test matrix -- --full     the whole product
 //!     cargo test --release -p zerofold-runtime --test matrix -- --seed 7   another sample
-//!     cargo test --release -p zerofold-runtime --test matrix -- --memory   the memory of a step against the plan alone
-//!     cargo test --release -p zerofold-runtime --test matrix -- --precision  16-bit types alone, with every run
-//!     cargo test --release -p zerofold-runtime --test matrix -- --nccl     what goes through the nccl backend alone
-//!     … --ranks 4                                                          of any of these, one number of ranks
+//!     … -- --memory      the memory of a step against the plan alone
+//!     … -- --precision   16-bit types against FSDP2 alone, with every run
+//!     … -- --nccl        what goes through the nccl backend alone
+//!     … -- --gpu         the layouts of one process, on a GPU (needs one, and a build for CUDA)
+//!     … -- --ranks 4     of any of these, one number of ranks
 //!
 //! The product: ranks {1, 2, 3, 4, 8} × accumulation {1, 3} × {tied, untied} × clipping {on, off} are *groups*; in each group,
 //! every layout (the four stages, hybrids, `reshard_after_forward`, prefetch, units) with and without activation
@@ -54,6 +55,94 @@ impl Tally {
     }
 }
 
+/// What is run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Everything but what needs a card.
+    All,
+    /// The memory of a step against the plan.
+    Memory,
+    /// 16-bit types against FSDP2, with every run of the fixture.
+    Precision,
+    /// What goes through the `nccl` backend.
+    Nccl,
+    /// What one process computes on a GPU.
+    Gpu,
+}
+
+/// What the command line asks for.
+struct Options {
+    part: Part,
+    /// The whole product in place of a sample.
+    full: bool,
+    /// Which sample.
+    seed: u64,
+    /// One number of ranks alone.
+    only_ranks: Option<usize>,
+}
+
+impl Options {
+    fn read(arguments: &[String]) -> Self {
+        let has = |name: &str| arguments.iter().any(|argument| argument == name);
+        let value_of = |name: &str| {
+            let at = arguments.iter().position(|argument| argument == name)?;
+            arguments.get(at + 1)?.parse::<u64>().ok()
+        };
+        let parts = [
+            ("--memory", Part::Memory),
+            ("--precision", Part::Precision),
+            ("--nccl", Part::Nccl),
+            ("--gpu", Part::Gpu),
+        ];
+        Options {
+            part: parts.into_iter().find(|(name, _)| has(name)).map_or(Part::All, |(_, part)| part),
+            full: has("--full"),
+            seed: value_of("--seed").unwrap_or(1),
+            only_ranks: value_of("--ranks").map(|ranks| ranks as usize),
+        }
+    }
+
+    fn groups(&self, ranks: usize) -> Vec<Group> {
+        let all = Group::all(ranks);
+        if self.full { all } else { vec![Group::sampled(all, self.seed)] }
+    }
+
+    /// Runs what is asked for on so many ranks.
+    fn run(&self, ranks: usize, tally: &mut Tally) {
+        let is = |parts: &[Part]| parts.contains(&self.part);
+        let groups = self.groups(ranks);
+        if ranks == 2 && is(&[Part::All, Part::Memory]) {
+            memory::check(tally);
+        }
+        if ranks == 1 && is(&[Part::Gpu]) {
+            let mut workers = Workers::start(ranks, Wire::Gpu);
+            groups.iter().for_each(|group| group.check(self.full, &mut workers, tally));
+        }
+        if is(&[Part::Memory, Part::Gpu]) {
+            return;
+        }
+        let mut workers = Workers::start(ranks, Wire::Gloo);
+        if is(&[Part::All]) {
+            groups.iter().for_each(|group| group.check(self.full, &mut workers, tally));
+        }
+        if is(&[Part::All, Part::Nccl]) {
+            let mut nccl = Workers::start(ranks, Wire::NcclStandIn);
+            groups.iter().for_each(|group| group.check(self.full, &mut nccl, tally));
+            if ranks == 2 {
+                groups.iter().for_each(|group| groups::check_same_as_gloo(group, &mut workers, &mut nccl, tally));
+            }
+        }
+        if ranks == 2 && is(&[Part::All, Part::Precision]) {
+            precision::check(self.full || self.part == Part::Precision, &mut workers, tally);
+        }
+        if ranks == 3 && is(&[Part::All]) {
+            groups::check_delays(&mut workers, tally);
+            groups::check_frozen(&mut workers, tally);
+            groups::check_dropout(&mut workers, tally);
+        }
+    }
+}
+
 fn main() {
     if workers::serve() {
         return;
@@ -62,53 +151,15 @@ fn main() {
     if arguments.iter().any(|argument| argument == "--list") {
         return;
     }
-    let full = arguments.iter().any(|argument| argument == "--full");
-    let value_of = |name: &str| {
-        let at = arguments.iter().position(|argument| argument == name)?;
-        arguments.get(at + 1)?.parse::<u64>().ok()
-    };
-    let seed = value_of("--seed").unwrap_or(1);
-    let only_ranks = value_of("--ranks").map(|ranks| ranks as usize);
-    let only_nccl = arguments.iter().any(|argument| argument == "--nccl");
+    let options = Options::read(&arguments);
     let began = Instant::now();
-    println!("{}", if full { "the whole matrix".to_owned() } else { format!("a sample of the matrix: --seed {seed}") });
+    match options.full {
+        true => println!("the whole matrix"),
+        false => println!("a sample of the matrix: --seed {}", options.seed),
+    }
     let mut tally = Tally::default();
-    for ranks in RANKS.into_iter().filter(|ranks| only_ranks.is_none_or(|only| only == *ranks)) {
-        if ranks == 2 {
-            memory::check(&mut tally);
-        }
-        if arguments.iter().any(|argument| argument == "--memory") {
-            continue;
-        }
-        let mut workers = Workers::start(ranks, Wire::Gloo);
-        if arguments.iter().any(|argument| argument == "--precision") {
-            if ranks == 2 {
-                precision::check(true, &mut workers, &mut tally);
-            }
-            continue;
-        }
-        let all = Group::all(ranks);
-        let chosen = if full { all } else { vec![Group::sampled(all, seed)] };
-        if !only_nccl {
-            chosen.iter().for_each(|group| group.check(full, &mut workers, &mut tally));
-        }
-        let mut over_nccl = Workers::start(ranks, Wire::NcclStandIn);
-        chosen.iter().for_each(|group| group.check(full, &mut over_nccl, &mut tally));
-        if ranks == 2 {
-            chosen.iter().for_each(|group| groups::check_same_as_gloo(group, &mut workers, &mut over_nccl, &mut tally));
-        }
-        drop(over_nccl);
-        if only_nccl {
-            continue;
-        }
-        if ranks == 2 {
-            precision::check(full, &mut workers, &mut tally);
-        }
-        if ranks == 3 {
-            groups::check_delays(&mut workers, &mut tally);
-            groups::check_frozen(&mut workers, &mut tally);
-            groups::check_dropout(&mut workers, &mut tally);
-        }
+    for ranks in RANKS.into_iter().filter(|ranks| options.only_ranks.is_none_or(|only| only == *ranks)) {
+        options.run(ranks, &mut tally);
     }
     let Tally { passed, failures } = tally;
     failures.iter().for_each(|failure| println!("failed: {failure}"));

@@ -45,7 +45,8 @@ fn check_type(model: &str, compute: ElementType, full: bool, workers: &mut Worke
     let mut pairs = Vec::new();
     for run in fixture["offsets"].as_array().unwrap().iter().step_by(if full { 1 } else { SAMPLED }) {
         let offset = run["offset"].as_u64().unwrap() as usize;
-        let theirs = run[compute.name()]["root_mean_square"].as_f64().unwrap();
+        // In a run of float16 a step may overflow and be skipped, which makes it another training.
+        let Some(theirs) = run[compute.name()]["root_mean_square"].as_f64() else { continue };
         let mut first: Option<Curve> = None;
         // The first run is done at every stage.
         for stage in if offset == 0 { &STAGES[..] } else { &STAGES[3..] } {
@@ -53,14 +54,14 @@ fn check_type(model: &str, compute: ElementType, full: bool, workers: &mut Worke
             let result = workers.run(&Task::Train { spec, late: None }).and_then(|curve| {
                 let ours = mean_square(&deviations(&run["float64"], &curve));
                 let words = format!("{:.2e} from float64, FSDP2 {theirs:.2e}", ours.sqrt());
-                if first.is_none() {
+                if first.is_none() && curve.skipped.is_empty() {
                     pairs.push((ours, theirs * theirs));
                 }
-                match first.get_or_insert_with(|| curve.clone()).bits == curve.bits && curve.skipped.is_empty() {
-                    true => Ok(words),
-                    false => {
-                        Err(format!("{words}; bits differ from stage 0, or steps were skipped {:?}", curve.skipped))
-                    }
+                let words = if curve.skipped.is_empty() { words } else { format!("skipped {:?}", curve.skipped) };
+                match first.get_or_insert_with(|| curve.clone()).bits == curve.bits {
+                    true if curve.skipped.is_empty() || compute == ElementType::Float16 => Ok(words),
+                    true => Err(words),
+                    false => Err(format!("{words}; bits differ from stage 0")),
                 }
             });
             tally.check(&format!("{model} in {compute}, from row {offset}, stage {stage}"), result);

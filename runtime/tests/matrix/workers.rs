@@ -1,4 +1,4 @@
-//! Worker processes that do one training after another, over real Gloo or over NCCL's stand-in.
+//! Worker processes that do one training after another, over real Gloo, over NCCL's stand-in, or on a GPU.
 
 use crate::common::{Spec, bits, stand_in};
 use crate::delay::{Delayed, Point};
@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tch::Device;
-use zerofold_runtime::comm::{Activity, Collectives, Gloo, Nccl};
+use zerofold_runtime::comm::{Activity, Collectives, Gloo, Nccl, Single};
 use zerofold_runtime::gpu;
 
 /// The variables by which a process of this program knows that it is a rank.
@@ -27,6 +27,8 @@ pub(crate) enum Wire {
     Gloo,
     /// The `nccl` backend on tensors of the CPU.
     NcclStandIn,
+    /// One process on a GPU.
+    Gpu,
 }
 
 /// What a worker is told to do.
@@ -75,13 +77,21 @@ pub(crate) fn serve() -> bool {
     let store = Arc::new(FolderStore(std::env::var(STORE).unwrap().into()));
     let activity = Arc::new(Activity::default());
     let limit = Duration::from_secs(3600);
-    let comm: Rc<dyn Collectives> = match std::env::var_os(WIRE) {
-        None => Rc::new(Gloo::connect(store, rank, world_size, "127.0.0.1", limit, activity.clone()).unwrap()),
-        Some(_) => {
+    let claim = || {
+        let claimed = gpu::claim(&gpu::facts().unwrap(), rank, true).unwrap();
+        // Current for as long as the process lives.
+        std::mem::forget(claimed);
+    };
+    let comm: Rc<dyn Collectives> = match std::env::var(WIRE).as_deref() {
+        Err(_) => Rc::new(Gloo::connect(store, rank, world_size, "127.0.0.1", limit, activity.clone()).unwrap()),
+        Ok("gpu") => {
+            claim();
+            zerofold_runtime::torch::use_cuda(rank).unwrap();
+            Rc::new(Single(Device::Cuda(rank)))
+        }
+        Ok(_) => {
             gpu::require_nccl().unwrap();
-            let claimed = gpu::claim(&gpu::facts().unwrap(), rank, true).unwrap();
-            // Current for as long as the process lives.
-            std::mem::forget(claimed);
+            claim();
             Rc::new(Nccl::connect(store, rank, world_size, Device::Cpu, limit, activity.clone()).unwrap())
         }
     };
@@ -129,9 +139,15 @@ impl Workers {
         let ranks = (0..world_size)
             .map(|rank| {
                 let mut command = Command::new(&program);
-                if wire == Wire::NcclStandIn {
-                    command.env(WIRE, "nccl").env("LD_LIBRARY_PATH", stand_in::folder());
-                    command.env("ZEROFOLD_STAND_IN_DIR", store.path());
+                match wire {
+                    Wire::Gloo => {}
+                    Wire::NcclStandIn => {
+                        command.env(WIRE, "nccl").env("LD_LIBRARY_PATH", stand_in::folder());
+                        command.env("ZEROFOLD_STAND_IN_DIR", store.path());
+                    }
+                    Wire::Gpu => {
+                        command.env(WIRE, "gpu");
+                    }
                 }
                 let mut child = command
                     .env(RANK, rank.to_string())
