@@ -153,7 +153,9 @@ impl Job {
     fn put_profile_together(&self, terminal: &Terminal) {
         let Some(steps) = self.config.training.profile else { return };
         match profile::put_together(&self.config, &self.run) {
-            Ok(Some(path)) => terminal.say(&format!("timeline: {} (open it at https://ui.perfetto.dev)", path.display())),
+            Ok(Some(path)) => {
+                terminal.say(&format!("timeline: {} (open it at https://ui.perfetto.dev)", path.display()))
+            }
             Ok(None) => terminal.complain(&format!("warning: no timeline: none of the steps {steps} was taken")),
             Err(error) => terminal.complain(&format!("warning: {error}")),
         }

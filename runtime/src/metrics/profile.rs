@@ -23,13 +23,15 @@ const LANES: u32 = 100;
 pub struct Profile {
     steps: ProfileSteps,
     part: Part,
+    /// Whether the ranks have met for it. They do so once, whatever became of the recording on any of them.
+    started: bool,
     step: Option<Begun>,
 }
 
 impl Profile {
     /// Of these steps; rank `rank`'s part is written to `path`.
     pub fn new(steps: ProfileSteps, rank: u32, path: PathBuf) -> Self {
-        Profile { steps, part: Part { rank, path, file: None, lanes: Default::default() }, step: None }
+        Profile { steps, part: Part { rank, path, file: None, lanes: Default::default() }, started: false, step: None }
     }
 
     /// To be called before each step, by every rank.
@@ -41,7 +43,7 @@ impl Profile {
             return Ok(());
         }
         let timeline = comm.timeline();
-        if !timeline.is_on() {
+        if !std::mem::replace(&mut self.started, true) {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             let origin = comm.exchange(&[now as f64])?.first().map_or(0.0, |numbers| numbers[0]);
             if let Err(error) = timeline.start(UNIX_EPOCH + Duration::from_secs(origin as u64)) {

@@ -7,6 +7,7 @@
 //!     cargo test --release -p zerofold-runtime --test matrix -- --memory   the memory of a step against the plan alone
 //!     cargo test --release -p zerofold-runtime --test matrix -- --precision  16-bit types alone, with every run
 //!     cargo test --release -p zerofold-runtime --test matrix -- --nccl     what goes through the nccl backend alone
+//!     cargo test --release -p zerofold-runtime --test matrix -- --timeline the timeline over both wires alone
 //!     … --ranks 4                                                          of any of these, one number of ranks
 //!
 //! The product: ranks {1, 2, 3, 4, 8} × accumulation {1, 3} × {tied, untied} × clipping {on, off} are *groups*; in each group,
@@ -22,6 +23,7 @@ mod groups;
 mod memory;
 mod precision;
 mod store;
+mod timeline;
 mod workers;
 
 use groups::Group;
@@ -69,15 +71,22 @@ fn main() {
     };
     let seed = value_of("--seed").unwrap_or(1);
     let only_ranks = value_of("--ranks").map(|ranks| ranks as usize);
+    let only_timeline = arguments.iter().any(|argument| argument == "--timeline");
+    let only_memory = arguments.iter().any(|argument| argument == "--memory");
     let only_nccl = arguments.iter().any(|argument| argument == "--nccl");
     let began = Instant::now();
     println!("{}", if full { "the whole matrix".to_owned() } else { format!("a sample of the matrix: --seed {seed}") });
     let mut tally = Tally::default();
     for ranks in RANKS.into_iter().filter(|ranks| only_ranks.is_none_or(|only| only == *ranks)) {
         if ranks == 2 {
-            memory::check(&mut tally);
+            if !only_timeline {
+                memory::check(&mut tally);
+            }
+            if !only_memory {
+                timeline::check(&mut tally);
+            }
         }
-        if arguments.iter().any(|argument| argument == "--memory") {
+        if only_timeline || only_memory {
             continue;
         }
         let mut workers = Workers::start(ranks, Wire::Gloo);
