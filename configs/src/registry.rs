@@ -2,6 +2,7 @@
 
 use crate::known::TABLES;
 use crate::known_training::RENAMED;
+use crate::profile::ProfileSteps;
 use crate::training::KEYS;
 
 /// The section of the YAML file that a key stands in.
@@ -55,18 +56,21 @@ pub enum Kind {
     Number,
     /// true or false.
     Switch,
+    /// A range of optimizer steps.
+    Steps,
     /// One of these names.
     Choice(&'static [&'static str]),
 }
 
 impl Kind {
-    /// What stands for the value in a usage line: `PATH`, `N`, `X`, `BOOL`, or the names.
+    /// What stands for the value in a usage line: `PATH`, `N`, `X`, `BOOL`, `FIRST..LAST`, or the names.
     pub fn placeholder(self) -> String {
         match self {
             Kind::Path => "PATH".to_owned(),
             Kind::Integer => "N".to_owned(),
             Kind::Number => "X".to_owned(),
             Kind::Switch => "BOOL".to_owned(),
+            Kind::Steps => "FIRST..LAST".to_owned(),
             Kind::Choice(names) => names.join("|"),
         }
     }
@@ -203,6 +207,7 @@ impl Key {
             Kind::Integer => "a whole number".to_owned(),
             Kind::Number => "a number".to_owned(),
             Kind::Switch => "true or false".to_owned(),
+            Kind::Steps => ProfileSteps::WORDS.to_owned(),
             Kind::Choice(names) => names.join(", "),
         };
         let one_of = if matches!(self.kind, Kind::Choice(_)) { "one of " } else { "" };

@@ -6,7 +6,7 @@ use crate::training::Training;
 use crate::types::{Backend, DeviceKind, ElementType, NonFinite, Offload, Precision};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Everything decided for one job; written to the run folder as `config.resolved.yaml` and read by every worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -77,7 +77,7 @@ impl Resolved {
         let yaml = serde_yaml::to_string(self).map_err(|error| failed(error.to_string()))?;
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
-        let partial = std::path::PathBuf::from(partial);
+        let partial = PathBuf::from(partial);
         let written = std::fs::write(&partial, format!("{HEADER}{yaml}"))
             .and_then(|()| std::fs::File::open(&partial)?.sync_all())
             .and_then(|()| std::fs::rename(&partial, path));
@@ -106,6 +106,11 @@ impl Resolved {
         };
         let (master, reduce, accumulate) = (self.master_dtype, self.reduce_dtype, self.grad_accum_dtype);
         ElementTypes { compute, master, reduce, accumulate }
+    }
+
+    /// Where a rank writes its part of the timeline, which `launch` puts together with the others' at the end.
+    pub fn profile_part(&self, rank: u32) -> PathBuf {
+        self.training.output_dir.join(format!("profile-rank-{rank}.json"))
     }
 
     /// Rows of one optimizer step over all processes: processes × rows per device × accumulated micro-batches.

@@ -2,6 +2,7 @@
 //! [`Training`], the registry [`KEYS`] and the reading of values are all made from it.
 
 use crate::error::ConfigError;
+use crate::profile::ProfileSteps;
 use crate::registry::{Allowed, DefaultValue, Group, Key, Section};
 use crate::settings::Reader;
 use crate::sharding::BackwardPrefetch;
@@ -116,6 +117,8 @@ keys! {
         adam_epsilon: f64 = "1e-8", Allowed::Above(0.0), Optimizer;
         /// Optimizer steps between two log lines; metrics.jsonl has every step
         logging_steps: u32 = "10", POSITIVE, Reports;
+        /// Record a timeline of these optimizer steps in output_dir/profile.json
+        profile: Option<ProfileSteps> = unset, Allowed::Any, Reports;
         /// When the held-out loss is measured during training
         eval_strategy: Strategy = "no", Allowed::Any, Reports;
         /// Also measure the held-out loss before the first step

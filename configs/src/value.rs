@@ -1,6 +1,7 @@
 //! Reading one value. YAML files meant for PyYAML (YAML 1.1) quote what it would misread and leave as text what it
 //! cannot read (`1e-5`), so a number may come as text, and a choice called `no` as a boolean.
 
+use crate::profile::ProfileSteps;
 use crate::registry::Kind;
 use crate::sharding::BackwardPrefetch;
 use crate::types::{
@@ -109,6 +110,14 @@ impl FromValue for PathBuf {
 
     fn from_value(value: &Value) -> Option<Self> {
         text(value).filter(|text| !text.is_empty()).map(PathBuf::from)
+    }
+}
+
+impl FromValue for ProfileSteps {
+    const KIND: Kind = Kind::Steps;
+
+    fn from_value(value: &Value) -> Option<Self> {
+        ProfileSteps::parse(value.as_str()?)
     }
 }
 

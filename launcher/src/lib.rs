@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod model_folder;
 pub mod offload_folder;
 pub mod plan;
+pub mod profile;
 pub mod report;
 pub mod run_folder;
 pub mod signals;

@@ -1,4 +1,4 @@
-//! The run folder: `output_dir/{config.resolved.yaml, metrics.jsonl, plan.json, logs/, data/, checkpoints/, model/}`.
+//! The run folder: `output_dir/{config.resolved.yaml, metrics.jsonl, plan.json, profile.json, logs/, data/, checkpoints/, model/}`.
 
 use std::path::{Path, PathBuf};
 
@@ -51,6 +51,11 @@ impl RunFolder {
     /// What was planned, and what was measured.
     pub fn plan(&self) -> PathBuf {
         self.root.join("plan.json")
+    }
+
+    /// The timeline of all ranks, where one was asked for.
+    pub fn profile(&self) -> PathBuf {
+        self.root.join("profile.json")
     }
 
     /// Everything that a rank printed.

@@ -21,7 +21,7 @@ use crate::supervise::{Limits, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::view::View;
 use crate::worker_command::{GENERATION, JobEnvironment, find_worker};
-use crate::{announce, model_folder, offload_folder, report, signals};
+use crate::{announce, model_folder, offload_folder, profile, report, signals};
 
 /// After a first failure, how long other ranks may still tell the cause.
 const GATHER: Duration = Duration::from_secs(1);
@@ -99,6 +99,9 @@ impl Job {
         }
         announce::header(&config, &run, &plan, &prepared.report).iter().for_each(|line| terminal.say(line));
         prediction.iter().for_each(|prediction| terminal.say(&prediction.words()));
+        let done = resume.as_ref().map_or(0, |found| found.manifest.step);
+        let warning = config.training.profile.and_then(|steps| profile::out_of_reach(steps, done, plan.total_steps()));
+        warning.iter().for_each(|warning| terminal.complain(warning));
         Ok(Job { config, run, resume, plan, prediction, worker, control })
     }
 
@@ -129,11 +132,13 @@ impl Job {
         Ok(match verdict {
             Verdict::Completed => {
                 terminal.say(&report::summary(&story, &ended));
+                self.put_profile_together(&terminal);
                 report::result(&facts).iter().for_each(|line| terminal.result(line));
                 0
             }
             Verdict::Stopped(signal) => {
                 terminal.say(&report::summary(&story, &ended));
+                self.put_profile_together(&terminal);
                 terminal.complain(&report::stopped(&story, &self.run));
                 signal.exit_code()
             }
@@ -142,6 +147,18 @@ impl Job {
                 EXIT_FAILED
             }
         })
+    }
+
+    /// The timeline, where one was asked for. After a failure the ranks' parts stay as they are.
+    fn put_profile_together(&self, terminal: &Terminal) {
+        let Some(steps) = self.config.training.profile else { return };
+        match profile::put_together(&self.config, &self.run) {
+            Ok(Some(path)) => {
+                terminal.say(&format!("timeline: {} (open it at https://ui.perfetto.dev)", path.display()))
+            }
+            Ok(None) => terminal.complain(&format!("warning: no timeline: none of the steps {steps} was taken")),
+            Err(error) => terminal.complain(&format!("warning: {error}")),
+        }
     }
 
     fn spawn(&self, terminal: &Arc<Terminal>, events: &Sender<Event>) -> Result<Vec<Worker>, LaunchError> {

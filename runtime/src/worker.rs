@@ -209,7 +209,7 @@ fn connect(
     let (rank, world_size) = (environment.identity.rank as usize, environment.identity.world_size as usize);
     let store = Arc::new(control.store());
     Ok(match config.backend {
-        Backend::Single => Rc::new(Single(device)),
+        Backend::Single => Rc::new(Single::new(device)?),
         Backend::Gloo => {
             Rc::new(Gloo::connect(store, rank, world_size, &environment.host, COLLECTIVE_TIMEOUT, activity)?)
         }

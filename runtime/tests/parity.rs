@@ -153,7 +153,7 @@ fn communication_is_what_theory_says() {
 fn a_window_without_supervised_tokens_is_an_error() {
     let spec = training("tiny-llama", "batch_8", Stage::Three, 1, 1);
     let activity = Arc::new(Activity::default());
-    let mut trainer = spec.trainer(Rc::new(Single(tch::Device::Cpu)), activity);
+    let mut trainer = spec.trainer(Rc::new(Single::new(tch::Device::Cpu).unwrap()), activity);
     let mut dataset = TokenizedDataset::new();
     dataset.push(&[5, 6, 7], &[-100, -100, -100]);
     let error = trainer.step(4, &[Batch::collate(&dataset, &[0], 0).unwrap()], false).unwrap_err();

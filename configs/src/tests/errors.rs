@@ -72,6 +72,11 @@ fn values_out_of_range_say_what_is_allowed() {
         ),
         ("dataset", "[a, b]", "it must be a path"),
         ("backend", "glo", "did you mean gloo?"),
+        ("profile", "8..5", "profile is 8..5, which is not allowed: it must be steps as FIRST..LAST, from 1 on"),
+        ("profile", "x", "profile is x, which is not allowed"),
+        ("profile", "0..3", "5..8 is the steps 5, 6, 7 and 8"),
+        ("profile", "1..101", "at most 100"),
+        ("profile", "5", "it must be steps as FIRST..LAST"),
     ];
     for (key, value, allowed) in table {
         let text = format!(

@@ -54,7 +54,7 @@ impl From<LaunchError> for CliError {
 
 /// Reads a command line, program name first. `on_terminal` tells whether a person can type on standard input.
 pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Result<Meant, CliError> {
-    let words = attach_commands(words.into_iter().collect());
+    let words = leave_out_steps(attach_commands(words.into_iter().collect()));
     let matches = arguments::command().try_get_matches_from(words)?;
     match matches.subcommand() {
         Some(("train", after)) => Ok(Meant::Train(Box::new(train::meant(&matches, after)?))),
@@ -83,6 +83,14 @@ fn attach_commands(mut words: Vec<OsString>) -> Vec<OsString> {
         if next_is_command {
             words[index] = format!("{word}={default}").into();
         }
+    }
+    words
+}
+
+/// `--profile steps 5..8` is `--profile 5..8`.
+fn leave_out_steps(mut words: Vec<OsString>) -> Vec<OsString> {
+    if let Some(index) = words.windows(2).position(|pair| pair[0] == "--profile" && pair[1] == "steps") {
+        words.remove(index + 1);
     }
     words
 }
@@ -162,6 +170,14 @@ mod tests {
         let expected = [("learning_rate", "1e-5"), ("max_steps", "-1"), ("bf16", "true")];
         for (name, value) in expected {
             assert!(options.inputs.flags.contains(&(name.into(), value.into())), "{name}: {:?}", options.inputs.flags);
+        }
+    }
+
+    #[test]
+    fn the_steps_of_a_timeline_may_be_called_steps() {
+        for line in ["launch train --profile steps 5..8", "launch --profile 5..8 train", "launch train --profile=5..8"]
+        {
+            assert_eq!(train(line).inputs.flags, [("profile".to_owned(), "5..8".to_owned())], "{line}");
         }
     }
 

@@ -9,6 +9,7 @@ use super::{
     ALL_GATHER, Activity, Collectives, CommError, Pending, REDUCE_SCATTER, Stopwatch, Store, Traffic, check_pair,
     element_size,
 };
+use crate::metrics::{Begun, Timeline, Track, Transfer};
 use crate::torch::{self, ShimError, checked, handle};
 use std::cell::{Cell, RefCell};
 use std::ffi::{CString, c_int, c_void};
@@ -47,6 +48,8 @@ struct Link {
     raw: *mut c_void,
     activity: Arc<Activity>,
     traffic: Cell<Traffic>,
+    /// A collective's span ends when it was waited for: Gloo does not tell when it was done.
+    timeline: Timeline,
     /// Where reduce-scatters receive the other ranks' parts: as many as were ever under way at once.
     spare: RefCell<Vec<Tensor>>,
     // Dropped after `raw` is freed: Gloo may call the store until then.
@@ -81,12 +84,14 @@ impl Link {
         Ok(Work { raw, peer })
     }
 
-    /// Takes the sequence number of a collective over `full`.
-    fn begin(&self, full: &Tensor) -> u64 {
+    /// Takes the sequence number of a collective over `full`, and begins its span.
+    fn begin(&self, track: Track, full: &Tensor) -> (u64, Begun) {
+        let bytes = (full.numel() * element_size(full)) as u64;
         let mut traffic = self.traffic.get();
-        traffic.logical_bytes += (full.numel() * element_size(full)) as u64;
+        traffic.logical_bytes += bytes;
         self.traffic.set(traffic);
-        self.activity.next_collective()
+        let sequence = self.activity.next_collective();
+        (sequence, self.timeline.begin_transfer(track, Transfer { sequence, bytes }))
     }
 
     /// Takes space for at least `count` elements of `kind`: a spare one that is large enough and not much larger, which
@@ -151,7 +156,8 @@ impl Gloo {
             )
         })
         .map_err(backend)?;
-        let link = Link { raw, activity, traffic: Cell::default(), spare: RefCell::default(), _context: context };
+        let (traffic, timeline, spare) = (Cell::default(), Timeline::default(), RefCell::default());
+        let link = Link { raw, activity, traffic, timeline, spare, _context: context };
         Ok(Gloo { link: Rc::new(link), ranks: (0..world_size).collect(), place: rank })
     }
 
@@ -180,7 +186,7 @@ impl Collectives for Gloo {
 
     fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
         check_pair(ALL_GATHER, full, shard, self.ranks.len(), Device::Cpu)?;
-        let sequence = self.link.begin(full);
+        let (sequence, span) = self.link.begin(Track::Gathers, full);
         let (full, length) = (full.f_view([-1])?, shard.numel() as i64);
         let part = |place: usize| full.f_narrow(0, place as i64 * length, length);
         let mut mine = part(self.place)?;
@@ -194,14 +200,16 @@ impl Collectives for Gloo {
         }
         let link = self.link.clone();
         Ok(Pending::new(move || {
-            let _watch = Stopwatch::start(&link.traffic);
-            link.finish(works, ALL_GATHER, sequence)
+            let _watch = Stopwatch::start(&link.traffic, &link.timeline);
+            link.finish(works, ALL_GATHER, sequence)?;
+            link.timeline.end(span);
+            Ok(())
         }))
     }
 
     fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
         check_pair(REDUCE_SCATTER, full, shard, self.ranks.len(), Device::Cpu)?;
-        let sequence = self.link.begin(full);
+        let (sequence, span) = self.link.begin(Track::Reductions, full);
         let (count, place) = (self.ranks.len(), self.place);
         let (full, shard, length) = (full.f_view([-1])?, shard.f_view([-1])?, shard.numel() as i64);
         let received = self.link.take_space(length * (count as i64 - 1), full.kind())?;
@@ -216,7 +224,7 @@ impl Collectives for Gloo {
         }
         let link = self.link.clone();
         Ok(Pending::new(move || {
-            let _watch = Stopwatch::start(&link.traffic);
+            let _watch = Stopwatch::start(&link.traffic, &link.timeline);
             link.finish(works, REDUCE_SCATTER, sequence)?;
             let parts = (0..count).map(|peer| match peer == place {
                 true => full.f_narrow(0, place as i64 * length, length),
@@ -224,12 +232,17 @@ impl Collectives for Gloo {
             });
             sum_in_order(&shard, parts.collect::<Result<Vec<_>, _>>()?)?;
             link.spare.borrow_mut().push(received);
+            link.timeline.end(span);
             Ok(())
         }))
     }
 
     fn traffic(&self) -> Traffic {
         self.link.traffic.get()
+    }
+
+    fn timeline(&self) -> &Timeline {
+        &self.link.timeline
     }
 }
 

@@ -18,6 +18,7 @@ pub use single::Single;
 pub use store::Store;
 
 use crate::gpu::GpuError;
+use crate::metrics::{Begun, Label, Timeline, Track};
 use crate::torch::ShimError;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -205,6 +206,9 @@ pub trait Collectives {
     /// [`Collectives::settle`].
     fn traffic(&self) -> Traffic;
 
+    /// The recorder of this rank, which all axes of this backend share.
+    fn timeline(&self) -> &Timeline;
+
     /// Tells of a buffer that will be used in collectives again and again, and outlives the group.
     fn register(&self, _buffer: &Tensor) {}
 
@@ -256,8 +260,11 @@ pub trait Collectives {
     fn exchange(&self, numbers: &[f64]) -> Result<Vec<Vec<f64>>, CommError> {
         let mine = Tensor::from_slice(numbers).f_to_device(self.device())?;
         let all = Tensor::f_zeros([(numbers.len() * self.world_size()) as i64], (Kind::Double, self.device()))?;
+        self.timeline().about("numbers");
         self.all_gather_into(&all, &mine)?;
+        let wait = self.timeline().begin(Track::Host, || Label::new("wait"));
         let flat = Vec::<f64>::try_from(&all.f_to_device(Device::Cpu)?)?;
+        self.timeline().end(wait);
         self.settle("exchange")?;
         Ok(flat.chunks(numbers.len().max(1)).map(<[f64]>::to_vec).collect())
     }
@@ -311,20 +318,29 @@ fn element_size(tensor: &Tensor) -> usize {
     tensor.kind().elt_size_in_bytes()
 }
 
-/// Adds the time since it was made to a counter when it is dropped.
-struct Stopwatch<'a>(Instant, &'a std::cell::Cell<Traffic>);
+/// Adds the time since it was made to a counter, and to the timeline as a wait, when it is dropped.
+struct Stopwatch<'a> {
+    began: Instant,
+    wait: Option<Begun>,
+    traffic: &'a std::cell::Cell<Traffic>,
+    timeline: &'a Timeline,
+}
 
 impl<'a> Stopwatch<'a> {
-    fn start(traffic: &'a std::cell::Cell<Traffic>) -> Self {
-        Stopwatch(Instant::now(), traffic)
+    fn start(traffic: &'a std::cell::Cell<Traffic>, timeline: &'a Timeline) -> Self {
+        let wait = Some(timeline.begin(Track::Host, || Label::new("wait")));
+        Stopwatch { began: Instant::now(), wait, traffic, timeline }
     }
 }
 
 impl Drop for Stopwatch<'_> {
     fn drop(&mut self) {
-        let mut traffic = self.1.get();
-        traffic.blocked += self.0.elapsed();
-        self.1.set(traffic);
+        let mut traffic = self.traffic.get();
+        traffic.blocked += self.began.elapsed();
+        self.traffic.set(traffic);
+        if let Some(wait) = self.wait.take() {
+            self.timeline.end(wait);
+        }
     }
 }
 

@@ -1,12 +1,26 @@
 //! One process: collectives are copies.
 
 use super::{ALL_GATHER, Collectives, CommError, Pending, REDUCE_SCATTER, Traffic, check_pair};
+use crate::metrics::Timeline;
 use std::rc::Rc;
 use tch::{Device, Tensor};
 
-/// The backend of a world of one, for tensors on the device given.
-#[derive(Debug)]
-pub struct Single(pub Device);
+/// The backend of a world of one.
+pub struct Single {
+    device: Device,
+    timeline: Rc<Timeline>,
+}
+
+impl Single {
+    /// For tensors on `device`.
+    ///
+    /// # Errors
+    /// When libtorch cannot name its stream.
+    pub fn new(device: Device) -> Result<Self, CommError> {
+        let timeline = Timeline::on_device(device).map_err(|source| CommError::Backend { call: "connect", source })?;
+        Ok(Single { device, timeline: Rc::new(timeline) })
+    }
+}
 
 fn copy(target: &Tensor, source: &Tensor) -> Result<(), CommError> {
     if target.data_ptr() != source.data_ptr() {
@@ -25,29 +39,33 @@ impl Collectives for Single {
     }
 
     fn device(&self) -> Device {
-        self.0
+        self.device
     }
 
     fn axis(&self, ranks: &[usize]) -> Result<Rc<dyn Collectives>, CommError> {
         if ranks != [0] {
             return Err(CommError::Axis { rank: 0, world_size: 1, ranks: ranks.to_vec() });
         }
-        Ok(Rc::new(Single(self.0)))
+        Ok(Rc::new(Single { device: self.device, timeline: self.timeline.clone() }))
     }
 
     fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
-        check_pair(ALL_GATHER, full, shard, 1, self.0)?;
+        check_pair(ALL_GATHER, full, shard, 1, self.device)?;
         copy(full, shard)?;
         Ok(Pending::done())
     }
 
     fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
-        check_pair(REDUCE_SCATTER, full, shard, 1, self.0)?;
+        check_pair(REDUCE_SCATTER, full, shard, 1, self.device)?;
         copy(shard, full)?;
         Ok(Pending::done())
     }
 
     fn traffic(&self) -> Traffic {
         Traffic::default()
+    }
+
+    fn timeline(&self) -> &Timeline {
+        &self.timeline
     }
 }

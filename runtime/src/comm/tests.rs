@@ -166,7 +166,7 @@ fn gloo_counts_the_bytes_it_sends() {
 
 #[test]
 fn violated_preconditions_have_errors_of_their_own() {
-    let single = Single(Device::Cpu);
+    let single = Single::new(Device::Cpu).unwrap();
     let four = Tensor::zeros([4], (Kind::Float, Device::Cpu));
     let doubles = Tensor::zeros([4], (Kind::Double, Device::Cpu));
     let three = Tensor::zeros([3], (Kind::Float, Device::Cpu));

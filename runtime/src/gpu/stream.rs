@@ -114,12 +114,23 @@ impl Event {
         }
     }
 
+    /// Lets the host wait until it has happened.
+    pub(crate) fn synchronise(&self) -> Result<(), GpuError> {
+        // SAFETY: the event is alive.
+        unsafe { result::event::synchronize(self.raw()) }.map_err(driver("cuEventSynchronize"))
+    }
+
     /// The time from `earlier` to this; both have happened.
     pub(crate) fn since(&self, earlier: &Event) -> Result<Duration, GpuError> {
+        Ok(Duration::from_secs_f64(self.milliseconds_since(earlier)?.max(0.0) / 1e3))
+    }
+
+    /// Milliseconds from `other` to this, below 0 when this came first; both have happened. The driver tells them in
+    /// float32.
+    pub(crate) fn milliseconds_since(&self, other: &Event) -> Result<f64, GpuError> {
         // SAFETY: both events are alive.
-        let milliseconds = unsafe { result::event::elapsed(earlier.raw(), self.raw()) };
-        let milliseconds = milliseconds.map_err(driver("cuEventElapsedTime"))?;
-        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
+        let milliseconds = unsafe { result::event::elapsed(other.raw(), self.raw()) };
+        Ok(f64::from(milliseconds.map_err(driver("cuEventElapsedTime"))?))
     }
 }
 

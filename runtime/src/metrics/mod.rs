@@ -1,5 +1,11 @@
 //! What a rank measures about itself.
 
+mod profile;
+mod timeline;
+
+pub use profile::Profile;
+pub use timeline::{Begun, Label, Span, Timeline, Track, Transfer};
+
 /// A line of `/proc/self/status` in bytes; 0 where the system does not tell.
 fn status_bytes(name: &str) -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -64,16 +64,15 @@ impl Shards {
             Some(group) if group.filled[index] => {
                 let mut mine = part_of(group.comm.as_ref())?;
                 mine.f_copy_(&group.parts[index])?;
-                group.comm.start_all_gather_into(&full, &mine)
+                self.start(index, || group.comm.start_all_gather_into(&full, &mine))?
             }
             _ => {
                 // The shard is cast once, straight into its place.
                 let mut mine = part_of(self.shard_axis.as_ref())?;
                 mine.f_copy_(&self.units[index].master)?;
-                self.shard_axis.start_all_gather_into(&full, &mine)
+                self.start(index, || self.shard_axis.start_all_gather_into(&full, &mine))?
             }
         };
-        let pending = self.collective(index, pending)?;
         self.buffers.started(free, index, pending);
         Ok(true)
     }
@@ -118,8 +117,9 @@ impl Shards {
             self.units[index].cast_masters()?;
             if self.shards_optimizer() {
                 let mine = self.units[index].own_parameters()?;
-                let started = self.shard_axis.start_all_gather_into(&self.units[index].flat, &mine);
-                self.arriving[index] = Some(self.collective(index, started)?);
+                let full = &self.units[index].flat;
+                let started = self.start(index, || self.shard_axis.start_all_gather_into(full, &mine))?;
+                self.arriving[index] = Some(started);
             }
         }
         Ok(())

@@ -28,6 +28,7 @@ pub use files::{fill_by_float_chunks, for_each_float_chunk};
 pub use unit::{OwnedRun, Unit};
 
 use crate::comm::{Collectives, CommError, Pending};
+use crate::metrics::Timeline;
 use buffers::GatherBuffers;
 use gather::GroupShards;
 use mapped::MappedFile;
@@ -201,6 +202,11 @@ impl Shards {
         self.comm.as_ref()
     }
 
+    /// The recorder of this rank.
+    pub fn timeline(&self) -> &Timeline {
+        self.comm.timeline()
+    }
+
     /// This rank's place on the shard axis: which shard it owns.
     pub fn place(&self) -> usize {
         self.shard_axis.rank()
@@ -225,6 +231,12 @@ impl Shards {
 
     fn collective<T>(&self, unit: usize, result: Result<T, CommError>) -> Result<T, ShardError> {
         result.map_err(|source| ShardError::Collective { unit: self.layout.units[unit].name.clone(), source })
+    }
+
+    /// Starts a collective of a unit.
+    fn start<T>(&self, unit: usize, collective: impl FnOnce() -> Result<T, CommError>) -> Result<T, ShardError> {
+        self.timeline().about(&self.layout.units[unit].name);
+        self.collective(unit, collective())
     }
 
     fn state_is_offloaded(&self) -> bool {

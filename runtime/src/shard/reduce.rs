@@ -147,8 +147,7 @@ impl Shards {
             }
             None => (full.shallow_clone(), full.f_narrow(0, shard.start as i64, shard.len() as i64)?),
         };
-        let started = self.shard_axis.start_reduce_scatter_into(&result, &sent);
-        let pending = self.collective(index, started)?;
+        let pending = self.start(index, || self.shard_axis.start_reduce_scatter_into(&result, &sent))?;
         self.gradients.under_way.push_back(Reduction { unit: index, result, pending });
         Ok(())
     }
@@ -177,6 +176,7 @@ impl Shards {
         }
         let Some(replicate_axis) = &self.replicate_axis else { return Ok(()) };
         let own = self.units.iter().map(Unit::own_gradient).collect::<Result<Vec<_>, _>>()?;
+        self.timeline().about("all copies");
         replicate_axis.all_reduce_each(&own).map_err(ShardError::Group)
     }
 
@@ -187,8 +187,8 @@ impl Shards {
         }
         let mut arriving = Vec::with_capacity(self.units.len());
         for (index, unit) in self.units.iter().enumerate() {
-            let started = self.shard_axis.start_all_gather_into(&unit.gradient, &unit.own_gradient()?);
-            arriving.push(self.collective(index, started)?);
+            let own = unit.own_gradient()?;
+            arriving.push(self.start(index, || self.shard_axis.start_all_gather_into(&unit.gradient, &own))?);
         }
         arriving.into_iter().enumerate().try_for_each(|(index, pending)| self.collective(index, pending.wait()))
     }

@@ -16,7 +16,7 @@ fn loaded(stage: Stage, compute: Kind) -> (Llama, Shards) {
     let layout = Layout::new(&units, Mesh::new(1, 1).unwrap()).unwrap();
     let kinds = Kinds { compute, master: Kind::Float, reduce: Kind::Float, accumulate: Kind::Float };
     let options = ShardOptions { sharding: Sharding::of(stage), kinds, offload: Offload::No, device: Device::Cpu };
-    let mut shards = Shards::new(layout, &options, Rc::new(Single(Device::Cpu))).unwrap();
+    let mut shards = Shards::new(layout, &options, Rc::new(Single::new(Device::Cpu).unwrap())).unwrap();
     shards.load(&ModelFiles::open(&directory).unwrap()).unwrap();
     (model, shards)
 }

@@ -42,7 +42,7 @@ fn layout_digest(trainer: &Trainer) -> String {
 impl Trainer {
     /// Writes this rank's part of a checkpoint and returns when the whole is committed.
     pub(super) fn save(&mut self, job: &Job<'_>, progress: &Progress) -> Result<(), TrainError> {
-        self.activity.enter(Phase::Checkpoint);
+        self.enter(Phase::Checkpoint);
         let identity = job.control.identity().clone();
         let directory = step_directory(&job.config.training.output_dir.join("checkpoints"), progress.step);
         std::fs::create_dir_all(&directory).map_err(|source| CheckpointError::Io {
@@ -99,7 +99,7 @@ impl Trainer {
 
     /// Reads this rank's part of the checkpoint in `directory` and makes it the state to go on from.
     pub(super) fn restore(&mut self, directory: &Path, job: &Job<'_>) -> Result<Progress, TrainError> {
-        self.activity.enter(Phase::Loading);
+        self.enter(Phase::Loading);
         let manifest = open_step(directory)?.manifest;
         let mismatch = |what, found: String, expected: String, hint| {
             Err(TrainError::Mismatch { path: shown(directory), what, found, expected, hint })

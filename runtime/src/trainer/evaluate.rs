@@ -28,7 +28,7 @@ impl Trainer {
     ) -> Result<Evaluation, TrainError> {
         let _no_grad = tch::no_grad_guard();
         let began = Instant::now();
-        self.activity.enter(Phase::Evaluation);
+        self.enter(Phase::Evaluation);
         let (rank, world_size) = (self.shards.comm().rank(), self.shards.comm().world_size());
         let rows: Vec<u32> = (0..dataset.rows() as u32).collect();
         let mut sum = Tensor::f_zeros([0i64; 0], (Kind::Double, self.model.device()))?;

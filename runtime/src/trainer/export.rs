@@ -16,7 +16,7 @@ impl Trainer {
     /// Writes the model to `output_dir/model`, whole or not at all, in the type of its source unless told otherwise. Rank 0
     /// writes while all ranks gather unit by unit; nobody holds more than one unit in full.
     pub(super) fn export(&mut self, job: &Job<'_>) -> Result<PathBuf, TrainError> {
-        self.activity.enter(Phase::Export);
+        self.enter(Phase::Export);
         let target = job.config.training.output_dir.join("model");
         if job.control.identity().rank != 0 {
             self.shards.for_each_full_master(|_, _| Ok::<(), TrainError>(()))?;

@@ -13,7 +13,8 @@ pub use checkpoint::Progress;
 pub use run::{Job, Outcome, run};
 pub use step::{StepOptions, StepOutcome, StepState};
 
-use crate::comm::{Activity, CommError};
+use crate::comm::{Activity, CommError, Phase};
+use crate::metrics::{Label, Timeline, Track};
 use crate::model::{Llama, ModelError};
 use crate::optim::{LossScale, OptimError};
 use crate::shard::{ShardError, Shards};
@@ -137,6 +138,14 @@ pub struct Trainer {
     segments: Segments,
 }
 
+/// Notes, for `launch` and for the timeline, what this rank does from now on.
+fn enter(activity: &Activity, timeline: &Timeline, phase: Phase) {
+    activity.enter(phase);
+    if timeline.is_on() {
+        timeline.enter(&phase.as_str_name().trim_start_matches("PHASE_").to_lowercase());
+    }
+}
+
 impl Trainer {
     /// A trainer of `model`, whose parameters `shards` hold and which is computed in `segments`. A model in float16 has
     /// its loss scaled.
@@ -150,5 +159,17 @@ impl Trainer {
         let loss_scale = (model.kind() == Kind::Half).then(LossScale::default);
         let state = StepState { skipped: 0, loss_scale };
         Trainer { model, shards, activity, options, state, live_peak: 0, segments: Segments::new(segments) }
+    }
+
+    fn enter(&self, phase: Phase) {
+        enter(&self.activity, self.shards.timeline(), phase);
+    }
+
+    /// Computes something that the timeline shows under this name.
+    fn computing<T>(&mut self, name: &str, compute: impl FnOnce(&mut Self) -> T) -> T {
+        let span = self.shards.timeline().begin(Track::Compute, || Label::new(name));
+        let computed = compute(self);
+        self.shards.timeline().end(span);
+        computed
     }
 }

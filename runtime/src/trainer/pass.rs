@@ -4,6 +4,7 @@ use super::TrainError;
 use super::inspect::Inspection;
 use super::loss::head_loss;
 use crate::comm::{Activity, Phase};
+use crate::metrics::{Begun, Label, Track};
 use crate::model::Llama;
 use crate::shard::Shards;
 use crate::torch::autograd_grad;
@@ -103,12 +104,13 @@ impl Pass<'_> {
     pub(super) fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<Tensor, TrainError> {
         let batch = MicroBatch::new(batch, self.model.device())?;
         let last = self.segments.all.len() - 1;
-        self.activity.enter(Phase::Forward);
+        self.enter(Phase::Forward);
         let mut hidden = self.embed(&batch)?;
         let mut saved = Vec::with_capacity(last);
         for index in 1..last {
             self.gather_for_forward(index)?;
             let input = hidden.f_detach()?.f_set_requires_grad(true)?;
+            let span = self.begin(index, "forward");
             let recomputed = self.recompute_every.is_some_and(|every| (index - 1).is_multiple_of(every));
             let output = if recomputed {
                 hidden = self.segment(index, &input)?;
@@ -118,11 +120,12 @@ impl Pass<'_> {
                 hidden = output.f_detach()?;
                 Some(output)
             };
+            self.end(span);
             self.inspect_output(index, &hidden)?;
             self.release_after_forward(index)?;
             saved.push(Saved { input, output });
         }
-        self.activity.enter(Phase::Backward);
+        self.enter(Phase::Backward);
         let (loss, mut gradient) = self.head(&batch, &hidden, scale)?;
         drop(hidden);
         for index in (1..last).rev() {
@@ -140,16 +143,34 @@ impl Pass<'_> {
         let mut hidden = self.embed(&batch)?;
         for index in 1..last {
             self.gather_for_forward(index)?;
+            let span = self.begin(index, "forward");
             hidden = self.model.segment(self.segments.all[index].kind, self.leaves(index), &hidden)?;
+            self.end(span);
             self.release_after_forward(index)?;
         }
         self.gather_for_forward(last)?;
+        let span = self.begin(last, "forward");
         let rows = supervised_rows(&hidden, &batch)?;
         let leaves = self.leaves(last);
         let normed = self.model.final_norm(&leaves[1], &rows)?;
         let loss = head_loss(&normed, &leaves[0], &batch.targets, None)?;
+        self.end(span);
         self.release_after_forward(last)?;
         Ok(loss.sum)
+    }
+
+    fn enter(&self, phase: Phase) {
+        super::enter(self.activity, self.shards.timeline(), phase);
+    }
+
+    /// Begins a span of what is computed of a segment. Nothing is waited for until its end.
+    fn begin(&self, index: usize, kind: &'static str) -> Begun {
+        let name = || self.segments.all[index].kind.to_string();
+        self.shards.timeline().begin(Track::Compute, || Label::of_kind(name(), kind))
+    }
+
+    fn end(&self, span: Begun) {
+        self.shards.timeline().end(span);
     }
 
     fn leaves(&self, index: usize) -> &[Tensor] {
@@ -214,7 +235,9 @@ impl Pass<'_> {
 
     fn embed(&mut self, batch: &MicroBatch) -> Result<Tensor, TrainError> {
         self.gather_for_forward(0)?;
+        let span = self.begin(0, "forward");
         let hidden = self.model.embed(&self.leaves(0)[0], &batch.input_ids)?;
+        self.end(span);
         self.inspect_output(0, &hidden)?;
         self.release_after_forward(0)?;
         Ok(hidden)
@@ -226,15 +249,21 @@ impl Pass<'_> {
         let index = self.segments.all.len() - 1;
         self.gather_for_forward(index)?;
         self.prefetch_backward(index, BackwardPrefetch::Pre)?;
+        let span = self.begin(index, "forward");
         let rows = supervised_rows(hidden, batch)?.f_set_requires_grad(true)?;
         let (head, norm) = {
             let leaves = self.leaves(index);
             (leaves[0].f_detach()?, leaves[1].shallow_clone())
         };
         let normed = tch::with_grad(|| self.model.final_norm(&norm, &rows))?;
+        self.end(span);
         self.begin_gradient(index)?;
         let head_gradient = self.leaf_gradient(index, 0)?;
+        // The head's own gradient is made beside the loss.
+        let span = self.begin(index, "loss");
         let loss = head_loss(&normed.f_detach()?, &head, &batch.targets, Some((&head_gradient, scale)))?;
+        self.end(span);
+        let span = self.begin(index, "backward");
         let width = *hidden.size().last().unwrap_or(&1);
         let gradient = Tensor::f_zeros_like(&hidden.f_view([-1, width])?)?;
         if let Some(seed) = &loss.hidden_gradient {
@@ -250,6 +279,7 @@ impl Pass<'_> {
         if self.is_frozen(index, 0) {
             let _dropped = head_gradient.shallow_clone().f_zero_()?;
         }
+        self.end(span);
         if let Some(inspection) = &mut self.inspection {
             inspection.loss(loss.sum.f_double_value(&[])?);
         }
@@ -292,21 +322,30 @@ impl Pass<'_> {
         self.prefetch_backward(index, BackwardPrefetch::Pre)?;
         let output = match output {
             Some(output) => output,
-            None => tch::with_grad(|| self.segment(index, &input))?,
+            None => {
+                let span = self.begin(index, "recompute");
+                let output = tch::with_grad(|| self.segment(index, &input))?;
+                self.end(span);
+                output
+            }
         };
         let trained: Vec<usize> = (0..self.leaves(index).len()).filter(|&leaf| !self.is_frozen(index, leaf)).collect();
         let leaves = trained.iter().map(|&leaf| &self.leaves(index)[leaf]);
         let inputs: Vec<&Tensor> = std::iter::once(&input).chain(leaves).collect();
+        let span = self.begin(index, "backward");
         let mut gradients = autograd_grad(&[&output], &[&seed], &inputs)?.into_iter();
+        self.end(span);
         drop((output, seed));
         let input_gradient = gradients.next().flatten();
         self.prefetch_backward(index, BackwardPrefetch::Post)?;
         self.begin_gradient(index)?;
+        let span = self.begin(index, "accumulate");
         for (leaf, gradient) in trained.into_iter().zip(gradients) {
             if let Some(gradient) = gradient {
                 let _sum = self.leaf_gradient(index, leaf)?.f_add_(&gradient)?;
             }
         }
+        self.end(span);
         self.finish_gradient(index)?;
         input_gradient.ok_or_else(|| TrainError::NoGradient(self.shards.units[unit].layout.name.clone()))
     }
@@ -317,6 +356,7 @@ impl Pass<'_> {
         if self.is_frozen(0, 0) {
             return self.finish_gradient(0);
         }
+        let span = self.begin(0, "backward");
         let width = *gradient.size().last().unwrap_or(&1);
         let mut target = self.leaf_gradient(0, 0)?;
         let rows = gradient.f_view([-1, width])?.f_to_kind(target.kind())?;
@@ -326,6 +366,7 @@ impl Pass<'_> {
             Device::Cuda(_) => target.f_index_put_(&[Some(ids)], &rows, true)?,
             _ => target.f_index_add_(0, &ids, &rows)?,
         };
+        self.end(span);
         self.finish_gradient(0)
     }
 }

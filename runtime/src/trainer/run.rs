@@ -5,6 +5,7 @@ use super::step::StepOutcome;
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use crate::control::Control;
+use crate::metrics::Profile;
 use std::path::{Path, PathBuf};
 use zerofold_configs::{Resolved, Strategy};
 use zerofold_data::{Batch, StepPlan, TokenizedDataset};
@@ -52,11 +53,19 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
     }
     let total = job.plan.total_steps();
     crate::torch::restart_peak(trainer.shards.comm().device());
+    let rank = job.control.identity().rank;
+    let mut profile = job.config.training.profile.map(|steps| Profile::new(steps, rank, job.config.profile_part(rank)));
     let mut stopped = false;
     while finished < total && !stopped {
+        if let Some(profile) = &mut profile {
+            profile.before_step(finished + 1, trainer.shards.comm())?;
+        }
         let window = trainer.window(job, finished)?;
         let outcome = trainer.step(finished, &window, job.control.stop_requested())?;
         finished = outcome.step;
+        if let Some(profile) = &mut profile {
+            profile.after_step(finished, trainer.shards.timeline());
+        }
         trainer.live_peak = trainer.live_peak.max(outcome.live_peak_bytes);
         stopped = outcome.stop && finished < total;
         trainer.report(job, &outcome);
@@ -71,6 +80,9 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
     }
     // Nobody leaves while others wait for what it still has to send.
     trainer.shards.forget_gathered()?;
+    if let Some(profile) = &mut profile {
+        profile.finish(trainer.shards.timeline());
+    }
     if stopped {
         return Ok(Outcome { steps: finished, stopped, model: None });
     }
@@ -90,7 +102,7 @@ fn due(strategy: Strategy, every: u32, finished: u64, ends: bool, plan: &StepPla
 impl Trainer {
     /// This rank's micro-batches of the step after `finished` ones.
     fn window(&self, job: &Job<'_>, finished: u64) -> Result<Vec<Batch>, TrainError> {
-        self.activity.enter(Phase::Data);
+        self.enter(Phase::Data);
         let rank = job.control.identity().rank;
         (0..job.config.gradient_accumulation_steps)
             .map(|micro_batch| {

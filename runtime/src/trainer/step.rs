@@ -4,6 +4,7 @@ use super::inspect::Inspection;
 use super::pass::Pass;
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
+use crate::metrics::{Label, Track};
 use crate::optim::{self, LossScale, Schedule};
 use crate::torch::{self, AdamW};
 use serde::{Deserialize, Serialize};
@@ -105,13 +106,15 @@ impl Trainer {
             let seed = self.micro_batch_seed(step, index);
             loss = loss.f_add_(&self.pass_with(seed, None).forward_backward(batch, scale)?)?;
         }
-        self.activity.enter(Phase::Backward);
+        self.enter(Phase::Backward);
         self.shards.finish_window()?;
 
-        self.activity.enter(Phase::Optimizer);
+        self.enter(Phase::Optimizer);
+        let squares = self.computing("gradient norm", |trainer| optim::own_sum_of_squares(&trainer.shards))?;
         // Here the host waits for the device.
-        let squares = optim::own_sum_of_squares(&self.shards)?.f_double_value(&[])?;
-        let loss = loss.f_double_value(&[])?;
+        let wait = self.shards.timeline().begin(Track::Host, || Label::new("wait"));
+        let (squares, loss) = (squares.f_double_value(&[])?, loss.f_double_value(&[])?);
+        self.shards.timeline().end(wait);
         let memory = [crate::metrics::peak_memory_bytes() as f64, torch::memory(device).peak as f64];
         let mine = [squares, loss, memory[0], memory[1]];
         let all = self.shards.comm().exchange(&mine)?;
@@ -126,9 +129,13 @@ impl Trainer {
         let taken = finished - self.state.skipped;
         let learning_rate = self.options.schedule.rate(taken);
         let skipped = if grad_norm.is_finite() && loss.is_finite() {
-            optim::unscale_and_clip(&mut self.shards, loss_scale, grad_norm, self.options.max_grad_norm)?;
+            let max_grad_norm = self.options.max_grad_norm;
+            self.computing("clip", |trainer| {
+                optim::unscale_and_clip(&mut trainer.shards, loss_scale, grad_norm, max_grad_norm)
+            })?;
             self.shards.share_gradients()?;
-            optim::adamw(&mut self.shards, taken + 1, &AdamW { learning_rate, ..self.options.adamw })?;
+            let adamw = AdamW { learning_rate, ..self.options.adamw };
+            self.computing("optimizer", |trainer| optim::adamw(&mut trainer.shards, taken + 1, &adamw))?;
             self.shards.finish_step()?;
             self.state.loss_scale = self.state.loss_scale.map(LossScale::after_step);
             None

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tch::Tensor;
 use zerofold_runtime::comm::{Activity, Collectives, CommError, Pending, Phase, Traffic};
+use zerofold_runtime::metrics::Timeline;
 
 const DELAY: Duration = Duration::from_millis(100);
 
@@ -87,6 +88,10 @@ impl Collectives for Delayed {
     fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
         self.at(false);
         self.inner.start_reduce_scatter_into(shard, full)
+    }
+
+    fn timeline(&self) -> &Timeline {
+        self.inner.timeline()
     }
 
     fn traffic(&self) -> Traffic {

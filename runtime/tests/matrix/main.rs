@@ -6,6 +6,7 @@
 //!     cargo test --release -p zerofold-runtime --test matrix -- --seed 7   another sample
 //!     … -- --memory      the memory of a step against the plan alone
 //!     … -- --precision   16-bit types against FSDP2 alone, with every run
+//!     … -- --timeline    the timeline over both wires alone
 //!     … -- --nccl        what goes through the nccl backend alone
 //!     … -- --gpu         the layouts of one process, on a GPU (needs one, and a build for CUDA)
 //!     … -- --ranks 4     of any of these, one number of ranks
@@ -23,6 +24,7 @@ mod groups;
 mod memory;
 mod precision;
 mod store;
+mod timeline;
 mod workers;
 
 use groups::Group;
@@ -64,6 +66,8 @@ enum Part {
     Memory,
     /// 16-bit types against FSDP2, with every run of the fixture.
     Precision,
+    /// The timeline over Gloo and NCCL.
+    Timeline,
     /// What goes through the `nccl` backend.
     Nccl,
     /// What one process computes on a GPU.
@@ -91,6 +95,7 @@ impl Options {
         let parts = [
             ("--memory", Part::Memory),
             ("--precision", Part::Precision),
+            ("--timeline", Part::Timeline),
             ("--nccl", Part::Nccl),
             ("--gpu", Part::Gpu),
         ];
@@ -114,11 +119,14 @@ impl Options {
         if ranks == 2 && is(&[Part::All, Part::Memory]) {
             memory::check(tally);
         }
+        if ranks == 2 && is(&[Part::All, Part::Timeline]) {
+            timeline::check(tally);
+        }
         if ranks == 1 && is(&[Part::Gpu]) {
             let mut workers = Workers::start(ranks, Wire::Gpu);
             groups.iter().for_each(|group| group.check(self.full, &mut workers, tally));
         }
-        if is(&[Part::Memory, Part::Gpu]) {
+        if is(&[Part::Memory, Part::Timeline, Part::Gpu]) {
             return;
         }
         let mut workers = Workers::start(ranks, Wire::Gloo);

@@ -15,6 +15,7 @@ use zerofold_configs::{
 use zerofold_data::{Batch, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, Plan, PlanInputs, PlannedDevice, plan};
 use zerofold_runtime::comm::{Activity, Collectives, CommError, Pending, Traffic};
+use zerofold_runtime::metrics::Timeline;
 use zerofold_runtime::model::Llama;
 use zerofold_runtime::optim::{Schedule, ScheduleKind};
 use zerofold_runtime::shard::{Kinds, ShardOptions, Shards};
@@ -135,6 +136,10 @@ impl Collectives for Watched {
     fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
         self.look();
         self.inner.start_reduce_scatter_into(shard, full)
+    }
+
+    fn timeline(&self) -> &Timeline {
+        self.inner.timeline()
     }
 
     fn traffic(&self) -> Traffic {

@@ -4,9 +4,11 @@ use crate::common::{Spec, bits, stand_in};
 use crate::delay::{Delayed, Point};
 use crate::memory::MemorySpec;
 use crate::store::FolderStore;
+use crate::timeline;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -36,6 +38,8 @@ pub(crate) enum Wire {
 pub(crate) enum Task {
     /// A training; perhaps with a rank that is late somewhere.
     Train { spec: Spec, late: Option<(usize, Point)> },
+    /// A training whose timeline is recorded in this folder.
+    Record { spec: Spec, folder: PathBuf },
     /// A job whose memory is measured.
     Memory(MemorySpec),
 }
@@ -87,7 +91,7 @@ pub(crate) fn serve() -> bool {
         Ok("gpu") => {
             claim();
             zerofold_runtime::torch::use_cuda(rank).unwrap();
-            Rc::new(Single(Device::Cuda(rank)))
+            Rc::new(Single::new(Device::Cuda(rank)).unwrap())
         }
         Ok(_) => {
             gpu::require_nccl().unwrap();
@@ -100,6 +104,7 @@ pub(crate) fn serve() -> bool {
         activity.finished_steps(0);
         let curve = match task {
             Task::Train { spec, late } => train(&spec, late, comm.clone(), activity.clone()),
+            Task::Record { spec, folder } => timeline::record(&spec, &folder, comm.clone(), activity.clone()),
             Task::Memory(spec) => spec.measure(comm.clone(), activity.clone()),
         };
         println!("{}", serde_json::to_string(&curve).unwrap());
@@ -134,6 +139,11 @@ pub(crate) struct Workers {
 
 impl Workers {
     pub(crate) fn start(world_size: usize, wire: Wire) -> Self {
+        Workers::start_with(world_size, wire, &[])
+    }
+
+    /// With these variables in the processes' environment.
+    pub(crate) fn start_with(world_size: usize, wire: Wire, variables: &[(&str, &str)]) -> Self {
         let store = tempfile::tempdir().unwrap();
         let program = std::env::current_exe().unwrap();
         let ranks = (0..world_size)
@@ -150,6 +160,7 @@ impl Workers {
                     }
                 }
                 let mut child = command
+                    .envs(variables.iter().copied())
                     .env(RANK, rank.to_string())
                     .env(WORLD_SIZE, world_size.to_string())
                     .env(STORE, store.path())

@@ -23,6 +23,19 @@ pub enum SegmentKind {
     Head,
 }
 
+/// As units are called that hold one segment: `embedding`, `layer 3`, `layer 3 attention`, `layer 3 mlp`, `head`.
+impl std::fmt::Display for SegmentKind {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            SegmentKind::Embedding => formatter.write_str("embedding"),
+            SegmentKind::Block(layer) => write!(formatter, "layer {layer}"),
+            SegmentKind::Attention(layer) => write!(formatter, "layer {layer} attention"),
+            SegmentKind::Mlp(layer) => write!(formatter, "layer {layer} mlp"),
+            SegmentKind::Head => formatter.write_str("head"),
+        }
+    }
+}
+
 impl SegmentKind {
     /// Its leaves, as places in the lists above, in the order in which backward makes their gradients.
     pub fn backward_order(self) -> &'static [usize] {
@@ -88,32 +101,33 @@ impl ModelUnits {
         let tied = config.tie_word_embeddings;
         let mut units = Vec::new();
         let mut segments = Vec::new();
-        let mut open = Building { names: vec!["embedding".to_owned()], leaves: vec![embedding_leaf(config)] };
+        let mut open =
+            Building { names: vec![SegmentKind::Embedding.to_string()], leaves: vec![embedding_leaf(config)] };
         if tied {
             open.leaves.push(final_norm(config));
         }
         segments.push(Segment { kind: SegmentKind::Embedding, unit: 0, leaves: 0..1 });
-        let mut add = |kind: SegmentKind, name: String, leaves: Vec<LeafSpec>| {
+        let mut add = |kind: SegmentKind, leaves: Vec<LeafSpec>| {
             let alone = tied && units.is_empty() && policy != UnitPolicy::Whole;
             if alone || open.numel() >= least {
                 units.push(std::mem::take(&mut open).finish(tied && units.is_empty()));
             }
             let begin = open.leaves.len();
             segments.push(Segment { kind, unit: units.len(), leaves: begin..begin + leaves.len() });
-            open.names.push(name);
+            open.names.push(kind.to_string());
             open.leaves.extend(leaves);
         };
         for layer in 0..config.num_hidden_layers {
             let (attention, mlp) = (attention_leaves(config, layer), mlp_leaves(config, layer));
             if policy == UnitPolicy::BlockHalves {
-                add(SegmentKind::Attention(layer), format!("layer {layer} attention"), attention);
-                add(SegmentKind::Mlp(layer), format!("layer {layer} mlp"), mlp);
+                add(SegmentKind::Attention(layer), attention);
+                add(SegmentKind::Mlp(layer), mlp);
             } else {
-                add(SegmentKind::Block(layer), format!("layer {layer}"), attention.into_iter().chain(mlp).collect());
+                add(SegmentKind::Block(layer), attention.into_iter().chain(mlp).collect());
             }
         }
         if !tied {
-            add(SegmentKind::Head, "head".to_owned(), vec![head_leaf(config), final_norm(config)]);
+            add(SegmentKind::Head, vec![head_leaf(config), final_norm(config)]);
         }
         if open.numel() < least
             && units.len() > usize::from(tied)

@@ -20,6 +20,7 @@ use super::{
     check_tensor, element_size,
 };
 use crate::gpu::{Event, Events, GpuError, Stream};
+use crate::metrics::{Timeline, Track, Transfer};
 use communicator::{Communicator, Group, Operation, Watchdog};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -44,6 +45,7 @@ struct Link {
     events: Events,
     activity: Arc<Activity>,
     traffic: Cell<Traffic>,
+    timeline: Timeline,
     /// Waits that are not yet counted in `traffic`.
     waits: RefCell<Vec<Wait>>,
     /// By the ranks that they connect.
@@ -76,13 +78,21 @@ impl Link {
     }
 
     /// Counts a collective in which all of `full` goes round among the ranks so many times.
-    fn begin(&self, full: &Tensor, ranks: usize, rounds: u64) {
-        let bytes = rounds * (full.numel() * element_size(full)) as u64;
+    fn begin(&self, full: &Tensor, ranks: usize, rounds: u64) -> Transfer {
+        let bytes = (full.numel() * element_size(full)) as u64;
         let mut traffic = self.traffic.get();
-        traffic.logical_bytes += bytes;
-        traffic.sent_bytes += bytes / ranks as u64 * (ranks as u64 - 1);
+        traffic.logical_bytes += rounds * bytes;
+        traffic.sent_bytes += rounds * bytes / ranks as u64 * (ranks as u64 - 1);
         self.traffic.set(traffic);
-        self.activity.next_collective();
+        Transfer { sequence: self.activity.next_collective(), bytes }
+    }
+
+    /// The stream of an operation, and where it stands in the timeline.
+    fn stream_of(&self, operation: Operation) -> (&Stream, Track) {
+        match operation {
+            Operation::AllGather => (&self.gathers, Track::Gathers),
+            Operation::ReduceScatter | Operation::AllReduce => (&self.reductions, Track::Reductions),
+        }
     }
 
     /// Lets `stream` begin after what libtorch's stream was given so far.
@@ -106,7 +116,9 @@ impl Link {
         let mut open = Vec::new();
         for wait in waits.drain(..) {
             if wait.to.happened()? {
-                blocked += wait.to.since(&wait.from)?;
+                let time = wait.to.since(&wait.from)?;
+                blocked += time;
+                self.timeline.waited((wait.from, wait.to), time);
             } else {
                 open.push(wait);
             }
@@ -170,13 +182,15 @@ impl Nccl {
     ) -> Result<Self, CommError> {
         let failed = |source| CommError::Gpu { call: "connect", source };
         let current = crate::torch::current_stream(device);
-        let compute = Stream::borrowed(current.map_err(|source| CommError::Backend { call: "connect", source })?);
+        let current = current.map_err(|source| CommError::Backend { call: "connect", source })?;
+        let events = Events::default();
         let link = Rc::new(Link {
             device,
-            compute,
+            compute: Stream::borrowed(current),
             gathers: Stream::of_high_priority().map_err(failed)?,
             reductions: Stream::of_high_priority().map_err(failed)?,
-            events: Events::default(),
+            timeline: Timeline::on_stream(Stream::borrowed(current), events.clone()),
+            events,
             activity,
             traffic: Cell::default(),
             waits: RefCell::default(),
@@ -195,18 +209,22 @@ impl Nccl {
         self.link.watchdog.abort_handle()
     }
 
-    /// Gives one collective to `stream`, behind what libtorch's stream was given before.
+    /// Gives one collective to its stream, behind what libtorch's stream was given before.
     fn start(
         &self,
         call: &'static str,
         operation: Operation,
         (output, input): (&Tensor, &Tensor),
-        stream: &Stream,
+        transfer: Transfer,
     ) -> Result<UnderWay, CommError> {
+        let (stream, track) = self.link.stream_of(operation);
+        let timeline = &self.link.timeline;
         let start = || {
             self.link.follow_compute(stream)?;
+            let span = timeline.begin_transfer_on(stream, track, transfer);
             // SAFETY: types and lengths were checked by the caller; the tensors are kept until libtorch's stream waits.
             unsafe { self.communicator.enqueue(operation, (output, input), stream) }?;
+            timeline.end_on(stream, span);
             stream.record(&self.link.events)
         };
         let done = start().map_err(|source| CommError::Gpu { call, source })?;
@@ -246,18 +264,17 @@ impl Collectives for Nccl {
     fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
         check_pair(ALL_GATHER, full, shard, self.ranks.len(), self.link.device)?;
         self.link.healthy(ALL_GATHER)?;
-        self.link.begin(full, self.ranks.len(), 1);
-        let mut under_way = self.start(ALL_GATHER, Operation::AllGather, (full, shard), &self.link.gathers)?;
+        let transfer = self.link.begin(full, self.ranks.len(), 1);
+        let mut under_way = self.start(ALL_GATHER, Operation::AllGather, (full, shard), transfer)?;
         Ok(Pending::new(move || under_way.finish().map_err(|source| CommError::Gpu { call: ALL_GATHER, source })))
     }
 
     fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
         check_pair(REDUCE_SCATTER, full, shard, self.ranks.len(), self.link.device)?;
         self.link.healthy(REDUCE_SCATTER)?;
-        self.link.begin(full, self.ranks.len(), 1);
+        let transfer = self.link.begin(full, self.ranks.len(), 1);
         let part = self.own_part(full, shard.numel())?;
-        let mut under_way =
-            self.start(REDUCE_SCATTER, Operation::ReduceScatter, (&part, full), &self.link.reductions)?;
+        let mut under_way = self.start(REDUCE_SCATTER, Operation::ReduceScatter, (&part, full), transfer)?;
         let mut shard = shard.f_view([-1])?;
         Ok(Pending::new(move || {
             under_way.finish().map_err(|source| CommError::Gpu { call: REDUCE_SCATTER, source })?;
@@ -271,18 +288,25 @@ impl Collectives for Nccl {
     fn all_reduce_each(&self, tensors: &[Tensor]) -> Result<(), CommError> {
         let failed = |source| CommError::Gpu { call: ALL_REDUCE, source };
         self.link.healthy(ALL_REDUCE)?;
-        self.link.follow_compute(&self.link.reductions).map_err(failed)?;
-        let group = Group::start().map_err(failed)?;
+        let (stream, track) = self.link.stream_of(Operation::AllReduce);
+        self.link.follow_compute(stream).map_err(failed)?;
+        let mut whole = Transfer { sequence: 0, bytes: 0 };
         for tensor in tensors {
             check_tensor(ALL_REDUCE, "tensor", tensor, self.link.device)?;
             // Once to be added, once to be told.
-            self.link.begin(tensor, self.ranks.len(), 2);
+            let Transfer { sequence, bytes } = self.link.begin(tensor, self.ranks.len(), 2);
+            whole = Transfer { sequence, bytes: whole.bytes + bytes };
+        }
+        // NCCL carries all of them out as one, so they are one span.
+        let span = self.link.timeline.begin_transfer_on(stream, track, whole);
+        let group = Group::start().map_err(failed)?;
+        for tensor in tensors {
             // SAFETY: one tensor, in place; libtorch's stream waits below, and the caller keeps it until then.
-            unsafe { self.communicator.enqueue(Operation::AllReduce, (tensor, tensor), &self.link.reductions) }
-                .map_err(failed)?;
+            unsafe { self.communicator.enqueue(Operation::AllReduce, (tensor, tensor), stream) }.map_err(failed)?;
         }
         group.end().map_err(failed)?;
-        let done = self.link.reductions.record(&self.link.events).map_err(failed)?;
+        self.link.timeline.end_on(stream, span);
+        let done = stream.record(&self.link.events).map_err(failed)?;
         self.link.compute_follows(&done).map_err(failed)
     }
 
@@ -297,5 +321,9 @@ impl Collectives for Nccl {
 
     fn traffic(&self) -> Traffic {
         self.link.traffic.get()
+    }
+
+    fn timeline(&self) -> &Timeline {
+        &self.link.timeline
     }
 }
