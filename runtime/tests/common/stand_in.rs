@@ -3,10 +3,17 @@
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 /// A folder for LD_LIBRARY_PATH in which the stand-in has the names of the libraries that it stands for.
 pub(crate) fn folder() -> PathBuf {
+    // Once a process: one test does not replace the folder under the ranks of another.
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(up_to_date).clone()
+}
+
+fn up_to_date() -> PathBuf {
     let sources = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/gpu_stand_in"));
     let newest = newest_source(sources);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpu-stand-in");
@@ -26,16 +33,20 @@ pub(crate) fn folder() -> PathBuf {
     folder
 }
 
+/// What lies directly in the folder: its self-test has one of its own.
+fn files(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
+}
+
 fn newest_source(folder: &Path) -> SystemTime {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries.filter(|path| path.is_file()).map(|path| path.metadata().unwrap().modified().unwrap()).max().unwrap()
+    files(folder).map(|path| path.metadata().unwrap().modified().unwrap()).max().unwrap()
 }
 
 fn compile(sources: &Path, library: &Path) {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let status = Command::new(compiler)
         .args(["-std=c++20", "-O1", "-g", "-shared", "-fPIC", "-Wall", "-Wextra"])
-        .args(["driver.cpp", "nccl.cpp"].map(|name| sources.join(name)))
+        .args(files(sources).filter(|path| path.extension().is_some_and(|extension| extension == "cpp")))
         .arg("-o")
         .arg(library)
         .arg("-lpthread")

@@ -213,7 +213,7 @@ ncclResult_t ncclBroadcast(const void* send, void* receive, size_t count, ncclDa
                            ncclComm_t comm, CUstream stream);
 }
 
-// ---- What driver.cpp offers to nccl.cpp -----------------------------------------------------------------------------
+// ---- What the files offer to each other -----------------------------------------------------------------------------
 
 namespace stand_in {
 
@@ -246,7 +246,11 @@ std::optional<std::shared_ptr<Stream>> find_stream(CUstream handle);
 int stream_number(const std::shared_ptr<Stream>& stream);
 void push(Stream& stream, std::function<void()> work);
 
+bool is_device(CUdevice device);
 int current_device();
+
+// Notes the reason of an error for ncclGetLastError, and returns the error.
+ncclResult_t refuse(ncclResult_t result, const std::string& reason);
 
 // Takes from or gives back to the memory that cuMemGetInfo counts.
 bool take_memory(size_t bytes);
@@ -271,6 +275,8 @@ uint64_t add_pending(PendingOperation operation);
 void remove_pending(uint64_t identifier);
 bool pending_uses(const std::vector<Region>& regions);
 bool pending_writes(const std::vector<Region>& regions);
+// The name of an operation at these addresses. Other mappings of the same allocation do not count.
+std::optional<std::string> pending_user_of_addresses(const void* start, size_t bytes);
 
 // Handles are numbers that are never used twice, so that a stale one is always noticed.
 template <class Handle>

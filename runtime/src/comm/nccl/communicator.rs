@@ -91,18 +91,37 @@ struct Shared {
     changed: Condvar,
 }
 
+impl Watched {
+    fn abort(&mut self, reason: &str) {
+        self.failure.get_or_insert_with(|| reason.to_owned());
+        for Raw(raw) in self.communicators.drain(..) {
+            // SAFETY: it is in the list, so it is neither aborted nor destroyed yet, and it leaves the list with this.
+            let _status = unsafe { sys::ncclCommAbort(raw) };
+        }
+    }
+
+    /// Aborts when NCCL tells of an error that happened behind the program's back.
+    fn look(&mut self) {
+        let failed = self.communicators.iter().find_map(|&Raw(raw)| {
+            let mut status = Status::ncclSuccess;
+            // SAFETY: it is in the list, so it is alive; the pointer is valid for the call.
+            unsafe { sys::ncclCommGetAsyncError(raw, &mut status) };
+            checked("a collective", raw, status).err()
+        });
+        if let Some(error) = failed {
+            tracing::error!("{error}");
+            self.abort(&error.to_string());
+        }
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Watched> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn abort(&self, reason: &str) {
-        let mut watched = self.lock();
-        watched.failure.get_or_insert_with(|| reason.to_owned());
-        for Raw(raw) in watched.communicators.drain(..) {
-            // SAFETY: it is in the list, so it is neither aborted nor destroyed yet, and it leaves the list with this.
-            let _status = unsafe { sys::ncclCommAbort(raw) };
-        }
+        self.lock().abort(reason);
     }
 }
 
@@ -136,9 +155,11 @@ impl Watchdog {
         Abort(self.shared.clone())
     }
 
-    /// Why communication was aborted, if it was.
+    /// Why communication was aborted, if it was. NCCL is asked first: the thread may not have looked since it failed.
     pub(super) fn failure(&self) -> Option<String> {
-        self.shared.lock().failure.clone()
+        let mut watched = self.shared.lock();
+        watched.look();
+        watched.failure.clone()
     }
 }
 
@@ -155,19 +176,7 @@ impl Drop for Watchdog {
 fn watch(shared: &Shared) {
     let mut watched = shared.lock();
     while !watched.over {
-        let failed = watched.communicators.iter().find_map(|&Raw(raw)| {
-            let mut status = Status::ncclSuccess;
-            // SAFETY: it is in the list, so it is alive; the pointer is valid for the call.
-            unsafe { sys::ncclCommGetAsyncError(raw, &mut status) };
-            checked("a collective", raw, status).err()
-        });
-        if let Some(error) = failed {
-            drop(watched);
-            tracing::error!("{error}");
-            shared.abort(&error.to_string());
-            watched = shared.lock();
-            continue;
-        }
+        watched.look();
         watched = shared.changed.wait_timeout(watched, WATCH).unwrap_or_else(PoisonError::into_inner).0;
     }
 }

@@ -77,6 +77,11 @@ impl Link {
         }
     }
 
+    /// A failed call of NCCL: where communication has ended, that is why.
+    fn cause(&self, call: &'static str, source: GpuError) -> CommError {
+        self.healthy(call).err().unwrap_or(CommError::Gpu { call, source })
+    }
+
     /// Counts a collective in which all of `full` goes round among the ranks so many times.
     fn begin(&self, full: &Tensor, ranks: usize, rounds: u64) -> Transfer {
         let bytes = (full.numel() * element_size(full)) as u64;
@@ -227,7 +232,7 @@ impl Nccl {
             timeline.end_on(stream, span);
             stream.record(&self.link.events)
         };
-        let done = start().map_err(|source| CommError::Gpu { call, source })?;
+        let done = start().map_err(|source| self.link.cause(call, source))?;
         let tensors = [output.shallow_clone(), input.shallow_clone()];
         Ok(UnderWay { link: self.link.clone(), done: Some(done), _tensors: tensors })
     }
@@ -286,7 +291,7 @@ impl Collectives for Nccl {
     }
 
     fn all_reduce_each(&self, tensors: &[Tensor]) -> Result<(), CommError> {
-        let failed = |source| CommError::Gpu { call: ALL_REDUCE, source };
+        let failed = |source| self.link.cause(ALL_REDUCE, source);
         self.link.healthy(ALL_REDUCE)?;
         let (stream, track) = self.link.stream_of(Operation::AllReduce);
         self.link.follow_compute(stream).map_err(failed)?;
@@ -299,12 +304,16 @@ impl Collectives for Nccl {
         }
         // NCCL carries all of them out as one, so they are one span.
         let span = self.link.timeline.begin_transfer_on(stream, track, whole);
-        let group = Group::start().map_err(failed)?;
-        for tensor in tensors {
-            // SAFETY: one tensor, in place; libtorch's stream waits below, and the caller keeps it until then.
-            unsafe { self.communicator.enqueue(Operation::AllReduce, (tensor, tensor), stream) }.map_err(failed)?;
-        }
-        group.end().map_err(failed)?;
+        let grouped = || {
+            let group = Group::start()?;
+            for tensor in tensors {
+                // SAFETY: one tensor, in place; libtorch's stream waits below, and the caller keeps it until then.
+                unsafe { self.communicator.enqueue(Operation::AllReduce, (tensor, tensor), stream) }?;
+            }
+            group.end()
+        };
+        // What went wrong is asked for when the group is closed.
+        grouped().map_err(failed)?;
         self.link.timeline.end_on(stream, span);
         let done = stream.record(&self.link.events).map_err(failed)?;
         self.link.compute_follows(&done).map_err(failed)
