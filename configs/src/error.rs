@@ -39,6 +39,16 @@ pub enum ConfigError {
         /// What the reader said, with its line.
         message: String,
     },
+    /// A key that a file sets twice.
+    #[error("{place}: {key} is set a second time; the first is in line {first}\nhint: keep one of the two")]
+    Duplicate {
+        /// The key, with its section.
+        key: String,
+        /// Where it is set again.
+        place: String,
+        /// The line where it was set first.
+        first: usize,
+    },
     /// A `--set` that is not `key=value`.
     #[error("--set {text}: expected key=value\nhint: for example --set learning_rate=1e-5")]
     BadSet {

@@ -32,6 +32,7 @@ mod resolved;
 mod settings;
 mod sharding;
 mod source;
+mod suggestion;
 mod training;
 mod types;
 mod units;

@@ -100,8 +100,8 @@ fn divide<'a>(
         None => format!("{copies} does not divide {num_processes}"),
     };
     let allowed = format!(
-        "it must be so that dp_replicate_size × dp_shard_size = num_processes, but {equation}, and num_processes is \
-         {num_processes} ({place})"
+        "dp_replicate_size × dp_shard_size must be num_processes, but {equation}, and num_processes is {num_processes} \
+         ({place})"
     );
     let hint = match shard {
         Some(shard) if num_processes.is_multiple_of(shard.value) => {

@@ -64,7 +64,7 @@ impl Setting {
         self.not_allowed(known.allowed_words(), near.map(|name| format!("did you mean {name}?")))
     }
 
-    /// The error for a value outside of what is allowed; `allowed` begins with "it must be".
+    /// The error for a value outside of what is allowed; `allowed` is a sentence of its own, such as "it must be …".
     pub(crate) fn not_allowed(&self, allowed: impl Into<String>, hint: Option<String>) -> ConfigError {
         ConfigError::InvalidValue {
             key: self.path(),
