@@ -44,7 +44,7 @@ mod tests;
 pub use error::ConfigError;
 pub use generate::{ComputeDtype, GenerateRequest};
 pub use presets::{PRESETS, Preset};
-pub use registry::{Allowed, DefaultValue, Group, Key, Kind, Section, flag_names, key, nearest};
+pub use registry::{Allowed, DefaultValue, Group, Key, Kind, Section, flag_names, key, nearest, other_keys};
 pub use resolve::{Inputs, resolve};
 pub use resolved::Resolved;
 pub use sharding::{BackwardPrefetch, ElementTypes, ReshardAfterForward, Sharding, Stage, UnitPolicy};

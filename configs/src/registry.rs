@@ -1,6 +1,6 @@
 //! What a key is: the form of the registry that flags, `--help` and the reading of values are all made from.
 
-use crate::known::TABLES;
+use crate::known::{Role, TABLES};
 use crate::known_training::RENAMED;
 use crate::training::KEYS;
 
@@ -251,6 +251,16 @@ pub(crate) fn difference(written: &str, known: &str) -> Difference {
     let common = written.chars().zip(known.chars()).take_while(|(left, right)| left == right).count();
     let letters = strsim::damerau_levenshtein(written, known);
     Difference { letters, common: std::cmp::Reverse(common) }
+}
+
+/// The keys that are read as Accelerate and the trainers have them, beside [`KEYS`]: by their right names, without
+/// whole sections.
+pub fn other_keys() -> Vec<&'static str> {
+    let tables = TABLES.iter().flat_map(|(_, table)| table.iter());
+    let mut names: Vec<&'static str> =
+        tables.filter(|known| matches!(known.role, Role::Used)).map(|known| known.name).collect();
+    names.retain(|name| !KEYS.iter().any(|key| key.name == *name));
+    names
 }
 
 /// The candidate that `name` is most likely meant to be, if any is near: at most a third of its letters differ.

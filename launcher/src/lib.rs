@@ -27,6 +27,7 @@ pub mod model_folder;
 pub mod offload_folder;
 pub mod plan;
 pub mod report;
+mod resume;
 pub mod run_folder;
 pub mod signals;
 pub mod supervise;
