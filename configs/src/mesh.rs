@@ -147,7 +147,7 @@ fn copies_of<'a>(reader: &mut Reader<'a>, mesh: &Mesh<'a>, asked: &mut Asked<'a>
     }
     let hint = copies_hint(whole, &strategy);
     let Some(by) = asked.setting else {
-        return Err(ConfigError::CopiesWithoutStage { copies: told.equation(), place: told.place.clone(), hint });
+        return Err(told.needs_stage(Stage::Three, hint));
     };
     // HYBRID_SHARD, distributed_type: FSDP alone and version 2's key do not say over how many ranks a copy lies.
     let settled = strategy.hybrid == Some(false) || by.section == Section::DeepSpeed;

@@ -3,6 +3,7 @@
 
 use crate::error::ConfigError;
 use crate::registry::{DefaultValue, Key, Kind, Section, key, nearest};
+use crate::sharding::Stage;
 use crate::value::{FromValue, number, written};
 use serde_yaml::Value;
 use std::collections::BTreeMap;
@@ -83,6 +84,11 @@ impl Setting {
             place: self.place.clone(),
             hint: hint.into(),
         }
+    }
+
+    /// The error for a setting that needs a stage where none is set.
+    pub(crate) fn needs_stage(&self, least: Stage, hint: impl Into<String>) -> ConfigError {
+        ConfigError::NeedsStage { setting: self.equation(), place: self.place.clone(), least, hint: hint.into() }
     }
 
     /// The error for two settings that disagree.
