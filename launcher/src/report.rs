@@ -230,7 +230,8 @@ fn resume_command(arguments: &[String]) -> String {
         // As the command line is read: a command or an option is no value.
         let is_value = value_of_resume && word != "train" && !word.starts_with("--");
         value_of_resume = index > 0 && word == "--resume";
-        if !is_value && !value_of_resume && !(index > 0 && word.starts_with("--resume=")) {
+        let is_resume = value_of_resume || (index > 0 && word.starts_with("--resume="));
+        if !is_value && !is_resume {
             words.push(quote(Path::new(word)));
         }
     }

@@ -194,7 +194,10 @@ fn flag(tried: &Tried, inputs: &PlanInputs<'_>) -> String {
                 PlannedDevice::Gpu => "cpu",
                 PlannedDevice::Cpu => "nvme --offload_optimizer_nvme_path FOLDER",
             };
-            format!("--zero_stage {} --offload_optimizer_device {place}", tried.together.stage)
+            // Where the two outcomes are of different stages, each tells its own.
+            let (alone, together) = (tried.alone.stage, tried.together.stage);
+            let stage = if alone == together { alone.to_string() } else { "N".to_owned() };
+            format!("--zero_stage {stage} --offload_optimizer_device {place}")
         }
         Lever::MaxLength(length) => format!("--max_length {length}"),
     }
