@@ -11,7 +11,7 @@
 //!                                                                     ──> config.resolved.yaml
 //! ```
 //!
-//! An unknown key is an error that offers the nearest right name; a key that would change the result but is not built
+//! An unknown key is an error that offers a right name where one is near; a key that would change the result but is not built
 //! is an error that says so; a known key without effect here that somebody may count on is told in
 //! [`Resolved::notes`]. Keys that mean nothing here (options of TPUs, of a progress bar) are taken without a word.
 
