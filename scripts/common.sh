@@ -175,7 +175,7 @@ build_programs() {
     mv "$built.next" "$built"
 }
 
-# wants_demo_model ARGUMENT...: do these arguments, or the configuration they name, train or use the demo model?
+# wants_demo_model ARGUMENT...: do these arguments, or the configuration they name, train, plan or use the demo model?
 # A model named on the command line wins over the configuration's. A relative path means it only from the project folder.
 wants_demo_model() {
     local argument previous="" config="" command="" here=no
@@ -183,7 +183,7 @@ wants_demo_model() {
     for argument in "$@"; do
         case "$argument" in
         -h | --help | -V | --version) return 1 ;;
-        train | generate) command="$argument" ;;
+        train | plan | generate) command="$argument" ;;
         "$demo_model"* | *="$demo_model"*) return 0 ;;
         .models/SmolLM2-135M-Instruct* | *=.models/SmolLM2-135M-Instruct*) [[ $here == yes ]] && return 0 || return 1 ;;
         --model=* | --model[_-]name[_-]or[_-]path=* | *model_name_or_path=*) return 1 ;;
@@ -195,7 +195,7 @@ wants_demo_model() {
         esac
         previous="$argument"
     done
-    [[ $command == train && -n $config && $here == yes ]] || return 1
+    [[ ($command == train || $command == plan) && -n $config && $here == yes ]] || return 1
     local file
     for file in "$config" "$root/configs/$config" "$root/configs/$config.yaml"; do
         if [[ -f $file ]]; then

@@ -1,6 +1,7 @@
 //! What can be wrong with a configuration. Each message says what, where, which value and what to do; advice stands on
 //! a last line that begins with `hint:`.
 
+use crate::sharding::Stage;
 use std::path::PathBuf;
 
 /// Why a configuration cannot be used.
@@ -38,6 +39,16 @@ pub enum ConfigError {
         file: String,
         /// What the reader said, with its line.
         message: String,
+    },
+    /// A key that a file sets twice.
+    #[error("{place}: {key} is set a second time; the first is in line {first}\nhint: keep one of the two")]
+    Duplicate {
+        /// The key, with its section.
+        key: String,
+        /// Where it is set again.
+        place: String,
+        /// The line where it was set first.
+        first: usize,
     },
     /// A `--set` that is not `key=value`.
     #[error("--set {text}: expected key=value\nhint: for example --set learning_rate=1e-5")]
@@ -97,13 +108,15 @@ pub enum ConfigError {
         /// How to settle it.
         hint: String,
     },
-    /// Copies of what is sharded, where nothing says what is.
-    #[error("{place}: {copies} needs ZeRO stage 3, and no stage is set\nhint: {hint}")]
-    CopiesWithoutStage {
-        /// The copies, as `key: value`.
-        copies: String,
-        /// Where they stand.
+    /// Something that needs what is sharded, where nothing says what is: copies, or optimizer state elsewhere.
+    #[error("{place}: {setting} needs ZeRO stage {least}{}, and no stage is set\nhint: {hint}", or_more(*least))]
+    NeedsStage {
+        /// The setting, as `key: value`.
+        setting: String,
+        /// Where it stands.
         place: String,
+        /// The lowest stage that allows it.
+        least: Stage,
         /// How to set the stage.
         hint: String,
     },
@@ -115,4 +128,9 @@ pub enum ConfigError {
         /// The flags and the YAML that set them.
         hint: String,
     },
+}
+
+/// What follows the lowest of several stages.
+fn or_more(least: Stage) -> &'static str {
+    if least == Stage::Three { "" } else { " or more" }
 }

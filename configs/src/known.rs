@@ -2,8 +2,8 @@
 //! is not built. The names are Accelerate's; those of the trainers are in `known_training`.
 
 use crate::error::ConfigError;
-use crate::known_training::{RENAMED, TRAINING};
-use crate::registry::{Section, nearest, same_name};
+use crate::known_training::TRAINING;
+use crate::registry::{Section, same_name};
 use crate::settings::{Setting, Settings};
 use crate::training::KEYS;
 use crate::value::text;
@@ -47,6 +47,10 @@ const NO: &[&str] = &["false", "no", "none", ""];
 const NONE: &[&str] = &["none", ""];
 const ANY: &[&str] = &["*"];
 const ONE: &[&str] = &["1"];
+const TRUE: &[&str] = &["true"];
+const AUTO: &[&str] = &["auto", "none", ""];
+const BUCKETS: Role = NoEffect("a unit is what is sent at once; fsdp_auto_wrap_policy says how large it is");
+const LIVE: Role = NoEffect("at stage 3 two units are gathered at a time, and no more");
 const TPU: Role = NoEffect("it is for TPUs");
 const ONE_MACHINE: Role = NotBuilt("jobs run on one machine so far: use num_machines: 1");
 const TOP: &[Known] = &[
@@ -98,6 +102,25 @@ const DEEPSPEED: &[Known] = &[
     known("deepspeed_exclusion_filter", NONE, ONE_MACHINE),
     known("deepspeed_moe_layer_cls_names", NONE, NoEffect("no model here has experts")),
     known("seq_parallel_communication_data_type", NONE, NoEffect("sequences are not split over processes")),
+    // What stands under zero_optimization in a DeepSpeed JSON.
+    known("overlap_comm", TRUE, NoEffect("what is sent always travels while the next unit computes")),
+    known("contiguous_gradients", TRUE, NoEffect("a unit's gradients always lie end to end")),
+    known("reduce_scatter", TRUE, NoEffect("from stage 1 on gradients are always reduced by a reduce-scatter")),
+    known("allgather_partitions", TRUE, NoEffect("parameters are always gathered by an all-gather")),
+    known("round_robin_gradients", NO, NoEffect("every rank always has an equal part of each unit's gradients")),
+    known("reduce_bucket_size", AUTO, BUCKETS),
+    known("allgather_bucket_size", AUTO, BUCKETS),
+    known("sub_group_size", AUTO, NoEffect("the optimizer always goes unit by unit")),
+    known("stage3_prefetch_bucket_size", AUTO, NoEffect("the next unit is always gathered ahead, and no other")),
+    known("stage3_param_persistence_threshold", AUTO, NoEffect("small parameters are sharded with their unit")),
+    known("stage3_max_live_parameters", AUTO, LIVE),
+    known("stage3_max_reuse_distance", AUTO, LIVE),
+    known("stage3_gather_16bit_weights_on_model_save", ANY, NoEffect("")),
+    known("elastic_checkpoint", NO, NoEffect("a checkpoint is resumed by as many processes as saved it")),
+    known("ignore_unused_parameters", ANY, NoEffect("")),
+    known("zero_hpz_partition_size", ONE, NotBuilt("use fsdp_reshard_after_forward with the size of a group")),
+    known("zero_quantized_weights", NO, NotBuilt("parameters travel in the compute type: remove the key")),
+    known("zero_quantized_gradients", NO, NotBuilt("use reduce_dtype: bfloat16 to send half the bytes")),
 ];
 
 const FSDP: &[Known] = &[
@@ -152,8 +175,17 @@ fn names(section: Section) -> impl Iterator<Item = &'static str> {
     registry.chain(table(section).iter().map(|known| known.name))
 }
 
+/// The names in a section that can be recommended: what is not built is no way out.
+pub(crate) fn suggestible(section: Section) -> impl Iterator<Item = &'static str> {
+    let built = move |name: &&'static str| {
+        let known = table(section).iter().find(|known| known.name == *name);
+        !known.is_some_and(|known| matches!(known.role, NotBuilt(_)))
+    };
+    names(section).filter(built)
+}
+
 /// What Accelerate puts before the keys of a section when it is missing.
-fn prefix(section: Section) -> &'static str {
+pub(crate) fn prefix(section: Section) -> &'static str {
     match section {
         Section::Fsdp => "fsdp_",
         Section::Parallelism => "parallelism_config_",
@@ -165,42 +197,6 @@ fn prefix(section: Section) -> &'static str {
 pub(crate) fn lookup(section: Section, key: &str) -> Option<&'static str> {
     let prefixed = format!("{}{key}", prefix(section));
     names(section).find(|name| same_name(name, key) || same_name(name, &prefixed))
-}
-
-/// What to say of a key that `section` does not know; `None` for a name from the command line, and `flag` when it was
-/// a flag there.
-pub(crate) fn suggestion(section: Option<Section>, key: &str, flag: bool) -> String {
-    let short = key.rsplit('.').next().unwrap_or(key);
-    if let Some((_, new)) = RENAMED.iter().find(|(old, _)| same_name(old, short)) {
-        return format!("it is called {new} here");
-    }
-    let order = [Section::Training, Section::Top, Section::DeepSpeed, Section::Fsdp, Section::Parallelism];
-    if let Some(section) = section {
-        if let Some(other) = order.into_iter().find(|other| lookup(*other, key).is_some()) {
-            return match other {
-                Section::Top => format!("{key} belongs at the top level of the file"),
-                _ => format!("{key} belongs in the section {}:", other.name()),
-            };
-        }
-        if let Some(name) = nearest(key, names(section)).or_else(|| nearest(&prefixed(section, key), names(section))) {
-            return format!("did you mean {name}?");
-        }
-    }
-    for section in order {
-        if let Some(name) =
-            nearest(short, names(section)).or_else(|| nearest(&prefixed(section, short), names(section)))
-        {
-            return match flag {
-                true => format!("did you mean --{name}?"),
-                false => format!("did you mean {}?", section.path(name)),
-            };
-        }
-    }
-    "launch train --help lists every key".to_owned()
-}
-
-fn prefixed(section: Section, key: &str) -> String {
-    format!("{}{key}", prefix(section))
 }
 
 /// Whether `value` is among `neutral`, or holds nothing; a mapping or list is when all of its values are.

@@ -11,7 +11,7 @@
 //!                                                                     ──> config.resolved.yaml
 //! ```
 //!
-//! An unknown key is an error that offers the nearest right name; a key that would change the result but is not built
+//! An unknown key is an error that offers a right name where one is near; a key that would change the result but is not built
 //! is an error that says so; a known key without effect here that somebody may count on is told in
 //! [`Resolved::notes`]. Keys that mean nothing here (options of TPUs, of a progress bar) are taken without a word.
 
@@ -33,6 +33,7 @@ mod resolved;
 mod settings;
 mod sharding;
 mod source;
+mod suggestion;
 mod training;
 mod types;
 mod units;
@@ -45,7 +46,7 @@ pub use error::ConfigError;
 pub use generate::{ComputeDtype, GenerateRequest};
 pub use presets::{PRESETS, Preset};
 pub use profile::ProfileSteps;
-pub use registry::{Allowed, DefaultValue, Group, Key, Kind, Section, flag_names, key, nearest};
+pub use registry::{Allowed, DefaultValue, Group, Key, Kind, Section, flag_names, key, nearest, other_keys};
 pub use resolve::{Inputs, resolve};
 pub use resolved::Resolved;
 pub use sharding::{BackwardPrefetch, ElementTypes, ReshardAfterForward, Sharding, Stage, UnitPolicy};

@@ -100,8 +100,8 @@ fn divide<'a>(
         None => format!("{copies} does not divide {num_processes}"),
     };
     let allowed = format!(
-        "it must be so that dp_replicate_size × dp_shard_size = num_processes, but {equation}, and num_processes is \
-         {num_processes} ({place})"
+        "dp_replicate_size × dp_shard_size must be num_processes, but {equation}, and num_processes is {num_processes} \
+         ({place})"
     );
     let hint = match shard {
         Some(shard) if num_processes.is_multiple_of(shard.value) => {
@@ -147,7 +147,7 @@ fn copies_of<'a>(reader: &mut Reader<'a>, mesh: &Mesh<'a>, asked: &mut Asked<'a>
     }
     let hint = copies_hint(whole, &strategy);
     let Some(by) = asked.setting else {
-        return Err(ConfigError::CopiesWithoutStage { copies: told.equation(), place: told.place.clone(), hint });
+        return Err(told.needs_stage(Stage::Three, hint));
     };
     // HYBRID_SHARD, distributed_type: FSDP alone and version 2's key do not say over how many ranks a copy lies.
     let settled = strategy.hybrid == Some(false) || by.section == Section::DeepSpeed;

@@ -87,7 +87,7 @@ fn refuse_whole_state(setting: &Setting, asked: &Asked<'_>) -> Result<(), Config
     let hint = "pass --zero_stage 1 or more, or remove the key";
     match asked.setting {
         Some(by) => Err(setting.conflict(by, format!("only optimizer state that is sharded is offloaded: {hint}"))),
-        None => Err(setting.not_allowed("at ZeRO stage 0 nothing is offloaded", Some(hint.to_owned()))),
+        None => Err(setting.needs_stage(Stage::One, hint)),
     }
 }
 
@@ -132,7 +132,7 @@ fn parameters(
                 Some(by) => {
                     Err(setting.conflict(by, format!("only parameters that are sharded are offloaded: {hint}")))
                 }
-                None => Err(setting.not_allowed("below ZeRO stage 3 parameters are whole", Some(hint))),
+                None => Err(setting.needs_stage(Stage::Three, hint)),
             }
         }
         Some(OffloadDevice::Nvme) if !matches!(optimizer, Offload::Files(_)) => {

@@ -31,7 +31,7 @@ pub(crate) fn types(reader: &mut Reader<'_>) -> Result<Types, ConfigError> {
     {
         let hint = "only with float16's loss scale do gradients fit its range: use bfloat16 or float32, or \
             mixed_precision: fp16";
-        let allowed = format!("float16 is for mixed_precision: fp16, and it is {mixed_precision}");
+        let allowed = format!("it goes with mixed_precision: fp16, and mixed_precision is {mixed_precision}");
         return Err(reduce.setting.not_allowed(allowed, Some(hint.to_owned())));
     }
     // Pure bf16 means bfloat16 throughout, unless something else is said.

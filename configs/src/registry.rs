@@ -1,6 +1,6 @@
 //! What a key is: the form of the registry that flags, `--help` and the reading of values are all made from.
 
-use crate::known::TABLES;
+use crate::known::{Role, TABLES};
 use crate::known_training::RENAMED;
 use crate::profile::ProfileSteps;
 use crate::training::KEYS;
@@ -243,6 +243,31 @@ pub fn flag_names() -> Vec<&'static str> {
     names
 }
 
+/// How far a written name is from a known one; of equally far ones, that with the longer common beginning is nearer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Difference {
+    /// Letters to change, leave out, put in or swap.
+    pub letters: usize,
+    common: std::cmp::Reverse<usize>,
+}
+
+/// The difference of two names in small letters.
+pub(crate) fn difference(written: &str, known: &str) -> Difference {
+    let common = written.chars().zip(known.chars()).take_while(|(left, right)| left == right).count();
+    let letters = strsim::damerau_levenshtein(written, known);
+    Difference { letters, common: std::cmp::Reverse(common) }
+}
+
+/// The keys that are read as Accelerate and the trainers have them, beside [`KEYS`]: by their right names, without
+/// whole sections.
+pub fn other_keys() -> Vec<&'static str> {
+    let tables = TABLES.iter().flat_map(|(_, table)| table.iter());
+    let mut names: Vec<&'static str> =
+        tables.filter(|known| matches!(known.role, Role::Used)).map(|known| known.name).collect();
+    names.retain(|name| !KEYS.iter().any(|key| key.name == *name));
+    names
+}
+
 /// The candidate that `name` is most likely meant to be, if any is near: at most a third of its letters differ.
 ///
 /// Capitals and `-` for `_` do not count; of equally near candidates, the one with the longest common beginning wins.
@@ -250,14 +275,7 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     let normal = |text: &str| text.trim().to_lowercase().replace('-', "_");
     let name = normal(name);
     let limit = (name.chars().count() / 3).max(1);
-    candidates
-        .into_iter()
-        .map(|candidate| {
-            let other = normal(candidate);
-            let common = name.chars().zip(other.chars()).take_while(|(left, right)| left == right).count();
-            (strsim::damerau_levenshtein(&name, &other), std::cmp::Reverse(common), candidate)
-        })
-        .filter(|(distance, _, _)| *distance <= limit)
-        .min_by_key(|(distance, common, _)| (*distance, *common))
-        .map(|(_, _, candidate)| candidate)
+    let candidates = candidates.into_iter().map(|candidate| (difference(&name, &normal(candidate)), candidate));
+    let near = candidates.filter(|(difference, _)| difference.letters <= limit);
+    near.min_by_key(|(difference, _)| *difference).map(|(_, candidate)| candidate)
 }

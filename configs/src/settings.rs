@@ -3,6 +3,7 @@
 
 use crate::error::ConfigError;
 use crate::registry::{DefaultValue, Key, Kind, Section, key, nearest};
+use crate::sharding::Stage;
 use crate::value::{FromValue, number, written};
 use serde_yaml::Value;
 use std::collections::BTreeMap;
@@ -64,7 +65,7 @@ impl Setting {
         self.not_allowed(known.allowed_words(), near.map(|name| format!("did you mean {name}?")))
     }
 
-    /// The error for a value outside of what is allowed; `allowed` begins with "it must be".
+    /// The error for a value outside of what is allowed; `allowed` is a sentence of its own, such as "it must be …".
     pub(crate) fn not_allowed(&self, allowed: impl Into<String>, hint: Option<String>) -> ConfigError {
         ConfigError::InvalidValue {
             key: self.path(),
@@ -83,6 +84,11 @@ impl Setting {
             place: self.place.clone(),
             hint: hint.into(),
         }
+    }
+
+    /// The error for a setting that needs a stage where none is set.
+    pub(crate) fn needs_stage(&self, least: Stage, hint: impl Into<String>) -> ConfigError {
+        ConfigError::NeedsStage { setting: self.equation(), place: self.place.clone(), least, hint: hint.into() }
     }
 
     /// The error for two settings that disagree.

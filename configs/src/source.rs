@@ -1,9 +1,10 @@
 //! From text to settings: the YAML file with the line of each key, `--set`, and flags.
 
 use crate::error::ConfigError;
-use crate::known::{lookup, suggestion};
+use crate::known::lookup;
 use crate::registry::Section;
 use crate::settings::{Layer, Setting, Settings};
+use crate::suggestion::suggestion;
 use serde_yaml::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -28,7 +29,10 @@ pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
 /// is to say any key beside `training`.
 pub(crate) fn add_file(settings: &mut Settings, file: &str, text: &str) -> Result<bool, ConfigError> {
     let syntax = |message: String| ConfigError::Syntax { file: file.to_owned(), message };
-    let mut document: Value = serde_yaml::from_str(text).map_err(|error| syntax(error.to_string()))?;
+    let mut document: Value = serde_yaml::from_str(text).map_err(|error| {
+        let message = error.to_string();
+        duplicate(file, text, &message).unwrap_or_else(|| syntax(message))
+    })?;
     document.apply_merge().map_err(|error| syntax(error.to_string()))?;
     let lines = key_lines(text);
     let document = match document {
@@ -168,9 +172,32 @@ fn unknown(section: Option<Section>, key: &str, place: String) -> ConfigError {
     }
 }
 
-/// The line (from 1) of each key of a block-style YAML text, by its dotted path. Keys inside `{…}` and `[…]` have none.
+/// The error for a key that stands twice, which the reader of YAML tells without a line.
+fn duplicate(file: &str, text: &str, message: &str) -> Option<ConfigError> {
+    let (_, named) = message.split_once("duplicate entry with key \"")?;
+    let named = named.split('"').next()?;
+    let mut lines: HashMap<String, usize> = HashMap::new();
+    for (path, line) in keys(text).into_iter().filter(|(path, _)| path.rsplit('.').next() == Some(named)) {
+        if let Some(&first) = lines.get(&path) {
+            return Some(ConfigError::Duplicate { key: path, place: format!("{file}:{line}"), first });
+        }
+        lines.insert(path, line);
+    }
+    None
+}
+
+/// The first line (from 1) of each key of a block-style YAML text, by its dotted path.
 fn key_lines(text: &str) -> HashMap<String, usize> {
     let mut lines = HashMap::new();
+    for (path, line) in keys(text) {
+        lines.entry(path).or_insert(line);
+    }
+    lines
+}
+
+/// Every key of a block-style YAML text with its line, in order. Keys inside `{…}` and `[…]` have none.
+fn keys(text: &str) -> Vec<(String, usize)> {
+    let mut found = Vec::new();
     let mut open: Vec<(usize, String)> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let trimmed = line.trim_start();
@@ -190,9 +217,9 @@ fn key_lines(text: &str) -> HashMap<String, usize> {
         let key = key.trim().trim_matches(['"', '\'']).to_owned();
         open.push((indent, key));
         let path = open.iter().map(|(_, key)| key.as_str()).collect::<Vec<_>>().join(".");
-        lines.entry(path).or_insert(index + 1);
+        found.push((path, index + 1));
     }
-    lines
+    found
 }
 
 #[cfg(test)]

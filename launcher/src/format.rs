@@ -52,6 +52,15 @@ pub fn count(number: u64) -> String {
     text
 }
 
+/// `6.738 billion parameters`, `134.5 million parameters`, `162,240 parameters`.
+pub fn parameters(number: u64) -> String {
+    match number {
+        1_000_000_000.. => format!("{:.3} billion parameters", number as f64 / 1e9),
+        1_000_000.. => format!("{:.1} million parameters", number as f64 / 1e6),
+        _ => plural(number, "parameter"),
+    }
+}
+
 /// A rate or another figure that is only rounded for reading: whole above 10.
 pub fn figure(number: f64) -> String {
     if number.is_finite() && number >= 10.0 { count(number.round() as u64) } else { format!("{number:.2}") }
@@ -89,6 +98,9 @@ mod tests {
         assert_eq!(duration(Duration::from_secs(7620)), "2 h 07 min");
         assert_eq!([count(7), count(1234), count(1_234_567)], ["7", "1,234", "1,234,567"]);
         assert_eq!([figure(3.456), figure(1234.6), figure(f64::NAN)], ["3.46", "1,235", "NaN"]);
+        assert_eq!(parameters(6_738_415_616), "6.738 billion parameters");
+        assert_eq!(parameters(134_515_008), "134.5 million parameters");
+        assert_eq!(parameters(162_240), "162,240 parameters");
         assert_eq!([plural(1, "row"), plural(1200, "row")], ["1 row", "1,200 rows"]);
     }
 

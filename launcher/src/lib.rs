@@ -28,6 +28,7 @@ pub mod offload_folder;
 pub mod plan;
 pub mod profile;
 pub mod report;
+mod resume;
 pub mod run_folder;
 pub mod signals;
 pub mod supervise;

@@ -1,4 +1,5 @@
 //! `metrics.jsonl`: one JSON object a step, and one an evaluation. Numbers that are not finite are written as null.
+//! docs/metrics.md tells every field.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -126,9 +127,31 @@ fn lines_until(reader: impl BufRead, step: u64) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     fn step(step: u64) -> StepRecord {
         StepRecord { step, loss: 1.5, tokens: 100, seconds: 0.5, grad_norm: f64::NAN, ..StepRecord::default() }
+    }
+
+    #[test]
+    fn every_field_is_documented_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut metrics = MetricsFile::create(&path).unwrap();
+        metrics.step(&StepRecord { loss_scale: 2.0, skipped: "why".into(), ..step(1) }).unwrap();
+        metrics.evaluation(&EvaluationRecord::default()).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let written = text.lines().map(|line| {
+            let object: Value = serde_json::from_str(line).unwrap();
+            object.as_object().unwrap().keys().cloned().collect::<BTreeSet<String>>()
+        });
+        let document = include_str!("../../docs/metrics.md");
+        // A table for steps, then one for evaluations.
+        let documented = document.split("\n## ").skip(1).map(|section| {
+            let fields = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+            fields.map(str::to_owned).collect::<BTreeSet<String>>()
+        });
+        assert_eq!(written.collect::<Vec<_>>(), documented.collect::<Vec<_>>());
     }
 
     #[test]

@@ -60,9 +60,32 @@ pub fn check_layer_classes(config: &Resolved, model: &ModelConfig) -> Result<(),
     })
 }
 
+/// A sentence about rows of `tokens` tokens where the model was made for shorter ones; `what` is what is so long, with its
+/// verb.
+pub fn too_long(what: &str, tokens: usize, model: &ModelConfig) -> Option<String> {
+    let most = model.max_position_embeddings;
+    (tokens > most).then(|| {
+        format!(
+            "{what} {tokens} tokens, and the model's max_position_embeddings is {most}: it was made for no longer rows; set \
+             max_length to {most} or less"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_beyond_the_positions_of_the_model_are_told() {
+        let model = ModelConfig::published("llama-7b").unwrap();
+        assert_eq!(too_long("rows have up to", 4096, &model), None);
+        let told = too_long("rows have up to", 4097, &model).unwrap();
+        assert!(
+            told.starts_with("rows have up to 4097 tokens, and the model's max_position_embeddings is 4096"),
+            "{told}"
+        );
+    }
 
     #[test]
     fn what_is_missing_is_named() {

@@ -14,8 +14,26 @@ use crate::supervise::verdict::RankFacts;
 use crate::supervise::{Cause, Ending, Facts, Failure};
 use crate::view::Story;
 
-/// The report of a failed job: the first cause with what it said, where its log is, what to do; then the consequences.
-pub fn failure(first: &Failure, others: &[Failure], facts: &Facts, run: &RunFolder) -> String {
+/// A job that failed.
+pub struct Failed<'a> {
+    /// The cause.
+    pub first: &'a Failure,
+    /// The consequences.
+    pub others: &'a [Failure],
+    /// What is known of each rank.
+    pub facts: &'a Facts,
+    /// What happened before.
+    pub story: &'a Story,
+    /// Where.
+    pub run: &'a RunFolder,
+    /// The command line, the program's name first.
+    pub arguments: &'a [String],
+}
+
+/// The report of a failed job: the first cause with what it said, then the consequences; where its log is, how to go on
+/// from what was saved, what to do.
+pub fn failure(failed: &Failed<'_>) -> String {
+    let Failed { first, others, facts, story, run, arguments } = *failed;
     let mut text = format!("error: {}", sentence(first, facts));
     let exit = facts.ranks.get(first.rank as usize).and_then(|it| it.exit.as_ref());
     if let (Cause::Ended(_) | Cause::LeftSilently, Some((_, exit))) = (&first.cause, exit)
@@ -30,6 +48,9 @@ pub fn failure(first: &Failure, others: &[Failure], facts: &Facts, run: &RunFold
         let _ = write!(text, "\nthen: {}", brief(other, facts));
     }
     let _ = write!(text, "\nlog: {}", run.log(first.rank).display());
+    if let Some(words) = go_on(story, arguments) {
+        let _ = write!(text, "\n{words}");
+    }
     if let Some(hint) = hint(&first.cause) {
         let _ = write!(text, "\nhint: {hint}");
     }
@@ -113,6 +134,16 @@ pub fn summary(story: &Story, ended: &Ended<'_>) -> String {
     if let Some(median) = format::median(&story.tokens_per_second) {
         lines.push(format!("median {} tokens/s", format::figure(median)));
     }
+    let seconds: f64 = story.seconds.iter().sum();
+    if story.waited > 0.0 && seconds > 0.0 {
+        let time = |seconds: f64| format::duration(Duration::from_secs_f64(seconds.clamp(0.0, 1e9)));
+        lines.push(format!(
+            "waiting for other ranks {:.0} % of the steps' time ({} of {}, rank 0)",
+            100.0 * story.waited / seconds,
+            time(story.waited),
+            time(seconds)
+        ));
+    }
     let peaks: Vec<u64> = ended.members.iter().map(|member| member.peak_memory_bytes).collect();
     if peaks.iter().any(|&peak| peak > 0) {
         lines.push(format!("peak memory {}", by_rank(&peaks, |&bytes| format::bytes(bytes))));
@@ -126,9 +157,10 @@ pub fn summary(story: &Story, ended: &Ended<'_>) -> String {
     lines.join("\n")
 }
 
-/// What the ranks that left measured.
-pub fn measured(facts: &Facts) -> Option<Measured> {
-    Measured::of(&facts.ranks.iter().filter_map(state).collect::<Vec<_>>())
+/// What the ranks that left measured, and what the last step sent.
+pub fn measured(facts: &Facts, story: &Story) -> Option<Measured> {
+    let sent = story.last.as_ref().map_or(0, |step| step.sent_bytes);
+    Measured::of(&facts.ranks.iter().filter_map(state).collect::<Vec<_>>(), sent)
 }
 
 fn state(rank: &RankFacts) -> Option<StateBytes> {
@@ -173,17 +205,38 @@ pub fn result(facts: &Facts) -> Option<String> {
     Some(format!("model: {directory}\ntry it: {launch} generate --model {quoted} --chat \"Hello\""))
 }
 
-/// How a person goes on with a job that was stopped.
-pub fn stopped(story: &Story, run: &RunFolder) -> String {
+/// How a person goes on with a job that was stopped. `arguments` are those of this program, its name first.
+pub fn stopped(story: &Story, run: &RunFolder, arguments: &[String]) -> String {
     match &story.checkpoint {
-        Some(checkpoint) => {
-            format!("stopped; newest checkpoint: {}\ngo on with the same command and --resume", checkpoint.display())
-        }
+        Some(_) => format!("stopped; {}", go_on(story, arguments).unwrap_or_default()),
         None => format!(
             "stopped; no checkpoint was written (save_strategy says when one is); the run is in {}",
             run.root().display()
         ),
     }
+}
+
+/// The newest checkpoint of this job and the command line that goes on from it; `None` where none was written.
+fn go_on(story: &Story, arguments: &[String]) -> Option<String> {
+    let checkpoint = story.checkpoint.as_ref()?;
+    Some(format!("newest checkpoint: {}\ngo on: {}", checkpoint.display(), resume_command(arguments)))
+}
+
+/// The same command line with `--resume` at its end, in place of one that is there.
+fn resume_command(arguments: &[String]) -> String {
+    let mut words = Vec::new();
+    let mut value_of_resume = false;
+    for (index, word) in arguments.iter().enumerate() {
+        // As the command line is read: a command or an option is no value.
+        let is_value = value_of_resume && word != "train" && !word.starts_with("--");
+        value_of_resume = index > 0 && word == "--resume";
+        let is_resume = value_of_resume || (index > 0 && word.starts_with("--resume="));
+        if !is_value && !is_resume {
+            words.push(quote(Path::new(word)));
+        }
+    }
+    words.push("--resume".to_owned());
+    words.join(" ")
 }
 
 /// A path as a shell takes it.
@@ -214,7 +267,25 @@ mod tests {
         let first = Failure { rank: 1, at: now, cause: Cause::Ended(Ending::Signal(9)), consequence: false };
         let reported = Cause::Reported("a peer closed its connection\nhint: see there".into());
         let other = Failure { rank: 0, at: now, cause: reported, consequence: true };
-        let text = failure(&first, &[other], &facts, &RunFolder::new("runs/x"));
+        let mut story = Story::default();
+        let arguments = ["launch", "--config", "my job.yaml", "--resume", "20", "train"].map(str::to_owned);
+        let run = RunFolder::new("runs/x");
+        let others = [other];
+        let text = |story: &Story| {
+            let failed =
+                Failed { first: &first, others: &others, facts: &facts, story, run: &run, arguments: &arguments };
+            failure(&failed)
+        };
+        story.checkpoint = Some("runs/x/checkpoints/step-00000040".into());
+        let saved = text(&story);
+        assert!(
+            saved.contains(
+                "log: runs/x/logs/rank-1.log\nnewest checkpoint: runs/x/checkpoints/step-00000040\n\
+                 go on: launch --config 'my job.yaml' train --resume\nhint: "
+            ),
+            "{saved}"
+        );
+        let text = text(&Story::default());
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[..5],
@@ -230,6 +301,21 @@ mod tests {
     }
 
     #[test]
+    fn the_line_to_go_on_with_resumes_once() {
+        for (line, expected) in [
+            ("launch --nproc 2 train --bf16", "launch --nproc 2 train --bf16 --resume"),
+            ("launch --resume train --bf16", "launch train --bf16 --resume"),
+            ("launch train --resume", "launch train --resume"),
+            ("launch train --resume step-00000020 --bf16", "launch train --bf16 --resume"),
+            ("launch train --resume=20 --bf16", "launch train --bf16 --resume"),
+            ("launch train --resume --bf16", "launch train --bf16 --resume"),
+        ] {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            assert_eq!(resume_command(&words), expected, "{line}");
+        }
+    }
+
+    #[test]
     fn a_summary_has_every_figure_once() {
         let step = |loss| Some(StepRecord { loss, ..StepRecord::default() });
         let evaluation = |step, loss| Some(EvaluationRecord { step, loss, ..EvaluationRecord::default() });
@@ -240,6 +326,7 @@ mod tests {
             last: step(1.0),
             tokens_per_second: vec![100.0, 300.0, 200.0],
             seconds: vec![0.5],
+            waited: 0.1,
             first_evaluation: evaluation(0, 3.0),
             last_evaluation: evaluation(20, 2.5),
             checkpoint: None,
@@ -260,6 +347,7 @@ mod tests {
              loss 2.0000 → 1.0000\n\
              held-out loss 3.0000 → 2.5000 (after step 0 and 20)\n\
              median 200 tokens/s\n\
+             waiting for other ranks 20 % of the steps' time (0.1 s of 0.5 s, rank 0)\n\
              peak memory rank 0: 1.00 GiB, rank 1: 2.00 GiB\n\
              state 2.00 MiB (parameters 1.00 MiB, gradients 1.00 MiB) per rank"
         );

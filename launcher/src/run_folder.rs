@@ -1,16 +1,21 @@
-//! The run folder: `output_dir/{config.resolved.yaml, metrics.jsonl, plan.json, profile.json, logs/, data/, checkpoints/, model/}`.
+//! The run folder: `output_dir/{config.resolved.yaml, metrics.jsonl, plan.json, profile.json, launch.lock, logs/, data/,
+//! checkpoints/, model/}`.
 
+use std::fs::{File, TryLockError};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use zerofold_checkpoint::{
-    ClearedWhat, Found, StagingDirectory, newest_whole, prepare_to_resume, step_directory, verify,
+    ClearedWhat, Found, StagingDirectory, newest_whole, prepare_to_resume, published_steps, step_directory, verify,
 };
 
 use crate::error::LaunchError;
 
 /// What a start leaves that never reached a step. A folder with nothing else in it is not a run.
-const BEFORE_THE_FIRST_STEP: [&str; 6] =
-    ["config.resolved.yaml", "metrics.jsonl", "plan.json", "data", "logs", "checkpoints"];
+const BEFORE_THE_FIRST_STEP: [&str; 7] =
+    ["config.resolved.yaml", "metrics.jsonl", "plan.json", LOCK, "data", "logs", "checkpoints"];
+/// The file that a `launch` at work holds; it has its pid, and stays when the run is over.
+const LOCK: &str = "launch.lock";
 
 /// What `--resume` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +83,45 @@ impl RunFolder {
         self.root.join("checkpoints")
     }
 
+    /// Takes the folder for this process until the file is dropped; `None` where there is none to take yet, since what
+    /// turns out to be no run folder of ours is left as it is. `told` gets a line where the file system has no locks.
+    pub fn lock_existing(&self, told: impl FnOnce(String)) -> Result<Option<File>, LaunchError> {
+        match self.root.join(LOCK).is_file() {
+            true => self.lock(told).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Takes the folder, which is made if need be, for this process until the file is dropped.
+    pub fn lock(&self, told: impl FnOnce(String)) -> Result<File, LaunchError> {
+        let path = self.root.join(LOCK);
+        let open = || {
+            std::fs::create_dir_all(&self.root)?;
+            File::options().read(true).write(true).create(true).truncate(false).open(&path)
+        };
+        let mut file = open().map_err(|error| {
+            self.error(format!("cannot write {}: {error}", path.display()), "give a folder that can be written")
+        })?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let pid = std::fs::read_to_string(&path).unwrap_or_default();
+                return Err(self.error(
+                    format!("another launch (pid {}) is using this folder", pid.trim()),
+                    "wait until it ends or stop it, or choose another output_dir",
+                ));
+            }
+            // Some network file systems have no locks; a job need not stop at that.
+            Err(TryLockError::Error(error)) => {
+                told(format!("warning: {} cannot be locked ({error}): start no second launch in it", path.display()));
+            }
+        }
+        let pid = std::process::id();
+        let written = file.set_len(0).and_then(|()| writeln!(file, "{pid}"));
+        written.map_err(LaunchError::system(format!("write {}", path.display())))?;
+        Ok(file)
+    }
+
     /// Checks that a new run may begin here: the folder does not exist, is empty, or holds a start that never reached a step.
     pub fn check_fresh(&self) -> Result<(), LaunchError> {
         let entries = match std::fs::read_dir(&self.root) {
@@ -112,9 +156,17 @@ impl RunFolder {
                 let directory = step.map_or_else(|| checkpoints.join(name), |step| step_directory(&checkpoints, step));
                 if !directory.is_dir() {
                     let message = format!("there is no checkpoint {}", directory.display());
-                    return Err(
-                        self.error(message, "name a step, such as 20, or leave it out for the newest whole one")
-                    );
+                    let steps: Vec<String> = published_steps(&checkpoints)?.iter().map(u64::to_string).collect();
+                    let hint = match steps.is_empty() {
+                        true => {
+                            "no step of this run was saved: leave --resume out and choose an empty output_dir".into()
+                        }
+                        false => format!(
+                            "saved are the steps {}: name one of them, or leave it out for the newest whole one",
+                            steps.join(", ")
+                        ),
+                    };
+                    return Err(self.error(message, hint));
                 }
                 Ok(verify(&directory)?)
             }
@@ -216,5 +268,28 @@ mod tests {
         assert!(error.contains("none of its 1 checkpoints is whole"), "{error}");
         assert!(told[0].contains("step-00000007") && told[0].contains("manifest.json"), "{told:?}");
         assert!(run.find_resume(&Resume::Step("step-00000007".into()), |_| {}).is_err());
+        let missing = || run.find_resume(&Resume::Step("99".into()), |_| {}).unwrap_err().to_string();
+        assert!(missing().contains("step-00000099\nhint: no step of this run was saved"), "{}", missing());
+        for step in ["step-00000007", "step-00000020"] {
+            let folder = run.checkpoints().join(step);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("manifest.json"), "").unwrap();
+        }
+        assert!(missing().contains("\nhint: saved are the steps 7, 20: name one of them"), "{}", missing());
+    }
+
+    #[test]
+    fn a_folder_is_used_by_one_launch_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunFolder::new(folder.path().join("run"));
+        let said = |line: String| panic!("{line}");
+        assert!(run.lock_existing(said).unwrap().is_none() && !run.root().exists());
+        let held = run.lock(said).unwrap();
+        run.check_fresh().unwrap();
+        let error = run.lock_existing(said).unwrap_err().to_string();
+        let expected = format!("another launch (pid {}) is using this folder\nhint: ", std::process::id());
+        assert!(error.contains(&expected), "{error}");
+        drop(held);
+        assert!(run.lock_existing(said).unwrap().is_some());
     }
 }

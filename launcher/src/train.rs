@@ -1,5 +1,6 @@
 //! The command `train`, from the configuration to the exit code.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -21,7 +22,7 @@ use crate::supervise::{Limits, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::view::View;
 use crate::worker_command::{GENERATION, JobEnvironment, find_worker};
-use crate::{announce, model_folder, offload_folder, profile, report, signals};
+use crate::{announce, model_folder, offload_folder, profile, report, resume, signals};
 
 /// After a first failure, how long other ranks may still tell the cause.
 const GATHER: Duration = Duration::from_secs(1);
@@ -60,6 +61,8 @@ struct Job {
     prediction: Option<Prediction>,
     worker: PathBuf,
     control: ControlPlane,
+    /// Keeps other launches out of the run folder while the job is there.
+    _lock: File,
 }
 
 impl Job {
@@ -69,14 +72,18 @@ impl Job {
         config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
         let model = &config.training.model_name_or_path;
         model_folder::check(model)?;
-        model_folder::check_layer_classes(&config, &ModelConfig::read(model)?)?;
+        let model = ModelConfig::read(model)?;
+        model_folder::check_layer_classes(&config, &model)?;
         offload_folder::check(&config)?;
         let worker = find_worker()?;
         let run = RunFolder::new(absolute(&config.training.output_dir)?);
+        let complain = |line: String| terminal.complain(&line);
+        let lock = run.lock_existing(complain)?;
         let resume = match &options.resume {
             None => run.check_fresh().map(|()| None)?,
-            Some(resume) => Some(find_resume(&run, resume, &config, terminal)?),
+            Some(resume) => Some(resume::find(&run, resume, &config, terminal)?),
         };
+        let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
         let control = ControlPlane::start(
             ControlOptions {
                 port: config.main_process_port,
@@ -88,9 +95,11 @@ impl Job {
         )?;
         run.create(config.num_processes, resume.is_none())?;
         let prepared = prepare_data(&config, &run, terminal)?;
+        let warning = model_folder::too_long("rows have up to", prepared.report.longest, &model);
+        warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
         let plan = step_plan(&config, prepared.dataset.rows())?;
         if let Some(found) = &resume {
-            begin_resume(&run, found, &plan, terminal)?;
+            resume::begin(&run, found, &config, &plan, terminal)?;
         }
         config.write(&run.config())?;
         let prediction = Prediction::of(&config, &prepared.dataset, &plan);
@@ -102,7 +111,7 @@ impl Job {
         let done = resume.as_ref().map_or(0, |found| found.manifest.step);
         let warning = config.training.profile.and_then(|steps| profile::out_of_reach(steps, done, plan.total_steps()));
         warning.iter().for_each(|warning| terminal.complain(warning));
-        Ok(Job { config, run, resume, plan, prediction, worker, control })
+        Ok(Job { config, run, resume, plan, prediction, worker, control, _lock: lock })
     }
 
     fn run(
@@ -123,8 +132,9 @@ impl Job {
         let limits = Limits { gather: GATHER, terminate: TERMINATE, stop: options.grace, silence: options.timeout };
         let (verdict, facts) = supervise(&mut workers, &self.control, &received, &limits, &mut view);
         let story = view.finish();
+        let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
         let members = self.control.members();
-        let record = self.prediction.map(|planned| PlanRecord { planned, measured: report::measured(&facts) });
+        let record = self.prediction.map(|planned| PlanRecord { planned, measured: report::measured(&facts, &story) });
         if let Some(Err(error)) = record.filter(|it| it.measured.is_some()).map(|it| it.write(&self.run.plan())) {
             terminal.complain(&format!("warning: {error}"));
         }
@@ -139,11 +149,13 @@ impl Job {
             Verdict::Stopped(signal) => {
                 terminal.say(&report::summary(&story, &ended));
                 self.put_profile_together(&terminal);
-                terminal.complain(&report::stopped(&story, &self.run));
+                terminal.complain(&report::stopped(&story, &self.run, &arguments));
                 signal.exit_code()
             }
             Verdict::Failed { first, others } => {
-                terminal.complain(&report::failure(&first, &others, &facts, &self.run));
+                let (first, others, run) = (&first, &others[..], &self.run);
+                let (facts, story, arguments) = (&facts, &story, &arguments[..]);
+                terminal.complain(&report::failure(&report::Failed { first, others, facts, story, run, arguments }));
                 EXIT_FAILED
             }
         })
@@ -181,50 +193,8 @@ impl Job {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
     std::path::absolute(path).map_err(LaunchError::system(format!("find {}", path.display())))
-}
-
-fn find_resume(run: &RunFolder, resume: &Resume, config: &Resolved, terminal: &Terminal) -> Result<Found, LaunchError> {
-    let mut found = run.find_resume(resume, |line| terminal.complain(&line))?;
-    found.directory = absolute(&found.directory)?;
-    let manifest = &found.manifest;
-    if manifest.world_size != config.num_processes {
-        let (saved, asked) = (manifest.world_size, config.num_processes);
-        let message = format!("{} was saved by {saved} processes, this job has {asked}", found.directory.display());
-        let hint = format!("resume with the same number of processes: --nproc {saved}");
-        return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
-    }
-    // A folder whose configuration cannot be read is no obstacle: the workers check the layout as well.
-    if let Ok(before) = Resolved::read(&run.config()) {
-        let folder = |config: &Resolved| config.training.model_name_or_path.clone();
-        let same = |path: &Path| path.canonicalize().ok();
-        if same(&folder(&before)) != same(&folder(config)) {
-            let (saved, asked) = (folder(&before), folder(config));
-            let message = format!("the run in it trains {}, this job {}", saved.display(), asked.display());
-            let hint = format!("resume with the same model: --model_name_or_path {}", saved.display());
-            return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
-        }
-    }
-    Ok(found)
-}
-
-/// Once everything is known to fit: clears what an interrupted run left behind. Before that nothing of the run is touched.
-fn begin_resume(run: &RunFolder, found: &Found, plan: &StepPlan, terminal: &Terminal) -> Result<(), LaunchError> {
-    let manifest = &found.manifest;
-    let expected = serde_json::json!(plan.cursor(manifest.step));
-    if manifest.state["data"] != expected {
-        let message = format!(
-            "{}: the place in the data is {} there and {expected} in this job",
-            found.directory.display(),
-            manifest.state["data"]
-        );
-        let hint = "resume with the data set, batch sizes, accumulation, seed and sampling that saved it".to_owned();
-        return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
-    }
-    run.clear_after(found, |line| terminal.complain(&line))?;
-    terminal.say(&format!("resuming after step {} from {}", manifest.step, found.directory.display()));
-    Ok(())
 }
 
 /// Tokenises training and held-out rows once, before the ranks wait on each other.

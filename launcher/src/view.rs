@@ -32,6 +32,8 @@ pub struct Story {
     pub tokens_per_second: Vec<f64>,
     /// Seconds of every step.
     pub seconds: Vec<f64>,
+    /// Seconds that rank 0 waited for other ranks, over all steps.
+    pub waited: f64,
     /// The first pass over the held-out rows.
     pub first_evaluation: Option<EvaluationRecord>,
     /// The newest pass over the held-out rows.
@@ -90,6 +92,7 @@ impl View {
         story.last = Some(record.clone());
         story.tokens_per_second.push(rate(record.tokens, record.seconds));
         story.seconds.push(record.seconds);
+        story.waited += record.communication_seconds;
         if !record.skipped.is_empty() {
             let StepRecord { step, loss, grad_norm, skipped, .. } = record;
             let numbers = format!("loss {loss}, gradient norm {grad_norm}");

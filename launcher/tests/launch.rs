@@ -146,7 +146,7 @@ fn a_job_runs_to_its_end_and_fills_the_run_folder() {
         "checkpoint of step 3",
         "loss 2.0000 → 0.6667",
         "peak memory 2.00 MiB per rank",
-        "memory per rank",
+        "bytes per rank",
         "  parameters",
         "  peak in a step",
         "launch generate --model the/model --chat \"Hello\"",
@@ -170,6 +170,15 @@ fn a_job_runs_to_its_end_and_fills_the_run_folder() {
     let (code, out, err) = run_again(&fixture, &["--resume"]);
     assert_eq!(code, 0, "{out}\n{err}");
     assert_has(&out, &["resuming after step 3"]);
+    let (code, _, err) = run_again(&fixture, &["--resume=99"]);
+    assert_eq!(code, 2);
+    assert_has(&err, &["step-00000099", "hint: saved are the steps 3: "]);
+    let (code, _, err) = run_again(&fixture, &["--resume", "--gradient_accumulation_steps", "3"]);
+    assert_eq!(code, 2);
+    assert_has(
+        &err,
+        &["rows a step 16 there, 48 here (per_device_train_batch_size 8 × gradient_accumulation_steps 3 × 2"],
+    );
     let (code, _, err) = run_again(&fixture, &["--resume", "--nproc", "1"]);
     assert_eq!(code, 2);
     assert_has(&err, &["was saved by 2 processes, this job has 1", "hint: "]);
@@ -242,6 +251,21 @@ fn signals_stop_the_job_after_its_step() {
         assert_has(&err, &[&format!("{name}: stopping after the current step"), "stopped; no checkpoint was written"]);
         assert_ended(&pids);
     }
+}
+
+#[test]
+fn a_folder_in_use_is_left_alone() {
+    let fixture = Fixture::new();
+    let (child, pids) = start(&fixture, "0:endless,1:endless");
+    let in_use = format!("another launch (pid {}) is using this folder\nhint: ", child.id());
+    for more in [&[][..], &["--resume"], &["--resume", "7"]] {
+        let (code, _, err) = run_again(&fixture, more);
+        assert_eq!(code, 2, "{err}");
+        assert_has(&err, &[&in_use]);
+    }
+    assert!(pids.iter().all(|&pid| is_alive(pid)));
+    signal(&child, libc::SIGTERM);
+    assert_eq!(finish(child).status.code(), Some(143));
 }
 
 #[test]
@@ -331,5 +355,8 @@ fn help_shows_examples_and_keys() {
     assert_has(&out, &["Examples:", "launch --nproc 2 --config zero3.yaml train", "generate", "--resume"]);
     assert!(!out.contains("--learning_rate <"), "{out}");
     let (_, out, _) = run(&mut fixture.command(&["train", "--help"]));
+    let also = zerofold_configs::other_keys();
+    assert!(also.contains(&"fsdp_transformer_layer_cls_to_wrap") && also.contains(&"distributed_type"), "{also:?}");
+    also.iter().for_each(|key| assert!(out.contains(key), "{key} is not in the help"));
     assert_has(&out, &["--learning_rate <X>", "[default: 2e-5]", "Optimizer and schedule", "[required]"]);
 }

@@ -49,7 +49,7 @@ batch  1 row of 1,024 tokens a micro-batch, 4 micro-batches a step, gradient che
     let verdicts: Vec<&str> = (0..4).map(|row| *columns(row).last().unwrap()).collect();
     assert_eq!(verdicts, ["no", "yes", "yes", "yes"], "{out}");
     for part in [
-        "fits 80.0 GiB",
+        "fits 72.0 GiB (90 % of 80.0 GiB)",
         "take stage 1: it is the lowest that fits (stage 0 needs 115 GiB)",
         "10 % kept free for the allocator and the CUDA context",
         "With 4 micro-batches a step, stage 1 also sends less than stage 2 (32.9 GiB against 98.8 GiB).",
@@ -82,7 +82,7 @@ fn where_nothing_fits_the_levers_stand_in_order() {
         ["--per_device_train_batch_size 1", "not enough: stage 3, ", "not enough: stage 3, "],
         ["--master_dtype bfloat16", "not enough: stage 3, ", "not enough: stage 3, "],
         ["--nproc 16", "not enough: stage 3, ", "fits: stage 3, "],
-        ["--offload_optimizer_device cpu", "not enough: stage 3, ", "fits: stage 3, "],
+        ["--zero_stage 3 --offload_optimizer_device cpu", "not enough: stage 3, ", "fits: stage 3, "],
         ["--max_length 512", "not enough: stage 3, ", "fits: stage 3, "],
     ];
     assert_eq!(rows.len(), expected.len(), "{out}");
@@ -164,7 +164,7 @@ fn copies_without_a_stage_are_planned_at_stage_3() {
     for part in [
         "note: no stage is set: parallelism_config.parallelism_config_dp_replicate_size: 2 (flag \
          --parallelism_config_dp_replicate_size) is planned at stage 3; train needs --zero_stage 3",
-        "stage 3 in 2 copies: pass --zero_stage 1 in its place.",
+        "stage 3 in 2 copies: pass --zero_stage 1 in its place and remove --parallelism_config_dp_replicate_size.",
     ] {
         assert!(out.contains(part), "{part:?} is missing in:\n{out}");
     }
@@ -172,6 +172,55 @@ fn copies_without_a_stage_are_planned_at_stage_3() {
     let three = ["plan", "--model", "llama-7b", "--nproc", "4", "--parallelism_config_dp_replicate_size", "3"];
     assert!(refused(&three).contains("3 does not divide 4"));
     assert!(refused(&[&words[..], &copies, &["--zero_stage", "1"]].concat()).contains("disagree"));
+}
+
+#[test]
+fn what_is_advised_beside_a_flag_is_what_train_takes() {
+    let flags = ["--zero_stage", "3", "--parallelism_config_dp_replicate_size", "2"];
+    let words = ["--nproc", "4", "plan", "--model", "llama-7b", "--gpu-memory"];
+    let out = answered(&[&words[..], &["80GiB"], &flags].concat());
+    let part = "pass --zero_stage 1 in its place and remove --parallelism_config_dp_replicate_size.";
+    assert!(out.contains(part), "{out}");
+    // Copies that do not fit: fewer of them come first.
+    let out = answered(&[&words[..], &["20GiB"], &flags].concat());
+    let first = out.lines().skip_while(|line| !line.starts_with("  change")).nth(1).unwrap_or_default();
+    assert!(
+        first.starts_with("  --parallelism_config_dp_replicate_size 1 (in place of 2)  not enough: stage 3, "),
+        "{out}"
+    );
+    assert!(out.contains("leaves the 2 copies as they are") && out.contains("dp_shard_size must go"), "{out}");
+}
+
+#[test]
+fn offloading_has_a_stage_and_host_memory_counts_beside_gpus() {
+    let gpu = ["--nproc", "8", "plan", "--model", "llama-7b", "--gpu-memory", "80GiB", "--bf16"];
+    let cpu = ["--offload_optimizer_device", "cpu"];
+    let out = answered(&[&gpu[..], &cpu].concat());
+    for part in [
+        "note: no stage is set: deepspeed_config.offload_optimizer_device: cpu (flag --offload_optimizer_device) is \
+         planned at stage 1; train needs --zero_stage 1",
+        "host   masters and moments of one rank, by row: -, 9.41 GiB, 9.41 GiB, 9.41 GiB",
+        "take stage 1: it is the lowest whose optimizer state is sharded",
+    ] {
+        assert!(out.contains(part), "{part:?} is missing in:\n{out}");
+    }
+    assert!(!out.contains("in host memory already"), "{out}");
+    let copied = answered(&[&gpu[..], &cpu, &["--zero_stage", "3"]].concat());
+    assert!(!copied.contains("note: "), "{copied}");
+    // On the CPU the way out is files, and it is written whole.
+    let folder = tempfile::tempdir().unwrap();
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "hidden_size": 65536,
+        "intermediate_size": 262144, "num_hidden_layers": 200, "num_attention_heads": 512}"#;
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let (code, out, err) = launch(folder.path(), &["--nproc", "2", "plan", "--model_name_or_path", "."]);
+    let part = "--offload_optimizer_device nvme --offload_optimizer_nvme_path FOLDER  not enough: stage ";
+    assert!(code == 0 && out.contains(&format!("  --zero_stage 3 {part}")), "{out}{err}");
+}
+
+#[test]
+fn rows_beyond_the_positions_of_the_model_are_noted() {
+    let out = answered(&["plan", "--model", "llama-7b", "--max_length", "8192"]);
+    assert!(out.contains("note: max_length is 8192 tokens, and the model's max_position_embeddings is 4096"), "{out}");
 }
 
 #[test]
@@ -247,9 +296,12 @@ fn a_folder_needs_its_config_alone_and_this_machine_is_the_measure() {
         .unwrap();
     let (code, out, err) = launch(folder.path(), &["plan", "--config", "job.yaml", "--nproc", "2"]);
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
-    for part in
-        ["model  model, 0.000 billion", "2 ranks on the CPU", "take stage 0", "this machine's memory over its ranks"]
-    {
+    for part in [
+        "model  model, 162,240 parameters\n",
+        "2 ranks on the CPU",
+        "take stage 0",
+        "this machine's memory over its ranks",
+    ] {
         assert!(out.contains(part), "{part:?} is missing in:\n{out}");
     }
     // A folder for files is no part of the question.

@@ -118,7 +118,7 @@ fn what_does_not_fit_the_checkpoint_is_one_clear_error() {
     };
     refused("ranks", "--nproc 3 --resume", 2, &["step-00000012", "saved by 2 processes", "has 3", "hint: "]);
     let batch = "--per_device_train_batch_size 4 --resume step-00000005";
-    refused("batch", batch, 2, &["step-00000005", "the place in the data", "batch sizes"]);
+    refused("batch", batch, 2, &["step-00000005", "rows a step ", "batch sizes"]);
     refused("seed", "--seed 7 --resume step-00000005", 2, &["step-00000005", "seed"]);
     refused("no-such-step", "--resume step-00000007", 2, &["step-00000007"]);
 }

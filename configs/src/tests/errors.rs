@@ -44,6 +44,41 @@ fn unknown_keys_are_named_with_their_line_and_a_way_out() {
 }
 
 #[test]
+fn nothing_is_suggested_that_is_not_near_or_not_built() {
+    let hint = |message: String| message.lines().last().unwrap_or_default().to_owned();
+    let deepspeed = |entry: &str| format!("distributed_type: DEEPSPEED\ndeepspeed_config:\n  {entry}\n");
+    let list = "hint: launch train --help lists every key";
+    for (text, expected) in [
+        ("trainnig:\n  seed: 1\n", "hint: did you mean training?"),
+        ("fsdp_confg: {}\n", "hint: did you mean fsdp_config?"),
+        ("deepspeed_confg: {}\n", "hint: did you mean deepspeed_config?"),
+        ("paralelism_config: {}\n", "hint: did you mean parallelism_config?"),
+        ("zzzzzz: 1\n", list),
+        ("pakcing: true\n", list),
+        ("zero_stge: 3\n", "hint: did you mean deepspeed_config.zero_stage?"),
+        (&deepspeed("overlap_com: true"), "hint: did you mean overlap_comm?"),
+        (&deepspeed("whatever: 1"), list),
+        ("fsdp_config:\n  fspd_sharding_strategy: X\n", "hint: did you mean fsdp_sharding_strategy?"),
+        ("parallelism_config:\n  tp_sise: 1\n", list),
+        ("parallelism_config:\n  paralelism_config_tp_size: 1\n", list),
+        ("parallelism_config:\n  dp_replicat_size: 1\n", "hint: did you mean parallelism_config_dp_replicate_size?"),
+    ] {
+        assert_eq!(hint(resolved(text, "").unwrap_err()), expected, "{text}");
+    }
+    for (set, expected) in [
+        ("training.foo=1", list),
+        ("foo=1", list),
+        ("trainnig.seed=1", "hint: did you mean training.seed?"),
+        ("trainnig.foo=1", "hint: did you mean the section training?"),
+        ("deepspeed_confg.zero_stage=1", "hint: did you mean deepspeed_config.zero_stage?"),
+        ("nowhere.seeed=1", "hint: did you mean training.seed?"),
+    ] {
+        assert_eq!(hint(with_flags(TRAINING, &[], &[set]).unwrap_err()), expected, "{set}");
+    }
+    assert_eq!(hint(with_flags(TRAINING, &[("zzzzzz", "1")], &[]).unwrap_err()), list);
+}
+
+#[test]
 fn values_out_of_range_say_what_is_allowed() {
     let table = [
         ("learning_rate", "-1", "it must be a number, 0 or more"),
@@ -236,7 +271,16 @@ fn files_that_cannot_be_read_say_why() {
     says(&named("."), &["cannot read .", "folder"]);
     let broken = with_flags("training:\n  seed: [1\n", &[], &[]).unwrap_err();
     says(&broken, &["job.yaml cannot be understood", "line"]);
-    says(&with_flags("a: 1\na: 2\n", &[], &[]).unwrap_err(), &["job.yaml cannot be understood", "duplicate"]);
+    for (text, expected) in [
+        ("a: 1\na: 2\n", "job.yaml:2: a is set a second time; the first is in line 1\nhint: keep one of the two"),
+        (
+            "seed: 1\ntraining:\n  seed: 1\n  dataset: d\n  seed: 2\n",
+            "job.yaml:5: training.seed is set a second time; the first is in line 3\nhint: keep one of the two",
+        ),
+        ("{a: 1, a: 2}\n", "job.yaml cannot be understood: duplicate entry"),
+    ] {
+        says(&with_flags(text, &[], &[]).unwrap_err(), &[expected]);
+    }
     says(&with_flags("- a\n", &[], &[]).unwrap_err(), &["key: value"]);
     says(&with_flags("training: 5\n", &[], &[]).unwrap_err(), &["training is 5", "job.yaml:1"]);
     let flags = pairs(&[("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o")]);

@@ -73,6 +73,14 @@ fn what_has_no_effect_is_told_once_and_only_where_it_was_set() {
         told,
         ["training.report_to: wandb (job.yaml:33) has no effect: metrics go to output_dir/metrics.jsonl, every step"]
     );
+    let deepspeed = |entries: &str| format!("distributed_type: DEEPSPEED\ndeepspeed_config:\n{entries}");
+    let as_it_is = "  overlap_comm: true\n  contiguous_gradients: true\n  reduce_bucket_size: auto\n";
+    assert_eq!(notes(&deepspeed(&format!("  zero_stage: 2\n{as_it_is}")), ""), Vec::<String>::new());
+    let of_no_effect = "  zero_stage: 3\n  overlap_comm: false\n  reduce_bucket_size: 5e8\n  sub_group_size: 1e9\n  \
+        stage3_param_persistence_threshold: 1e5\n  stage3_max_live_parameters: 1e9\n";
+    let told = notes(&deepspeed(of_no_effect), "");
+    assert!(told.len() == 5 && told.iter().all(|note| note.contains(") has no effect: ")), "{told:?}");
+    assert!(told[0].starts_with("deepspeed_config.overlap_comm: false (job.yaml:4)"), "{told:?}");
     let told = notes("distributed_type: 'NO'\nnum_processes: 8\n", "");
     assert_eq!(told, ["num_processes: 8 (job.yaml:2) has no effect: distributed_type: NO is one process"]);
     let told = notes("distributed_type: MULTI_CPU\n", "  max_steps: 5\n  num_train_epochs: 2\n  eval_steps: 5\n");

@@ -106,7 +106,7 @@ fn element_types_that_cannot_be_say_why() {
     );
     says(
         &refused("bf16", "reduce_dtype: float16"),
-        &["reduce_dtype is float16", "float16 is for mixed_precision: fp16, and it is bf16", "loss scale"],
+        &["reduce_dtype is float16", "it goes with mixed_precision: fp16, and mixed_precision is bf16", "loss scale"],
     );
     says(&refused("bf16", "reduce_dtype: bf16"), &["one of float32, bfloat16, float16"]);
 }

@@ -299,7 +299,10 @@ fn optimizer_state_goes_into_files_where_it_is_sharded() {
     let by_flag = with_flags(&format!("{}{TRAINING}", fsdp("")), &flags, &[]).unwrap();
     assert_eq!(by_flag.offload_optimizer, Offload::Files("scratch".into()));
     assert_eq!(by_flag.provenance["offload_optimizer"], "flag --offload_optimizer_nvme_path");
-    says(&with_flags(TRAINING, &flags, &[]).unwrap_err(), &["at ZeRO stage 0 nothing is offloaded"]);
+    says(
+        &with_flags(TRAINING, &flags, &[]).unwrap_err(),
+        &["needs ZeRO stage 1 or more, and no stage is set\nhint: pass --zero_stage 1 or more"],
+    );
     let off = with_flags(
         &format!("{}{TRAINING}", deepspeed(&format!("zero_stage: 3, {nvme}"))),
         &[("offload_optimizer_device", "none")],

@@ -3,7 +3,7 @@
 use clap::builder::styling::AnsiColor;
 use clap::builder::{StyledStr, Styles};
 use clap::{Arg, ArgAction, Command, value_parser};
-use zerofold_configs::{ComputeDtype, DefaultValue, GenerateRequest, Group, KEYS, Key, Kind, flag_names};
+use zerofold_configs::{ComputeDtype, DefaultValue, GenerateRequest, Group, KEYS, Key, Kind, flag_names, other_keys};
 use zerofold_plan::ModelConfig;
 
 /// A longer list of names stands in the help line, not in place of the value.
@@ -39,8 +39,8 @@ Examples:
   launch --nproc 8 plan --model llama-70b --bf16 --gpu-memory 80GiB --max_length 4096 --json
       a published shape, as JSON
 
-Every key of `launch train --help` is a flag here too; data and output_dir are not needed. A plan leaves 10 % of the
-memory free.";
+Every key of `launch train --help` is a flag here too; data and output_dir are not needed.
+A plan leaves 10 % of the memory free.";
 
 const GENERATE_EXAMPLES: &str = "\
 Examples:
@@ -92,7 +92,10 @@ fn train() -> Command {
     Command::new("train")
         .about("Fine-tune a model: one process per rank, supervised until the model is written")
         .override_usage("launch [OPTIONS] train [OPTIONS]")
-        .after_help(TRAIN_NOTE)
+        .after_help(format!(
+            "{TRAIN_NOTE} Also read, as Accelerate and its trainers have them: {}.",
+            other_keys().join(", ")
+        ))
         .args_override_self(true)
         .args(job_options())
         .args(key_flags(false))

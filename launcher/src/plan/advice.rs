@@ -39,7 +39,7 @@ fn nothing_fits(least: Need, levers: &[Tried], situation: &Situation<'_>) -> Vec
     )];
     let head = ["  change", "alone", "with those above"].map(str::to_owned).to_vec();
     let rows = levers.iter().map(|tried| {
-        let change = format!("  {}", flag(tried.lever, inputs));
+        let change = format!("  {}", flag(tried, inputs));
         vec![change, outcome(tried.alone), outcome(tried.together)]
     });
     lines.extend(left_aligned(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
@@ -57,6 +57,13 @@ fn nothing_fits(least: Need, levers: &[Tried], situation: &Situation<'_>) -> Vec
         "Each size is that of the lowest stage that fits, else of the stage that needs least (--zero_stage N{names}). More \
          ranks are not among the changes that rows below them count."
     ));
+    if config.sharding.replicas > 1 {
+        lines.push(format!(
+            "Alone, each change but the first leaves the {} copies as they are. Where copies or ranks change, \
+             parallelism_config_dp_shard_size must go, if it is set.",
+            config.sharding.replicas
+        ));
+    }
     lines
 }
 
@@ -74,6 +81,9 @@ fn recommended(fit: Need, situation: &Situation<'_>) -> String {
     match (fit.stage, lower) {
         (Stage::Zero, _) if inputs.world_size == 1 => text.push_str("one rank has nobody to share with"),
         (Stage::Zero, _) => text.push_str("everything fits unsharded, and nothing is simpler"),
+        (Stage::One, _) if inputs.offload_optimizer => {
+            text.push_str("it is the lowest whose optimizer state is sharded and can be offloaded");
+        }
         (_, Some(lower)) => text.push_str(&format!(
             "it is the lowest that fits (stage {} needs {})",
             lower.stage,
@@ -140,7 +150,10 @@ fn configured(fit: Need, situation: &Situation<'_>) -> Option<String> {
             format!("{written} ({place}), stage {}{copies}", sharding.stage)
         }
     };
-    Some(format!("The configuration has {written}: pass --zero_stage {}{instead}{advised}.", fit.stage))
+    // Copies need stage 3, and as a flag they stand as high as the stage.
+    let copies = config.provenance.get("replicas").filter(|place| sharding.replicas > 1 && place.starts_with("flag"));
+    let without = copies.map_or("", |_| " and remove --parallelism_config_dp_replicate_size");
+    Some(format!("The configuration has {written}: pass --zero_stage {}{instead}{advised}{without}.", fit.stage))
 }
 
 /// Whether what is sharded was said in FSDP's words.
@@ -161,8 +174,11 @@ fn reserve(capacity: Capacity) -> String {
 }
 
 /// The flag of a lever.
-fn flag(lever: Lever, inputs: &PlanInputs<'_>) -> String {
-    match lever {
+fn flag(tried: &Tried, inputs: &PlanInputs<'_>) -> String {
+    match tried.lever {
+        Lever::OneCopy => {
+            format!("--parallelism_config_dp_replicate_size 1 (in place of {})", inputs.sharding.replicas)
+        }
         Lever::ReleaseParameters => "--zero_stage 3 (FULL_SHARD)".to_owned(),
         Lever::Bfloat16Compute => "--mixed_precision bf16".to_owned(),
         Lever::GradientCheckpointing => "--gradient_checkpointing true".to_owned(),
@@ -173,10 +189,16 @@ fn flag(lever: Lever, inputs: &PlanInputs<'_>) -> String {
         }
         Lever::Bfloat16Masters => "--master_dtype bfloat16".to_owned(),
         Lever::Ranks(ranks) => format!("--nproc {ranks}"),
-        Lever::OffloadOptimizer => match inputs.device {
-            PlannedDevice::Gpu => "--offload_optimizer_device cpu".to_owned(),
-            PlannedDevice::Cpu => "--offload_optimizer_device nvme".to_owned(),
-        },
+        Lever::OffloadOptimizer => {
+            let place = match inputs.device {
+                PlannedDevice::Gpu => "cpu",
+                PlannedDevice::Cpu => "nvme --offload_optimizer_nvme_path FOLDER",
+            };
+            // Where the two outcomes are of different stages, each tells its own.
+            let (alone, together) = (tried.alone.stage, tried.together.stage);
+            let stage = if alone == together { alone.to_string() } else { "N".to_owned() };
+            format!("--zero_stage {stage} --offload_optimizer_device {place}")
+        }
         Lever::MaxLength(length) => format!("--max_length {length}"),
     }
 }

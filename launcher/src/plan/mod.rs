@@ -69,7 +69,7 @@ pub fn plan(options: &PlanOptions, terminal: &Terminal) -> Result<u8, LaunchErro
     terminal.result("");
     table::lines(&plans, &question.config.sharding, capacity).iter().for_each(|line| terminal.result(line));
     terminal.result("");
-    table::footer(&plans).iter().for_each(|line| terminal.result(line));
+    table::footer(&plans, &question.config.offload_optimizer).iter().for_each(|line| terminal.result(line));
     match (capacity, &advice) {
         (Some(capacity), Some(advice)) => {
             let situation = Situation { config: &question.config, inputs: &inputs, plans: &plans, capacity };

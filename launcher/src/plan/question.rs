@@ -1,6 +1,6 @@
 //! What is asked: a resolved configuration, a model's shape, and the memory there is.
 
-use zerofold_configs::{ConfigError, Inputs, Precision, Resolved, nearest, resolve};
+use zerofold_configs::{ConfigError, DeviceKind, Inputs, Precision, Resolved, Stage, nearest, resolve};
 use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, PlanInputs, PlannedDevice};
 
 use super::{Capacity, PlanOptions};
@@ -30,11 +30,15 @@ impl Question {
             let message = "--model and --model_name_or_path both name a model";
             return Err(LaunchError::usage(message, "give one of the two"));
         }
-        let config = resolve_what_matters(&options.inputs, published.is_some())?;
-        let device = match published.is_some() || options.gpu_memory.is_some() {
-            true => PlannedDevice::Gpu,
-            false => config.device.into(),
-        };
+        let for_gpus = published.is_some() || options.gpu_memory.is_some();
+        let mut config = resolve_what_matters(&options.inputs, published.is_some())?;
+        if for_gpus && config.device == DeviceKind::Cpu {
+            // As on a machine that has GPUs, beside which host memory is another place. What only this machine's CPU
+            // allows (a backend) is no obstacle.
+            let inputs = Inputs { devices: 1, ..options.inputs.clone() };
+            config = resolve_what_matters(&inputs, published.is_some()).unwrap_or(config);
+        }
+        let device = if for_gpus { PlannedDevice::Gpu } else { config.device.into() };
         let folder = &config.training.model_name_or_path;
         let name = options.model.clone().unwrap_or_else(|| folder.display().to_string());
         let model = match published {
@@ -42,6 +46,7 @@ impl Question {
             None => ModelConfig::read(folder)?,
         };
         model_folder::check_layer_classes(&config, &model)?;
+        config.notes.extend(model_folder::too_long("max_length is", config.training.max_length as usize, &model));
         Ok(Question { config, name, model, device })
     }
 
@@ -82,7 +87,7 @@ impl Question {
             (true, every) => format!("gradient checkpointing of one block in {every}"),
         };
         vec![
-            format!("model  {}, {:.3} billion parameters", self.name, self.parameters() as f64 / 1e9),
+            format!("model  {}, {}", self.name, format::parameters(self.parameters())),
             format!(
                 "job    {} on {}, {precision}, gradients reduced in {}, accumulated in {}",
                 format::plural(inputs.world_size as u64, "rank"),
@@ -113,18 +118,18 @@ fn published(name: &str) -> Result<ModelConfig, LaunchError> {
     })
 }
 
-/// Resolves the configuration as `train` does, but for required keys that a plan does without. Copies without a stage are
-/// those of stage 3, which alone has any: every stage is answered for anyway.
+/// Resolves the configuration as `train` does, but for required keys that a plan does without. What needs a stage where
+/// none is set has the lowest that allows it: every stage is answered for anyway.
 fn resolve_what_matters(inputs: &Inputs, published: bool) -> Result<Resolved, LaunchError> {
     let mut inputs = inputs.clone();
     let mut without_stage = None;
     loop {
         let (keys, hint) = match resolve(&inputs) {
-            Ok(config) => return Ok(with_stage_of_copies(config, without_stage)),
+            Ok(config) => return Ok(with_stage(config, without_stage)),
             Err(ConfigError::Missing { keys, hint }) => (keys, hint),
-            Err(ConfigError::CopiesWithoutStage { copies, place, .. }) if without_stage.is_none() => {
-                inputs.flags.push(("zero_stage".to_owned(), "3".to_owned()));
-                without_stage = Some((copies, place));
+            Err(ConfigError::NeedsStage { setting, place, least, .. }) if without_stage.is_none() => {
+                inputs.flags.push(("zero_stage".to_owned(), least.to_string()));
+                without_stage = Some((setting, place, least));
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -147,13 +152,13 @@ fn resolve_what_matters(inputs: &Inputs, published: bool) -> Result<Resolved, La
     }
 }
 
-/// Tells that the stage is there for the sake of `copies`, a setting and its place.
-fn with_stage_of_copies(mut config: Resolved, copies: Option<(String, String)>) -> Resolved {
-    if let Some((copies, place)) = copies {
-        config
-            .notes
-            .push(format!("no stage is set: {copies} ({place}) is planned at stage 3; train needs --zero_stage 3"));
-        config.sharding_as_written = Some(copies);
+/// Tells that the stage is there for the sake of a setting, given with its place.
+fn with_stage(mut config: Resolved, needing: Option<(String, String, Stage)>) -> Resolved {
+    if let Some((setting, place, stage)) = needing {
+        config.notes.push(format!(
+            "no stage is set: {setting} ({place}) is planned at stage {stage}; train needs --zero_stage {stage}"
+        ));
+        config.sharding_as_written = Some(setting);
         config.provenance.insert("stage".to_owned(), place);
     }
     config

@@ -101,11 +101,14 @@ pub struct Measured {
     pub loading_peak: u64,
     /// Optimizer state in files, which is not in the numbers above.
     pub offloaded: u64,
+    /// Sent by rank 0 in the last step.
+    #[serde(default)]
+    pub sent_bytes_per_step: u64,
 }
 
 impl Measured {
-    /// What the ranks told; none when none of them measured.
-    pub fn of(states: &[StateBytes]) -> Option<Measured> {
+    /// What the ranks told, and what one sent in a step; none when none of them measured.
+    pub fn of(states: &[StateBytes], sent_bytes_per_step: u64) -> Option<Measured> {
         let largest = |part: fn(&StateBytes) -> u64| states.iter().map(part).max().unwrap_or(0);
         let measured = Measured {
             parameters: largest(|state| state.parameters),
@@ -117,6 +120,7 @@ impl Measured {
             live_peak: largest(|state| state.live_peak),
             loading_peak: largest(|state| state.loading_peak),
             offloaded: largest(|state| state.offloaded),
+            sent_bytes_per_step,
         };
         (measured.live_peak > 0).then_some(measured)
     }
@@ -156,8 +160,9 @@ impl PlanRecord {
             ("gradient buffers", plan.gradient_buffers, measured.gradient_buffers),
             ("peak while loading", plan.loading_peak, measured.loading_peak),
             ("peak in a step", plan.total, measured.live_peak),
+            ("sent in a step", plan.sent_bytes_per_step, measured.sent_bytes_per_step),
         ];
-        let head = ["memory per rank", "planned", "measured", "error"].map(str::to_owned).to_vec();
+        let head = ["bytes per rank", "planned", "measured", "error"].map(str::to_owned).to_vec();
         let told = parts.iter().filter(|(_, planned, measured)| *planned > 0 || *measured > 0);
         let rows = told.map(|(name, planned, measured)| {
             let error = match *measured {
@@ -206,7 +211,7 @@ mod tests {
     #[test]
     fn planned_and_measured_stand_side_by_side() {
         let state = StateBytes { parameters: 100 << 20, ..StateBytes::default() };
-        assert_eq!(Measured::of(&[state]), None, "no peak: not measured");
+        assert_eq!(Measured::of(&[state], 0), None, "no peak: not measured");
         let measured = [110 << 20, 120 << 20].map(|live_peak| StateBytes { live_peak, ..state });
         let model = ModelConfig::published("llama-7b").unwrap();
         let plan = plan(&PlanInputs {
@@ -223,16 +228,17 @@ mod tests {
             offload_optimizer: false,
             device: zerofold_plan::PlannedDevice::Cpu,
         });
-        let plan = Plan { total: 114 << 20, loading_peak: 0, ..plan.unwrap() };
+        let plan = Plan { total: 114 << 20, loading_peak: 0, sent_bytes_per_step: 500 << 20, ..plan.unwrap() };
         let state = zerofold_plan::StateBytes { parameters: 100 << 20, ..Default::default() };
         let planned = Prediction { rows: 1, length: 8, supervised: 7, plan: Plan { state, ..plan } };
-        let record = PlanRecord { planned, measured: Measured::of(&measured) };
+        let record = PlanRecord { planned, measured: Measured::of(&measured, 500 << 20) };
         assert_eq!(
             record.lines(),
             [
-                "memory per rank   planned  measured   error",
+                "bytes per rank    planned  measured   error",
                 "  parameters      100 MiB   100 MiB  +0.0 %",
                 "  peak in a step  114 MiB   120 MiB  -5.0 %",
+                "  sent in a step  500 MiB   500 MiB  +0.0 %",
             ]
         );
         let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! The plan as a table: one row per stage.
 
-use zerofold_configs::{ReshardAfterForward, Sharding, Stage};
-use zerofold_plan::{Plan, usable};
+use zerofold_configs::{Offload, ReshardAfterForward, Sharding, Stage};
+use zerofold_plan::{Plan, RESERVE, usable};
 
 use super::Capacity;
 use crate::format;
@@ -23,7 +23,8 @@ pub(super) fn lines(plans: &[Plan], sharding: &Sharding, capacity: Option<Capaci
     .map(str::to_owned)
     .to_vec();
     if let Some(capacity) = capacity {
-        head.push(format!("fits {}", format::bytes(capacity.bytes)));
+        let (usable, all) = (format::bytes(usable(capacity.bytes)), format::bytes(capacity.bytes));
+        head.push(format!("fits {usable} ({:.0} % of {all})", 100.0 * (1.0 - RESERVE)));
     }
     let rows = plans.iter().map(|plan| {
         let state = &plan.state;
@@ -43,7 +44,7 @@ pub(super) fn lines(plans: &[Plan], sharding: &Sharding, capacity: Option<Capaci
 }
 
 /// What the table does not have: figures that are the same at every stage, or of one kind of job.
-pub(super) fn footer(plans: &[Plan]) -> Vec<String> {
+pub(super) fn footer(plans: &[Plan], offload: &Offload) -> Vec<String> {
     let Some(first) = plans.first() else { return Vec::new() };
     let mut lines = vec![
         "bytes of one rank; working is the most beside activations while the head or one block runs".to_owned(),
@@ -51,7 +52,8 @@ pub(super) fn footer(plans: &[Plan]) -> Vec<String> {
     ];
     let offloaded: Vec<String> = plans.iter().map(|plan| cell(plan.offloaded_disk)).collect();
     if plans.iter().any(|plan| plan.offloaded_disk > 0) {
-        lines.push(format!("files  masters and moments of one rank, by row: {}", offloaded.join(", ")));
+        let place = if *offload == Offload::HostMemory { "host " } else { "files" };
+        lines.push(format!("{place}  masters and moments of one rank, by row: {}", offloaded.join(", ")));
     }
     lines
 }
@@ -66,7 +68,7 @@ fn name(plan: &Plan, sharding: &Sharding) -> String {
         match sharding.reshard_after_forward {
             ReshardAfterForward::Always(true) => {}
             ReshardAfterForward::Always(false) => name.push_str(" kept after forward"),
-            ReshardAfterForward::Group(ranks) => name.push_str(&format!(" kept in {ranks}s")),
+            ReshardAfterForward::Group(ranks) => name.push_str(&format!(" in groups of {ranks}")),
         }
     }
     if plan.replicas > 1 {

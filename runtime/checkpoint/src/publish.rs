@@ -114,6 +114,12 @@ pub fn newest_whole(checkpoints: &Path) -> Result<(Option<Found>, Vec<Skipped>)>
     Ok((None, skipped))
 }
 
+/// The published steps under `checkpoints`, in order; whether their files are whole is not looked at.
+pub fn published_steps(checkpoints: &Path) -> Result<Vec<u64>> {
+    let steps = steps(checkpoints)?;
+    Ok(steps.iter().filter(|(_, directory)| directory.join(MANIFEST_FILE).exists()).map(|(step, _)| *step).collect())
+}
+
 /// The steps' folders, oldest first.
 pub(crate) fn steps(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
     if !checkpoints.exists() {

@@ -222,7 +222,8 @@ fn finish(
 ) -> Result<Prepared, DataError> {
     let Collected { dataset, dropped, truncated, longest } = collected;
     if dataset.rows() == 0 {
-        let message = format!("nothing in its {dropped} rows is supervised (with max_length {})", options.max_length);
+        let rows = if dropped == 1 { "its only row".to_owned() } else { format!("its {dropped} rows") };
+        let message = format!("nothing in {rows} is supervised (with max_length {})", options.max_length);
         let hint = "raise max_length if the answers are cut off; else give labels other than -100";
         return Err(DataError::dataset(options.dataset, message, hint));
     }

@@ -174,7 +174,7 @@ fn a_data_set_with_nothing_to_learn_is_refused() {
         "{error}"
     );
     let error = Setting::new(testing::CHATML, &row(&["Q", "A"])).prepare(20, true).unwrap_err();
-    assert!(error.contains("nothing in its 1 rows is supervised (with max_length 20)"), "{error}");
+    assert!(error.contains("nothing in its only row is supervised (with max_length 20)"), "{error}");
     let error = Setting::new(testing::CHATML, &row(&["Q", "A"])).prepare(1, true).unwrap_err();
     assert!(error.contains("max_length is 1\nhint: "), "{error}");
 }

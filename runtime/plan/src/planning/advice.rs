@@ -1,6 +1,6 @@
 //! Which stage to take: the simplest one that fits; and where none fits, what could be changed.
 
-use super::{PlanInputs, plan_all_stages};
+use super::{Plan, PlanInputs, plan, plan_all_stages};
 use crate::layout::LayoutError;
 use serde::Serialize;
 use std::iter::successors;
@@ -30,6 +30,8 @@ pub struct Need {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lever {
+    /// One copy of what is sharded in place of several.
+    OneCopy,
     /// Release parameters between forward and backward: FULL_SHARD in place of SHARD_GRAD_OP.
     ReleaseParameters,
     /// Compute in bfloat16: `mixed_precision: bf16`.
@@ -80,12 +82,13 @@ pub fn usable(capacity: u64) -> u64 {
     (capacity as f64 * (1.0 - RESERVE)) as u64
 }
 
-/// The simplest stage whose total fits into `capacity` bytes a rank, the reserve kept free; else what could be changed.
+/// The simplest stage, without copies, whose total fits into `capacity` bytes a rank, the reserve kept free; else what could be changed.
 ///
 /// # Errors
 /// As [`plan`](super::plan).
 pub fn recommend(inputs: &PlanInputs<'_>, capacity: u64) -> Result<Advice, LayoutError> {
-    let least = need(inputs, capacity)?;
+    let one_copy = Lever::OneCopy.applied(inputs).unwrap_or(*inputs);
+    let least = need(&one_copy, capacity)?;
     if least.fits {
         return Ok(Advice::Stage(least));
     }
@@ -111,21 +114,28 @@ pub fn recommend(inputs: &PlanInputs<'_>, capacity: u64) -> Result<Advice, Layou
     Ok(Advice::Nothing { least, levers })
 }
 
-/// What a job needs at its best stage.
+/// What a job needs at its best stage; where it has copies, which are of stage 3, with them. Optimizer state is
+/// offloaded where it is sharded, so that stage 0 does not go with it.
 fn need(inputs: &PlanInputs<'_>, capacity: u64) -> Result<Need, LayoutError> {
-    let plans = plan_all_stages(inputs)?;
+    let plans = match inputs.sharding.replicas {
+        1 => plan_all_stages(inputs)?,
+        _ => vec![plan(inputs)?],
+    };
+    let offered = |plan: &&Plan| !inputs.offload_optimizer || plan.stage.shards_optimizer();
+    let plans: Vec<&Plan> = plans.iter().filter(offered).collect();
     let fits = |total: u64| total <= usable(capacity);
     let lowest = plans.iter().find(|plan| fits(plan.total));
-    let best = lowest.or_else(|| plans.iter().min_by_key(|plan| plan.total));
+    let best = lowest.or_else(|| plans.iter().min_by_key(|plan| plan.total)).copied();
     let (stage, total) = best.map_or((Stage::Three, 0), |plan| (plan.stage, plan.total));
     Ok(Need { stage, total, fits: fits(total) })
 }
 
 /// The levers in the order in which to try, each with its numbers from the smallest change to the largest.
-fn choices(inputs: &PlanInputs<'_>) -> [Vec<Lever>; 8] {
+fn choices(inputs: &PlanInputs<'_>) -> [Vec<Lever>; 9] {
     let more = successors(Some(2 * inputs.world_size), |ranks| Some(2 * ranks).filter(|ranks| *ranks <= MOST_RANKS));
     let shorter = successors(Some(inputs.length / 2), |length| Some(length / 2));
     [
+        vec![Lever::OneCopy],
         vec![Lever::ReleaseParameters],
         vec![Lever::Bfloat16Compute],
         vec![Lever::GradientCheckpointing],
@@ -143,6 +153,7 @@ impl Lever {
         let mut changed = *inputs;
         let types = &mut changed.types;
         let done = match self {
+            Lever::OneCopy => std::mem::replace(&mut changed.sharding.replicas, 1) == 1,
             Lever::ReleaseParameters => {
                 let always = ReshardAfterForward::Always(true);
                 std::mem::replace(&mut changed.sharding.reshard_after_forward, always) == always

@@ -219,6 +219,24 @@ fn every_lever_is_told_alone_and_with_those_before() {
 }
 
 #[test]
+fn one_copy_comes_first_and_offloaded_state_is_sharded() {
+    let model = seven();
+    let job = inputs(&model, 8, Stage::Three);
+    let two = PlanInputs { sharding: Sharding { replicas: 2, ..job.sharding }, ..job };
+    let found = levers(&two, 12);
+    assert_eq!(found[0].lever, Lever::OneCopy);
+    assert_eq!(found[0].alone.total, plan(&job).unwrap().total);
+    // Alone, the other changes leave the copies; together, they follow the first.
+    let ranks = found.iter().find(|tried| tried.lever == Lever::Ranks(16)).unwrap();
+    assert_eq!(ranks.alone.total, plan(&PlanInputs { world_size: 16, ..two }).unwrap().total);
+    assert!(ranks.together.total < ranks.alone.total, "{ranks:?}");
+    // Stage 0 would fit 18 bytes a parameter, but has nothing to offload.
+    let offloaded = PlanInputs { offload_optimizer: true, ..job };
+    let Advice::Stage(fit) = recommend(&offloaded, 200 << 30).unwrap() else { panic!() };
+    assert_eq!(fit.stage, Stage::One);
+}
+
+#[test]
 fn where_nothing_is_enough_the_farthest_that_was_tried_is_told() {
     let model = seven();
     let found = levers(&inputs(&model, 8, Stage::Three), 1);
