@@ -3,13 +3,11 @@
 use std::fs::File;
 use std::path::Path;
 
-use zerofold_configs::DeviceKind;
-
 use super::finding::{Finding, Group, Verdict};
 
-/// All checks of this file. `folder` is `/dev`; `version` is what the kernel's module says of itself, empty without one.
-pub(super) fn findings(folder: &Path, version: &str, device: DeviceKind) -> Vec<Finding> {
-    let severe = if device == DeviceKind::Cuda { Verdict::Problem } else { Verdict::Note };
+/// All checks of this file. `folder` is `/dev`; `version` is what the kernel's module says of itself, empty without one;
+/// `severe` is how bad it is when something is missing.
+pub(super) fn findings(folder: &Path, version: &str, severe: Verdict) -> Vec<Finding> {
     let names = names(folder);
     let mut findings = vec![module(version, &names, severe)];
     if names.is_empty() {
@@ -85,21 +83,21 @@ mod tests {
     #[test]
     fn a_machine_without_gpus_is_no_problem_until_gpus_are_asked_for() {
         let empty = folder(&["null", "nvidia-caps"]);
-        let judge = |device| findings(empty.path(), "", device).iter().map(|it| it.verdict).collect::<Vec<_>>();
-        assert_eq!(judge(DeviceKind::Cpu), [Verdict::Note]);
-        assert_eq!(judge(DeviceKind::Cuda), [Verdict::Problem]);
+        let judge = |severe| findings(empty.path(), "", severe).iter().map(|it| it.verdict).collect::<Vec<_>>();
+        assert_eq!(judge(Verdict::Note), [Verdict::Note]);
+        assert_eq!(judge(Verdict::Problem), [Verdict::Problem]);
     }
 
     #[test]
     fn files_are_opened_and_missing_ones_named() {
         let whole = folder(&["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"]);
-        let found = findings(whole.path(), VERSION, DeviceKind::Cuda);
+        let found = findings(whole.path(), VERSION, Verdict::Problem);
         let values: Vec<&str> = found.iter().map(|it| it.value.as_str()).collect();
         assert_eq!(values, ["NVIDIA 580.95.05", "nvidia-uvm, nvidia0, nvidia1, nvidiactl can be opened"]);
         assert!(found.iter().all(|it| it.verdict == Verdict::Ok));
 
         let without = folder(&["nvidia0", "nvidiactl"]);
-        let found = findings(without.path(), VERSION, DeviceKind::Cuda);
+        let found = findings(without.path(), VERSION, Verdict::Problem);
         assert_eq!(found.last().unwrap().verdict, Verdict::Problem);
         assert!(found.last().unwrap().value.ends_with("nvidia-uvm is missing"), "{found:?}");
     }
@@ -109,7 +107,7 @@ mod tests {
         // A folder in its place: it cannot be opened for writing, whoever the user is.
         let locked = folder(&["nvidiactl", "nvidia-uvm"]);
         std::fs::create_dir(locked.path().join("nvidia0")).unwrap();
-        let found = findings(locked.path(), VERSION, DeviceKind::Cuda);
+        let found = findings(locked.path(), VERSION, Verdict::Problem);
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[1].value.contains("nvidia0: ") && found[1].verdict == Verdict::Problem, "{found:?}");
     }

@@ -29,6 +29,7 @@ pub(super) fn findings(job: &AskedJob) -> Vec<Finding> {
         processors(usable, online, job.ranks, threads.as_deref()),
         memory(machine_memory(), available),
     ];
+    findings.extend(load(&read("/proc/loadavg"), usable));
     findings.extend(overcommit(&read("/proc/sys/vm/overcommit_memory")));
     findings.extend(huge_pages(&read("/sys/kernel/mm/transparent_hugepage/enabled")));
     findings.push(clock(date, is_synchronised()));
@@ -68,6 +69,17 @@ fn processors(usable: u64, online: u64, ranks: u32, threads: Option<&str>) -> Fi
         .when(usable < online, Verdict::Note, few)
         .when(busy.is_some_and(|busy| busy < usable), Verdict::Note, idle)
         .when(u64::from(ranks) > usable || busy.is_some_and(|busy| busy > usable), Verdict::Warning, crowded)
+}
+
+/// Programs that ran or waited for a processor, on average over the last minute.
+fn load(text: &str, usable: u64) -> Option<Finding> {
+    let average: f64 = text.split_whitespace().next()?.parse().ok()?;
+    let value = format!("{average:.1} programs at work in the last minute");
+    Some(Finding::of_system("load", value).when(
+        average > 1.5 * usable as f64,
+        Verdict::Warning,
+        "others keep the processors busy: a job here is slower, and so are the rates below; `top` shows who",
+    ))
 }
 
 fn memory(total: Option<u64>, available: Option<u64>) -> Finding {
@@ -168,6 +180,14 @@ mod tests {
         assert_eq!(processors(8, 8, 2, Some("1")).verdict, Verdict::Note);
         assert_eq!(processors(8, 8, 2, Some("8")).verdict, Verdict::Warning);
         assert_eq!(processors(8, 8, 2, Some("4")).value, "8, OMP_NUM_THREADS=4");
+    }
+
+    #[test]
+    fn a_busy_machine_is_told() {
+        assert_eq!(verdict(load("0.42 1.00 2.00 1/200 4711\n", 2)), Verdict::Ok);
+        assert_eq!(verdict(load("15.31 15.84 13.38 9/300 4711\n", 2)), Verdict::Warning);
+        assert_eq!(verdict(load("15.31 15.84 13.38 9/300 4711\n", 64)), Verdict::Ok);
+        assert_eq!(load("", 2), None);
     }
 
     #[test]

@@ -46,6 +46,15 @@ fn what_helps(error: &str) -> &'static str {
     }
 }
 
+/// How bad it is when device files are missing: where the driver reaches its GPUs, it takes another way to them.
+pub(super) fn severity_of_files(facts: &Result<WorkerFacts, String>, job: &AskedJob) -> Verdict {
+    match facts {
+        Ok(WorkerFacts { driver: Answer::Value(_), .. }) => Verdict::Ok,
+        _ if job.device == DeviceKind::Cuda => Verdict::Problem,
+        _ => Verdict::Note,
+    }
+}
+
 /// All checks of this file.
 pub(super) fn findings(facts: &Result<WorkerFacts, String>, job: &AskedJob) -> Vec<Finding> {
     let facts = match facts {
@@ -54,11 +63,16 @@ pub(super) fn findings(facts: &Result<WorkerFacts, String>, job: &AskedJob) -> V
         Err(error) => return vec![Finding::of_error(Group::Libraries, "worker", error, Verdict::Problem)],
     };
     let on_gpus = job.device == DeviceKind::Cuda;
-    let severe = if on_gpus { Verdict::Problem } else { Verdict::Note };
+    // A worker for the CPU, without GPUs and what belongs to them, is as it should be where nobody asks for GPUs.
+    let for_cpu = !on_gpus && facts.libtorch_cuda.is_none();
+    let severe = match on_gpus {
+        true => Verdict::Problem,
+        false if for_cpu => Verdict::Ok,
+        false => Verdict::Note,
+    };
     let mut findings = vec![libtorch(facts, on_gpus)];
     for obstacle in &facts.obstacles {
-        // A worker for the CPU is as it should be where nobody asks for GPUs.
-        if on_gpus || facts.libtorch_cuda.is_some() {
+        if !for_cpu {
             findings.push(Finding::of_error(Group::Libraries, "GPUs", obstacle, severe));
         }
     }
@@ -258,7 +272,20 @@ mod tests {
             worst(facts.clone(), &job(DeviceKind::Cuda, 1)),
             (Verdict::Problem, "build it with CUDA".to_owned())
         );
+        assert_eq!(worst(facts.clone(), &job(DeviceKind::Cpu, 1)).0, Verdict::Ok);
+        facts.driver = Answer::Error("no driver\nhint: install it".to_owned());
         assert_eq!(worst(facts, &job(DeviceKind::Cpu, 1)).0, Verdict::Ok);
+    }
+
+    #[test]
+    fn missing_device_files_matter_unless_the_driver_finds_its_way() {
+        let mut facts = worker(vec![card(0, &[])]);
+        let cuda = job(DeviceKind::Cuda, 1);
+        assert_eq!(severity_of_files(&Ok(facts.clone()), &cuda), Verdict::Ok);
+        facts.driver = Answer::Error("no driver".to_owned());
+        assert_eq!(severity_of_files(&Ok(facts.clone()), &cuda), Verdict::Problem);
+        assert_eq!(severity_of_files(&Ok(facts), &job(DeviceKind::Cpu, 1)), Verdict::Note);
+        assert_eq!(severity_of_files(&Err("no worker".to_owned()), &cuda), Verdict::Problem);
     }
 
     #[test]

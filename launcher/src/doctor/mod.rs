@@ -67,10 +67,9 @@ pub fn doctor(options: &DoctorOptions, terminal: &Terminal) -> Result<u8, Launch
     let mut findings = host::findings(&job);
     findings.extend(limits::findings(&job));
     findings.extend(disk::findings(&job.folder, DISK_TRIAL[usize::from(quick)]));
-    let version = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-    findings.extend(device_files::findings(Path::new("/dev"), &version, job.device));
-
     let facts = libraries::ask();
+    let version = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    findings.extend(device_files::findings(Path::new("/dev"), &version, libraries::severity_of_files(&facts, &job)));
     findings.extend(libraries::findings(&facts, &job));
     // What does not run cannot be measured, and the reason is told already.
     let stopped = findings.iter().any(|it| it.group == Group::Libraries && it.verdict == Verdict::Problem);
