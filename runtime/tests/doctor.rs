@@ -3,12 +3,17 @@
 #[path = "common/stand_in.rs"]
 mod stand_in;
 
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::LazyLock;
 use zerofold_configs::{Answer, GpuFacts, WorkerFacts};
+
+/// Made once: a test that makes it anew would take it away from another's worker.
+static FOLDER: LazyLock<PathBuf> = LazyLock::new(stand_in::folder);
 
 fn doctor(settings: &[(&str, &str)]) -> WorkerFacts {
     let mut command = Command::new(env!("CARGO_BIN_EXE_worker"));
-    command.arg("doctor").env("LD_LIBRARY_PATH", stand_in::folder()).envs(settings.iter().copied());
+    command.arg("doctor").env("LD_LIBRARY_PATH", &*FOLDER).envs(settings.iter().copied());
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
