@@ -139,7 +139,7 @@ pub(crate) fn rows(rates: &Rates) -> Vec<(String, String)> {
         let (each, all) = (operations(product.flops_per_rank), operations(product.flops));
         (format!("{} products", product.dtype), format!("{each} a rank, {all} in all ({rows} × {inner} × {columns})"))
     });
-    let copy = ("memory".to_owned(), format!("{} read and written, in all", bytes(rates.copy.bytes_per_second)));
+    let copy = ("memory copy".to_owned(), format!("{} read and written, in all", bytes(rates.copy.bytes_per_second)));
     let collectives = rates.collectives.iter().map(|it| {
         let value = format!("{:.2} ms, {}", it.seconds * 1e3, bytes(it.bytes_per_second));
         (format!("{} {}", it.collective, format::bytes(it.bytes)), value)
@@ -184,7 +184,7 @@ pub(crate) mod tests {
         let expected = [
             ("float32 products", "100 GFLOP/s a rank, 200 GFLOP/s in all (2048 × 576 × 1536)"),
             ("bfloat16 products", "600 GFLOP/s a rank, 1.20 TFLOP/s in all (2048 × 576 × 1536)"),
-            ("memory", "12 GB/s read and written, in all"),
+            ("memory copy", "12 GB/s read and written, in all"),
             ("all_gather 16.0 MiB", "8.39 ms, 2.00 GB/s"),
         ];
         assert_eq!(rows(&rates), expected.map(|(what, value)| (what.to_owned(), value.to_owned())));

@@ -69,7 +69,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             let request = serde_json::from_str(&request).context("the request is not what `launch generate` writes")?;
             zerofold_runtime::generate::run(&request)
         }
-        Command::Doctor => Ok(println!("{}", serde_json::to_string(&zerofold_runtime::doctor::examine())?)),
+        Command::Doctor => {
+            println!("{}", serde_json::to_string(&zerofold_runtime::doctor::examine())?);
+            Ok(())
+        }
         Command::Bench { request } => {
             let request = serde_json::from_str(&request).context("the request is not what `launch bench` writes")?;
             zerofold_runtime::bench::run(&request).map_err(|error| anyhow::Error::msg(error.to_string()))

@@ -76,7 +76,9 @@ fn bench_prints_the_rates_alone() {
 #[test]
 fn a_job_on_gpus_that_are_not_there_is_told_what_is_missing() {
     let scene = Scene::new();
-    let hide = |command: &mut std::process::Command| drop(command.env("CUDA_VISIBLE_DEVICES", ""));
+    let hide = |command: &mut std::process::Command| {
+        command.env("CUDA_VISIBLE_DEVICES", "");
+    };
     let ended = scene.launch("doctor --device cuda --quick").adjust(hide).run();
     assert_eq!(ended.code, Some(1), "{ended}");
     for part in ["libtorch and GPUs\n", "  problem  ", "\nwhat to do\n  problem: ", "nvidia-smi", "not measured"] {
@@ -89,10 +91,10 @@ fn a_job_on_gpus_that_are_not_there_is_told_what_is_missing() {
 #[test]
 fn without_a_worker_the_rest_is_looked_at() {
     let scene = Scene::new();
-    let ended = scene
-        .launch("doctor --quick --json")
-        .adjust(|command| drop(command.env("ZEROFOLD_WORKER", "/no/such/worker")))
-        .run();
+    let elsewhere = |command: &mut std::process::Command| {
+        command.env("ZEROFOLD_WORKER", "/no/such/worker");
+    };
+    let ended = scene.launch("doctor --quick --json").adjust(elsewhere).run();
     assert_eq!(ended.code, Some(1), "{ended}");
     let answer = answer(&ended);
     let worker = finding(&answer, "worker");

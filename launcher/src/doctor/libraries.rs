@@ -80,7 +80,8 @@ pub(super) fn findings(facts: &Result<WorkerFacts, String>, job: &AskedJob) -> V
         Answer::Value(driver) => gpus(driver, job),
         Answer::Error(error) => vec![Finding::of_error(Group::Libraries, "driver", error, severe)],
     });
-    // One rank needs no NCCL to talk, but the worker requires it for every job on GPUs.
+    // One rank talks to nobody.
+    let severe = if on_gpus && job.ranks == 1 { Verdict::Note } else { severe };
     findings.extend(match &facts.nccl {
         Answer::Value(nccl) => nccl_findings(nccl, &facts.driver, severe),
         Answer::Error(error) => vec![Finding::of_error(Group::Libraries, "NCCL", error, severe)],
@@ -258,9 +259,10 @@ mod tests {
             assert_eq!(worst(facts.clone(), &job(DeviceKind::Cuda, 2)), (Verdict::Problem, "install it".to_owned()));
             assert_eq!(worst(facts, &job(DeviceKind::Cpu, 2)).0, Verdict::Note);
         }
-        let mut facts = worker(vec![card(0, &[])]);
+        let mut facts = worker(vec![card(0, &[1]), card(1, &[0])]);
         facts.nccl = Answer::Error("no NCCL\nhint: install NCCL".to_owned());
-        assert_eq!(worst(facts, &job(DeviceKind::Cuda, 1)), (Verdict::Problem, "install NCCL".to_owned()));
+        assert_eq!(worst(facts.clone(), &job(DeviceKind::Cuda, 2)), (Verdict::Problem, "install NCCL".to_owned()));
+        assert_eq!(worst(facts, &job(DeviceKind::Cuda, 1)), (Verdict::Note, "install NCCL".to_owned()));
     }
 
     #[test]

@@ -37,7 +37,7 @@ fn product(bench: &Bench, dtype: ElementType, shape: [i64; 3]) -> Result<Product
     // As a layer keeps it: one row for each output.
     let weight = random([columns, inner])?.f_t_()?;
     let output = Tensor::f_empty([rows, columns], (kind(dtype), bench.device()))?;
-    let seconds = seconds_each(bench, || Ok(drop(input.f_mm_out(&output, &weight)?)))?;
+    let seconds = seconds_each(bench, || Ok(input.f_mm_out(&output, &weight).map(|_| ())?))?;
     let operations = 2.0 * rows as f64 * inner as f64 * columns as f64;
     let rates = of_all_ranks(bench, operations / seconds)?;
     let flops_per_rank = rates.iter().copied().fold(f64::INFINITY, f64::min);
@@ -49,7 +49,7 @@ pub(super) fn copy(bench: &Bench) -> Result<CopyRate, CommError> {
     let bytes = if bench.quick { COPIED_QUICK } else { COPIED };
     let source = Tensor::f_ones([bytes], (Kind::Uint8, bench.device()))?;
     let mut target = Tensor::f_ones([bytes], (Kind::Uint8, bench.device()))?;
-    let seconds = seconds_each(bench, || Ok(target.f_copy_(&source)?).map(|_| ()))?;
+    let seconds = seconds_each(bench, || Ok(target.f_copy_(&source).map(|_| ())?))?;
     let rates = of_all_ranks(bench, 2.0 * bytes as f64 / seconds)?;
     Ok(CopyRate { bytes: bytes.unsigned_abs(), bytes_per_second: rates.iter().sum() })
 }
@@ -98,7 +98,11 @@ mod tests {
         let rate = product(&bench, ElementType::Float32, [64, 32, 16]).unwrap();
         assert!(rate.flops > 1e6 && rate.flops == rate.flops_per_rank, "{rate:?}");
         let mut calls = 0;
-        let seconds = seconds_each(&bench, || Ok(calls += 1)).unwrap();
+        let count = || {
+            calls += 1;
+            Ok(())
+        };
+        let seconds = seconds_each(&bench, count).unwrap();
         assert!(seconds < 1e-3 && calls > 2, "{seconds} s, {calls} calls");
     }
 
