@@ -22,6 +22,7 @@ mod fsdp;
 mod generate;
 mod known;
 mod known_training;
+mod machine;
 mod mesh;
 mod offload;
 mod precision;
@@ -44,6 +45,10 @@ mod tests;
 
 pub use error::ConfigError;
 pub use generate::{ComputeDtype, GenerateRequest};
+pub use machine::{
+    Answer, AttentionChoice, BenchRequest, CollectiveRate, CopyRate, DriverFacts, GpuFacts, NcclFacts, ProductRate,
+    Rates, WorkerFacts,
+};
 pub use presets::{PRESETS, Preset};
 pub use profile::ProfileSteps;
 pub use registry::{Allowed, DefaultValue, Group, Key, Kind, Section, flag_names, key, nearest, other_keys};

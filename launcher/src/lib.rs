@@ -3,6 +3,8 @@
 //!
 //! ```text
 //! main → cli ─ generate → becomes `worker generate`
+//!            ├ doctor → what this machine has, lacks and reaches; asks `worker doctor` and bench
+//!            ├ bench → this machine's rates, by an errand of `worker bench`
 //!            ├ plan → what a job would need, from config.json alone
 //!            └ train → configuration, checks, data → announce
 //!                 → control (serves the workers)  ─┐
@@ -13,15 +15,20 @@
 //! The main thread alone decides: everything else sends it [`event::Event`]s.
 
 pub mod announce;
+pub mod bench;
 pub mod checkpoint_publisher;
 pub mod cli;
+pub mod columns;
 pub mod control;
+pub mod doctor;
 pub mod environment;
+pub mod errand;
 pub mod error;
 pub mod event;
 pub mod format;
 pub mod generate;
 pub mod gpus;
+pub mod memory;
 pub mod metrics;
 pub mod model_folder;
 pub mod offload_folder;

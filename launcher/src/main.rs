@@ -7,7 +7,7 @@ use std::time::Instant;
 use zerofold_launcher::cli::{self, CliError, Meant};
 use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
 use zerofold_launcher::terminal::Terminal;
-use zerofold_launcher::{environment, generate, plan, train};
+use zerofold_launcher::{bench, doctor, environment, generate, plan, train};
 
 fn main() -> ExitCode {
     let began = Instant::now();
@@ -17,6 +17,8 @@ fn main() -> ExitCode {
     let ended = match cli::parse(std::env::args_os(), std::io::stdin().is_terminal()) {
         Ok(Meant::Train(options)) => train::train(&options, began),
         Ok(Meant::Plan(options)) => plan::plan(&options, &Terminal::new(false)),
+        Ok(Meant::Doctor(options)) => doctor::doctor(&options, &Terminal::new(false)),
+        Ok(Meant::Bench(options)) => bench::bench(&options, &Terminal::new(false)),
         Ok(Meant::Generate(request)) => Err(generate::generate(&request)),
         Err(CliError::Launch(error)) => Err(error),
         Err(CliError::Clap(error)) => {

@@ -181,11 +181,11 @@ impl Job {
             device: self.config.device,
             gpu_ids: self.config.gpu_ids.as_deref(),
             control: self.control.address(),
-            config: &config,
+            config: Some(&config),
             resume: self.resume.as_ref().map(|found| found.directory.as_path()),
         };
         let spawn = |rank| {
-            let mut command = environment.command(rank);
+            let mut command = environment.command("train", rank);
             Worker::spawn(rank, &mut command, &self.run.log(rank), terminal.clone(), events.clone())
         };
         // A rank that cannot be started ends the job: those before it are killed as their handles are dropped.

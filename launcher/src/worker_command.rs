@@ -47,19 +47,19 @@ pub struct JobEnvironment<'a> {
     pub gpu_ids: Option<&'a [u32]>,
     /// Where the control plane listens.
     pub control: SocketAddr,
-    /// `config.resolved.yaml`.
-    pub config: &'a Path,
+    /// `config.resolved.yaml`; none for an errand that has no configuration.
+    pub config: Option<&'a Path>,
     /// The step's folder to resume from.
     pub resume: Option<&'a Path>,
 }
 
 impl JobEnvironment<'_> {
-    /// The command of one rank.
-    pub fn command(&self, rank: u32) -> Command {
+    /// The command by which one rank does `task`.
+    pub fn command(&self, task: &str, rank: u32) -> Command {
         let mut command = Command::new(self.worker);
         let world_size = self.world_size.to_string();
         command
-            .arg("train")
+            .arg(task)
             .env(env::RANK, rank.to_string())
             .env(env::LOCAL_RANK, rank.to_string())
             .env(env::WORLD_SIZE, &world_size)
@@ -67,12 +67,13 @@ impl JobEnvironment<'_> {
             .env(env::MASTER_ADDR, self.control.ip().to_string())
             .env(env::MASTER_PORT, self.control.port().to_string())
             .env(env::CONTROL, format!("http://{}", self.control))
-            .env(env::CONFIG, self.config)
             .env(env::GENERATION, GENERATION.to_string());
-        match self.resume {
-            Some(folder) => command.env(env::RESUME, folder),
-            None => command.env_remove(env::RESUME),
-        };
+        for (name, path) in [(env::CONFIG, self.config), (env::RESUME, self.resume)] {
+            match path {
+                Some(path) => command.env(name, path),
+                None => command.env_remove(name),
+            };
+        }
         if std::env::var_os(env::OMP_NUM_THREADS).is_none() {
             command.env(env::OMP_NUM_THREADS, threads_per_rank(self.world_size).to_string());
         }
@@ -112,10 +113,10 @@ mod tests {
             device: DeviceKind::Cuda,
             gpu_ids: Some(&[0, 2, 4, 6]),
             control: ([127, 0, 0, 1], 29500).into(),
-            config: Path::new("run/config.resolved.yaml"),
+            config: Some(Path::new("run/config.resolved.yaml")),
             resume: None,
         };
-        let command = job.command(3);
+        let command = job.command("train", 3);
         let get = |name: &str| {
             let (_, value) = command.get_envs().find(|(key, _)| *key == name).unwrap();
             value.map(|value| value.to_str().unwrap().to_owned())

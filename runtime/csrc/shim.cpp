@@ -4,6 +4,8 @@
 #include <torch/version.h>
 
 #include <ATen/ATen.h>
+#include <ATen/Version.h>
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -26,6 +28,17 @@ static std::vector<at::Tensor> tensors(void* const* handles, size_t count) {
 extern "C" {
 
 const char* zf_last_error() { return last_error.c_str(); }
+
+const char* zf_version() { return TORCH_VERSION; }
+
+// The processor's instructions that libtorch's kernels use, cut to what fits.
+int zf_processor(char* text, size_t length) {
+  return zf_guarded([&] {
+    auto name = at::get_cpu_capability();
+    name.resize(std::min(name.size(), length - 1));
+    std::copy(name.c_str(), name.c_str() + name.size() + 1, text);
+  });
+}
 
 // Gradients of `outputs`, seeded with `grad_outputs`, with respect to `inputs`. Nothing is written to .grad and the
 // graph is freed. results[i] owns a new at::Tensor, or is null where no path leads to input i.

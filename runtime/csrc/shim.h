@@ -8,6 +8,8 @@
 
 extern "C" {
 const char* zf_last_error();
+const char* zf_version();
+int zf_processor(char* text, size_t length);
 
 // autograd
 int zf_autograd_grad(void* const* outputs, void* const* grad_outputs, size_t output_count, void* const* inputs,

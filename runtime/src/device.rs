@@ -5,7 +5,7 @@ use crate::model::{Kernel, Llama, ModelError};
 use crate::torch;
 use crate::worker::WorkerError;
 use tch::Device;
-use zerofold_configs::{DeviceKind, Resolved};
+use zerofold_configs::{DeviceKind, ElementType, Resolved};
 
 /// The device of a rank, held for as long as it computes.
 pub(crate) enum RankDevice {
@@ -23,24 +23,67 @@ impl RankDevice {
     }
 }
 
-/// Takes the device that the configuration and the local rank say, once everything is known to fit: build, driver, card.
-pub(crate) fn claim(config: &Resolved, local_rank: usize) -> Result<RankDevice, WorkerError> {
-    if config.device == DeviceKind::Cpu {
+/// What a rank wants of its device.
+pub(crate) struct Wanted {
+    /// What it computes on.
+    pub(crate) device: DeviceKind,
+    /// The type that it computes in.
+    pub(crate) compute: ElementType,
+    /// Round the factors of float32 products to TF32.
+    pub(crate) tf32: bool,
+    /// Let other processes compute there too.
+    pub(crate) share: bool,
+    /// Whether NCCL connects it.
+    pub(crate) nccl: bool,
+}
+
+impl From<&Resolved> for Wanted {
+    fn from(config: &Resolved) -> Self {
+        Wanted {
+            device: config.device,
+            compute: config.element_types().compute,
+            tf32: config.tf32,
+            share: config.share_gpus,
+            nccl: config.num_processes > 1,
+        }
+    }
+}
+
+/// The version of CUDA that libtorch was built with.
+///
+/// # Errors
+/// [`GpuError::CpuBuild`], and what libtorch says.
+pub(crate) fn built_for() -> Result<Version, WorkerError> {
+    Ok(Version::of_cuda(torch::cuda_version()?.ok_or(GpuError::CpuBuild)?))
+}
+
+/// A driver runs what was built for an older CUDA, or for the same one with another second number.
+pub(crate) fn check_driver(driver: Version, libtorch: Version) -> Result<(), GpuError> {
+    match driver.major < libtorch.major {
+        true => Err(GpuError::OldDriver { driver, libtorch }),
+        false => Ok(()),
+    }
+}
+
+/// Takes the device of a local rank once everything is known to fit: build, driver, card.
+pub(crate) fn claim(wanted: &Wanted, local_rank: usize) -> Result<RankDevice, WorkerError> {
+    if wanted.device == DeviceKind::Cpu {
         return Ok(RankDevice::Cpu);
     }
-    let libtorch = Version::of_cuda(torch::cuda_version()?.ok_or(GpuError::CpuBuild)?);
+    let libtorch = built_for()?;
     let facts = gpu::facts()?;
-    // A driver runs what was built for an older CUDA, or for the same one with another second number.
-    if facts.driver.major < libtorch.major {
-        return Err(GpuError::OldDriver { driver: facts.driver, libtorch }.into());
-    }
-    let claimed = gpu::claim(&facts, local_rank, config.share_gpus)?;
-    gpu::check_compute(&claimed.facts, config.element_types().compute, config.tf32)?;
+    check_driver(facts.driver, libtorch)?;
+    let claimed = gpu::claim(&facts, local_rank, wanted.share)?;
+    gpu::check_compute(&claimed.facts, wanted.compute, wanted.tf32)?;
     torch::use_cuda(local_rank)?;
-    torch::allow_tf32(config.tf32)?;
-    let nccl = match gpu::nccl_version() {
-        Ok((major, minor, patch)) if config.num_processes > 1 => format!(", NCCL {major}.{minor}.{patch}"),
-        _ => String::new(),
+    torch::allow_tf32(wanted.tf32)?;
+    let nccl = match wanted.nccl {
+        true => {
+            let (major, minor, patch) = gpu::nccl_version()?;
+            format!(", NCCL {major}.{minor}.{patch}")
+        }
+        // It may not be there, and nobody needs it.
+        false => String::new(),
     };
     let gpu::DeviceFacts { name, capability, total_memory, peers, .. } = &claimed.facts;
     tracing::info!(
@@ -79,7 +122,7 @@ mod tests {
         let flags = flags.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         let config = resolve(&Inputs { flags, devices: 1, ..Inputs::default() }).unwrap();
         assert_eq!(config.device, DeviceKind::Cuda);
-        let message = match claim(&config, 0) {
+        let message = match claim(&Wanted::from(&config), 0) {
             // A machine with a card, and a build for it.
             Ok(_) => return,
             Err(error) => error.to_string(),

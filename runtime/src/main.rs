@@ -21,6 +21,13 @@ enum Command {
         /// The request.
         request: String,
     },
+    /// Tell what libtorch, the driver and NCCL say of this machine, as JSON.
+    Doctor,
+    /// Measure this machine as the rank that the environment names; the request is JSON as `launch bench` writes it.
+    Bench {
+        /// The request.
+        request: String,
+    },
     /// Write the logits of a model for given token ids, to compare with other implementations.
     Logits {
         /// A Hugging Face model folder.
@@ -61,6 +68,14 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Generate { request } => {
             let request = serde_json::from_str(&request).context("the request is not what `launch generate` writes")?;
             zerofold_runtime::generate::run(&request)
+        }
+        Command::Doctor => {
+            println!("{}", serde_json::to_string(&zerofold_runtime::doctor::examine())?);
+            Ok(())
+        }
+        Command::Bench { request } => {
+            let request = serde_json::from_str(&request).context("the request is not what `launch bench` writes")?;
+            zerofold_runtime::bench::run(&request).map_err(|error| anyhow::Error::msg(error.to_string()))
         }
         Command::Logits { model, input_ids, output } => zerofold_runtime::generate::logits(&model, &input_ids, &output),
     }

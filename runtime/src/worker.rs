@@ -85,15 +85,13 @@ impl WorkerError {
     }
 }
 
-/// What `launch` tells a worker through its environment.
-struct Environment {
-    identity: Identity,
-    local_rank: usize,
-    control: String,
+/// What `launch` tells every rank through its environment.
+pub(crate) struct Environment {
+    pub(crate) identity: Identity,
+    pub(crate) local_rank: usize,
+    pub(crate) control: String,
     host: String,
-    config: PathBuf,
-    resume: Option<PathBuf>,
-    threads: i32,
+    pub(crate) threads: i32,
 }
 
 fn variable<T: std::str::FromStr>(name: &'static str) -> Result<T, WorkerError>
@@ -105,7 +103,7 @@ where
 }
 
 impl Environment {
-    fn read() -> Result<Self, WorkerError> {
+    pub(crate) fn read() -> Result<Self, WorkerError> {
         let identity = Identity {
             rank: variable("RANK")?,
             world_size: variable("WORLD_SIZE")?,
@@ -120,8 +118,6 @@ impl Environment {
             local_rank: variable("LOCAL_RANK")?,
             control: variable("ZEROFOLD_CONTROL")?,
             host: variable("MASTER_ADDR")?,
-            config: variable::<String>("ZEROFOLD_CONFIG")?.into(),
-            resume: std::env::var_os("ZEROFOLD_RESUME").map(PathBuf::from),
             threads: variable("OMP_NUM_THREADS")?,
         })
     }
@@ -131,7 +127,7 @@ impl Environment {
 pub fn train() -> Result<(), WorkerError> {
     let environment = Environment::read()?;
     tch::set_num_threads(environment.threads.max(1));
-    let config = Resolved::read(&environment.config)?;
+    let config = Resolved::read(Path::new(&variable::<String>("ZEROFOLD_CONFIG")?))?;
     if config.backend == Backend::Nccl {
         // May start this program again, so it comes before the others hear of this rank.
         gpu::require_nccl()?;
@@ -155,7 +151,7 @@ fn train_joined(
 ) -> Result<(), WorkerError> {
     activity.enter(Phase::Loading);
     // Held for as long as this rank computes.
-    let device = device::claim(config, environment.local_rank)?;
+    let device = device::claim(&config.into(), environment.local_rank)?;
     let data = config.training.output_dir.join("data");
     let train = TokenizedDataset::load(&data.join("train.safetensors"))?;
     let held_out = match config.training.eval_dataset {
@@ -163,18 +159,19 @@ fn train_joined(
         None => None,
     };
     let plan = step_plan(config, train.rows())?;
-    let comm = connect(environment, config, control, device.torch(), activity.clone())?;
+    let comm = connect(environment, config.backend, control, device.torch(), activity.clone())?;
     let model_directory = &config.training.model_name_or_path;
     let mut trainer = build(config, model_directory, comm, activity, plan.total_steps())?;
     check_tokens(&train, trainer.model.config.vocab_size)?;
     if matches!(device.torch(), Device::Cuda(_)) {
         device::tell_attention(&trainer.model, config.training.max_length as usize)?;
     }
-    if environment.resume.is_none() {
+    let resume = std::env::var_os("ZEROFOLD_RESUME").map(PathBuf::from);
+    if resume.is_none() {
         trainer.shards.load(&ModelFiles::open(model_directory)?)?;
     }
     let loading_peak = crate::torch::memory(device.torch()).peak;
-    let job = Job { config, control, train, held_out, plan, resume: environment.resume.clone() };
+    let job = Job { config, control, train, held_out, plan, resume };
     let outcome = crate::trainer::run(&mut trainer, &job)?;
     control.leave(leave_request(&trainer, &outcome, loading_peak))?;
     Ok(())
@@ -199,16 +196,17 @@ fn step_plan(config: &Resolved, rows: usize) -> Result<StepPlan, WorkerError> {
     })?)
 }
 
-fn connect(
+/// Connects this rank to the others.
+pub(crate) fn connect(
     environment: &Environment,
-    config: &Resolved,
+    backend: Backend,
     control: &Control,
     device: Device,
     activity: Arc<Activity>,
 ) -> Result<Rc<dyn Collectives>, WorkerError> {
     let (rank, world_size) = (environment.identity.rank as usize, environment.identity.world_size as usize);
     let store = Arc::new(control.store());
-    Ok(match config.backend {
+    Ok(match backend {
         Backend::Single => Rc::new(Single::new(device)?),
         Backend::Gloo => {
             Rc::new(Gloo::connect(store, rank, world_size, &environment.host, COLLECTIVE_TIMEOUT, activity)?)

@@ -3,7 +3,9 @@
 use clap::builder::styling::AnsiColor;
 use clap::builder::{StyledStr, Styles};
 use clap::{Arg, ArgAction, Command, value_parser};
-use zerofold_configs::{ComputeDtype, DefaultValue, GenerateRequest, Group, KEYS, Key, Kind, flag_names, other_keys};
+use zerofold_configs::{
+    ComputeDtype, DefaultValue, DeviceKind, GenerateRequest, Group, KEYS, Key, Kind, flag_names, other_keys,
+};
 use zerofold_plan::ModelConfig;
 
 /// A longer list of names stands in the help line, not in place of the value.
@@ -23,9 +25,11 @@ Examples:
       what each stage would need, and which one fits
   launch generate --model runs/zero3/model --chat \"Hello\"
       ask the result something
+  launch doctor
+      what on this machine would hurt a job, and how to mend it
 
 Presets for --config: ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml.
-`launch train --help` lists every key; `launch plan --help` and `launch generate --help` what these two can do.";
+`launch train --help` lists every key; `launch COMMAND --help` what plan, generate, doctor and bench can do.";
 
 const TRAIN_NOTE: &str = "Each of these is also a key of the file, in its section `training:` or in Accelerate's own part, \
     and can be given by --set KEY=VALUE. Flags go before --set, --set before the file, the file before the defaults.";
@@ -75,7 +79,7 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .styles(styles)
         .max_term_width(110)
-        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch generate --model FOLDER [OPTIONS]")
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch generate --model FOLDER [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]")
         .after_help(EXAMPLES)
         .allow_external_subcommands(true)
         .subcommand_required(true)
@@ -86,6 +90,8 @@ pub(super) fn command() -> Command {
         .subcommand(train())
         .subcommand(plan())
         .subcommand(generate())
+        .subcommand(doctor())
+        .subcommand(bench())
 }
 
 fn train() -> Command {
@@ -125,6 +131,46 @@ fn plan() -> Command {
         .args(key_flags(true))
 }
 
+fn doctor() -> Command {
+    Command::new("doctor")
+        .about("Look at this machine: what would hurt a job, and how to mend it")
+        .override_usage("launch doctor [OPTIONS]")
+        .after_help("The exit code is 1 when a job on this device with so many ranks would not run.")
+        .args_override_self(true)
+        .args(machine_options())
+        .arg(flag("output_dir").value_name("DIR").help("The folder that a run would write to [default: this one]"))
+}
+
+fn bench() -> Command {
+    Command::new("bench")
+        .about("Measure what this machine reaches: matrix products, memory, collectives")
+        .override_usage("launch bench [OPTIONS]")
+        .args_override_self(true)
+        .args(machine_options())
+}
+
+/// What `doctor` and `bench` have in common.
+fn machine_options() -> Vec<Arg> {
+    let switch =
+        |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    vec![
+        option("device", "NAME", "What a job would run on [default: cuda where there are GPUs, else cpu]")
+            .value_parser(clap::builder::PossibleValuesParser::new(DeviceKind::NAMES)),
+        nproc("Ranks of the job [default: one for each GPU, 2 on cpu]"),
+        switch("quick", "Smaller sizes, fewer repetitions"),
+        switch("json", "Print JSON"),
+    ]
+}
+
+fn nproc(help: &'static str) -> Arg {
+    option("nproc", "N", help)
+        // The range is checked later, so that what is wrong is told with a hint.
+        .value_parser(value_parser!(i64))
+        .allow_negative_numbers(true)
+        .visible_alias("nproc_per_node")
+        .alias("nproc-per-node")
+}
+
 /// The options of the job, the same before and after the command.
 fn job_options() -> Vec<Arg> {
     let run = [
@@ -143,12 +189,7 @@ fn job_options() -> Vec<Arg> {
 /// The options that name a configuration.
 fn configuration_options() -> Vec<Arg> {
     vec![
-        option("nproc", "N", "Processes to start, one rank each [default: the file's num_processes, else 1]")
-            // The range is checked later, so that what is wrong is told with a hint.
-            .value_parser(value_parser!(i64))
-            .allow_negative_numbers(true)
-            .visible_alias("nproc_per_node")
-            .alias("nproc-per-node"),
+        nproc("Processes to start, one rank each [default: the file's num_processes, else 1]"),
         option("config", "FILE", "A YAML file (Accelerate's form, with a section `training:`), or a preset's name")
             .visible_alias("config_file")
             .alias("config-file"),

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod generate;
+mod machine;
 mod plan;
 mod train;
 
@@ -13,12 +14,14 @@ use std::ffi::OsString;
 use clap::ArgMatches;
 use zerofold_configs::{GenerateRequest, nearest};
 
+use crate::bench::BenchOptions;
+use crate::doctor::DoctorOptions;
 use crate::error::LaunchError;
 use crate::plan::PlanOptions;
 use crate::train::TrainOptions;
 
 /// The commands.
-const COMMANDS: [&str; 3] = ["train", "plan", "generate"];
+const COMMANDS: [&str; 5] = ["train", "plan", "generate", "doctor", "bench"];
 
 /// What a command line means.
 #[derive(Clone, Debug)]
@@ -29,6 +32,10 @@ pub enum Meant {
     Plan(Box<PlanOptions>),
     /// Generate.
     Generate(Box<GenerateRequest>),
+    /// Look at this machine.
+    Doctor(Box<DoctorOptions>),
+    /// Measure this machine.
+    Bench(Box<BenchOptions>),
 }
 
 /// Why there is nothing to run.
@@ -60,14 +67,16 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
         Some(("train", after)) => Ok(Meant::Train(Box::new(train::meant(&matches, after)?))),
         Some(("plan", after)) => Ok(Meant::Plan(Box::new(plan::meant(&matches, after)?))),
         Some(("generate", after)) => {
-            if let Some(name) = train::job_options_given(&matches) {
+            if let Some(name) = train::job_options_given(&matches, &[]) {
                 let message = format!("--{name} has no meaning for generate");
                 return Err(LaunchError::usage(message, "see `launch generate --help`").into());
             }
             Ok(Meant::Generate(Box::new(generate::meant(after, on_terminal)?)))
         }
+        Some(("doctor", after)) => Ok(Meant::Doctor(Box::new(machine::doctor(&matches, after)?))),
+        Some(("bench", after)) => Ok(Meant::Bench(Box::new(machine::bench("bench", &matches, after)?))),
         Some((other, _)) => Err(not_a_command(other).into()),
-        None => Err(LaunchError::usage("no command", "the commands are train, plan and generate").into()),
+        None => Err(LaunchError::usage("no command", format!("the commands are {}", COMMANDS.join(", "))).into()),
     }
 }
 
@@ -105,7 +114,7 @@ fn not_a_command(word: &str) -> LaunchError {
     }
     let hint = match nearest(word, COMMANDS) {
         Some(near) => format!("did you mean `{near}`?"),
-        None => "the commands are train, plan and generate; see `launch --help`".to_owned(),
+        None => format!("the commands are {}; see `launch --help`", COMMANDS.join(", ")),
     };
     LaunchError::usage(format!("`{word}` is no command"), hint)
 }
@@ -240,5 +249,30 @@ mod tests {
         assert!(error("launch generate --model m --prompt a --chat b").contains("cannot be used with"));
         assert!(error("launch generate --prompt a").contains("--model"));
         assert!(error("launch generate --model m --top_p 1.5").contains("top_p"));
+    }
+    #[test]
+    fn doctor_and_bench_take_options_of_their_own_and_nproc() {
+        let doctor = |line: &str| match parse_line(line) {
+            Ok(Meant::Doctor(options)) => *options,
+            other => panic!("{line}: {other:?}"),
+        };
+        let plain = doctor("launch doctor");
+        assert_eq!((plain.output_dir, plain.bench.device, plain.bench.nproc), (".".into(), None, None));
+        let options = doctor("launch --nproc 4 doctor --device cuda --output-dir runs --quick --json");
+        assert_eq!(options.output_dir, std::path::Path::new("runs"));
+        assert_eq!((options.bench.device, options.bench.nproc), (Some(zerofold_configs::DeviceKind::Cuda), Some(4)));
+        assert!(options.bench.quick && options.bench.json);
+        match parse_line("launch bench --nproc 2 --quick") {
+            Ok(Meant::Bench(options)) => {
+                assert_eq!((options.nproc, options.quick, options.json), (Some(2), true, false))
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(error("launch doctr").contains("did you mean `doctor`?"));
+        assert!(error("launch doctor --devise cpu").contains("--device"));
+        assert!(error("launch doctor --device gpu").contains("[possible values: cpu, cuda]"));
+        assert!(error("launch --bf16 doctor").contains("--bf16 has no meaning before doctor"));
+        assert!(error("launch bench --output_dir x").contains("--output_dir"));
+        assert!(error("launch bench --nproc 0").contains("--nproc is 0"));
     }
 }

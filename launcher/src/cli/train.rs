@@ -50,7 +50,7 @@ pub(super) fn inputs(before: &ArgMatches, after: &ArgMatches) -> Result<Inputs, 
 }
 
 /// The processes that were asked for on the command line.
-fn nproc(before: &ArgMatches, after: &ArgMatches) -> Result<Option<u32>, LaunchError> {
+pub(super) fn nproc(before: &ArgMatches, after: &ArgMatches) -> Result<Option<u32>, LaunchError> {
     let Some(&typed) = after.get_one::<i64>("nproc").or_else(|| before.get_one("nproc")) else { return Ok(None) };
     match u32::try_from(typed) {
         Ok(nproc @ 1..) => Ok(Some(nproc)),
@@ -61,8 +61,9 @@ fn nproc(before: &ArgMatches, after: &ArgMatches) -> Result<Option<u32>, LaunchE
     }
 }
 
-/// An option of a training job that was typed before another command, if any. (`--quiet` asks for nothing that matters.)
-pub(super) fn job_options_given(before: &ArgMatches) -> Option<&str> {
-    let mut names = before.ids().map(clap::Id::as_str);
-    names.find(|name| *name != "quiet" && before.value_source(name) == Some(ValueSource::CommandLine))
+/// An option of a training job that was typed before another command, if any but `allowed`. (`--quiet` asks for nothing
+/// that matters.)
+pub(super) fn job_options_given<'a>(before: &'a ArgMatches, allowed: &[&str]) -> Option<&'a str> {
+    let mut names = before.ids().map(clap::Id::as_str).filter(|name| *name != "quiet" && !allowed.contains(name));
+    names.find(|name| before.value_source(name) == Some(ValueSource::CommandLine))
 }

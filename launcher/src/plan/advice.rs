@@ -4,7 +4,7 @@ use zerofold_configs::{ElementType, Resolved, Stage};
 use zerofold_plan::{Advice, Lever, Need, Plan, PlanInputs, PlannedDevice, RESERVE, Tried, usable};
 
 use super::Capacity;
-use super::table::left_aligned;
+use crate::columns::left_aligned;
 use crate::format;
 
 /// With so many micro-batches a step, what stage 2 and 3 send each time outweighs what they save.

@@ -6,6 +6,7 @@ use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, PlanInputs, PlannedDe
 use super::{Capacity, PlanOptions};
 use crate::error::LaunchError;
 use crate::format;
+use crate::memory::machine_memory;
 use crate::model_folder;
 
 /// Required keys that a plan does without.
@@ -162,14 +163,4 @@ fn with_stage(mut config: Resolved, needing: Option<(String, String, Stage)>) ->
         config.provenance.insert("stage".to_owned(), place);
     }
     config
-}
-
-/// Bytes of memory that this machine has, or that this container may use.
-fn machine_memory() -> Option<u64> {
-    // SAFETY: sysconf takes a number and has no effect.
-    let (pages, page) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-    let machine = u64::try_from(pages).ok()? * u64::try_from(page).ok()?;
-    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let limit = limit.and_then(|text| text.trim().parse().ok());
-    Some(limit.map_or(machine, |limit: u64| limit.min(machine)))
 }

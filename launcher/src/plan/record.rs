@@ -8,7 +8,7 @@ use zerofold_data::{StepPlan, TokenizedDataset};
 use zerofold_plan::{ModelConfig, Plan, PlanInputs, plan};
 use zerofold_proto::v1::StateBytes;
 
-use super::table::aligned;
+use crate::columns::aligned;
 use crate::error::LaunchError;
 use crate::format;
 

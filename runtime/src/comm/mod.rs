@@ -13,7 +13,7 @@ mod store;
 pub use activity::{Activity, Phase};
 pub use gloo::Gloo;
 pub use local_store::LocalStore;
-pub use nccl::{Abort, Nccl};
+pub use nccl::{Abort, Nccl, try_nccl};
 pub use single::Single;
 pub use store::Store;
 

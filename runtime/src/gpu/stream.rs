@@ -45,6 +45,12 @@ impl Stream {
         Ok(event)
     }
 
+    /// Lets the host wait until everything that this stream was given is done.
+    pub(crate) fn synchronize(&self) -> Result<(), GpuError> {
+        // SAFETY: the stream is alive, and of the current device.
+        unsafe { result::stream::synchronize(self.raw) }.map_err(driver("cuStreamSynchronize"))
+    }
+
     /// Lets everything that this stream is given from now on wait for `event`.
     pub(crate) fn wait(&self, event: &Event) -> Result<(), GpuError> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;

@@ -26,6 +26,8 @@ pub(crate) struct Store {
 
 unsafe extern "C" {
     pub(crate) fn zf_last_error() -> *const c_char;
+    pub(crate) fn zf_version() -> *const c_char;
+    pub(crate) fn zf_processor(text: *mut c_char, length: usize) -> c_int;
     pub(crate) fn zf_autograd_grad(
         outputs: *const *mut c_void,
         grad_outputs: *const *mut c_void,

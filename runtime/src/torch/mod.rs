@@ -117,6 +117,20 @@ pub fn restart_peak(device: Device) {
     }
 }
 
+/// The version of libtorch.
+pub fn version() -> String {
+    // SAFETY: a constant, zero-terminated string.
+    unsafe { CStr::from_ptr(ffi::zf_version()) }.to_string_lossy().into_owned()
+}
+
+/// The processor's instructions that libtorch's own kernels use here, such as `AVX2`; `DEFAULT` for none beyond the oldest.
+pub fn processor() -> Result<String, ShimError> {
+    let mut text = [0u8; 32];
+    // SAFETY: the shim writes at most the given length, zero-terminated.
+    checked(unsafe { ffi::zf_processor(text.as_mut_ptr().cast(), text.len()) })?;
+    Ok(CStr::from_bytes_until_nul(&text).map_or(String::new(), |text| text.to_string_lossy().into_owned()))
+}
+
 /// The version of CUDA that libtorch was built with, as major × 1000 + minor × 10; `None` without CUDA.
 ///
 /// # Errors

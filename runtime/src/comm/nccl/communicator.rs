@@ -202,6 +202,30 @@ impl Operation {
     }
 }
 
+/// An id under which ranks can meet.
+pub(super) fn unique_id() -> Result<sys::ncclUniqueId, GpuError> {
+    let mut id = sys::ncclUniqueId { internal: [0; 128] };
+    // SAFETY: the pointer is valid for the call.
+    checked("ncclGetUniqueId", std::ptr::null_mut(), unsafe { sys::ncclGetUniqueId(&mut id) })?;
+    Ok(id)
+}
+
+/// Meets `count` ranks under `id`.
+fn init(id: sys::ncclUniqueId, place: usize, count: usize) -> Result<sys::ncclComm_t, GpuError> {
+    let mut raw: sys::ncclComm_t = std::ptr::null_mut();
+    // SAFETY: the pointer is valid for the call; every rank calls it with the same id and count.
+    let status = unsafe { sys::ncclCommInitRank(&mut raw, count as c_int, id, place as c_int) };
+    checked("ncclCommInitRank", std::ptr::null_mut(), status)?;
+    Ok(raw)
+}
+
+/// Makes a communicator of one rank and gives it back.
+pub(super) fn meet_nobody() -> Result<(), GpuError> {
+    let raw = init(unique_id()?, 0, 1)?;
+    // SAFETY: made a moment ago, and known to nobody else.
+    checked("ncclCommDestroy", std::ptr::null_mut(), unsafe { sys::ncclCommDestroy(raw) })
+}
+
 /// A communicator of some ranks.
 pub(super) struct Communicator {
     raw: Raw,
@@ -222,8 +246,7 @@ impl Communicator {
         let through_store = |message| GpuError::Nccl { call: "meeting the other ranks", message };
         let mut id = sys::ncclUniqueId { internal: [0; 128] };
         if place == 0 {
-            // SAFETY: the pointer is valid for the call.
-            checked("ncclGetUniqueId", std::ptr::null_mut(), unsafe { sys::ncclGetUniqueId(&mut id) })?;
+            id = unique_id()?;
             let bytes = id.internal.map(|byte| byte as u8);
             store.set(key, &bytes).map_err(through_store)?;
         } else {
@@ -233,10 +256,7 @@ impl Communicator {
             };
             id.internal = bytes.map(|byte| byte as c_char);
         }
-        let mut raw: sys::ncclComm_t = std::ptr::null_mut();
-        // SAFETY: the pointer is valid for the call; every rank calls it with the same id and count.
-        let status = unsafe { sys::ncclCommInitRank(&mut raw, count as c_int, id, place as c_int) };
-        checked("ncclCommInitRank", std::ptr::null_mut(), status)?;
+        let raw = init(id, place, count)?;
         watchdog.shared.lock().communicators.push(Raw(raw));
         Ok(Communicator { raw: Raw(raw), shared: watchdog.shared.clone(), registered: Default::default() })
     }

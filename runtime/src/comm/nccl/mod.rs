@@ -161,6 +161,12 @@ impl Drop for UnderWay {
     }
 }
 
+/// What NCCL can do for one rank without others: make an id under which ranks meet, and a communicator. NCCL was required
+/// ([`crate::gpu::require_nccl`]).
+pub fn try_nccl() -> [Result<(), GpuError>; 2] {
+    [communicator::unique_id().map(|_id| ()), communicator::meet_nobody()]
+}
+
 /// A group of ranks connected by NCCL: all of a job, or an axis of its mesh.
 pub struct Nccl {
     link: Rc<Link>,
