@@ -6,9 +6,9 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use zerofold_checkpoint::Found;
-use zerofold_configs::{Inputs, Resolved, resolve};
+use zerofold_configs::{Inputs, Resolved, UnitPolicy, resolve};
 use zerofold_data::{Prepare, Prepared, StepPlan, StepPlanOptions, prepare};
-use zerofold_plan::ModelConfig;
+use zerofold_plan::{ModelConfig, ModelUnits};
 
 use crate::checkpoint_publisher::publish_parts;
 use crate::control::{ControlOptions, ControlPlane};
@@ -67,15 +67,17 @@ impl Job {
     fn prepare(options: &TrainOptions, terminal: &Terminal, events: &Sender<Event>) -> Result<Job, LaunchError> {
         let config = resolve(&options.inputs)?;
         config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
+        announce::warning(&config).iter().for_each(|text| terminal.complain(text));
         let model = &config.training.model_name_or_path;
         model_folder::check(model)?;
-        model_folder::check_layer_classes(&config, &ModelConfig::read(model)?)?;
+        let model = ModelConfig::read(model)?;
+        model_folder::check_layer_classes(&config, &model)?;
         offload_folder::check(&config)?;
         let worker = find_worker()?;
         let run = RunFolder::new(absolute(&config.training.output_dir)?);
         let resume = match &options.resume {
             None => run.check_fresh().map(|()| None)?,
-            Some(resume) => Some(find_resume(&run, resume, &config, terminal)?),
+            Some(resume) => Some(find_resume(&run, resume, (&config, &model), terminal)?),
         };
         let control = ControlPlane::start(
             ControlOptions {
@@ -168,7 +170,12 @@ fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
     std::path::absolute(path).map_err(LaunchError::system(format!("find {}", path.display())))
 }
 
-fn find_resume(run: &RunFolder, resume: &Resume, config: &Resolved, terminal: &Terminal) -> Result<Found, LaunchError> {
+fn find_resume(
+    run: &RunFolder,
+    resume: &Resume,
+    (config, model): (&Resolved, &ModelConfig),
+    terminal: &Terminal,
+) -> Result<Found, LaunchError> {
     let mut found = run.find_resume(resume, |line| terminal.complain(&line))?;
     found.directory = absolute(&found.directory)?;
     let manifest = &found.manifest;
@@ -188,8 +195,33 @@ fn find_resume(run: &RunFolder, resume: &Resume, config: &Resolved, terminal: &T
             let hint = format!("resume with the same model: --model_name_or_path {}", saved.display());
             return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
         }
+        let units = |config: &Resolved| ModelUnits::new(model, config.sharding.units).units;
+        if units(&before) != units(config) {
+            let (saved, asked) = (before.sharding.units, config.sharding.units);
+            let (directory, saved_words, asked) =
+                (found.directory.display(), announce::units(saved), announce::units(asked));
+            let message = format!("{directory} was saved with other units: {saved_words}; this job has: {asked}");
+            let hint = format!("resume with the units that saved it: {}", units_as_flags(&before));
+            return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
+        }
     }
     Ok(found)
+}
+
+/// The flags that make a job's units what they are in `config`, over any file.
+fn units_as_flags(config: &Resolved) -> String {
+    let transformer = |classes: &str| {
+        format!("--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_transformer_layer_cls_to_wrap {classes}")
+    };
+    match config.sharding.units {
+        UnitPolicy::Whole => "--fsdp_auto_wrap_policy NO_WRAP".to_owned(),
+        UnitPolicy::MinParameters(least) => {
+            format!("--fsdp_auto_wrap_policy SIZE_BASED_WRAP --fsdp_min_num_params {least}")
+        }
+        // Without classes, blocks are the units; a file may name some.
+        UnitPolicy::Blocks if config.layer_classes.is_empty() => transformer("none"),
+        UnitPolicy::Blocks | UnitPolicy::BlockHalves => transformer(&config.layer_classes.join(",")),
+    }
 }
 
 /// Once everything is known to fit: clears what an interrupted run left behind. Before that nothing of the run is touched.
