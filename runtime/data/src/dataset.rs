@@ -132,14 +132,14 @@ impl TokenizedDataset {
         if self.offsets.first() != Some(&0) || self.offsets.last() != Some(&(tokens as u64)) {
             return Err(format!("offsets must begin with 0 and end with the number of tokens, {tokens}"));
         }
-        if self.lines.len() != self.rows() {
-            return Err(format!("{} rows but {} lines", self.rows(), self.lines.len()));
-        }
         if let Some(index) = self.offsets.windows(2).position(|pair| pair[0] >= pair[1]) {
             return Err(format!("offsets do not rise at row {index}"));
         }
         if let Some(index) = self.labels.iter().position(|&label| label < 0 && label != IGNORED) {
             return Err(format!("label {} at token {index} is neither an id nor {IGNORED}", self.labels[index]));
+        }
+        if self.lines.len() != self.rows() {
+            return Err(format!("{} rows but {} lines", self.rows(), self.lines.len()));
         }
         Ok(())
     }
