@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use zerofold_configs::{BackwardPrefetch, Offload, Precision, ReshardAfterForward, Resolved, Stage, UnitPolicy};
+use zerofold_configs::{
+    BackwardPrefetch, DeviceKind, Offload, Precision, ReshardAfterForward, Resolved, Stage, UnitPolicy,
+};
 use zerofold_data::{DataReport, RowKind, Segment, StepPlan};
 
 use crate::format;
@@ -105,6 +107,16 @@ pub fn header(config: &Resolved, run: &RunFolder, plan: &StepPlan, report: &Data
     ]
 }
 
+/// What a person may want to change before the job has run for hours.
+pub fn warning(config: &Resolved) -> Option<String> {
+    let slow = config.mixed_precision == Precision::Fp16 && config.device == DeviceKind::Cpu;
+    slow.then(|| {
+        "warning: mixed_precision: fp16 is very slow on a CPU, a step may take twenty times as long as in float32; \
+         bf16 is the fast 16-bit type there"
+            .to_owned()
+    })
+}
+
 /// What is sharded, by DeepSpeed's number and FSDP's name, and what is not as usual.
 fn sharding(config: &Resolved) -> String {
     let sharding = &config.sharding;
@@ -130,13 +142,8 @@ fn sharding(config: &Resolved) -> String {
         let shards = config.num_processes / sharding.replicas;
         line.push_str(&format!("; hybrid: {} copies × {shards} shards", sharding.replicas));
     }
-    match sharding.units {
-        UnitPolicy::Blocks => {}
-        UnitPolicy::BlockHalves => line.push_str("; units: attention and MLP of each block"),
-        UnitPolicy::MinParameters(least) => {
-            line.push_str(&format!("; units: at least {} parameters", format::count(least)));
-        }
-        UnitPolicy::Whole => line.push_str("; units: the whole model is one"),
+    if sharding.units != UnitPolicy::Blocks {
+        line.push_str(&format!("; units: {}", units(sharding.units)));
     }
     if sharding.stage == Stage::Three && sharding.backward_prefetch != BackwardPrefetch::Pre {
         line.push_str(&format!("; backward gathers ahead: {}", sharding.backward_prefetch));
@@ -147,6 +154,16 @@ fn sharding(config: &Resolved) -> String {
         Offload::Files(folder) => line.push_str(&format!("; optimizer state in files in {}", folder.display())),
     }
     line
+}
+
+/// What the units are.
+pub fn units(policy: UnitPolicy) -> String {
+    match policy {
+        UnitPolicy::Blocks => "decoder blocks".to_owned(),
+        UnitPolicy::BlockHalves => "attention and MLP of each block".to_owned(),
+        UnitPolicy::MinParameters(least) => format!("at least {} parameters", format::count(least)),
+        UnitPolicy::Whole => "the whole model is one".to_owned(),
+    }
 }
 
 /// The element types, and what goes with them.
@@ -234,6 +251,12 @@ mod tests {
         for (flags, line) in table {
             assert_eq!(types(&job(flags)), line, "{flags:?}");
         }
+    }
+
+    #[test]
+    fn float16_on_a_cpu_is_warned_of() {
+        assert!(warning(&job(&[("mixed_precision", "fp16")])).is_some_and(|text| text.contains("bf16")));
+        assert_eq!(warning(&job(&[("mixed_precision", "bf16")])), None);
     }
 
     #[test]

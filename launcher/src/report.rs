@@ -112,6 +112,9 @@ pub struct Ended<'a> {
 /// The summary of a job that went well or was stopped.
 pub fn summary(story: &Story, ended: &Ended<'_>) -> String {
     let mut lines = vec![format!("{} in {}", format::plural(story.steps, "step"), format::duration(ended.time))];
+    if story.skipped > 0 {
+        lines.push(format!("{} of {} were skipped", story.skipped, format::plural(story.steps, "step")));
+    }
     if let Some(time) = story.first_step_after {
         let rest =
             format::median(&story.seconds).map(|median| format!(", median step {median:.3} s")).unwrap_or_default();
@@ -322,6 +325,7 @@ mod tests {
         let story = Story {
             first_step_after: Some(Duration::from_millis(1500)),
             steps: 20,
+            skipped: 3,
             first: step(2.0),
             last: step(1.0),
             tokens_per_second: vec![100.0, 300.0, 200.0],
@@ -343,6 +347,7 @@ mod tests {
         assert_eq!(
             text,
             "20 steps in 30 s\n\
+             3 of 20 steps were skipped\n\
              first step finished after 1.5 s, median step 0.500 s\n\
              loss 2.0000 → 1.0000\n\
              held-out loss 3.0000 → 2.5000 (after step 0 and 20)\n\

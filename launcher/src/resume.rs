@@ -4,9 +4,11 @@ use std::path::Path;
 
 use serde_json::Value;
 use zerofold_checkpoint::Found;
-use zerofold_configs::Resolved;
+use zerofold_configs::{Resolved, UnitPolicy};
 use zerofold_data::{Cursor, StepPlan};
+use zerofold_plan::{ModelConfig, ModelUnits};
 
+use crate::announce;
 use crate::error::LaunchError;
 use crate::run_folder::{Resume, RunFolder};
 use crate::terminal::Terminal;
@@ -16,7 +18,7 @@ use crate::train::absolute;
 pub(crate) fn find(
     run: &RunFolder,
     resume: &Resume,
-    config: &Resolved,
+    (config, model): (&Resolved, &ModelConfig),
     terminal: &Terminal,
 ) -> Result<Found, LaunchError> {
     let mut found = run.find_resume(resume, |line| terminal.complain(&line))?;
@@ -38,8 +40,33 @@ pub(crate) fn find(
             let hint = format!("resume with the same model: --model_name_or_path {}", saved.display());
             return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
         }
+        let units = |config: &Resolved| ModelUnits::new(model, config.sharding.units).units;
+        if units(&before) != units(config) {
+            let (saved, asked) = (before.sharding.units, config.sharding.units);
+            let (directory, saved_words, asked) =
+                (found.directory.display(), announce::units(saved), announce::units(asked));
+            let message = format!("{directory} was saved with other units: {saved_words}; this job has: {asked}");
+            let hint = format!("resume with the units that saved it: {}", units_as_flags(&before));
+            return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
+        }
     }
     Ok(found)
+}
+
+/// The flags that make a job's units what they are in `config`, over any file.
+fn units_as_flags(config: &Resolved) -> String {
+    let transformer = |classes: &str| {
+        format!("--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_transformer_layer_cls_to_wrap {classes}")
+    };
+    match config.sharding.units {
+        UnitPolicy::Whole => "--fsdp_auto_wrap_policy NO_WRAP".to_owned(),
+        UnitPolicy::MinParameters(least) => {
+            format!("--fsdp_auto_wrap_policy SIZE_BASED_WRAP --fsdp_min_num_params {least}")
+        }
+        // Without classes, blocks are the units; a file may name some.
+        UnitPolicy::Blocks if config.layer_classes.is_empty() => transformer("none"),
+        UnitPolicy::Blocks | UnitPolicy::BlockHalves => transformer(&config.layer_classes.join(",")),
+    }
 }
 
 /// Once everything is known to fit: clears what an interrupted run left behind. Before that nothing of the run is touched.

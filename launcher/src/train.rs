@@ -70,6 +70,7 @@ impl Job {
     fn prepare(options: &TrainOptions, terminal: &Terminal, events: &Sender<Event>) -> Result<Job, LaunchError> {
         let config = resolve(&options.inputs)?;
         config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
+        announce::warning(&config).iter().for_each(|text| terminal.complain(text));
         let model = &config.training.model_name_or_path;
         model_folder::check(model)?;
         let model = ModelConfig::read(model)?;
@@ -81,7 +82,7 @@ impl Job {
         let lock = run.lock_existing(complain)?;
         let resume = match &options.resume {
             None => run.check_fresh().map(|()| None)?,
-            Some(resume) => Some(resume::find(&run, resume, &config, terminal)?),
+            Some(resume) => Some(resume::find(&run, resume, (&config, &model), terminal)?),
         };
         let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
         let control = ControlPlane::start(

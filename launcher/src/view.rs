@@ -22,8 +22,10 @@ const RECENT_STEPS: usize = 20;
 pub struct Story {
     /// From the start of `launch` to the first finished step.
     pub first_step_after: Option<Duration>,
-    /// Optimizer steps seen.
+    /// Steps seen.
     pub steps: u64,
+    /// How many of them were skipped.
+    pub skipped: u64,
     /// The first step.
     pub first: Option<StepRecord>,
     /// The newest step.
@@ -96,6 +98,7 @@ impl View {
         if !record.skipped.is_empty() {
             let StepRecord { step, loss, grad_norm, skipped, .. } = record;
             let numbers = format!("loss {loss}, gradient norm {grad_norm}");
+            story.skipped += 1;
             self.terminal.complain(&format!("warning: step {step} was skipped ({numbers}): {skipped}"));
         }
         if self.recent.len() == RECENT_STEPS {

@@ -53,7 +53,9 @@ fn main() -> ExitCode {
     keep_freed_memory();
     zerofold_runtime::torch::count_memory();
     match run(Arguments::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        // It was told already.
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -61,23 +63,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+/// Does what the command says; false where it failed and `launch` knows.
+fn run(command: Command) -> anyhow::Result<bool> {
     match command {
         // These errors tell their causes themselves; a chain would tell them twice.
         Command::Train => zerofold_runtime::worker::train().map_err(|error| anyhow::Error::msg(error.to_string())),
         Command::Generate { request } => {
             let request = serde_json::from_str(&request).context("the request is not what `launch generate` writes")?;
-            zerofold_runtime::generate::run(&request)
+            zerofold_runtime::generate::run(&request).map(|()| true)
+        }
+        Command::Logits { model, input_ids, output } => {
+            zerofold_runtime::generate::logits(&model, &input_ids, &output).map(|()| true)
         }
         Command::Doctor => {
             println!("{}", serde_json::to_string(&zerofold_runtime::doctor::examine())?);
-            Ok(())
+            Ok(true)
         }
         Command::Bench { request } => {
             let request = serde_json::from_str(&request).context("the request is not what `launch bench` writes")?;
-            zerofold_runtime::bench::run(&request).map_err(|error| anyhow::Error::msg(error.to_string()))
+            let rates = zerofold_runtime::bench::run(&request);
+            rates.map(|()| true).map_err(|error| anyhow::Error::msg(error.to_string()))
         }
-        Command::Logits { model, input_ids, output } => zerofold_runtime::generate::logits(&model, &input_ids, &output),
     }
 }
 

@@ -123,8 +123,11 @@ impl Environment {
     }
 }
 
-/// Runs one rank of a training job. An error is told to `launch` before it is returned.
-pub fn train() -> Result<(), WorkerError> {
+/// Runs one rank of a training job; tells whether its work is done. Where it is not, `launch` knows why and shows it.
+///
+/// # Errors
+/// What `launch` could not be told.
+pub fn train() -> Result<bool, WorkerError> {
     let environment = Environment::read()?;
     tch::set_num_threads(environment.threads.max(1));
     let config = Resolved::read(Path::new(&variable::<String>("ZEROFOLD_CONFIG")?))?;
@@ -134,13 +137,16 @@ pub fn train() -> Result<(), WorkerError> {
     }
     let activity = Arc::new(Activity::default());
     let control = Control::join(&environment.control, environment.identity.clone(), activity.clone())?;
-    let result = train_joined(&environment, &config, &control, activity);
-    if let Err(error) = &result
-        && let Err(unheard) = control.fail(error.to_string(), error.is_consequence())
-    {
-        tracing::warn!("the error could not be told to launch: {unheard}");
+    let Err(error) = train_joined(&environment, &config, &control, activity) else { return Ok(true) };
+    // Standard output goes to the log alone, which has the error before `launch` hears of it and may end this process.
+    println!("error: {error}");
+    match control.fail(error.to_string(), error.is_consequence()) {
+        Ok(()) => Ok(false),
+        Err(unheard) => {
+            tracing::warn!("the error could not be told to launch: {unheard}");
+            Err(error)
+        }
     }
-    result
 }
 
 fn train_joined(
@@ -162,7 +168,7 @@ fn train_joined(
     let comm = connect(environment, config.backend, control, device.torch(), activity.clone())?;
     let model_directory = &config.training.model_name_or_path;
     let mut trainer = build(config, model_directory, comm, activity, plan.total_steps())?;
-    check_tokens(&train, trainer.model.config.vocab_size)?;
+    check_tokens(&train, &config.training.dataset, trainer.model.config.vocab_size)?;
     if matches!(device.torch(), Device::Cuda(_)) {
         device::tell_attention(&trainer.model, config.training.max_length as usize)?;
     }
@@ -261,17 +267,19 @@ fn build(
         backward_prefetch: config.sharding.backward_prefetch,
         nonfinite: config.nonfinite_gradients,
         seed: training.seed,
+        dataset: training.dataset.clone(),
     };
     Ok(Trainer::new(model, segments, shards, activity, options))
 }
 
 /// A token id that the embedding does not have would be an index error deep inside a step, on one rank only.
-fn check_tokens(dataset: &TokenizedDataset, vocabulary: usize) -> Result<(), TrainError> {
+fn check_tokens(dataset: &TokenizedDataset, file: &Path, vocabulary: usize) -> Result<(), TrainError> {
     for row in 0..dataset.rows() {
         let (ids, labels) = dataset.row(row);
         let outside = ids.iter().map(|&id| i64::from(id)).chain(labels.iter().map(|&label| i64::from(label)));
         if let Some(token) = outside.into_iter().find(|&token| token >= vocabulary as i64) {
-            return Err(TrainError::TokenOutside { row, token, vocabulary });
+            let (file, line) = (file.display().to_string(), dataset.lines[row]);
+            return Err(TrainError::TokenOutside { file, line, token, vocabulary });
         }
     }
     Ok(())

@@ -155,7 +155,7 @@ fn a_window_without_supervised_tokens_is_an_error() {
     let activity = Arc::new(Activity::default());
     let mut trainer = spec.trainer(Rc::new(Single::new(tch::Device::Cpu).unwrap()), activity);
     let mut dataset = TokenizedDataset::new();
-    dataset.push(&[5, 6, 7], &[-100, -100, -100]);
+    dataset.push(1, &[5, 6, 7], &[-100, -100, -100]);
     let error = trainer.step(4, &[Batch::collate(&dataset, &[0], 0).unwrap()], false).unwrap_err();
     assert!(matches!(error, TrainError::NothingSupervised { step: 5 }), "{error}");
 }

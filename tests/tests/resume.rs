@@ -119,8 +119,18 @@ fn what_does_not_fit_the_checkpoint_is_one_clear_error() {
     refused("ranks", "--nproc 3 --resume", 2, &["step-00000012", "saved by 2 processes", "has 3", "hint: "]);
     let batch = "--per_device_train_batch_size 4 --resume step-00000005";
     refused("batch", batch, 2, &["step-00000005", "rows a step ", "batch sizes"]);
+    let whole = "--fsdp_auto_wrap_policy NO_WRAP --resume";
+    let parts = [
+        "step-00000012 was saved with other units: decoder blocks; this job has: the whole model is one",
+        "hint: resume with the units that saved it: --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP",
+    ];
+    refused("units", whole, 2, &parts);
     refused("seed", "--seed 7 --resume step-00000005", 2, &["step-00000005", "seed"]);
     refused("no-such-step", "--resume step-00000007", 2, &["step-00000007"]);
+    // Where the earlier configuration is gone, the workers tell.
+    std::fs::remove_file(scene.path("whole").join("config.resolved.yaml")).unwrap();
+    let parts = ["the layout is ", "and 1 units with ", "from another model, or with other units"];
+    resume_copy(&scene, "unknown-units", &format!("--zero_stage 1 {whole}")).assert_failed(1, &parts);
 }
 
 /// One flipped bit in the newest checkpoint: it is not gone on from.

@@ -214,7 +214,10 @@ fn with_a_rare_token<'a>(scene: &'a Scene, change: impl FnOnce(&Path)) -> Job<'a
             ids[4] = RARE_TOKEN.into();
         }
     }
+    // An empty line and a row without anything to learn stand before it, so it is in the tenth line.
+    let nothing = "\n{\"input_ids\": [5, 6, 7], \"labels\": [-100, -100, -100]}\n";
     let rows: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    let rows = rows.replacen('\n', &format!("\n{nothing}"), 1);
     let words = "--nproc 2 --max_steps 4 --per_device_train_batch_size 2 --warmup_steps 1 --learning_rate 1e-6";
     let job = scene.train("tiny-llama", "run", words).with("--dataset", scene.write("rows.jsonl", rows));
     job.with("--model_name_or_path", &folder)
@@ -223,6 +226,21 @@ fn with_a_rare_token<'a>(scene: &'a Scene, change: impl FnOnce(&Path)) -> Job<'a
 /// The row of the rare token in the embedding.
 fn rare_embedding() -> std::ops::Range<usize> {
     RARE_TOKEN as usize * 64..(RARE_TOKEN as usize + 1) * 64
+}
+
+/// Finite weights with which the first block's MLP overflows for the rare token alone: what comes out of one of its
+/// channels is the square of an enormous number where the rare token is, and exactly 0, with a gradient of 0, elsewhere.
+fn mlp_overflows(folder: &Path) {
+    for token in 0..320 {
+        change_weights(folder, "model.embed_tokens.weight", token * 64..token * 64 + 1, |_| 0.0);
+    }
+    change_weights(folder, "model.embed_tokens.weight", rare_embedding().start..rare_embedding().start + 1, |_| 1.0);
+    change_weights(folder, "model.layers.0.self_attn.o_proj.weight", 0..64, |_| 0.0);
+    for name in ["gate_proj", "up_proj"] {
+        let name = format!("model.layers.0.mlp.{name}.weight");
+        change_weights(folder, &name, 0..64, |_| 0.0);
+        change_weights(folder, &name, 0..1, |_| 1e20);
+    }
 }
 
 /// Finite weights with which the first block's scores overflow for the rare token alone: one channel is made enormous by
@@ -247,7 +265,9 @@ fn a_forward_that_is_not_finite_is_named_with_its_row_and_rank() {
             &[
                 "step 1: loss NaN",
                 "not finite, so the step was not taken",
-                "the forward of unit layer 0 is the first that is not finite, in row 7 of the training data on rank 1",
+                "the forward of unit layer 0 is the first that is not finite, in line 10 of ",
+                "rows.jsonl, on rank 1",
+                "hint: no step was taken yet, so learning_rate has no part in it",
                 "nonfinite_gradients: skip",
             ],
         );
@@ -285,7 +305,9 @@ fn a_gradient_that_is_not_finite_is_named_with_its_row_and_rank() {
                 "step 2: loss ",
                 "gradient norm NaN",
                 "the gradient of model.layers.0.mlp.gate_proj.weight (unit layer 0) is the first that is not finite, \
-                 in row 7 of the training data on rank 1",
+                 in line 10 of ",
+                "rows.jsonl, on rank 1",
+                "hint: a lower learning_rate or a warm-up may help; nonfinite_gradients: skip",
             ],
         );
         // The loss itself was finite.
@@ -297,12 +319,12 @@ fn a_gradient_that_is_not_finite_is_named_with_its_row_and_rank() {
 #[test]
 fn a_step_that_is_not_finite_is_left_out_when_asked_to() {
     let scene = Scene::new();
-    let infinite = |folder: &Path| {
-        change_weights(folder, "model.embed_tokens.weight", rare_embedding(), |_| f32::INFINITY);
-    };
-    let ended = with_a_rare_token(&scene, infinite).words("--zero_stage 3 --nonfinite_gradients skip").run();
+    // Updates so small that the zeros which keep other rows finite stay as good as zero.
+    let words = "--zero_stage 3 --nonfinite_gradients skip --learning_rate 1e-30";
+    let ended = with_a_rare_token(&scene, mlp_overflows).words(words).run();
     ended.assert_done();
-    ended.assert_says(&["warning: step 2 was skipped (loss NaN, gradient norm NaN)", "model.embed_tokens.weight"]);
+    ended.assert_says(&["warning: step 2 was skipped (loss NaN, gradient norm NaN)", "the forward of unit layer 0"]);
+    assert!(ended.out.contains("\n1 of 4 steps were skipped\n"), "{ended}");
     let steps = Metrics::of(&scene.path("run")).steps();
     assert_eq!(steps.len(), 4);
     for (number, step) in (1..).zip(&steps) {
@@ -314,6 +336,43 @@ fn a_step_that_is_not_finite_is_left_out_when_asked_to() {
     // A skipped step does not count for the schedule: the third has the learning rate that the second would have had.
     assert_eq!(steps[2]["learning_rate"], steps[1]["learning_rate"]);
     assert_ne!(steps[3]["learning_rate"], steps[2]["learning_rate"]);
+}
+
+#[test]
+fn a_parameter_that_is_not_finite_ends_the_run_whatever_was_asked() {
+    let infinite = |folder: &Path| {
+        change_weights(folder, "model.embed_tokens.weight", rare_embedding(), |_| f32::INFINITY);
+    };
+    let nan = |folder: &Path| change_weights(folder, "model.norm.weight", 3..4, |_| f32::NAN);
+    let skip = "--zero_stage 3 --nonfinite_gradients skip";
+    let itself = "(unit embedding) itself is not finite";
+    let scene = Scene::new();
+    let ended = with_a_rare_token(&scene, infinite).words(skip).run();
+    let hint = "hint: the model's files hold it (an embedding's row is first read when its token comes), or an update";
+    ended.assert_failed(1, &["step 2: loss NaN", "model.embed_tokens.weight", itself, hint, "skip cannot help"]);
+    assert_eq!(Metrics::of(&scene.path("run")).count(), 1);
+
+    let scene = Scene::new();
+    let ended = with_a_rare_token(&scene, nan).words(skip).run();
+    let hint = "hint: no step was taken yet, so the model's files hold it";
+    ended.assert_failed(1, &["step 1: loss NaN", "the parameter model.norm.weight", hint]);
+    assert!(!ended.report().contains("learning_rate"), "{ended}");
+    // Told once; the log has it as well.
+    assert_eq!(ended.err.matches("the parameter model.norm.weight").count(), 1, "{ended}");
+    let log = std::fs::read_to_string(scene.path("run/logs/rank-0.log")).unwrap();
+    assert!(log.contains("error: step 1: loss NaN"), "{log}");
+    assert_nothing_half_written(&scene.path("run"));
+}
+
+#[test]
+fn a_run_in_which_no_step_was_taken_fails() {
+    let scene = Scene::new();
+    let words = "--nonfinite_gradients skip --per_device_train_batch_size 4 --max_steps 2";
+    let ended = with_a_rare_token(&scene, scores_overflow).words(words).run();
+    ended.assert_failed(1, &["none of 2 steps was taken", "hint: "]);
+    ended.assert_says(&["warning: step 2 was skipped"]);
+    assert_eq!(Metrics::of(&scene.path("run")).count(), 2);
+    assert!(!scene.path("run/model").exists());
 }
 
 #[test]

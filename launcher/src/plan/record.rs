@@ -200,7 +200,7 @@ mod tests {
         let mut dataset = TokenizedDataset::new();
         for length in [3, 5, 4, 4, 2, 9] {
             let labels: Vec<i32> = (0..length).map(|at| if at < 2 { -100 } else { 7 }).collect();
-            dataset.push(&vec![7; length as usize], &labels);
+            dataset.push(1, &vec![7; length as usize], &labels);
         }
         // Micro-batches of 2 rows: 2 × 5, 2 × 4, 2 × 9.
         assert_eq!(largest_micro_batch(&dataset, &steps(6, 2, -1), 2), (2, 9, 7));

@@ -20,8 +20,8 @@ pub struct Batch {
     pub tokens: usize,
     /// Positions with a label.
     pub supervised: usize,
-    /// Which rows of the data set these are; empty for a rank without work.
-    pub indices: Vec<u32>,
+    /// In which lines of the data file the rows stand, from 1; empty for a rank without work.
+    pub lines: Vec<u64>,
 }
 
 impl Batch {
@@ -51,7 +51,7 @@ impl Batch {
             length: longest,
             tokens: 0,
             supervised: 0,
-            indices: rows.to_vec(),
+            lines: rows.iter().map(|&row| dataset.lines[row as usize]).collect(),
         };
         for (index, &row) in rows.iter().enumerate() {
             let (ids, labels) = dataset.row(row as usize);
@@ -71,15 +71,15 @@ impl Batch {
     /// The row at `place` alone, padding included; where there is none, the empty batch of
     /// [`Batch::collate`]: one pad token with nothing supervised.
     pub fn single_row(&self, place: usize) -> Batch {
-        let Some(&index) = self.indices.get(place) else {
+        let Some(&line) = self.lines.get(place) else {
             let (input_ids, labels) = (vec![0], vec![i64::from(IGNORED)]);
-            return Batch { input_ids, labels, rows: 1, length: 1, tokens: 0, supervised: 0, indices: Vec::new() };
+            return Batch { input_ids, labels, rows: 1, length: 1, tokens: 0, supervised: 0, lines: Vec::new() };
         };
         let all = place * self.length..(place + 1) * self.length;
         let labels = self.labels[all.clone()].to_vec();
         let supervised = labels.iter().filter(|&&label| label != i64::from(IGNORED)).count();
         let input_ids = self.input_ids[all].to_vec();
-        Batch { rows: 1, length: self.length, tokens: self.length, supervised, indices: vec![index], input_ids, labels }
+        Batch { rows: 1, length: self.length, tokens: self.length, supervised, lines: vec![line], input_ids, labels }
     }
 }
 
@@ -89,9 +89,9 @@ mod tests {
 
     fn dataset() -> TokenizedDataset {
         let mut dataset = TokenizedDataset::new();
-        dataset.push(&[5, 6, 7], &[5, IGNORED, 7]);
-        dataset.push(&[8], &[8]);
-        dataset.push(&[1, 2, 3, 4], &[IGNORED, IGNORED, 3, 4]);
+        dataset.push(1, &[5, 6, 7], &[5, IGNORED, 7]);
+        dataset.push(3, &[8], &[8]);
+        dataset.push(4, &[1, 2, 3, 4], &[IGNORED, IGNORED, 3, 4]);
         dataset
     }
 
@@ -102,6 +102,7 @@ mod tests {
         assert_eq!(batch.input_ids, [5, 6, 7, 9, 8, 9, 9, 9, 1, 2, 3, 4]);
         assert_eq!(batch.labels, [-100, 7, -100, -100, -100, -100, -100, -100, -100, 3, 4, -100]);
         assert_eq!(batch.supervised, dataset().supervised_tokens());
+        assert_eq!((batch.lines.as_slice(), batch.single_row(1).lines), ([1, 3, 4].as_slice(), vec![3]));
     }
 
     #[test]
@@ -114,7 +115,7 @@ mod tests {
             length: 1,
             tokens: 0,
             supervised: 0,
-            indices: vec![],
+            lines: vec![],
         };
         assert_eq!(batch, empty);
     }

@@ -24,23 +24,27 @@ pub struct TokenizedDataset {
     pub labels: Vec<i32>,
     /// Row `i` is `offsets[i]..offsets[i + 1]`; one more entry than rows, the first 0, the last the number of tokens.
     pub offsets: Vec<u64>,
+    /// In which line of the data file each row stands, from 1: rows in which nothing is supervised, and empty lines, are
+    /// left out, so a row's place here does not tell.
+    pub lines: Vec<u64>,
 }
 
 impl TokenizedDataset {
     /// A data set without rows.
     pub fn new() -> TokenizedDataset {
-        TokenizedDataset { input_ids: Vec::new(), labels: Vec::new(), offsets: vec![0] }
+        TokenizedDataset { input_ids: Vec::new(), labels: Vec::new(), offsets: vec![0], lines: Vec::new() }
     }
 
-    /// Adds a row; `ids` and `labels` must be of one length.
+    /// Adds the row of this line of the data file; `ids` and `labels` must be of one length.
     ///
     /// # Panics
     /// When they are not.
-    pub fn push(&mut self, ids: &[u32], labels: &[i32]) {
+    pub fn push(&mut self, line: u64, ids: &[u32], labels: &[i32]) {
         assert_eq!(ids.len(), labels.len(), "a row has one label for each token");
         self.input_ids.extend_from_slice(ids);
         self.labels.extend_from_slice(labels);
         self.offsets.push(self.input_ids.len() as u64);
+        self.lines.push(line);
     }
 
     /// Number of rows.
@@ -67,7 +71,7 @@ impl TokenizedDataset {
         (0..self.rows()).map(|index| supervised(self.row(index).1)).sum()
     }
 
-    /// Writes the data set as one safetensors file (`input_ids` U32, `labels` I32, `offsets` U64).
+    /// Writes the data set as one safetensors file (`input_ids` U32, `labels` I32, `offsets` and `lines` U64).
     ///
     /// The file appears whole or not at all: it is written beside `path`, synced and renamed.
     ///
@@ -77,10 +81,12 @@ impl TokenizedDataset {
         let ids: Vec<u8> = self.input_ids.iter().flat_map(|value| value.to_le_bytes()).collect();
         let labels: Vec<u8> = self.labels.iter().flat_map(|value| value.to_le_bytes()).collect();
         let offsets: Vec<u8> = self.offsets.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let lines: Vec<u8> = self.lines.iter().flat_map(|value| value.to_le_bytes()).collect();
         let views = [
             ("input_ids", Dtype::U32, self.input_ids.len(), &ids),
             ("labels", Dtype::I32, self.labels.len(), &labels),
             ("offsets", Dtype::U64, self.offsets.len(), &offsets),
+            ("lines", Dtype::U64, self.lines.len(), &lines),
         ];
         let mut tensors = Vec::with_capacity(views.len());
         for (name, dtype, length, bytes) in views {
@@ -93,7 +99,7 @@ impl TokenizedDataset {
         write_atomically(path, &bytes)
     }
 
-    /// Reads what [`TokenizedDataset::save`] wrote and checks that the three arrays fit together.
+    /// Reads what [`TokenizedDataset::save`] wrote and checks that its arrays fit together.
     ///
     /// # Errors
     /// [`DataError::Io`] when the file cannot be read, [`DataError::Dataset`] when it is damaged.
@@ -112,6 +118,7 @@ impl TokenizedDataset {
             input_ids: words(&tensor("input_ids", Dtype::U32)?).map(u32::from_le_bytes).collect(),
             labels: words(&tensor("labels", Dtype::I32)?).map(i32::from_le_bytes).collect(),
             offsets: words(&tensor("offsets", Dtype::U64)?).map(u64::from_le_bytes).collect(),
+            lines: words(&tensor("lines", Dtype::U64)?).map(u64::from_le_bytes).collect(),
         };
         dataset.check().map_err(|message| damaged(path, message))?;
         Ok(dataset)
@@ -130,6 +137,9 @@ impl TokenizedDataset {
         }
         if let Some(index) = self.labels.iter().position(|&label| label < 0 && label != IGNORED) {
             return Err(format!("label {} at token {index} is neither an id nor {IGNORED}", self.labels[index]));
+        }
+        if self.lines.len() != self.rows() {
+            return Err(format!("{} rows but {} lines", self.rows(), self.lines.len()));
         }
         Ok(())
     }
@@ -176,8 +186,8 @@ mod tests {
 
     fn sample() -> TokenizedDataset {
         let mut dataset = TokenizedDataset::new();
-        dataset.push(&[1, 2, 3], &[1, IGNORED, 3]);
-        dataset.push(&[4, u32::MAX], &[IGNORED, IGNORED]);
+        dataset.push(2, &[1, 2, 3], &[1, IGNORED, 3]);
+        dataset.push(5, &[4, u32::MAX], &[IGNORED, IGNORED]);
         dataset
     }
 
@@ -202,12 +212,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.safetensors");
         type Damage = fn(&mut TokenizedDataset);
-        let cases: [(Damage, &str); 6] = [
+        let cases: [(Damage, &str); 7] = [
             (|dataset| dataset.labels.truncate(4), "5 input_ids but 4 labels"),
             (|dataset| dataset.offsets = vec![0, 4, 3, 5], "offsets do not rise at row 1"),
             (|dataset| dataset.offsets = vec![0, 0, 5], "offsets do not rise at row 0"),
             (|dataset| dataset.offsets = vec![0, 3], "end with the number of tokens, 5"),
             (|dataset| dataset.offsets.clear(), "begin with 0"),
+            (|dataset| dataset.lines.truncate(1), "2 rows but 1 lines"),
             (|dataset| dataset.labels[1] = -7, "label -7 at token 1"),
         ];
         for (damage, expected) in cases {

@@ -85,6 +85,7 @@ pub fn prepare(options: &Prepare<'_>) -> Result<Prepared, DataError> {
 
 /// One row, encoded and cut.
 struct EncodedRow {
+    line: u64,
     ids: Vec<u32>,
     labels: Vec<i32>,
     truncated: bool,
@@ -107,7 +108,7 @@ impl Collected {
         if self.dataset.offsets.is_empty() {
             self.dataset = TokenizedDataset::new();
         }
-        self.dataset.push(&row.ids, &row.labels);
+        self.dataset.push(row.line, &row.ids, &row.labels);
         self.truncated += usize::from(row.truncated);
         self.longest = self.longest.max(row.ids.len());
     }
@@ -137,7 +138,7 @@ impl<'a> Encoder<'a> {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         let share = rows.len().div_ceil(threads).max(16);
         let encode = |(line, row): &(u64, Row)| {
-            self.encode(row).map_err(|fault| DataError::row(self.options.dataset, *line, fault))
+            self.encode(*line, row).map_err(|fault| DataError::row(self.options.dataset, *line, fault))
         };
         thread::scope(|scope| {
             let workers: Vec<_> = rows
@@ -153,7 +154,7 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    fn encode(&self, row: &Row) -> Result<EncodedRow, Fault> {
+    fn encode(&self, line: u64, row: &Row) -> Result<EncodedRow, Fault> {
         let (mut ids, mut labels) = match (row, &self.template, &self.tokenizer) {
             (Row::Tokens { input_ids, labels }, ..) => (input_ids.clone(), labels.clone()),
             (Row::Conversation(messages), Some(template), Some(tokenizer)) => {
@@ -175,7 +176,7 @@ impl<'a> Encoder<'a> {
         let truncated = ids.len() > limit;
         ids.truncate(limit);
         labels.truncate(limit);
-        Ok(EncodedRow { ids, labels, truncated })
+        Ok(EncodedRow { line, ids, labels, truncated })
     }
 
     fn encode_conversation(

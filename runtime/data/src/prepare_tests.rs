@@ -162,6 +162,7 @@ fn long_rows_are_cut_and_rows_without_supervision_dropped_and_counted() {
     assert_eq!((report.tokens, report.supervised_tokens, report.kind), (5, 2, RowKind::Tokens));
     assert_eq!(prepared.dataset.row(0), (&[1, 2, 3][..], &[-100, -100, 3][..]));
     assert_eq!(prepared.dataset.row(1), (&[6, 7][..], &[6, 7][..]));
+    assert_eq!(prepared.dataset.lines, [1, 4]);
     assert!(report.warnings[0].contains("does not learn to stop"), "{:?}", report.warnings);
 }
 

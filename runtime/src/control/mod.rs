@@ -193,8 +193,11 @@ impl Control {
         Ok(answer.into_inner().manifest)
     }
 
-    /// Tells why this rank is about to exit with an error.
+    /// Tells why this rank is about to exit with an error; what was reported before is delivered first.
     pub fn fail(&self, message: String, consequence: bool) -> Result<(), ControlError> {
+        if let Err(error) = self.deliver_reports() {
+            tracing::warn!("the last steps could not be reported: {error}");
+        }
         let Identity { rank, generation, .. } = self.identity;
         let mut client = self.client.clone();
         let request = FailRequest { rank, generation, message, consequence };
@@ -205,21 +208,20 @@ impl Control {
     pub fn leave(&self, mut request: LeaveRequest) -> Result<(), ControlError> {
         request.rank = self.identity.rank;
         request.generation = self.identity.generation;
-        let beat = beat_now(&self.identity, &Activity::default(), &self.reports, request.step);
+        self.deliver_reports()?;
         let mut client = self.client.clone();
-        if let Some(last) = beat {
-            let mut client = self.client.clone();
-            self.call("heartbeat", PROMPT, async move { client.heartbeat(last).await })?;
-        }
         self.call("leave", PROMPT, async move { client.leave(request).await }).map(|_| ())
     }
-}
 
-/// A heartbeat with everything not yet delivered; `None` when there is nothing.
-fn beat_now(identity: &Identity, activity: &Activity, reports: &Reports, step: u64) -> Option<HeartbeatRequest> {
-    let mut request = request_of(identity, activity, reports);
-    request.step = step;
-    (!request.steps.is_empty() || !request.evaluations.is_empty()).then_some(request)
+    /// A heartbeat with everything not yet delivered, if there is anything.
+    fn deliver_reports(&self) -> Result<(), ControlError> {
+        let mut request = request_of(&self.identity, &Activity::default(), &self.reports);
+        let steps = request.steps.iter().map(|record| record.step);
+        let Some(step) = steps.chain(request.evaluations.iter().map(|record| record.step)).max() else { return Ok(()) };
+        request.step = step;
+        let mut client = self.client.clone();
+        self.call("heartbeat", PROMPT, async move { client.heartbeat(request).await }).map(|_| ())
+    }
 }
 
 fn request_of(identity: &Identity, activity: &Activity, reports: &Reports) -> HeartbeatRequest {

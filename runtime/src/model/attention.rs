@@ -7,6 +7,9 @@
 //! - **Products**: two batched matrix products with a softmax between. It holds B · K · G · T² scores, but in bfloat16
 //!   on a CPU the products run through the same fast matrix kernels as the linear layers, which the fused kernel does not,
 //!   and the query heads of a group stand under each other in one product, so that keys and values are not repeated.
+//!
+//! With dropout a CPU has no fused kernel: libtorch would hold all scores several times over, in float32 whatever the
+//! type. Products hold them twice, and a byte each for what was dropped. A GPU's fused kernel drops by itself.
 
 use std::cell::RefCell;
 
@@ -70,8 +73,9 @@ impl Attention {
         dropout: f64,
     ) -> Result<Tensor, ModelError> {
         let (rows, length, heads, _) = query.size4()?;
-        if dropout == 0.0 && self.products_are_faster(rows * heads, length) {
-            self.by_products(query, key, value)
+        let dropped_on_cpu = dropout > 0.0 && self.device == Device::Cpu;
+        if dropped_on_cpu || self.products_are_faster(rows * heads, length) {
+            self.by_products(query, key, value, dropout)
         } else {
             self.by_flash(query, key, value, dropout)
         }
@@ -82,7 +86,7 @@ impl Attention {
         self.device == Device::Cpu && self.kind == Kind::BFloat16 && few
     }
 
-    fn by_products(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, ModelError> {
+    fn by_products(&self, query: &Tensor, key: &Tensor, value: &Tensor, dropout: f64) -> Result<Tensor, ModelError> {
         let (rows, length, heads, head_dim) = query.size4()?;
         let (groups, sharing) = (rows * self.key_heads, self.queries_per_key);
         let query = self.group_queries(query)?.f_reshape([groups, sharing * length, head_dim])?;
@@ -90,11 +94,17 @@ impl Attention {
         let value = value.f_transpose(1, 2)?.f_reshape([groups, length, head_dim])?;
         // scores = mask + query · key / √D, in one product.
         let scores = self.mask(length)?.f_baddbmm(&query, &key, 1.0, 1.0 / (head_dim as f64).sqrt())?;
-        let attended = scores.f_softmax(-1, None)?.f_bmm(&value)?;
+        let mut weights = scores.f_softmax(-1, None)?;
+        drop(scores);
+        if dropout > 0.0 {
+            // The native form keeps a byte for each weight; the plain one keeps a factor in the weights' type.
+            weights = weights.f_native_dropout(dropout, true)?.0;
+        }
+        let attended = weights.f_bmm(&value)?;
+        drop(weights);
         self.ungroup(&attended, [rows, length, heads * head_dim])
     }
 
-    /// With dropout libtorch itself takes a form that keeps all scores.
     fn by_flash(&self, query: &Tensor, key: &Tensor, value: &Tensor, dropout: f64) -> Result<Tensor, ModelError> {
         let shares = self.kernel_shares_heads();
         let (key, value) = match shares {
@@ -211,7 +221,7 @@ mod tests {
         let weight =
             Tensor::randn([rows, length, key_heads * sharing * head_dim], (Kind::Float, Device::Cpu)).to_kind(kind);
         let [query, key, value] = &inputs;
-        [attention.by_products(query, key, value), attention.by_flash(query, key, value, 0.0)].map(|attended| {
+        [attention.by_products(query, key, value, 0.0), attention.by_flash(query, key, value, 0.0)].map(|attended| {
             let attended = attended.expect("attention");
             let loss = (&attended * &weight).sum(Kind::Float);
             let mut results = Tensor::run_backward(&[loss], &inputs, false, false);

@@ -116,8 +116,11 @@ impl Trainer {
         }
         let digest = layout_digest(self);
         if manifest.layout != digest {
-            let hint = "it was saved from another model; check model_name_or_path";
-            return mismatch("the layout", manifest.layout, digest, hint);
+            let hint = "it was saved from another model, or with other units: resume with the model_name_or_path, \
+                        fsdp_auto_wrap_policy, fsdp_transformer_layer_cls_to_wrap and fsdp_min_num_params that saved it";
+            let units = &self.shards.layout().units;
+            let here = size_of_layout(units.iter().map(|unit| unit.numel as u64));
+            return mismatch("the layout", size_of_layout(saved_units(&manifest).into_values()), here, hint);
         }
         let expected = serde_json::json!(job.plan.cursor(manifest.step));
         if manifest.state[DATA] != expected {
@@ -150,6 +153,18 @@ impl Trainer {
         self.activity.finished_steps(manifest.step);
         Ok(Progress { step: manifest.step })
     }
+}
+
+/// The units in a checkpoint, by name, with their elements.
+fn saved_units(manifest: &Manifest) -> BTreeMap<&str, u64> {
+    let tensors = manifest.files.iter().flat_map(|file| &file.tensors);
+    tensors.filter_map(|tensor| Some((tensor.whole.strip_suffix("/master")?, tensor.length))).collect()
+}
+
+/// A layout in words: its units' elements.
+fn size_of_layout(units: impl Iterator<Item = u64>) -> String {
+    let units: Vec<u64> = units.collect();
+    format!("{} units with {} elements, padding included,", units.len(), units.iter().sum::<u64>())
 }
 
 /// Reads elements `wanted` of a whole tensor from whichever files hold them.

@@ -2,7 +2,8 @@
 
 use super::{TrainError, Trainer};
 use crate::shard::Shards;
-use tch::Tensor;
+use tch::{Kind, Tensor};
+use zerofold_configs::NonFinite;
 use zerofold_data::Batch;
 
 /// What was found to be not finite.
@@ -74,14 +75,60 @@ impl Inspection {
     }
 }
 
+/// What the ranks found together.
+#[derive(Debug)]
+pub(super) struct Finding {
+    /// Where the first value comes from that is not finite, as a sentence.
+    pub(super) words: String,
+    /// It is a parameter, so every later step meets it too, and leaving steps out mends nothing.
+    pub(super) in_parameter: bool,
+}
+
+impl Finding {
+    /// What a person can do about it, `taken` steps after the model's files were read, in a model that computes in `kind`.
+    pub(super) fn hint(&self, taken: u64, kind: Kind, policy: NonFinite) -> String {
+        let mut hints = Vec::new();
+        if self.in_parameter {
+            let files = "the model's files hold it";
+            hints.push(match taken {
+                0 => format!("no step was taken yet, so {files}: mend them, or take another model"),
+                _ => format!("{files} (an embedding's row is first read when its token comes), or an update made it"),
+            });
+            if kind == Kind::Half {
+                hints.push("float16 ends at 65504; mixed_precision: bf16 has the range of float32".to_owned());
+            }
+            if taken > 0 {
+                hints.push("a lower learning_rate or a warm-up may help, from an earlier checkpoint".to_owned());
+            }
+            if policy == NonFinite::Skip {
+                hints.push("nonfinite_gradients: skip cannot help, as every later step would meet it too".to_owned());
+            }
+            return hints.join("; ");
+        }
+        hints.push(match taken {
+            0 => "no step was taken yet, so learning_rate has no part in it: look at the row and the model".to_owned(),
+            _ => "a lower learning_rate or a warm-up may help".to_owned(),
+        });
+        hints.extend(match kind {
+            Kind::Half => Some("so may mixed_precision: bf16, with the range of float32".to_owned()),
+            Kind::BFloat16 => Some("so may mixed_precision: 'no', which is more exact".to_owned()),
+            _ => None,
+        });
+        if policy == NonFinite::Stop {
+            hints.push("nonfinite_gradients: skip leaves such steps out".to_owned());
+        }
+        hints.join("; ")
+    }
+}
+
 impl Trainer {
     /// Goes through the window again, one row at a time on every rank, with the same numbers at the same scale, and says in
     /// words where the first value comes from that is not finite. All ranks call it and all get the same answer.
-    pub(super) fn find_not_finite(&mut self, step: u64, window: &[Batch], scale: f64) -> Result<String, TrainError> {
+    pub(super) fn find_not_finite(&mut self, step: u64, window: &[Batch], scale: f64) -> Result<Finding, TrainError> {
         self.shards.abandon_window()?;
         for (micro_batch, batch) in window.iter().enumerate() {
             let seed = self.micro_batch_seed(step, micro_batch);
-            let rows = self.shards.comm().exchange(&[batch.indices.len() as f64])?;
+            let rows = self.shards.comm().exchange(&[batch.lines.len() as f64])?;
             let most = rows.iter().map(|rows| rows[0] as usize).max().unwrap_or(0);
             for place in 0..most {
                 let row = batch.single_row(place);
@@ -91,28 +138,58 @@ impl Trainer {
                 let _loss = self.pass_with(seed, Some(&mut inspection)).forward_backward(&row, scale)?;
                 self.shards.abandon_window()?;
                 let [what, unit, parameter] = inspection.numbers();
-                let index = row.indices.first().copied().unwrap_or(0);
-                let all = self.shards.comm().exchange(&[what, unit, parameter, f64::from(index)])?;
+                let line = row.lines.first().copied().unwrap_or(0);
+                let all = self.shards.comm().exchange(&[what, unit, parameter, line as f64])?;
                 if let Some((rank, found)) = all.iter().enumerate().find(|(_, found)| found[0] > 0.0) {
-                    return Ok(self.words(rank, found));
+                    return Ok(self.finding(rank, found));
                 }
             }
         }
-        Ok("gone through row by row, every value is finite: what overflows is the sum over rows, or the squares in the norm".to_owned())
+        let words = "gone through row by row, every value is finite: what overflows is the sum over rows, or the squares in \
+                     the norm";
+        Ok(Finding { words: words.to_owned(), in_parameter: false })
     }
 
-    fn words(&self, rank: usize, found: &[f64]) -> String {
+    fn finding(&self, rank: usize, found: &[f64]) -> Finding {
         let unit = &self.shards.units[found[1] as usize].layout;
         let parameter = unit.parameters().nth(found[2] as usize).map_or("", |parameter| parameter.name.as_str());
         let what = match EVERYTHING.get(found[0] as usize - 1) {
             // No row has to do with it.
             Some(What::Parameter) => {
-                return format!("the parameter {parameter} (unit {}) itself is not finite", unit.name);
+                let words = format!("the parameter {parameter} (unit {}) itself is not finite", unit.name);
+                return Finding { words, in_parameter: true };
             }
             Some(What::Output) => format!("the forward of unit {} is the first that is not finite", unit.name),
             Some(What::Loss) => "the loss is the first that is not finite".to_owned(),
             _ => format!("the gradient of {parameter} (unit {}) is the first that is not finite", unit.name),
         };
-        format!("{what}, in row {} of the training data on rank {rank}", found[3] as u64)
+        let (line, file) = (found[3] as u64, self.options.dataset.display());
+        Finding { words: format!("{what}, in line {line} of {file}, on rank {rank}"), in_parameter: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hint_says_only_what_can_help() {
+        let hint = |in_parameter, taken, kind, policy| {
+            Finding { words: String::new(), in_parameter }.hint(taken, kind, policy)
+        };
+        let float32 = hint(false, 3, Kind::Float, NonFinite::Stop);
+        assert_eq!(
+            float32,
+            "a lower learning_rate or a warm-up may help; nonfinite_gradients: skip leaves such steps out"
+        );
+        assert!(hint(false, 3, Kind::BFloat16, NonFinite::Stop).contains("mixed_precision: 'no'"));
+        assert!(hint(false, 3, Kind::Half, NonFinite::Stop).contains("mixed_precision: bf16"));
+        assert!(!hint(false, 3, Kind::Float, NonFinite::Skip).contains("skip"));
+        let first = hint(false, 0, Kind::Float, NonFinite::Stop);
+        assert!(first.contains("learning_rate has no part in it"), "{first}");
+        let in_file = hint(true, 0, Kind::Float, NonFinite::Stop);
+        assert_eq!(in_file, "no step was taken yet, so the model's files hold it: mend them, or take another model");
+        assert!(hint(true, 2, Kind::Float, NonFinite::Skip).contains("skip cannot help"));
+        assert!(hint(true, 0, Kind::Half, NonFinite::Stop).contains("65504"));
     }
 }

@@ -66,12 +66,14 @@ pub enum TrainError {
     },
     /// A token id outside the vocabulary.
     #[error(
-        "row {row} of the training data has token id {token}, but the model's vocabulary has {vocabulary} entries\n\
+        "{file}:{line}: token id {token}, but the model's vocabulary has {vocabulary} entries\n\
          hint: the tokenizer and the model do not belong together"
     )]
     TokenOutside {
-        /// The row, from 0.
-        row: usize,
+        /// The data file.
+        file: String,
+        /// The line, from 1.
+        line: u64,
         /// The token id.
         token: i64,
         /// The vocabulary's size.
@@ -80,8 +82,7 @@ pub enum TrainError {
     /// Loss or gradients are NaN or infinite.
     #[error(
         "step {step}: loss {loss}, gradient norm {norm}: not finite, so the step was not taken\n{cause}\n\
-         hint: a lower learning_rate, a warm-up, or mixed_precision: 'no' may help; nonfinite_gradients: skip leaves \
-         such steps out"
+         hint: {hint}"
     )]
     NotFinite {
         /// The step, from 1.
@@ -90,8 +91,20 @@ pub enum TrainError {
         loss: f64,
         /// The global gradient norm.
         norm: f64,
-        /// Where it comes from: unit, parameter, row and rank.
+        /// Where it comes from: unit, parameter, line and rank.
         cause: String,
+        /// What to do.
+        hint: String,
+    },
+    /// Every step was skipped: what was trained is what was there before.
+    #[error(
+        "none of {steps} steps was taken: all were skipped, so no model is written\n\
+         hint: the warnings above and `skipped` in metrics.jsonl say why; with nonfinite_gradients: stop the first of \
+         them ends the run"
+    )]
+    NothingTaken {
+        /// The steps.
+        steps: u64,
     },
     /// A checkpoint that does not fit this job.
     #[error("checkpoint {path}: {what} is {found} there and {expected} in this job\nhint: {hint}")]

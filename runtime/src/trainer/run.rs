@@ -86,6 +86,9 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
     if stopped {
         return Ok(Outcome { steps: finished, stopped, model: None });
     }
+    if finished > 0 && trainer.state.skipped == finished {
+        return Err(TrainError::NothingTaken { steps: finished });
+    }
     let model = trainer.export(job)?;
     Ok(Outcome { steps: finished, stopped, model: Some(model) })
 }

@@ -8,6 +8,7 @@ use crate::metrics::{Label, Track};
 use crate::optim::{self, LossScale, Schedule};
 use crate::torch::{self, AdamW};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 use zerofold_configs::{BackwardPrefetch, NonFinite};
@@ -30,6 +31,8 @@ pub struct StepOptions {
     pub nonfinite: NonFinite,
     /// The seed of everything random in a step: dropout.
     pub seed: u64,
+    /// The data file, for messages that name a line of it.
+    pub dataset: PathBuf,
 }
 
 /// What a step leaves for the next one beside weights and moments; part of a checkpoint.
@@ -141,7 +144,7 @@ impl Trainer {
             None
         } else {
             self.state.skipped += 1;
-            Some(self.skip(step, window, scale, (loss, grad_norm))?)
+            Some(self.skip(step, taken, window, scale, (loss, grad_norm))?)
         };
         self.activity.finished_steps(step);
 
@@ -166,10 +169,11 @@ impl Trainer {
     }
 
     /// Decides what becomes of a step whose loss or gradient norm is not finite; the same on every rank, since both are
-    /// sums over all. Returns why it is skipped, unless the run ends here.
+    /// sums over all. `taken` steps were taken before. Returns why it is skipped, unless the run ends here.
     fn skip(
         &mut self,
         step: u64,
+        taken: u64,
         window: &[Batch],
         scale: f64,
         (loss, norm): (f64, f64),
@@ -183,11 +187,13 @@ impl Trainer {
             self.shards.abandon_window()?;
             return Ok(format!("gradients overflow at loss scale {}; it is {} from now on", before.scale, after.scale));
         }
-        let cause = self.find_not_finite(step, window, scale)?;
-        match self.options.nonfinite {
-            NonFinite::Skip => Ok(format!("not finite: {cause}")),
-            NonFinite::Stop => Err(TrainError::NotFinite { step, loss, norm, cause }),
+        let finding = self.find_not_finite(step, window, scale)?;
+        let policy = self.options.nonfinite;
+        if policy == NonFinite::Skip && !finding.in_parameter {
+            return Ok(format!("not finite: {}", finding.words));
         }
+        let hint = finding.hint(taken, self.model.kind(), policy);
+        Err(TrainError::NotFinite { step, loss, norm, cause: finding.words, hint })
     }
 
     /// What everything random in a micro-batch of this rank follows from. It does not depend on the stage, nor on what was

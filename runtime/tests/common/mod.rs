@@ -39,7 +39,7 @@ pub(crate) fn rows(name: &str) -> TokenizedDataset {
         let numbers = |key: &str| row[key].as_array().unwrap().iter().map(|n| n.as_i64().unwrap()).collect::<Vec<_>>();
         let ids: Vec<u32> = numbers("input_ids").into_iter().map(|id| id as u32).collect();
         let labels: Vec<i32> = numbers("labels").into_iter().map(|label| label as i32).collect();
-        dataset.push(&ids, &labels);
+        dataset.push(dataset.rows() as u64 + 1, &ids, &labels);
     }
     dataset
 }
@@ -153,6 +153,7 @@ impl Spec {
             backward_prefetch: self.sharding.backward_prefetch,
             nonfinite: if self.nonfinite_skip { NonFinite::Skip } else { NonFinite::Stop },
             seed: 1,
+            dataset: PathBuf::from("rows.jsonl"),
         };
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
         if let Some(scale) = self.loss_scale {

@@ -84,11 +84,12 @@ impl MemorySpec {
             backward_prefetch: BackwardPrefetch::Pre,
             nonfinite: NonFinite::Stop,
             seed: 1,
+            dataset: PathBuf::from("rows.jsonl"),
         };
         let mut dataset = TokenizedDataset::new();
         // Every position but the last of a row predicts something; the plan is for the most that can be.
         let tokens: Vec<u32> = (0..self.length as u32).map(|token| token % 50).collect();
-        dataset.push(&tokens, &tokens.iter().map(|&token| token as i32).collect::<Vec<_>>());
+        dataset.push(1, &tokens, &tokens.iter().map(|&token| token as i32).collect::<Vec<_>>());
         let batch = Batch::collate(&dataset, &vec![0; self.rows], 0).unwrap();
         let window = [batch.clone(), batch];
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
@@ -147,7 +148,7 @@ impl Collectives for Watched {
     }
 }
 
-/// The shapes that are measured: hidden, layers, heads, key heads, intermediate, vocabulary, tied; rows and length.
+/// The shapes that are measured: hidden, layers, heads, key heads, intermediate, vocabulary; whether tied; rows and length.
 type Shape = (&'static str, [usize; 6], bool, (usize, usize));
 const SHAPES: [Shape; 3] = [
     ("2.6M", [192, 4, 6, 2, 512, 2048], false, (2, 96)),
@@ -155,16 +156,21 @@ const SHAPES: [Shape; 3] = [
     ("24M, tied", [448, 8, 7, 1, 1152, 16384], true, (1, 192)),
 ];
 
+/// The shapes that are measured with attention dropout. All scores are kept, and are nearly all of the first's memory.
+const WITH_DROPOUT: [Shape; 4] = [("0.2M", [64, 2, 4, 2, 160, 320], false, (2, 512)), SHAPES[0], SHAPES[1], SHAPES[2]];
+
 fn write_config(
     folder: &Path,
     [hidden, layers, heads, key_heads, inner, vocabulary]: [usize; 6],
     tied: bool,
+    dropout: f64,
 ) -> PathBuf {
     std::fs::create_dir_all(folder).unwrap();
     let config = serde_json::json!({
         "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": key_heads, "intermediate_size": inner,
         "vocab_size": vocabulary, "tie_word_embeddings": tied, "max_position_embeddings": 2048,
+        "attention_dropout": dropout,
     });
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     folder.to_owned()
@@ -181,21 +187,23 @@ pub(crate) fn check(tally: &mut Tally) {
         ("kept after forward", Sharding { reshard_after_forward: ReshardAfterForward::Always(false), ..three }),
         ("block halves", Sharding { units: UnitPolicy::BlockHalves, ..three }),
     ];
-    for (shape, sizes, tied, (rows, length)) in SHAPES {
-        let folder = write_config(&temporary.path().join(shape), sizes, tied);
-        for (name, sharding) in shardings {
-            for compute in [ElementType::Float32, ElementType::Bfloat16] {
-                for recompute_every in [None, Some(1)] {
-                    let folder = folder.clone();
-                    let spec = MemorySpec { folder, sharding, compute, rows, length, recompute_every };
-                    // New processes, so that nothing is left of the last job.
-                    let measured = Workers::start(RANKS, Wire::Gloo).run(&Task::Memory(spec.clone()));
-                    let result = measured.and_then(|measured| compare(&spec, &measured));
-                    tally
-                        .check(&format!("memory: {shape}, {name}, {compute}, recomputing {recompute_every:?}"), result);
-                }
+    let mut check = |(shape, sizes, tied, (rows, length)): Shape, dropout: f64, name: &str, sharding: Sharding| {
+        let folder = write_config(&temporary.path().join(format!("{shape}-{dropout}")), sizes, tied, dropout);
+        for compute in [ElementType::Float32, ElementType::Bfloat16] {
+            for recompute_every in [None, Some(1)] {
+                let spec = MemorySpec { folder: folder.clone(), sharding, compute, rows, length, recompute_every };
+                // New processes, so that nothing is left of the last job.
+                let measured = Workers::start(RANKS, Wire::Gloo).run(&Task::Memory(spec.clone()));
+                let result = measured.and_then(|measured| compare(&spec, &measured));
+                tally.check(&format!("memory: {shape}, {name}, {compute}, recomputing {recompute_every:?}"), result);
             }
         }
+    };
+    for shape in SHAPES {
+        shardings.iter().for_each(|&(name, sharding)| check(shape, 0.0, name, sharding));
+    }
+    for shape in WITH_DROPOUT {
+        check(shape, 0.2, "dropout at stage 3", three);
     }
 }
 

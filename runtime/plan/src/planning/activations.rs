@@ -213,10 +213,13 @@ fn attention_forward(walk: &mut Walk, sizes: &Sizes) {
     if sizes.products {
         let saved = saved_by_products(sizes);
         walk.take(saved.copied);
-        // Scores, and the probabilities that are saved; the attended values, and those with their heads side by side.
+        // Scores, and the probabilities that are saved.
         walk.take(2 * sizes.scores);
+        walk.give(sizes.scores);
+        dropout_forward(walk, sizes);
+        // The attended values, and those with their heads side by side.
         walk.take(2 * query);
-        walk.give(sizes.scores + query);
+        walk.give(query);
         // The output while the function still holds its views of everything.
         walk.take(sizes.hidden);
         walk.give(turned + projected - saved.turned - saved.projected);
@@ -227,6 +230,30 @@ fn attention_forward(walk: &mut Walk, sizes: &Sizes) {
         walk.take(sizes.hidden);
         // Repeated values no longer need the projection; a view of it does.
         walk.give(if sizes.grouped { projected } else { 0 });
+    }
+}
+
+/// Dropout of the probabilities: leaves which were dropped, and what is left of them, both saved.
+fn dropout_forward(walk: &mut Walk, sizes: &Sizes) {
+    if sizes.dropped > 0 {
+        walk.take(sizes.dropped);
+        // The generator draws 32-bit numbers.
+        walk.pulse(4 * sizes.dropped);
+        // The product with a cast of what is dropped.
+        walk.take(2 * sizes.scores);
+        walk.give(sizes.scores);
+    }
+}
+
+/// Backward of [`dropout_forward`]; enters without what was left of the probabilities, which their product no longer
+/// needs.
+fn dropout_backward(walk: &mut Walk, sizes: &Sizes) {
+    if sizes.dropped > 0 {
+        // The product with a cast of what was dropped, then scaled into another; then the gradient goes.
+        walk.take(2 * sizes.scores);
+        walk.give(sizes.scores);
+        walk.pulse(sizes.scores);
+        walk.give(sizes.scores + sizes.dropped);
     }
 }
 
@@ -268,7 +295,8 @@ fn attention_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
         // Values and probabilities; the gradient of what was attended goes, and the saved values.
         walk.take(key + sizes.scores);
         let values = if sizes.views_merge { saved.projected } else { key };
-        walk.give(query + values);
+        walk.give(query + values + if sizes.dropped > 0 { sizes.scores } else { 0 });
+        dropout_backward(walk, sizes);
         // Scores; the probabilities and their gradient go.
         walk.take(sizes.scores);
         walk.give(2 * sizes.scores);

@@ -38,8 +38,12 @@ fn model([_, _, hidden, inner, heads, key_heads, head_dim]: Shape, vocab_size: u
 }
 
 fn sizes(shape: Shape, vocabulary: usize, supervised: Option<usize>, compute: ElementType) -> Sizes {
-    Sizes::of(&PlanInputs {
-        model: &model(shape, vocabulary),
+    Sizes::of(&inputs(&model(shape, vocabulary), shape, supervised, compute))
+}
+
+fn inputs(model: &ModelConfig, shape: Shape, supervised: Option<usize>, compute: ElementType) -> PlanInputs<'_> {
+    PlanInputs {
+        model,
         world_size: 1,
         sharding: Sharding::of(Stage::Zero),
         types: ElementTypes::of(compute),
@@ -51,7 +55,7 @@ fn sizes(shape: Shape, vocabulary: usize, supervised: Option<usize>, compute: El
         gradient_checkpointing_every: 1,
         offload_optimizer: false,
         device: PlannedDevice::Gpu,
-    })
+    }
 }
 
 /// (live after forward, most above that during backward)
@@ -149,6 +153,24 @@ fn everything_taken_is_given_back() {
                 assert_eq!(walk.live, 0, "{shape:?} {compute} {kinds:?}");
             }
         }
+    }
+}
+
+#[test]
+fn dropout_keeps_two_copies_of_the_scores_and_a_byte_for_each_on_a_cpu_alone() {
+    let scores = (GROUPED[0] * GROUPED[4] * GROUPED[1] * GROUPED[1]) as u64;
+    for compute in [ElementType::Float32, ElementType::Bfloat16] {
+        let with = |device, attention_dropout| {
+            let model = ModelConfig { attention_dropout, ..model(GROUPED, 512) };
+            let mut walk = Walk::default();
+            let sizes = Sizes::of(&PlanInputs { model: &model, device, ..inputs(&model, GROUPED, None, compute) });
+            forward(&mut walk, &Sizes { products: sizes.products || device == PlannedDevice::Cpu, ..sizes }, BLOCK);
+            walk.live
+        };
+        let (cpu, gpu) = (PlannedDevice::Cpu, PlannedDevice::Gpu);
+        let bytes = compute.bytes() as u64;
+        assert_eq!(with(cpu, 0.2) - with(cpu, 0.0), scores * (bytes + 1), "{compute}");
+        assert_eq!(with(gpu, 0.2), with(gpu, 0.0), "{compute}");
     }
 }
 

@@ -7,7 +7,7 @@ use zerofold_configs::ElementType;
 /// Sizes beyond this mean nothing; capped there, sums of them cannot overflow.
 const MOST: u64 = 1 << 50;
 
-/// bfloat16 on the CPU: attention by products up to this length (`PRODUCTS_UP_TO` in runtime/src/model/attention.rs).
+/// bfloat16 on the CPU without dropout: attention by products up to this length (`PRODUCTS_UP_TO` in runtime/src/model/attention.rs).
 const PRODUCTS_UP_TO: usize = 768;
 /// And with at most this many scores at once (`MOST_SCORES` there).
 const MOST_SCORES: u64 = 32 << 20;
@@ -49,6 +49,8 @@ pub(super) struct Sizes {
     pub(super) inner: u64,
     /// `[rows, heads, length, length]`.
     pub(super) scores: u64,
+    /// As many elements of one byte: which of the attention weights are dropped. 0 where products drop nothing.
+    pub(super) dropped: u64,
     /// `[n, 1]` in float32: what a norm keeps per token.
     pub(super) scalar: u64,
     /// `[n, heads]` in float32: the fused kernel's log-sum-exp.
@@ -100,8 +102,11 @@ impl Sizes {
         let tokens = product(&[rows, length]);
         let per_token = |width: usize, bytes: usize| product(&[rows, length, width, bytes]);
         let scores = product(&[rows, heads, length, length]);
-        let on_cpu_in_bf16 = inputs.device == PlannedDevice::Cpu && inputs.types.compute == ElementType::Bfloat16;
-        let products = on_cpu_in_bf16 && length <= PRODUCTS_UP_TO && scores <= MOST_SCORES;
+        let on_cpu = inputs.device == PlannedDevice::Cpu;
+        // A CPU drops attention weights in products only, a GPU in the fused kernel.
+        let dropout = on_cpu && inputs.model.attention_dropout > 0.0;
+        let fast = inputs.types.compute == ElementType::Bfloat16 && length <= PRODUCTS_UP_TO && scores <= MOST_SCORES;
+        let products = dropout || (on_cpu && fast);
         let supervised = inputs.supervised.map_or(tokens, |supervised| supervised as u64).min(tokens);
         let chunk = supervised.min(LOSS_CHUNK) as usize;
         let mask = if products { product(&[heads / key_heads.max(1), length, length, bytes]) } else { 0 };
@@ -118,6 +123,7 @@ impl Sizes {
             key: per_token(key, bytes),
             inner: per_token(inner, bytes),
             scores: product(&[rows, heads, length, length, bytes]),
+            dropped: if dropout { scores } else { 0 },
             scalar: per_token(1, 4),
             log_sums: per_token(heads, 4),
             ids: 8 * tokens + 16 * supervised,
