@@ -10,6 +10,7 @@
 //!     … -- --nccl        what goes through the nccl backend alone
 //!     … -- --gpu         the layouts of one process, on a GPU (needs one, and a build for CUDA)
 //!     … -- --ranks 4     of any of these, one number of ranks
+//!     … -- --full --ranks 8 --from 6   of the whole product, what is left from the sixth group on
 //!
 //! The product: ranks {1, 2, 3, 4, 8} × accumulation {1, 3} × {tied, untied} × clipping {on, off} are *groups*; in each group,
 //! every layout (the four stages, hybrids, `reshard_after_forward`, prefetch, units) with and without activation
@@ -83,6 +84,8 @@ struct Options {
     seed: u64,
     /// One number of ranks alone.
     only_ranks: Option<usize>,
+    /// The first group of each number of ranks, from 1: to go on with the whole product.
+    from: usize,
 }
 
 impl Options {
@@ -104,12 +107,13 @@ impl Options {
             full: has("--full"),
             seed: value_of("--seed").unwrap_or(1),
             only_ranks: value_of("--ranks").map(|ranks| ranks as usize),
+            from: value_of("--from").unwrap_or(1).max(1) as usize,
         }
     }
 
     fn groups(&self, ranks: usize) -> Vec<Group> {
-        let all = Group::all(ranks);
-        if self.full { all } else { vec![Group::sampled(all, self.seed)] }
+        let mut all = Group::all(ranks);
+        if self.full { all.split_off((self.from - 1).min(all.len())) } else { vec![Group::sampled(all, self.seed)] }
     }
 
     /// Runs what is asked for on so many ranks.

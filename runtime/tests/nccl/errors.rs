@@ -47,7 +47,9 @@ pub(crate) fn exchange_until_failure(rank: &Rank, abort_in: Option<u64>) -> Valu
         }
     };
     let seconds = began.elapsed().as_secs_f64();
-    aborting.map(|thread| thread.join().unwrap());
+    if let Some(thread) = aborting {
+        thread.join().unwrap();
+    }
     let (is_consequence, is_abort) = (error.is_consequence(), matches!(error, CommError::Aborted { .. }));
     serde_json::to_value(Failure { text: error.to_string(), is_consequence, is_abort, seconds, finished }).unwrap()
 }
