@@ -97,7 +97,7 @@ mod tests {
         let bench = Bench { comm: Rc::new(Single::new(Device::Cpu).unwrap()), stream, quick: true };
         let rate = product(&bench, ElementType::Float32, [64, 32, 16]).unwrap();
         assert!(rate.flops > 1e6 && rate.flops == rate.flops_per_rank, "{rate:?}");
-        let mut calls = 0;
+        let mut calls = 0u64;
         let count = || {
             calls += 1;
             Ok(())
