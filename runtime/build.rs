@@ -18,4 +18,12 @@ fn main() {
         .warnings(false)
         .compile("zerofold_shim");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", library.display());
+    let cuda = library.join("libtorch_cuda.so").exists();
+    if cuda {
+        // libtorch finds its CUDA half by what that registers when it is loaded. No symbol of it is asked for, so the linker
+        // would leave it out.
+        println!("cargo:rustc-link-arg=-L{}", library.display());
+        println!("cargo:rustc-link-arg=-Wl,--push-state,--no-as-needed,-ltorch_cuda,--pop-state");
+    }
+    println!("cargo:rustc-env=ZEROFOLD_LIBTORCH_HAS_CUDA={cuda}");
 }

@@ -84,7 +84,6 @@ impl Job {
             None => run.check_fresh().map(|()| None)?,
             Some(resume) => Some(resume::find(&run, resume, (&config, &model), terminal)?),
         };
-        let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
         let control = ControlPlane::start(
             ControlOptions {
                 port: config.main_process_port,
@@ -94,6 +93,8 @@ impl Job {
             },
             events.clone(),
         )?;
+        // A folder that is not there yet is made for the lock, so this waits until nothing can be refused any more.
+        let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
         run.create(config.num_processes, resume.is_none())?;
         let prepared = prepare_data(&config, &run, terminal)?;
         let warning = model_folder::too_long("rows have up to", prepared.report.longest, &model);

@@ -184,7 +184,7 @@ fn nccl_findings(nccl: &NcclFacts, driver: &Answer<DriverFacts>, severe: Verdict
     }
     if let Some(error) = &nccl.without_communicator {
         // Without a driver this only follows, and that is told already.
-        let severe = if matches!(driver, Answer::Error(_)) { Verdict::Ok } else { severe };
+        let severe = if matches!(driver, Answer::Error(_)) { severe.min(Verdict::Note) } else { severe };
         findings.push(Finding::of_error(Group::Libraries, "NCCL's communicator", error, severe));
     }
     findings

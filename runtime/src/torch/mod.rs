@@ -277,6 +277,12 @@ mod tests {
         assert!(error.to_string().contains("shape"), "{error}");
     }
 
+    /// A linker that drops libtorch's CUDA half leaves a program that knows of no GPU.
+    #[test]
+    fn a_libtorch_with_cuda_is_linked_with_it() {
+        assert_eq!(cuda_version().unwrap().is_some(), env!("ZEROFOLD_LIBTORCH_HAS_CUDA") == "true");
+    }
+
     #[test]
     fn views_follow_a_repointed_storage() {
         let flat = Tensor::zeros([4], (Kind::Float, Device::Cpu));
