@@ -2,6 +2,7 @@
 
 use crate::accelerate::{Distributed, DistributedType};
 use crate::error::ConfigError;
+use crate::known::no_effect;
 use crate::registry::Section;
 use crate::settings::{Opinion, Reader, Setting, agree};
 use crate::types::{Backend, DeviceKind};
@@ -104,5 +105,20 @@ pub(crate) fn backend(reader: &mut Reader<'_>, device: DeviceKind, num_processes
 /// Settles `tf32`: whether float32 matrix products may round their factors to TF32; on GPUs only.
 pub(crate) fn tf32(reader: &mut Reader<'_>, device: DeviceKind) -> Result<bool, ConfigError> {
     let wanted = reader.read::<bool>("tf32")?;
+    note_without_effect(reader, "tf32", wanted, device);
     Ok(wanted && device == DeviceKind::Cuda)
+}
+
+/// Settles `share_gpus`: whether a GPU that another job computes on may be used.
+pub(crate) fn share_gpus(reader: &mut Reader<'_>, device: DeviceKind) -> Result<bool, ConfigError> {
+    let share = reader.read::<bool>("share_gpus")?;
+    note_without_effect(reader, "share_gpus", share, device);
+    Ok(share)
+}
+
+/// Says so where a switch that only counts on GPUs is on for a job on the CPU.
+fn note_without_effect(reader: &mut Reader<'_>, key: &str, on: bool, device: DeviceKind) {
+    if let (true, DeviceKind::Cpu, Some(setting)) = (on, device, reader.settings.find(Section::Training, key)) {
+        reader.notes.push(no_effect(setting, "the job runs on the CPU"));
+    }
 }

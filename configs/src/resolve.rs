@@ -106,7 +106,7 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
     let nonfinite_gradients = reader.read("nonfinite_gradients")?;
     let backend = device::backend(&mut reader, device, num_processes)?;
     let tf32 = device::tf32(&mut reader, device)?;
-    let share_gpus = reader.read("share_gpus")?;
+    let share_gpus = device::share_gpus(&mut reader, device)?;
     let main_process_port = reader.read::<Option<u16>>("main_process_port")?.filter(|port| *port != 0);
     let training = training(&mut reader)?;
     Ok(Resolved {

@@ -27,6 +27,8 @@ pub const CUDA_VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
 /// Set on GPUs unless the user has: libtorch's allocator grows the pieces it has in place of taking new ones, so that rows
 /// of many lengths leave no gaps.
 pub const CUDA_ALLOCATOR: (&str, &str) = ("PYTORCH_ALLOC_CONF", "expandable_segments:True");
+/// Read: the older name of the same setting.
+pub const CUDA_ALLOCATOR_OLD_NAME: &str = "PYTORCH_CUDA_ALLOC_CONF";
 /// Set: the address of the control plane, as a URL.
 pub const CONTROL: &str = "ZEROFOLD_CONTROL";
 /// Set: the path of `config.resolved.yaml`.

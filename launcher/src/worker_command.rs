@@ -79,7 +79,10 @@ impl JobEnvironment<'_> {
         }
         let mut unless_set = env::KERNEL_CACHES.to_vec();
         if self.device == DeviceKind::Cuda {
-            unless_set.push(env::CUDA_ALLOCATOR);
+            // The older name counts less than the newer, so a user's setting under it would be lost.
+            if std::env::var_os(env::CUDA_ALLOCATOR_OLD_NAME).is_none() {
+                unless_set.push(env::CUDA_ALLOCATOR);
+            }
         }
         for (name, value) in unless_set {
             if std::env::var_os(name).is_none() {

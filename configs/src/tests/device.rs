@@ -91,5 +91,10 @@ fn optimizer_state_goes_to_host_memory_beside_a_gpu() {
 fn tf32_counts_on_gpus() {
     assert!(job(1, "", &[("tf32", "true")]).tf32);
     assert!(!job(1, "", &[]).tf32);
-    assert!(!job(0, "", &[("tf32", "true")]).tf32);
+    let on_cpu = job(0, "", &[("tf32", "true"), ("share_gpus", "true")]);
+    assert!(!on_cpu.tf32);
+    says(
+        &on_cpu.notes.join("; "),
+        &["tf32: true (flag --tf32) has no effect: the job runs on the CPU", "share_gpus: true"],
+    );
 }

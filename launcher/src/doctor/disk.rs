@@ -49,19 +49,24 @@ pub(super) fn space(folder: &Path) -> std::io::Result<Space> {
 /// All checks of this file. `bytes` are written to an unnamed file in `folder`, or in the folder above it that exists.
 pub(super) fn findings(folder: &Path, bytes: u64) -> Vec<Finding> {
     let place = existing(folder);
+    if !place.is_dir() {
+        let what = Finding::of_system("disk", format!("{} is no folder", place.display()));
+        return vec![what.when(true, Verdict::Problem, "--output_dir DIR looks at another folder")];
+    }
     let space = space(&place);
     let needs = bytes.saturating_mul(2);
     let mut findings = vec![free_space(&place, &space)];
-    if space.is_ok_and(|space| space.free > needs) {
+    // What has no size at all is no disk, and says so when it is written to.
+    if space.is_ok_and(|space| space.free > needs || space.total == 0) {
         findings.push(speed(bytes, write(&place, bytes)));
     }
     findings
 }
 
-/// The folder, or the nearest above it that exists: a run folder is made when its job starts.
+/// The folder, or the nearest above it that exists (or is a file): a run folder is made when its job starts.
 fn existing(folder: &Path) -> PathBuf {
     let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-    folder.ancestors().find(|place| place.is_dir()).unwrap_or(Path::new("/")).to_owned()
+    folder.ancestors().find(|place| place.exists()).unwrap_or(Path::new("/")).to_owned()
 }
 
 fn free_space(folder: &Path, space: &std::io::Result<Space>) -> Finding {

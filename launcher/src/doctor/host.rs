@@ -78,7 +78,7 @@ fn load(text: &str, usable: u64) -> Option<Finding> {
     Some(Finding::of_system("load", value).when(
         average > 1.5 * usable as f64,
         Verdict::Warning,
-        "others keep the processors busy: a job here is slower, and so are the rates below; `top` shows who",
+        "others keep the processors busy: a job here is slower, and so are the rates; `top` shows who",
     ))
 }
 

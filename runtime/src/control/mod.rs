@@ -26,6 +26,8 @@ use zerofold_proto::v1::{
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long `launch` may be unreachable before a rank gives up.
 const SILENCE: Duration = Duration::from_secs(20);
+/// How long what is done before this process ends itself may take.
+const LAST_ACTS: Duration = Duration::from_secs(2);
 /// Deadline of calls that are answered at once.
 const PROMPT: Duration = Duration::from_secs(30);
 
@@ -241,8 +243,17 @@ fn request_of(identity: &Identity, activity: &Activity, reports: &Reports) -> He
 /// Ends the process: the training thread may be blocked where nothing else wakes it.
 fn give_up(reports: &Reports, reason: &str) -> ! {
     tracing::error!("{reason}");
-    reports.last_acts.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().for_each(|act| act(reason));
-    std::process::exit(1);
+    let acts = std::mem::take(&mut *reports.last_acts.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    let (done, acted) = std::sync::mpsc::channel();
+    let reason = reason.to_owned();
+    std::thread::spawn(move || {
+        acts.iter().for_each(|act| act(&reason));
+        let _heard = done.send(());
+    });
+    // Whatever an act may be stuck in, this process ends.
+    let _in_time = acted.recv_timeout(LAST_ACTS);
+    // SAFETY: ends the process at once. What libraries do at an ordinary exit could wait for the device.
+    unsafe { libc::_exit(1) }
 }
 
 /// Reports for as long as the process lives.

@@ -5,6 +5,7 @@ use super::{DeviceFacts, Facts, GpuError};
 use cudarc::driver::{result, sys};
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 
 const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 
@@ -67,7 +68,14 @@ fn lock(device: &DeviceFacts) -> Result<File, GpuError> {
         device.bus_id.chars().map(|letter| if letter.is_alphanumeric() { letter } else { '-' }).collect();
     let path = std::env::temp_dir().join(format!("zerofold-gpu-{name}.lock"));
     let failed = |source| GpuError::Claim { index: device.index, path: path.display().to_string(), source };
-    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    // Opened to read where it is there already: it may belong to another user.
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            File::options().create(true).append(true).mode(0o644).open(&path)
+        }
+        opened => opened,
+    };
+    let file = file.map_err(failed)?;
     // SAFETY: the descriptor is open for the length of the call.
     match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
         0 => Ok(file),

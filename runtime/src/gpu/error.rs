@@ -105,7 +105,9 @@ pub enum GpuError {
         reason: String,
     },
     /// The lock of a device cannot be taken.
-    #[error("GPU {index} cannot be claimed: {path}: {source}")]
+    #[error(
+        "GPU {index} cannot be claimed: {path}: {source}\nhint: TMPDIR may name another folder for such files; --share_gpus true does without"
+    )]
     Claim {
         /// The device.
         index: usize,

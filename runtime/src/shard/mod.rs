@@ -145,7 +145,7 @@ impl Shards {
             .iter()
             .map(|unit| Unit::new(unit.clone(), options, place, &poison, &mut file))
             .collect::<Result<Vec<_>, _>>()?;
-        // Unless all of it is float32, gradients travel as a copy and are summed in float32.
+        // Unless all of it is float32, gradients travel as a copy, and what arrives is added up in float32.
         let float32 = kinds.reduce == Kind::Float && kinds.accumulate == Kind::Float;
         let wire = (!float32 && mesh.shards > 1).then_some(kinds.reduce);
         let stays = |unit: &UnitLayout| (unit.numel, unit.stays_gathered);

@@ -94,9 +94,14 @@ struct Shared {
 impl Watched {
     fn abort(&mut self, reason: &str) {
         self.failure.get_or_insert_with(|| reason.to_owned());
+        // As one group: the end of one communicator may wait for the device, where another's kernel is not told yet.
+        let group = Group::start();
         for Raw(raw) in self.communicators.drain(..) {
             // SAFETY: it is in the list, so it is neither aborted nor destroyed yet, and it leaves the list with this.
             let _status = unsafe { sys::ncclCommAbort(raw) };
+        }
+        if let Err(error) = group.and_then(Group::end) {
+            tracing::warn!("{error}");
         }
     }
 
@@ -279,7 +284,8 @@ impl Communicator {
         let (send, receive) = (input.data_ptr().cast_const(), output.data_ptr());
         let count = input.numel().min(output.numel());
         let (sum, raw, stream) = (sys::ncclRedOp_t::ncclSum, self.raw.0, stream.raw().cast());
-        // SAFETY: the tensors are the caller's promise; the communicator is alive as long as this.
+        // SAFETY: the tensors are the caller's promise; the communicator is alive unless it was aborted, which the caller
+        // asked for a moment ago and after which this process only has its error to tell.
         let status = unsafe {
             match operation {
                 Operation::AllGather => sys::ncclAllGather(send, receive, count, kind, raw, stream),
@@ -293,6 +299,11 @@ impl Communicator {
     /// Tells NCCL of a buffer that will be used again and again, which lets some networks and NVLink read it in place.
     /// Where NCCL cannot use that, nothing changes.
     pub(super) fn register(&self, buffer: &Tensor) {
+        // Such a buffer may consist of several pieces, of which NCCL has been known to see the first alone.
+        let settings = std::env::var("PYTORCH_ALLOC_CONF").unwrap_or_default();
+        if settings.contains("expandable_segments:True") {
+            return;
+        }
         let bytes = buffer.numel() * buffer.kind().elt_size_in_bytes();
         let mut handle = std::ptr::null_mut();
         // SAFETY: the buffer is alive, and outlives this: see the order of fields of `Shards`.
