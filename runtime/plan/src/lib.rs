@@ -13,7 +13,8 @@ mod theory;
 pub use layout::{ALIGNMENT, Layout, LayoutError, Mesh, PlacedLeaf, PlacedParameter, Run, UnitLayout};
 pub use model::{ModelConfig, ModelConfigError, ModelUnits, RopeConfig, RopeScaling, Segment, SegmentKind};
 pub use planning::{
-    Advice, Lever, Need, Plan, PlanInputs, PlannedDevice, RESERVE, Tried, plan, plan_all_stages, recommend, usable,
+    Advice, Lever, Need, Plan, PlanInputs, PlannedDevice, RESERVE, Tried, plan, plan_all_stages, recommend,
+    segment_bytes, usable,
 };
 pub use spec::{LeafSpec, ParameterGroup, ParameterSpec, UnitSpec};
 pub use theory::{StateBytes, state_bytes};

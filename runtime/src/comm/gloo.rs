@@ -10,13 +10,13 @@ use super::{
     element_size,
 };
 use crate::metrics::{Begun, Timeline, Track, Transfer};
-use crate::torch::{self, ShimError, checked, handle};
+use crate::torch::{self, ShimError, add, checked, handle};
 use std::cell::{Cell, RefCell};
 use std::ffi::{CString, c_int, c_void};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A started send or receive. Gloo keeps the tensor alive until it is done.
 struct Work {
@@ -248,7 +248,7 @@ impl Collectives for Gloo {
 
 /// Writes the sum of `parts`, taken in their order and in the type of `shard`, into `shard`, which may be one of them. The
 /// parts' contents are lost.
-fn sum_in_order(shard: &Tensor, parts: Vec<Tensor>) -> Result<(), TchError> {
+fn sum_in_order(shard: &Tensor, parts: Vec<Tensor>) -> Result<(), CommError> {
     let mut target = shard.shallow_clone();
     let Some((last, rest)) = parts.split_last() else { return Ok(()) };
     let Some((first, middle)) = rest.split_first() else {
@@ -261,7 +261,7 @@ fn sum_in_order(shard: &Tensor, parts: Vec<Tensor>) -> Result<(), TchError> {
         // The parts are narrower, so none of them is the shard.
         target.f_copy_(first)?;
         for part in middle.iter().chain([last]) {
-            target = target.f_add_(part)?;
+            add(&target, part)?;
         }
         return Ok(());
     }

@@ -127,6 +127,9 @@ pub enum CommError {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] TchError),
+    /// A kernel of the shim failed.
+    #[error(transparent)]
+    Kernel(#[from] ShimError),
 }
 
 impl CommError {

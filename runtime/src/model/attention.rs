@@ -63,7 +63,8 @@ impl Attention {
         Attention { key_heads, queries_per_key, kind, device, mask: RefCell::new(None) }
     }
 
-    /// Causal attention among T positions: query `[B, T, K * G, D]`, key and value `[B, T, K, D]` → `[B, T, K * G * D]`.
+    /// Causal attention among T positions: query `[B, K * G, T, D]`, key and value `[B, K, T, D]` →
+    /// `[B, T, K * G * D]`.
     /// A share `dropout` of the attention weights is dropped, by libtorch's generator.
     pub(super) fn causal(
         &self,
@@ -72,13 +73,17 @@ impl Attention {
         value: &Tensor,
         dropout: f64,
     ) -> Result<Tensor, ModelError> {
-        let (rows, length, heads, _) = query.size4()?;
-        let dropped_on_cpu = dropout > 0.0 && self.device == Device::Cpu;
-        if dropped_on_cpu || self.products_are_faster(rows * heads, length) {
-            self.by_products(query, key, value, dropout)
-        } else {
-            self.by_flash(query, key, value, dropout)
+        let (rows, _, length, _) = query.size4()?;
+        match self.goes_by_products(rows, length, dropout) {
+            true => self.by_products(query, key, value, dropout),
+            false => self.by_flash(query, key, value, dropout),
         }
+    }
+
+    /// Whether B rows of T positions go by products, which want all positions of a head one after the other.
+    pub(super) fn goes_by_products(&self, rows: i64, length: i64, dropout: f64) -> bool {
+        let dropped_on_cpu = dropout > 0.0 && self.device == Device::Cpu;
+        dropped_on_cpu || self.products_are_faster(rows * self.key_heads * self.queries_per_key, length)
     }
 
     fn products_are_faster(&self, sequences: i64, length: i64) -> bool {
@@ -87,11 +92,12 @@ impl Attention {
     }
 
     fn by_products(&self, query: &Tensor, key: &Tensor, value: &Tensor, dropout: f64) -> Result<Tensor, ModelError> {
-        let (rows, length, heads, head_dim) = query.size4()?;
+        let (rows, heads, length, head_dim) = query.size4()?;
         let (groups, sharing) = (rows * self.key_heads, self.queries_per_key);
-        let query = self.group_queries(query)?.f_reshape([groups, sharing * length, head_dim])?;
-        let key = key.f_transpose(1, 2)?.f_reshape([groups, length, head_dim])?.f_transpose(1, 2)?;
-        let value = value.f_transpose(1, 2)?.f_reshape([groups, length, head_dim])?;
+        // The query heads of a group lie one after the other.
+        let query = query.f_reshape([groups, sharing * length, head_dim])?;
+        let key = key.f_reshape([groups, length, head_dim])?.f_transpose(1, 2)?;
+        let value = value.f_reshape([groups, length, head_dim])?;
         // scores = mask + query · key / √D, in one product.
         let scores = self.mask(length)?.f_baddbmm(&query, &key, 1.0, 1.0 / (head_dim as f64).sqrt())?;
         let mut weights = scores.f_softmax(-1, None)?;
@@ -111,9 +117,8 @@ impl Attention {
             true => (key.shallow_clone(), value.shallow_clone()),
             false => (self.repeat_heads(key)?, self.repeat_heads(value)?),
         };
-        let (query, key, value) = (query.f_transpose(1, 2)?, key.f_transpose(1, 2)?, value.f_transpose(1, 2)?);
         let attended =
-            Tensor::f_scaled_dot_product_attention::<Tensor>(&query, &key, &value, None, dropout, true, None, shares)?;
+            Tensor::f_scaled_dot_product_attention::<Tensor>(query, &key, &value, None, dropout, true, None, shares)?;
         Ok(attended.f_transpose(1, 2)?.f_flatten(2, 3)?)
     }
 
@@ -152,9 +157,9 @@ impl Attention {
 
     /// Attention of the last T positions to all S of a cache (`[B, K, S, D]` each): `[B, T, K * G * D]`.
     pub(super) fn cached(&self, query: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor, ModelError> {
-        let (rows, length, heads, head_dim) = query.size4()?;
+        let (rows, heads, length, head_dim) = query.size4()?;
         let (_, _, total, _) = keys.size4()?;
-        let query = self.group_queries(query)?;
+        let query = query.f_reshape([rows, self.key_heads, self.queries_per_key * length, head_dim])?;
         let mask = if length == 1 {
             None
         } else {
@@ -165,30 +170,22 @@ impl Attention {
         self.ungroup(&attended, [rows, length, heads * head_dim])
     }
 
-    /// `[B, T, K * G, D]` with the query heads of a group under each other: `[B, K, G * T, D]`.
-    fn group_queries(&self, query: &Tensor) -> Result<Tensor, ModelError> {
-        let (rows, length, _, head_dim) = query.size4()?;
-        let (key_heads, sharing) = (self.key_heads, self.queries_per_key);
-        let split = query.f_reshape([rows, length, key_heads, sharing, head_dim])?;
-        Ok(split.f_permute([0, 2, 3, 1, 4])?.f_reshape([rows, key_heads, sharing * length, head_dim])?)
-    }
-
-    /// The reverse, with the heads of a position side by side: `shape` is `[B, T, K * G * D]`.
+    /// `[…, T, D]` by head with the heads of a position side by side: `shape` is `[B, T, K * G * D]`.
     fn ungroup(&self, attended: &Tensor, shape: [i64; 3]) -> Result<Tensor, ModelError> {
         let [rows, length, width] = shape;
-        let (key_heads, sharing) = (self.key_heads, self.queries_per_key);
-        let split = attended.f_reshape([rows, key_heads, sharing, length, width / (key_heads * sharing)])?;
-        Ok(split.f_permute([0, 3, 1, 2, 4])?.f_reshape(shape)?)
+        let heads = self.key_heads * self.queries_per_key;
+        let by_head = attended.f_reshape([rows, heads, length, width / heads])?;
+        Ok(by_head.f_transpose(1, 2)?.f_reshape(shape)?)
     }
 
-    /// Keys or values `[B, T, K, D]` repeated for the query heads that share them: `[B, T, K * G, D]`.
+    /// Keys or values `[B, K, T, D]` repeated for the query heads that share them: `[B, K * G, T, D]`.
     fn repeat_heads(&self, shared: &Tensor) -> Result<Tensor, ModelError> {
         if self.queries_per_key == 1 {
             return Ok(shared.shallow_clone());
         }
-        let (rows, length, heads, head_dim) = shared.size4()?;
-        let repeated = shared.f_unsqueeze(3)?.f_expand([rows, length, heads, self.queries_per_key, head_dim], false)?;
-        Ok(repeated.f_reshape([rows, length, heads * self.queries_per_key, head_dim])?)
+        let (rows, heads, length, head_dim) = shared.size4()?;
+        let repeated = shared.f_unsqueeze(2)?.f_expand([rows, heads, self.queries_per_key, length, head_dim], false)?;
+        Ok(repeated.f_reshape([rows, heads * self.queries_per_key, length, head_dim])?)
     }
 
     /// What is added to the scores: 0 where a position may look, −∞ at what comes after it; `[1, G * T, T]`.
@@ -215,7 +212,7 @@ mod tests {
         let attention =
             Attention { key_heads, queries_per_key: sharing, kind, device: Device::Cpu, mask: RefCell::new(None) };
         let random =
-            |heads: i64| Tensor::randn([rows, length, heads, head_dim], (Kind::Float, Device::Cpu)).to_kind(kind);
+            |heads: i64| Tensor::randn([rows, heads, length, head_dim], (Kind::Float, Device::Cpu)).to_kind(kind);
         let inputs = [random(key_heads * sharing), random(key_heads), random(key_heads)];
         let inputs = inputs.map(|input| input.set_requires_grad(true));
         let weight =

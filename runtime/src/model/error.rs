@@ -1,5 +1,6 @@
 //! What can go wrong with a model's maths.
 
+use crate::torch::ShimError;
 use tch::TchError;
 
 /// Errors of [`crate::model`].
@@ -36,4 +37,7 @@ pub enum ModelError {
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
+    /// A kernel of the shim refused, or libtorch under it.
+    #[error(transparent)]
+    Kernel(#[from] ShimError),
 }

@@ -2,9 +2,8 @@
 //!
 //! Shapes: B rows, T positions, H the hidden size, D the width of a head.
 //!
-//! Numerics follow transformers' Llama: norms in float32, everything else in the compute type. In float32 the forward takes
-//! the same operations in the same order (with its `sdpa` attention), so that logits come out equal to the last bit where
-//! libtorch is the same. In 16-bit types, where the last bit is noise, it takes faster forms of the same sums.
+//! The maths is that of transformers' Llama with its `sdpa` attention. What lies between matrix products is done by
+//! [`Kernels`], in float32 and rounded once, where transformers rounds a 16-bit type after each operation.
 
 use tch::{Device, Kind, Tensor};
 use zerofold_plan::SegmentKind;
@@ -12,6 +11,7 @@ use zerofold_plan::SegmentKind;
 use super::attention::{Attention, Kernel};
 use super::rope::{Rope, Tables};
 use super::{LayerCache, ModelConfig, ModelError};
+use crate::torch::Kernels;
 
 /// A model of the Llama family; it holds no weights.
 pub struct Llama {
@@ -21,6 +21,7 @@ pub struct Llama {
     device: Device,
     rope: Rope,
     attention: Attention,
+    kernels: Kernels,
 }
 
 /// The weights of a block's attention by name, in the order of the leaves.
@@ -82,9 +83,9 @@ impl Llama {
     /// # Errors
     /// What libtorch says.
     pub fn new(config: ModelConfig, kind: Kind, device: Device) -> Result<Self, ModelError> {
-        let rope = Rope::new(&config.rope, config.head_dim, kind, device)?;
+        let rope = Rope::new(&config.rope, config.head_dim, device)?;
         let attention = Attention::new(&config, kind, device);
-        Ok(Llama { config, kind, device, rope, attention })
+        Ok(Llama { config, kind, device, rope, attention, kernels: Kernels::default() })
     }
 
     /// The compute type.
@@ -164,7 +165,7 @@ impl Llama {
         let (_, length, _) = x.size3()?;
         self.check_length(length)?;
         let tables = self.rope.tables(0, length)?;
-        let (query, key, value) = self.query_key_value(&weights, x, &tables)?;
+        let [query, key, value] = self.query_key_value(&weights, x, &tables, dropout)?;
         let attended = self.attention.causal(&query, &key, &value, dropout)?;
         project(&attended, weights.output, x)
     }
@@ -181,8 +182,8 @@ impl Llama {
         let begin = cache.length();
         self.check_length(begin + length)?;
         let tables = self.rope.tables(begin, length)?;
-        let (query, key, value) = self.query_key_value(&weights, x, &tables)?;
-        let (all_keys, all_values) = cache.append(&key.f_transpose(1, 2)?, &value.f_transpose(1, 2)?)?;
+        let [query, key, value] = self.query_key_value(&weights, x, &tables, 0.0)?;
+        let (all_keys, all_values) = cache.append(&key, &value)?;
         let attended = if begin == 0 {
             self.attention.causal(&query, &key, &value, 0.0)?
         } else {
@@ -207,47 +208,31 @@ impl Llama {
         }
     }
 
-    /// `x / sqrt(mean(x²) + eps)` in float32, cast, times the weight.
-    ///
-    /// In a 16-bit type the mean comes by way of the vector norm, so that autograd keeps `x` itself and no float32 copy.
     fn rms_norm(&self, weight: &Tensor, x: &Tensor) -> Result<Tensor, ModelError> {
-        let last: &[i64] = &[-1];
-        let mean_square = if is_16_bit(self.kind) {
-            let norm = x.f_norm_scalaropt_dim_dtype(2.0, last, true, Kind::Float)?;
-            norm.f_mul(&norm)?.f_mul_scalar(1.0 / self.config.hidden_size as f64)?
-        } else {
-            x.f_square()?.f_mean_dim(last, true, None)?
-        };
-        let scale = mean_square.f_add_scalar(self.config.rms_norm_eps)?.f_rsqrt()?;
-        Ok(x.f_mul(&scale)?.f_to_kind(self.kind)?.f_mul(weight)?)
+        Ok(self.kernels.rms_norm(x, weight, self.config.rms_norm_eps)?)
     }
 
-    /// Query `[B, T, heads, D]`, key and value `[B, T, key_value_heads, D]`, the first two turned by their positions.
+    /// Query `[B, heads, T, D]`, key and value `[B, key_value_heads, T, D]`, the first two turned by their positions, laid out
+    /// as attention wants them.
     fn query_key_value(
         &self,
         weights: &AttentionWeights<'_>,
         x: &Tensor,
         tables: &Tables,
-    ) -> Result<(Tensor, Tensor, Tensor), ModelError> {
+        dropout: f64,
+    ) -> Result<[Tensor; 3], ModelError> {
         let (rows, length, _) = x.size3()?;
-        let heads = self.config.num_attention_heads as i64;
-        let key_heads = self.config.num_key_value_heads as i64;
-        let head_dim = self.config.head_dim as i64;
-        let normed = self.rms_norm(weights.norm, x)?;
-        let projected = normed.f_linear::<Tensor>(weights.qkv, None)?;
-        let projected = projected.f_view([rows, length, heads + 2 * key_heads, head_dim].as_slice())?;
-        // Queries and keys are turned in one pass.
-        let [turning, value] = two(projected.f_split_with_sizes([heads + key_heads, key_heads], 2)?)?;
-        let [query, key] = two(self.rope.turn(&turning, tables)?.f_split_with_sizes([heads, key_heads], 2)?)?;
-        Ok((query, key, value))
+        let by_head = self.attention.goes_by_products(rows, length, dropout);
+        let heads = (self.config.num_attention_heads as i64, self.config.num_key_value_heads as i64);
+        let projected = self.rms_norm(weights.norm, x)?.f_linear::<Tensor>(weights.qkv, None)?;
+        Ok(self.kernels.rotary(&projected, (&tables.cosines, &tables.sines), heads, by_head)?)
     }
 
     /// The gated MLP with its norm and residual.
     fn mlp(&self, leaves: &[Tensor], x: &Tensor) -> Result<Tensor, ModelError> {
         let weights = MlpWeights::of(leaves)?;
         let normed = self.rms_norm(weights.norm, x)?;
-        let [gate, up] = two(normed.f_linear::<Tensor>(weights.gate_up, None)?.f_chunk(2, -1)?)?;
-        let gated = gate.f_silu()?.f_mul(&up)?;
+        let gated = self.kernels.swiglu(&normed.f_linear::<Tensor>(weights.gate_up, None)?)?;
         project(&gated, weights.down, x)
     }
 }
@@ -261,12 +246,6 @@ fn project(inner: &Tensor, weight: &Tensor, x: &Tensor) -> Result<Tensor, ModelE
 /// bfloat16 or float16.
 pub(super) fn is_16_bit(kind: Kind) -> bool {
     matches!(kind, Kind::BFloat16 | Kind::Half)
-}
-
-/// Exactly two parts of a split.
-fn two(parts: Vec<Tensor>) -> Result<[Tensor; 2], ModelError> {
-    <[Tensor; 2]>::try_from(parts)
-        .map_err(|parts| tch::TchError::Shape(format!("a split gave {} parts instead of 2", parts.len())).into())
 }
 
 #[cfg(test)]

@@ -43,40 +43,35 @@ pub fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Result<Vec<f32
 /// The tables of a model, grown on demand.
 pub(super) struct Rope {
     inverse_frequencies: Tensor,
-    head_dim: i64,
-    kind: Kind,
     tables: RefCell<Option<Tables>>,
 }
 
-/// Cosines and sines, each `[positions, 1, head_dim]` in the compute type, to broadcast over heads.
-///
-/// A head is turned by `x * cos + rotate_half(x) * sin`, where `rotate_half` swaps the halves and negates what comes
-/// first. Here the negation stands in the sines, so that what is left of `rotate_half` is a roll.
+/// Cosines and sines of each position's angles, float32 `[positions, head_dim / 2]` whatever the compute type.
 pub(super) struct Tables {
-    cos: Tensor,
-    signed_sin: Tensor,
+    pub(super) cosines: Tensor,
+    pub(super) sines: Tensor,
 }
 
 impl Rope {
-    pub(super) fn new(rope: &RopeConfig, head_dim: usize, kind: Kind, device: Device) -> Result<Self, ModelError> {
+    pub(super) fn new(rope: &RopeConfig, head_dim: usize, device: Device) -> Result<Self, ModelError> {
         let frequencies = inverse_frequencies(rope, head_dim)?;
         let inverse_frequencies = Tensor::f_from_slice(&frequencies)?.f_to_device(device)?;
-        Ok(Rope { inverse_frequencies, head_dim: head_dim as i64, kind, tables: RefCell::new(None) })
+        Ok(Rope { inverse_frequencies, tables: RefCell::new(None) })
     }
 
     /// The tables of positions `begin .. begin + length`.
     pub(super) fn tables(&self, begin: i64, length: i64) -> Result<Tables, ModelError> {
         let needed = begin + length;
         let mut tables = self.tables.borrow_mut();
-        let have = tables.as_ref().map_or(0, |tables| tables.cos.size()[0]);
+        let have = tables.as_ref().map_or(0, |tables| tables.cosines.size()[0]);
         if have < needed {
             *tables = None;
             *tables = Some(self.build(needed.max(2 * have).max(FIRST_LENGTH))?);
         }
         match tables.as_ref() {
             Some(all) => Ok(Tables {
-                cos: all.cos.f_narrow(0, begin, length)?,
-                signed_sin: all.signed_sin.f_narrow(0, begin, length)?,
+                cosines: all.cosines.f_narrow(0, begin, length)?,
+                sines: all.sines.f_narrow(0, begin, length)?,
             }),
             None => Err(tch::TchError::Shape("rotary tables are missing".to_owned()).into()),
         }
@@ -86,19 +81,6 @@ impl Rope {
         let device = self.inverse_frequencies.device();
         let positions = Tensor::f_arange(positions, (Kind::Float, device))?.f_unsqueeze(1)?;
         let angles = positions.f_mul(&self.inverse_frequencies)?;
-        let (cos, sin) = (angles.f_cos()?, angles.f_sin()?);
-        let cos = Tensor::f_cat(&[&cos, &cos], 1)?;
-        let signed_sin = Tensor::f_cat(&[&sin.f_neg()?, &sin], 1)?;
-        Ok(Tables {
-            cos: cos.f_to_kind(self.kind)?.f_unsqueeze(1)?,
-            signed_sin: signed_sin.f_to_kind(self.kind)?.f_unsqueeze(1)?,
-        })
-    }
-
-    /// Turns heads `[batch, positions, heads, head_dim]` by their positions.
-    pub(super) fn turn(&self, heads: &Tensor, tables: &Tables) -> Result<Tensor, ModelError> {
-        let swapped = heads.f_roll([self.head_dim / 2], [-1])?;
-        let mut turned = heads.f_mul(&tables.cos)?;
-        Ok(turned.f_add_(&swapped.f_mul(&tables.signed_sin)?)?)
+        Ok(Tables { cosines: angles.f_cos()?, sines: angles.f_sin()? })
     }
 }

@@ -6,6 +6,7 @@
 
 use super::{ShardError, Shards, Unit};
 use crate::comm::Pending;
+use crate::torch::add;
 use std::collections::VecDeque;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -158,7 +159,7 @@ impl Shards {
         self.collective(unit, pending.wait())?;
         let mut own = self.units[unit].own_gradient()?;
         if self.shards_gradients() {
-            let _sum = own.f_add_(&result)?;
+            add(&own, &result)?;
         } else if own.data_ptr() != result.data_ptr() {
             own.f_copy_(&result)?;
         }

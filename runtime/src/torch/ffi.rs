@@ -59,6 +59,33 @@ unsafe extern "C" {
         weight_decay: f64,
         epsilon: f64,
     ) -> c_int;
+    pub(crate) fn zf_rms_norm(
+        x: *mut c_void,
+        weight: *mut c_void,
+        epsilon: f64,
+        plain: c_int,
+        result: *mut *mut c_void,
+    ) -> c_int;
+    pub(crate) fn zf_swiglu(gate_up: *mut c_void, plain: c_int, result: *mut *mut c_void) -> c_int;
+    pub(crate) fn zf_rotary(
+        projected: *mut c_void,
+        cosines: *mut c_void,
+        sines: *mut c_void,
+        heads: i64,
+        key_heads: i64,
+        by_head: c_int,
+        plain: c_int,
+        results: *mut *mut c_void,
+    ) -> c_int;
+    pub(crate) fn zf_cross_entropy(
+        logits: *mut c_void,
+        targets: *mut c_void,
+        scale: f64,
+        plain: c_int,
+        losses: *mut *mut c_void,
+    ) -> c_int;
+    pub(crate) fn zf_add(to: *mut c_void, from: *mut c_void) -> c_int;
+    pub(crate) fn zf_add_rows(table: *mut c_void, ids: *mut c_void, rows: *mut c_void) -> c_int;
     pub(crate) fn zf_gloo_new(
         store: *const Store,
         rank: c_int,

@@ -1,10 +1,12 @@
 //! The head and the loss: cross-entropy over supervised tokens only, in chunks.
 //!
-//! Logits exist for one chunk of supervised tokens at a time and in float32. The gradient is written down directly
-//! (softmax minus one-hot, over the count), so no logits are kept for autograd, and the head's weight gradient is added up
-//! in float32. Chunks begin anew with each micro-batch, so they are the same at every stage.
+//! Logits exist for one chunk of supervised tokens at a time, in the compute type; their gradient (softmax minus one-hot,
+//! over the count, computed in float32) takes their place, so no logits are kept for autograd. The head's weight gradient is
+//! added up in float32. Chunks begin anew with each micro-batch, so they are the same at every stage.
 
-use tch::{Kind, TchError, Tensor};
+use super::TrainError;
+use crate::torch::{Kernels, add};
+use tch::{Kind, Tensor};
 
 /// Supervised tokens whose logits exist at once.
 const CHUNK: i64 = 512;
@@ -25,7 +27,7 @@ pub(super) fn head_loss(
     weight: &Tensor,
     targets: &Tensor,
     gradient: Option<(&Tensor, f64)>,
-) -> Result<HeadLoss, TchError> {
+) -> Result<HeadLoss, TrainError> {
     let tokens = hidden.size()[0];
     let hidden_gradient = gradient.map(|_| hidden.f_zeros_like()).transpose()?;
     let mut sum = Tensor::f_zeros([0i64; 0], (Kind::Double, hidden.device()))?;
@@ -33,19 +35,13 @@ pub(super) fn head_loss(
     while begin < tokens {
         let length = CHUNK.min(tokens - begin);
         let chunk = hidden.f_narrow(0, begin, length)?;
-        let target = targets.f_narrow(0, begin, length)?.f_unsqueeze(1)?;
-        let mut logits = chunk.f_matmul(&weight.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)?;
-        let normalizer = logits.f_logsumexp([-1i64].as_slice(), true)?;
-        let losses = normalizer.f_sub(&logits.f_gather(1, &target, false)?)?;
+        let target = targets.f_narrow(0, begin, length)?;
+        let logits = chunk.f_matmul(&weight.f_transpose(0, 1)?)?;
+        let losses = Kernels::default().cross_entropy(&logits, &target, gradient.map(|(_, scale)| scale))?;
         sum = sum.f_add_(&losses.f_sum(Kind::Double)?)?;
-        if let (Some((weight_gradient, scale)), Some(hidden_gradient)) = (gradient, &hidden_gradient) {
-            // The gradient of the logits, in their own memory: (softmax − one-hot) × scale.
-            let mut probabilities = logits.f_sub_(&normalizer)?.f_exp_()?;
-            let minus_one = Tensor::f_full([length, 1], -1.0, (Kind::Float, logits.device()))?;
-            probabilities = probabilities.f_scatter_add_(1, &target, &minus_one)?;
-            let logits_gradient = probabilities.f_mul_scalar_(scale)?.f_to_kind(hidden.kind())?;
-            hidden_gradient.f_narrow(0, begin, length)?.f_copy_(&logits_gradient.f_matmul(weight)?)?;
-            let _sum = weight_gradient.shallow_clone().f_add_(&logits_gradient.f_transpose(0, 1)?.f_matmul(&chunk)?)?;
+        if let (Some((weight_gradient, _)), Some(hidden_gradient)) = (gradient, &hidden_gradient) {
+            hidden_gradient.f_narrow(0, begin, length)?.f_copy_(&logits.f_matmul(weight)?)?;
+            add(weight_gradient, &logits.f_transpose(0, 1)?.f_matmul(&chunk)?)?;
         }
         begin += length;
     }

@@ -7,7 +7,7 @@ use crate::comm::{Activity, Phase};
 use crate::metrics::{Begun, Label, Track};
 use crate::model::Llama;
 use crate::shard::Shards;
-use crate::torch::autograd_grad;
+use crate::torch::{add, add_rows, autograd_grad};
 use tch::{Device, Tensor};
 use zerofold_configs::BackwardPrefetch;
 use zerofold_data::Batch;
@@ -273,7 +273,7 @@ impl Pass<'_> {
                 let _placed = gradient.shallow_clone().f_index_copy_(0, &batch.positions, &rows_gradient)?;
             }
             if let Some(Some(norm_gradient)) = gradients.next() {
-                let _sum = self.leaf_gradient(index, 1)?.f_add_(&norm_gradient)?;
+                add(&self.leaf_gradient(index, 1)?, &norm_gradient)?;
             }
         }
         if self.is_frozen(index, 0) {
@@ -342,7 +342,7 @@ impl Pass<'_> {
         let span = self.begin(index, "accumulate");
         for (leaf, gradient) in trained.into_iter().zip(gradients) {
             if let Some(gradient) = gradient {
-                let _sum = self.leaf_gradient(index, leaf)?.f_add_(&gradient)?;
+                add(&self.leaf_gradient(index, leaf)?, &gradient)?;
             }
         }
         self.end(span);
@@ -358,14 +358,8 @@ impl Pass<'_> {
         }
         let span = self.begin(0, "backward");
         let width = *gradient.size().last().unwrap_or(&1);
-        let mut target = self.leaf_gradient(0, 0)?;
-        let rows = gradient.f_view([-1, width])?.f_to_kind(target.kind())?;
-        let ids = batch.input_ids.f_view([-1])?;
-        let _sum = match target.device() {
-            // On GPUs `index_add_` adds in any order; this one sorts, so that a step gives the same bits every time.
-            Device::Cuda(_) => target.f_index_put_(&[Some(ids)], &rows, true)?,
-            _ => target.f_index_add_(0, &ids, &rows)?,
-        };
+        let rows = gradient.f_view([-1, width])?;
+        add_rows(&self.leaf_gradient(0, 0)?, &batch.input_ids.f_view([-1])?, &rows)?;
         self.end(span);
         self.finish_gradient(0)
     }

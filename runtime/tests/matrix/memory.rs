@@ -36,6 +36,8 @@ pub(crate) struct MemorySpec {
     folder: PathBuf,
     sharding: Sharding,
     compute: ElementType,
+    /// Masters, gradients and moments in the compute type too.
+    pure: bool,
     rows: usize,
     length: usize,
     recompute_every: Option<usize>,
@@ -43,7 +45,11 @@ pub(crate) struct MemorySpec {
 
 impl MemorySpec {
     fn types(&self) -> ElementTypes {
-        ElementTypes::of(self.compute)
+        let compute = self.compute;
+        match self.pure {
+            true => ElementTypes { compute, master: compute, reduce: compute, accumulate: compute },
+            false => ElementTypes::of(compute),
+        }
     }
 
     fn plan(&self) -> Plan {
@@ -189,13 +195,19 @@ pub(crate) fn check(tally: &mut Tally) {
     ];
     let mut check = |(shape, sizes, tied, (rows, length)): Shape, dropout: f64, name: &str, sharding: Sharding| {
         let folder = write_config(&temporary.path().join(format!("{shape}-{dropout}")), sizes, tied, dropout);
-        for compute in [ElementType::Float32, ElementType::Bfloat16] {
+        let types = [
+            ("float32", ElementType::Float32, false),
+            ("bfloat16", ElementType::Bfloat16, false),
+            ("pure bfloat16", ElementType::Bfloat16, true),
+        ];
+        for (types, compute, pure) in types {
             for recompute_every in [None, Some(1)] {
-                let spec = MemorySpec { folder: folder.clone(), sharding, compute, rows, length, recompute_every };
+                let spec =
+                    MemorySpec { folder: folder.clone(), sharding, compute, pure, rows, length, recompute_every };
                 // New processes, so that nothing is left of the last job.
                 let measured = Workers::start(RANKS, Wire::Gloo).run(&Task::Memory(spec.clone()));
                 let result = measured.and_then(|measured| compare(&spec, &measured));
-                tally.check(&format!("memory: {shape}, {name}, {compute}, recomputing {recompute_every:?}"), result);
+                tally.check(&format!("memory: {shape}, {name}, {types}, recomputing {recompute_every:?}"), result);
             }
         }
     };

@@ -65,6 +65,8 @@ pub(super) struct ReduceBytes {
     pub(super) receive: u64,
     /// While they are under way: casts of what is sent, and float32 sums.
     pub(super) under_way: u64,
+    /// The same of the unit that a micro-batch reduces last: still under way when the next one computes its loss.
+    pub(super) last: u64,
 }
 
 /// A reduce-scatter among S ranks receives (S − 1)/S of the unit in the reduce type. At most [`PASSING`] are under way;
@@ -90,11 +92,10 @@ pub(super) fn reduce_buffers(layout: &Layout, types: &ElementTypes) -> ReduceByt
     let casts = types.reduce != types.accumulate;
     let of_unit = |unit: &&UnitLayout| SUM_BYTES * unit.shard_numel + if casts { wire * unit.numel } else { 0 };
     let together = order.windows(PASSING.min(order.len()).max(1)).map(|units| units.iter().map(of_unit).sum());
-    // 16-bit parts are cast one by one as they are added.
-    let longest = order.iter().map(|unit| unit.shard_numel).max().unwrap_or(0);
-    let part = if wire == SUM_BYTES { 0 } else { SUM_BYTES * longest };
-    let under_way: usize = if float32 || shards == 1 { 0 } else { together.max().unwrap_or(0) + part };
-    ReduceBytes { receive: spaces.total() as u64, under_way: under_way as u64 }
+    let under_way: usize = if float32 || shards == 1 { 0 } else { together.max().unwrap_or(0) };
+    // A unit that stays gathered is waited for first: its gradient begins with the loss.
+    let last = order.last().filter(|unit| under_way > 0 && !unit.stays_gathered).map_or(0, of_unit);
+    ReduceBytes { receive: spaces.total() as u64, under_way: under_way as u64, last: last as u64 }
 }
 
 /// The spaces that reductions receive into, by their bytes.

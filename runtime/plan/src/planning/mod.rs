@@ -131,7 +131,7 @@ pub struct Plan {
     pub reduce_buffers: u64,
     /// Kept between forward and backward of a micro-batch.
     pub activations: u64,
-    /// Most beside that while head and loss run.
+    /// Most beside that while head and loss run, with what is under way of the micro-batch before.
     pub loss: u64,
     /// Most beside that while a block's forward or backward runs, with casts of gradients that are on their way.
     pub temporary: u64,
@@ -170,9 +170,10 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
     let segments: Vec<SegmentKind> = cut.segments.iter().map(|segment| segment.kind).collect();
     let micro_batch = activations::micro_batch(&sizes::Sizes::of(inputs), &segments, |index| recomputed(inputs, index));
     let held = state.total() as u64 + gathering.passing + gathering.staying + gradient_buffers;
-    // Nothing is under way before the head's gradient is there.
     let temporary = micro_batch.temporary + reduce_buffers.under_way;
-    let during = micro_batch.activations + micro_batch.loss.max(temporary);
+    let reduces_each = sharding.stage.shards_gradients() && inputs.accumulation > 1;
+    let loss = micro_batch.loss + if reduces_each { reduce_buffers.last } else { 0 };
+    let during = micro_batch.activations + loss.max(temporary);
     let peak = reduce_buffers.receive + during.max(optimizer_casts(inputs, &layout));
     Ok(Plan {
         stage: sharding.stage,
@@ -183,7 +184,7 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
         gradient_buffers,
         reduce_buffers: reduce_buffers.receive,
         activations: micro_batch.activations,
-        loss: micro_batch.loss,
+        loss,
         temporary,
         total: held + peak,
         // Stages 0 to 2 gather full parameters in place, where the state counts them already.
@@ -205,6 +206,20 @@ pub fn plan_all_stages(inputs: &PlanInputs<'_>) -> Result<Vec<Plan>, LayoutError
         plans.push(plan(inputs)?);
     }
     Ok(plans)
+}
+
+/// What autograd keeps of one segment and the most that it needs, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentBytes {
+    /// Alive after forward: the output, and what was saved for backward. The input is the caller's.
+    pub saved: u64,
+    /// The most alive at once during backward, what was saved included. The output's gradient is the caller's.
+    pub peak: u64,
+}
+
+/// What the plan counts for one segment of the job's micro-batches.
+pub fn segment_bytes(inputs: &PlanInputs<'_>, kind: SegmentKind) -> SegmentBytes {
+    activations::segment_bytes(&sizes::Sizes::of(inputs), kind)
 }
 
 /// Whether a segment, by its place after the embedding, is computed a second time for backward.

@@ -27,26 +27,28 @@ pub(super) fn product(factors: &[usize]) -> u64 {
 /// Bytes of the tensors of one micro-batch. `n` tokens = rows × length.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
-    /// Whether parameters and activations take 2 bytes an element.
-    pub(super) is_16_bit: bool,
-    /// Whether gradients are accumulated in another type than they are computed in, and so are cast to be added.
-    pub(super) casts_gradients: bool,
+    /// Whether what is between the products goes by libtorch's operations, which hold float32 in between; else in one pass.
+    pub(super) plain: bool,
     /// Whether attention goes by batched products; else by the fused (flash) kernel.
     pub(super) products: bool,
-    /// Whether query heads share key and value heads.
-    pub(super) grouped: bool,
-    /// Whether a view of all rows of one head can be had without a copy: one row, or one key head.
-    pub(super) views_merge: bool,
+    /// Whether the fused kernel wants a key head for each query head, though these share them.
+    pub(super) repeats: bool,
+    /// And whether that takes a copy: a single head is repeated without.
+    pub(super) copies: bool,
     /// `[n, hidden]` in the compute type.
     pub(super) hidden: u64,
     /// `[n, hidden]` in float32.
     pub(super) hidden32: u64,
     /// `[n, heads × head width]`.
     pub(super) query: u64,
+    /// `[n, heads × head width]` in float32.
+    pub(super) query32: u64,
     /// `[n, key heads × head width]`.
     pub(super) key: u64,
     /// `[n, intermediate]`.
     pub(super) inner: u64,
+    /// `[n, intermediate]` in float32.
+    pub(super) inner32: u64,
     /// `[rows, heads, length, length]`.
     pub(super) scores: u64,
     /// As many elements of one byte: which of the attention weights are dropped. 0 where products drop nothing.
@@ -88,6 +90,8 @@ pub(super) struct HeadSizes {
     pub(super) logits: u64,
     /// `[m, vocabulary]` in float32.
     pub(super) logits32: u64,
+    /// `[m, hidden]` in the compute type.
+    pub(super) chunk: u64,
     /// `[vocabulary, hidden]` in the compute type.
     pub(super) weight: u64,
 }
@@ -111,23 +115,26 @@ impl Sizes {
         let chunk = supervised.min(LOSS_CHUNK) as usize;
         let mask = if products { product(&[heads / key_heads.max(1), length, length, bytes]) } else { 0 };
         let of_head = |width: usize, bytes: usize| product(&[supervised as usize, width, bytes]);
+        // A GPU's kernel for 16-bit types shares them.
+        let repeats = heads != key_heads && (on_cpu || !is_16_bit);
         Sizes {
-            is_16_bit,
-            casts_gradients: inputs.types.accumulate != inputs.types.compute,
+            plain: !on_cpu,
             products,
-            grouped: heads != key_heads,
-            views_merge: rows == 1 || key_heads == 1,
+            repeats,
+            copies: repeats && key_heads > 1,
             hidden: per_token(hidden, bytes),
             hidden32: per_token(hidden, 4),
             query: per_token(query, bytes),
+            query32: per_token(query, 4),
             key: per_token(key, bytes),
             inner: per_token(inner, bytes),
+            inner32: per_token(inner, 4),
             scores: product(&[rows, heads, length, length, bytes]),
             dropped: if dropout { scores } else { 0 },
             scalar: per_token(1, 4),
             log_sums: per_token(heads, 4),
             ids: 8 * tokens + 16 * supervised,
-            tables: mask + product(&[2, length.max(FIRST_TABLE), inputs.model.head_dim, bytes]),
+            tables: mask + product(&[length.max(FIRST_TABLE), inputs.model.head_dim, 4]),
             weights: Weights {
                 qkv: product(&[query + 2 * key, hidden, bytes]),
                 output: product(&[hidden, query, bytes]),
@@ -141,6 +148,7 @@ impl Sizes {
                 scalar: of_head(1, 4),
                 logits: product(&[chunk, vocabulary, bytes]),
                 logits32: product(&[chunk, vocabulary, 4]),
+                chunk: product(&[chunk, hidden, bytes]),
                 weight: product(&[vocabulary, hidden, bytes]),
             },
         }

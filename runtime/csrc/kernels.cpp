@@ -1,0 +1,556 @@
+// The parts of a decoder block that are not matrix products, and the loss: each a single pass over memory, in float32
+// whatever the type, rounded once. On the CPU they are the loops below; elsewhere, and where `plain` asks for it, the same
+// sums out of libtorch's operations. Both forms save the same tensors for backward.
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "guard.h"
+#include "shim.h"
+#include "vector.h"
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// Calls body with a value of the element type of `kind`.
+template <class Body>
+void of_type(at::ScalarType kind, Body&& body) {
+  switch (kind) {
+    case at::kFloat: return body(float());
+    case at::kBFloat16: return body(c10::BFloat16());
+    case at::kHalf: return body(c10::Half());
+    default: throw std::runtime_error(std::string("float32, bfloat16 or float16 was expected, not ") + c10::toString(kind));
+  }
+}
+
+void check(bool holds, const char* what) {
+  if (!holds) throw std::runtime_error(what);
+}
+
+// Whether the loops below are taken: for what lies on the CPU. Float64 is for tests, by libtorch's operations.
+bool by_loops(const Tensor& tensor, bool plain) {
+  return tensor.is_cpu() && !plain && tensor.scalar_type() != at::kDouble;
+}
+
+// What libtorch's operations compute in.
+at::ScalarType wide_type(const Tensor& tensor) { return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+// Rows are added up by each thread on its own, then the threads' sums in order.
+struct Partial {
+  std::vector<float> sums;
+  int64_t width;
+
+  explicit Partial(int64_t width) : sums(at::get_num_threads() * width, 0.0f), width(width) {}
+
+  float* mine() { return sums.data() + at::get_thread_num() * width; }
+
+  Tensor total(const at::TensorOptions& options) {
+    for (size_t part = width; part < sums.size(); ++part) sums[part % width] += sums[part];
+    auto result = at::empty({width}, options);
+    of_type(result.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      auto* to = result.data_ptr<T>();
+      for (int64_t i = 0; i < width; ++i) to[i] = zf_round<T>(sums[i]);
+    });
+    return result;
+  }
+};
+
+// --- RMSNorm: y = x / sqrt(mean(x²) + ε) · w ---
+
+template <class T>
+struct NormForward {
+  ZF_INLINE void run(const T* x, const T* weight, T* y, float* scales, int64_t rows, int64_t width, float epsilon) {
+    for (int64_t row = 0; row < rows; ++row, x += width, y += width) {
+      float sum = 0;
+      #pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < width; ++i) sum += zf_widen(x[i]) * zf_widen(x[i]);
+      float scale = 1.0f / std::sqrt(sum / static_cast<float>(width) + epsilon);
+      #pragma omp simd
+      for (int64_t i = 0; i < width; ++i) y[i] = zf_round<T>(zf_widen(x[i]) * scale * zf_widen(weight[i]));
+      scales[row] = scale;
+    }
+  }
+};
+
+// With g the gradient of y and r the scale: dx = r·(g·w) − x · r³ · mean(g·w·x), dw = Σ over rows of g·x·r.
+template <class T>
+struct NormBackward {
+  ZF_INLINE void run(const T* g, const T* x, const T* weight, const float* scales, T* dx, float* dw, int64_t rows,
+                     int64_t width) {
+    for (int64_t row = 0; row < rows; ++row, g += width, x += width, dx += width) {
+      float dot = 0, scale = scales[row];
+      #pragma omp simd reduction(+ : dot)
+      for (int64_t i = 0; i < width; ++i) dot += zf_widen(g[i]) * zf_widen(weight[i]) * zf_widen(x[i]);
+      float factor = dot * scale * scale * scale / static_cast<float>(width);
+      #pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        float scaled = zf_widen(g[i]) * scale;
+        dw[i] += scaled * zf_widen(x[i]);
+        dx[i] = zf_round<T>(scaled * zf_widen(weight[i]) - zf_widen(x[i]) * factor);
+      }
+    }
+  }
+};
+
+struct Norm : Function<Norm> {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, double epsilon, bool plain) {
+    auto width = x.size(-1);
+    check(weight.numel() == width && weight.scalar_type() == x.scalar_type(), "RMSNorm: the weight does not fit the input");
+    Tensor input = x.contiguous(), y, scales;
+    if (by_loops(x, plain)) {
+      y = at::empty_like(input);
+      auto rows = input.numel() / std::max<int64_t>(1, width);
+      scales = at::empty({rows}, input.options().dtype(at::kFloat));
+      of_type(x.scalar_type(), [&](auto zero) {
+        using T = decltype(zero);
+        const T *from = input.data_ptr<T>(), *by = weight.data_ptr<T>();
+        T* to = y.data_ptr<T>();
+        float* kept = scales.data_ptr<float>();
+        zf_parallel(rows, width, [&](int64_t begin, int64_t end) {
+          zf_run<NormForward<T>>(from + begin * width, by, to + begin * width, kept + begin, end - begin, width,
+                                 static_cast<float>(epsilon));
+        });
+      });
+    } else {
+      auto wide = input.to(wide_type(input));
+      scales = wide.square().mean({-1}, /*keepdim=*/true).add_(epsilon).rsqrt_();
+      y = (wide * scales).mul_(weight).to(x.scalar_type());
+    }
+    context->save_for_backward({input, weight, scales});
+    context->saved_data["plain"] = plain;
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    auto saved = context->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &scales = saved[2];
+    auto gradient = gradients[0].contiguous();
+    auto width = x.size(-1);
+    Tensor dx, dw;
+    if (by_loops(x, context->saved_data["plain"].toBool())) {
+      dx = at::empty_like(x);
+      Partial partial(width);
+      of_type(x.scalar_type(), [&](auto zero) {
+        using T = decltype(zero);
+        const T *g = gradient.data_ptr<T>(), *from = x.data_ptr<T>(), *by = weight.data_ptr<T>();
+        T* to = dx.data_ptr<T>();
+        const float* kept = scales.data_ptr<float>();
+        zf_parallel(scales.numel(), width, [&](int64_t begin, int64_t end) {
+          zf_run<NormBackward<T>>(g + begin * width, from + begin * width, by, kept + begin, to + begin * width,
+                                  partial.mine(), end - begin, width);
+        });
+      });
+      if (context->needs_input_grad(1)) dw = partial.total(weight.options());
+    } else {
+      auto normalized = x.to(wide_type(x)).mul_(scales);
+      auto wide = gradient.to(wide_type(x));
+      if (context->needs_input_grad(1)) dw = (wide * normalized).reshape({-1, width}).sum(0).to(weight.scalar_type());
+      wide.mul_(weight);
+      auto mean = (wide * normalized).mean({-1}, /*keepdim=*/true);
+      dx = wide.sub_(normalized.mul_(mean)).mul_(scales).to(x.scalar_type());
+    }
+    return {dx, dw, Tensor(), Tensor()};
+  }
+};
+
+// --- SwiGLU: silu(gate) · up, gate and up side by side ---
+
+template <class T>
+struct SwiGluForward {
+  ZF_INLINE void run(const T* gate_up, T* gated, int64_t rows, int64_t inner) {
+    for (int64_t row = 0; row < rows; ++row, gate_up += 2 * inner, gated += inner) {
+      const T *gates = gate_up, *ups = gate_up + inner;
+      #pragma omp simd
+      for (int64_t i = 0; i < inner; ++i) {
+        float gate = zf_widen(gates[i]);
+        gated[i] = zf_round<T>(gate * zf_sigmoid(gate) * zf_widen(ups[i]));
+      }
+    }
+  }
+};
+
+template <class T>
+struct SwiGluBackward {
+  ZF_INLINE void run(const T* g, const T* gate_up, T* gradient, int64_t rows, int64_t inner) {
+    for (int64_t row = 0; row < rows; ++row, g += inner, gate_up += 2 * inner, gradient += 2 * inner) {
+      const T *gates = gate_up, *ups = gate_up + inner;
+      T *of_gates = gradient, *of_ups = gradient + inner;
+      #pragma omp simd
+      for (int64_t i = 0; i < inner; ++i) {
+        float gate = zf_widen(gates[i]), sigmoid = zf_sigmoid(gate), seed = zf_widen(g[i]);
+        of_gates[i] = zf_round<T>(seed * zf_widen(ups[i]) * sigmoid * (1.0f + gate * (1.0f - sigmoid)));
+        of_ups[i] = zf_round<T>(seed * gate * sigmoid);
+      }
+    }
+  }
+};
+
+struct SwiGlu : Function<SwiGlu> {
+  static Tensor forward(AutogradContext* context, const Tensor& both, bool plain) {
+    auto gate_up = both.contiguous();
+    auto inner = gate_up.size(-1) / 2;
+    check(gate_up.size(-1) == 2 * inner, "SwiGLU: gate and up are not of one width");
+    context->save_for_backward({gate_up});
+    context->saved_data["plain"] = plain;
+    if (!by_loops(gate_up, plain)) {
+      auto parts = gate_up.chunk(2, -1);
+      return at::silu(parts[0].to(wide_type(gate_up))).mul_(parts[1]).to(gate_up.scalar_type());
+    }
+    auto shape = gate_up.sizes().vec();
+    shape.back() = inner;
+    auto gated = at::empty(shape, gate_up.options());
+    of_type(gate_up.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      const T* from = gate_up.data_ptr<T>();
+      T* to = gated.data_ptr<T>();
+      zf_parallel(gated.numel() / std::max<int64_t>(1, inner), inner, [&](int64_t begin, int64_t end) {
+        zf_run<SwiGluForward<T>>(from + begin * 2 * inner, to + begin * inner, end - begin, inner);
+      });
+    });
+    return gated;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    auto gate_up = context->get_saved_variables()[0];
+    auto seed = gradients[0].contiguous();
+    auto inner = seed.size(-1);
+    if (!by_loops(gate_up, context->saved_data["plain"].toBool())) {
+      auto parts = gate_up.chunk(2, -1);
+      auto gate = parts[0].to(wide_type(gate_up));
+      auto of_gate = at::silu_backward(seed * parts[1].to(wide_type(gate_up)), gate);
+      auto of_up = at::silu(gate).mul_(seed);
+      return {at::cat({of_gate.to(seed.scalar_type()), of_up.to(seed.scalar_type())}, -1), Tensor()};
+    }
+    auto gradient = at::empty_like(gate_up);
+    of_type(gate_up.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      const T *g = seed.data_ptr<T>(), *from = gate_up.data_ptr<T>();
+      T* to = gradient.data_ptr<T>();
+      zf_parallel(seed.numel() / std::max<int64_t>(1, inner), inner, [&](int64_t begin, int64_t end) {
+        zf_run<SwiGluBackward<T>>(g + begin * inner, from + begin * 2 * inner, to + begin * 2 * inner, end - begin, inner);
+      });
+    });
+    return {gradient, Tensor()};
+  }
+};
+
+// --- Rotary position embedding, which also parts queries, keys and values ---
+
+// Where the heads of one position lie: all side by side in the projection, and by head, then position, in each part.
+struct Heads {
+  int64_t length, heads, key_heads, width;
+
+  int64_t all() const { return heads + 2 * key_heads; }
+};
+
+// Query, key or value [rows, heads, T, D], or its gradient: the elements of a head lie side by side.
+template <class T>
+struct Part {
+  T* data;
+  int64_t row, head, position;
+
+  explicit Part(const Tensor& tensor)
+      : data(tensor.data_ptr<T>()), row(tensor.stride(0)), head(tensor.stride(1)), position(tensor.stride(2)) {}
+};
+
+template <class T, bool backward>
+struct Turn {
+  // Forward reads `projected` and writes the parts; backward the other way, turning back.
+  ZF_INLINE void run(T* projected, Part<T> query, Part<T> key, Part<T> value, const float* cosines, const float* sines,
+                     Heads shape, int64_t begin, int64_t end) {
+    int64_t half = shape.width / 2;
+    for (int64_t place = begin; place < end; ++place) {
+      int64_t row = place / shape.length, position = place % shape.length;
+      const float *cosine = cosines + position * half, *sine = sines + position * half;
+      T* beside = projected + place * shape.all() * shape.width;
+      for (int64_t head = 0; head < shape.all(); ++head, beside += shape.width) {
+        bool turned = head < shape.heads + shape.key_heads;
+        const Part<T>& part = head < shape.heads ? query : (turned ? key : value);
+        int64_t number = head < shape.heads ? head : (head - shape.heads) % shape.key_heads;
+        T* apart = part.data + row * part.row + number * part.head + position * part.position;
+        const T* from = backward ? apart : beside;
+        T* to = backward ? beside : apart;
+        if (!turned) {
+          std::copy_n(from, shape.width, to);
+          continue;
+        }
+        #pragma omp simd
+        for (int64_t i = 0; i < half; ++i) {
+          float first = zf_widen(from[i]), second = zf_widen(from[i + half]);
+          float cos = cosine[i], sin = backward ? -sine[i] : sine[i];
+          to[i] = zf_round<T>(first * cos - second * sin);
+          to[i + half] = zf_round<T>(second * cos + first * sin);
+        }
+      }
+    }
+  }
+};
+
+template <bool backward>
+void turn(const Tensor& projected, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& cosines,
+          const Tensor& sines, Heads shape) {
+  of_type(projected.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    T* all = projected.data_ptr<T>();
+    Part<T> q(query), k(key), v(value);
+    const float *cos = cosines.data_ptr<float>(), *sin = sines.data_ptr<float>();
+    auto width = shape.all() * shape.width;
+    zf_parallel(projected.numel() / std::max<int64_t>(1, width), width, [&](int64_t begin, int64_t end) {
+      zf_run<Turn<T, backward>>(all, q, k, v, cos, sin, shape, begin, end);
+    });
+  });
+}
+
+// [rows, T, heads, D] turned by tables [T, D/2], in float32.
+Tensor turned_plainly(const Tensor& heads, const Tensor& cosines, const Tensor& sines) {
+  auto halves = heads.to(wide_type(heads)).chunk(2, -1);
+  auto cos = cosines.unsqueeze(1), sin = sines.unsqueeze(1);
+  return at::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, -1).to(heads.scalar_type());
+}
+
+struct Rotary : Function<Rotary> {
+  static variable_list forward(AutogradContext* context, const Tensor& input, const Tensor& cosines, const Tensor& sines,
+                               int64_t heads, int64_t key_heads, bool by_head, bool plain) {
+    auto projected = input.contiguous();
+    auto rows = projected.size(0), length = projected.size(1);
+    Heads shape{length, heads, key_heads, projected.size(2) / (heads + 2 * key_heads)};
+    check(shape.width % 2 == 0 && shape.all() * shape.width == projected.size(2), "rotary: heads do not fit the projection");
+    check(cosines.is_contiguous() && sines.is_contiguous() && cosines.numel() == length * shape.width / 2 &&
+              sines.numel() == cosines.numel() && cosines.scalar_type() == at::kFloat && sines.scalar_type() == at::kFloat,
+          "rotary: the tables do not fit");
+    context->save_for_backward({cosines, sines});
+    context->saved_data["shape"] = std::vector<int64_t>{length, heads, key_heads, shape.width};
+    context->saved_data["plain"] = plain;
+    if (!by_loops(projected, plain)) {
+      auto parts = projected.view({rows, length, shape.all(), shape.width}).split_with_sizes({heads, key_heads, key_heads}, 2);
+      auto laid_out = [&](const Tensor& part) {
+        return by_head ? part.transpose(1, 2).contiguous() : part.contiguous().transpose(1, 2);
+      };
+      return {laid_out(turned_plainly(parts[0], cosines, sines)), laid_out(turned_plainly(parts[1], cosines, sines)),
+              laid_out(parts[2])};
+    }
+    auto room = [&](int64_t count) {
+      return by_head ? at::empty({rows, count, length, shape.width}, projected.options())
+                     : at::empty({rows, length, count, shape.width}, projected.options()).transpose(1, 2);
+    };
+    auto query = room(heads), key = room(key_heads), value = room(key_heads);
+    turn<false>(projected, query, key, value, cosines, sines, shape);
+    return {query, key, value};
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    auto saved = context->get_saved_variables();
+    auto numbers = context->saved_data["shape"].toIntVector();
+    Heads shape{numbers[0], numbers[1], numbers[2], numbers[3]};
+    auto rows = gradients[0].size(0);
+    Tensor gradient;
+    if (!by_loops(gradients[0], context->saved_data["plain"].toBool())) {
+      auto back = [&](const Tensor& part) { return turned_plainly(part.transpose(1, 2), saved[0], -saved[1]); };
+      gradient = at::cat({back(gradients[0]), back(gradients[1]), gradients[2].transpose(1, 2)}, 2)
+                     .view({rows, shape.length, shape.all() * shape.width});
+    } else {
+      gradient = at::empty({rows, shape.length, shape.all() * shape.width}, gradients[0].options());
+      for (auto& part : gradients)
+        if (part.stride(3) != 1) part = part.contiguous();
+      turn<true>(gradient, gradients[0], gradients[1], gradients[2], saved[0], saved[1], shape);
+    }
+    return {gradient, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+// --- Cross-entropy: losses, and the logits' gradient in the logits' place ---
+
+template <class T>
+struct CrossEntropy {
+  // With `scale` 0 the logits stay.
+  ZF_INLINE void run(T* logits, const int64_t* targets, double* losses, int64_t rows, int64_t classes, float scale) {
+    for (int64_t row = 0; row < rows; ++row, logits += classes) {
+      float most = -std::numeric_limits<float>::infinity();
+      #pragma omp simd reduction(max : most)
+      for (int64_t i = 0; i < classes; ++i) most = std::max(most, zf_widen(logits[i]));
+      double sum = 0;
+      // Short sums in float32, their sum in float64: a vocabulary is long.
+      for (int64_t begin = 0; begin < classes; begin += 1024) {
+        float part = 0;
+        int64_t end = std::min(begin + 1024, classes);
+        #pragma omp simd reduction(+ : part)
+        for (int64_t i = begin; i < end; ++i) part += zf_exp(zf_widen(logits[i]) - most);
+        sum += part;
+      }
+      float target = zf_widen(logits[targets[row]]);
+      losses[row] = std::log(sum) + (static_cast<double>(most) - static_cast<double>(target));
+      if (scale == 0) continue;
+      auto share = static_cast<float>(static_cast<double>(scale) / sum);
+      // The probability of the target less 1, before the others overwrite it.
+      float of_target = static_cast<float>(std::expm1(-losses[row])) * scale;
+      #pragma omp simd
+      for (int64_t i = 0; i < classes; ++i) logits[i] = zf_round<T>(zf_exp(zf_widen(logits[i]) - most) * share);
+      logits[targets[row]] = zf_round<T>(of_target);
+    }
+  }
+};
+
+// --- Adding to gradients ---
+
+template <class To, class From>
+struct Add {
+  ZF_INLINE void run(To* to, const From* from, int64_t count) {
+    #pragma omp simd
+    for (int64_t i = 0; i < count; ++i) to[i] = zf_round<To>(zf_widen(to[i]) + zf_widen(from[i]));
+  }
+};
+
+// Columns begin .. end of rows that are added to the rows of a table.
+template <class T>
+struct AddRows {
+  ZF_INLINE void run(float* table, const int64_t* ids, const T* rows, int64_t count, int64_t width, int64_t begin,
+                     int64_t end) {
+    for (int64_t row = 0; row < count; ++row) {
+      float* to = table + ids[row] * width;
+      const T* from = rows + row * width;
+      #pragma omp simd
+      for (int64_t i = begin; i < end; ++i) to[i] += zf_widen(from[i]);
+    }
+  }
+};
+
+bool has_loops(at::ScalarType kind) { return kind == at::kFloat || kind == at::kBFloat16 || kind == at::kHalf; }
+
+bool adds_by_loops(const Tensor& to, const Tensor& from) {
+  return to.is_cpu() && from.is_cpu() && to.is_contiguous() && from.is_contiguous() && has_loops(to.scalar_type()) &&
+         has_loops(from.scalar_type());
+}
+
+void own(const Tensor& tensor, void** result) { *result = new Tensor(tensor); }
+
+void check_ids(const Tensor& ids, int64_t rows, int64_t limit) {
+  check(ids.scalar_type() == at::kLong && ids.is_contiguous() && ids.numel() == rows, "one id a row was expected");
+  const auto* values = ids.data_ptr<int64_t>();
+  for (int64_t i = 0; i < rows; ++i)
+    if (values[i] < 0 || values[i] >= limit)
+      throw std::runtime_error("id " + std::to_string(values[i]) + " is not below " + std::to_string(limit));
+}
+
+}  // namespace
+
+extern "C" {
+
+// x [..., H], weight [H], of one type.
+int zf_rms_norm(void* x, void* weight, double epsilon, int plain, void** result) {
+  return zf_guarded([&] { own(Norm::apply(zf_tensor(x), zf_tensor(weight), epsilon, plain != 0), result); });
+}
+
+// gate_up [..., 2 I]: [..., I].
+int zf_swiglu(void* gate_up, int plain, void** result) {
+  return zf_guarded([&] { own(SwiGlu::apply(zf_tensor(gate_up), plain != 0), result); });
+}
+
+// projected [rows, T, (heads + 2 key_heads) D] and float32 tables [T, D/2]: query [rows, heads, T, D], key and value
+// [rows, key_heads, T, D], whose elements lie in that order (by_head), or position by position.
+int zf_rotary(void* projected, void* cosines, void* sines, int64_t heads, int64_t key_heads, int by_head, int plain,
+              void** results) {
+  return zf_guarded([&] {
+    auto parts = Rotary::apply(zf_tensor(projected), zf_tensor(cosines), zf_tensor(sines), heads, key_heads, by_head != 0,
+                               plain != 0);
+    for (size_t i = 0; i < parts.size(); ++i) own(parts[i], results + i);
+  });
+}
+
+// logits [rows, classes], targets [rows] (int64): the rows' losses, float64. With `scale` other than 0 the logits become the
+// gradient of the losses' sum × scale.
+int zf_cross_entropy(void* logits_handle, void* targets_handle, double scale, int plain, void** result) {
+  return zf_guarded([&] {
+    auto &logits = zf_tensor(logits_handle), &targets = zf_tensor(targets_handle);
+    auto rows = logits.size(0), classes = logits.size(1);
+    check(logits.is_contiguous() && targets.numel() == rows, "cross-entropy: one target a row was expected");
+    if (!by_loops(logits, plain)) {
+      auto wide = logits.to(wide_type(logits));
+      auto normalizer = wide.logsumexp({-1}, /*keepdim=*/true);
+      auto at_target = targets.unsqueeze(1);
+      own((normalizer - wide.gather(1, at_target)).squeeze(1).to(at::kDouble), result);
+      if (scale == 0) return;
+      // Under float32 `wide` is the logits themselves.
+      auto minus_one = at::full({rows, 1}, -1.0, wide.options());
+      logits.copy_(wide.sub_(normalizer).exp_().scatter_add_(1, at_target, minus_one).mul_(scale));
+      return;
+    }
+    check_ids(targets, rows, classes);
+    auto losses = at::empty({rows}, logits.options().dtype(at::kDouble));
+    of_type(logits.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      T* values = logits.data_ptr<T>();
+      const auto* ids = targets.data_ptr<int64_t>();
+      double* to = losses.data_ptr<double>();
+      zf_parallel(rows, classes, [&](int64_t begin, int64_t end) {
+        zf_run<CrossEntropy<T>>(values + begin * classes, ids + begin, to + begin, end - begin, classes,
+                                static_cast<float>(scale));
+      });
+    });
+    own(losses, result);
+  });
+}
+
+// to += from, whatever the types, rounded once.
+int zf_add(void* to_handle, void* from_handle) {
+  return zf_guarded([&] {
+    auto &to = zf_tensor(to_handle), &from = zf_tensor(from_handle);
+    check(to.numel() == from.numel(), "a gradient of the parameter's size was expected");
+    if (!adds_by_loops(to, from)) {
+      to.add_(from.view_as(to));
+      return;
+    }
+    of_type(to.scalar_type(), [&](auto to_zero) {
+      of_type(from.scalar_type(), [&](auto from_zero) {
+        using To = decltype(to_zero);
+        using From = decltype(from_zero);
+        To* sums = to.data_ptr<To>();
+        const From* values = from.data_ptr<From>();
+        zf_parallel(to.numel(), 1, [&](int64_t begin, int64_t end) {
+          zf_run<Add<To, From>>(sums + begin, values + begin, end - begin);
+        });
+      });
+    });
+  });
+}
+
+// table[ids[i]] += rows[i], in the order of i.
+int zf_add_rows(void* table_handle, void* ids_handle, void* rows_handle) {
+  return zf_guarded([&] {
+    auto &table = zf_tensor(table_handle), &ids = zf_tensor(ids_handle), &rows = zf_tensor(rows_handle);
+    auto width = table.size(1), count = rows.size(0);
+    check(rows.size(1) == width, "rows of the table's width were expected");
+    if (!table.is_cpu()) {
+      // On GPUs index_add_ adds in any order; this one sorts, so that a step gives the same bits every time.
+      table.index_put_({ids}, rows.to(table.scalar_type()), /*accumulate=*/true);
+      return;
+    }
+    check_ids(ids, count, table.size(0));
+    if (!adds_by_loops(table, rows) || table.scalar_type() != at::kFloat) {
+      table.index_add_(0, ids, rows.to(table.scalar_type()));
+      return;
+    }
+    of_type(rows.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      float* sums = table.data_ptr<float>();
+      const auto* places = ids.data_ptr<int64_t>();
+      const T* values = rows.data_ptr<T>();
+      // Each thread takes a range of columns, so that no two add to one element.
+      zf_parallel(width, count, [&](int64_t begin, int64_t end) {
+        zf_run<AddRows<T>>(sums, places, values, count, width, begin, end);
+      });
+    });
+  });
+}
+}

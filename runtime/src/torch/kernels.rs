@@ -1,0 +1,315 @@
+//! What lies between a model's matrix products: single passes over memory, in float32 whatever the type, rounded once.
+
+use super::{ShimError, checked, ffi, handle};
+use std::ffi::{c_int, c_void};
+use tch::Tensor;
+
+/// The kernels of the shim. On the CPU they are loops of ours, elsewhere libtorch's operations; both save the same tensors
+/// for backward and differ in rounding alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kernels {
+    plain: bool,
+}
+
+impl Kernels {
+    /// libtorch's operations on the CPU too.
+    pub fn plain() -> Self {
+        Kernels { plain: true }
+    }
+
+    fn flag(self) -> c_int {
+        c_int::from(self.plain)
+    }
+
+    /// RMSNorm (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019): `x / sqrt(mean(x²) + epsilon) · weight`
+    /// for `x` `[…, H]` and `weight` `[H]` of one type. Saved: `x`, and a float32 number for each row.
+    ///
+    /// # Errors
+    /// Shapes or types that do not fit, and what libtorch says.
+    pub fn rms_norm(self, x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor, ShimError> {
+        // SAFETY: the handles are live tensors; the result is a new one.
+        owned(|result| unsafe { ffi::zf_rms_norm(handle(x), handle(weight), epsilon, self.flag(), result) })
+    }
+
+    /// SwiGLU (Shazeer, "GLU Variants Improve Transformer", 2020): `silu(gate) · up` for `gate_up` `[…, 2 I]`, gates first:
+    /// `[…, I]`. Saved: `gate_up`.
+    ///
+    /// # Errors
+    /// An odd width, and what libtorch says.
+    pub fn swiglu(self, gate_up: &Tensor) -> Result<Tensor, ShimError> {
+        // SAFETY: the handle is a live tensor; the result is a new one.
+        owned(|result| unsafe { ffi::zf_swiglu(handle(gate_up), self.flag(), result) })
+    }
+
+    /// Rotary position embedding (Su et al., "RoFormer", 2021), with the halves of a head as pairs, as Llama has them.
+    /// Parts `projected` `[B, T, (heads + 2 key_heads) D]` into query `[B, heads, T, D]`, key and value `[B, key_heads, T, D]`
+    /// and turns the first two by `cosines` and `sines`, float32 `[T, D / 2]`. Saved: the tables.
+    ///
+    /// The parts are contiguous, all positions of a head one after the other (`by_head`), or views of tensors with all heads
+    /// of a position one after the other.
+    ///
+    /// # Errors
+    /// Shapes or types that do not fit, and what libtorch says.
+    pub fn rotary(
+        self,
+        projected: &Tensor,
+        (cosines, sines): (&Tensor, &Tensor),
+        (heads, key_heads): (i64, i64),
+        by_head: bool,
+    ) -> Result<[Tensor; 3], ShimError> {
+        let mut results = [std::ptr::null_mut::<c_void>(); 3];
+        // SAFETY: the handles are live tensors, and there is room for three results.
+        checked(unsafe {
+            ffi::zf_rotary(
+                handle(projected),
+                handle(cosines),
+                handle(sines),
+                heads,
+                key_heads,
+                c_int::from(by_head),
+                self.flag(),
+                results.as_mut_ptr(),
+            )
+        })?;
+        // SAFETY: each is an at::Tensor made by `new` that nobody else owns.
+        Ok(results.map(|result| unsafe { Tensor::from_ptr(result.cast()) }))
+    }
+
+    /// The cross-entropies of `logits` `[rows, classes]` for `targets` `[rows]` (int64), float64 `[rows]`. With a `scale` the
+    /// logits become the gradient of the losses' sum × `scale`, in their own memory. No graph.
+    ///
+    /// # Errors
+    /// Shapes or types that do not fit, a target that is no class, and what libtorch says.
+    pub fn cross_entropy(self, logits: &Tensor, targets: &Tensor, scale: Option<f64>) -> Result<Tensor, ShimError> {
+        let scale = scale.unwrap_or(0.0);
+        // SAFETY: the handles are live tensors; the result is a new one.
+        owned(|result| unsafe { ffi::zf_cross_entropy(handle(logits), handle(targets), scale, self.flag(), result) })
+    }
+}
+
+/// `to += from`, whatever the types, in float32 and rounded once; on the CPU without a cast copy of either.
+///
+/// # Errors
+/// Sizes that differ, and what libtorch says.
+pub fn add(to: &Tensor, from: &Tensor) -> Result<(), ShimError> {
+    // SAFETY: both handles are live tensors.
+    checked(unsafe { ffi::zf_add(handle(to), handle(from)) })
+}
+
+/// `table[ids[i]] += rows[i]` for each i: `table` `[V, H]`, `ids` `[n]` (int64), `rows` `[n, H]`, in an order that gives the
+/// same bits every time.
+///
+/// # Errors
+/// Shapes that do not fit, an id beyond the table, and what libtorch says.
+pub fn add_rows(table: &Tensor, ids: &Tensor, rows: &Tensor) -> Result<(), ShimError> {
+    // SAFETY: the handles are live tensors.
+    checked(unsafe { ffi::zf_add_rows(handle(table), handle(ids), handle(rows)) })
+}
+
+/// The tensor that a shim function makes.
+fn owned(make: impl FnOnce(*mut *mut c_void) -> c_int) -> Result<Tensor, ShimError> {
+    let mut result = std::ptr::null_mut();
+    checked(make(&mut result))?;
+    // SAFETY: after success the result is an at::Tensor made by `new` that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(result.cast()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::torch::autograd_grad;
+    use tch::{Device, Kind};
+
+    const TYPES: [Kind; 3] = [Kind::Float, Kind::BFloat16, Kind::Half];
+
+    /// Numbers about 0 that look random and are the same on every call: tests run side by side on one generator.
+    fn scattered(shape: &[i64], kind: Kind) -> Tensor {
+        let count = shape.iter().product::<i64>();
+        let angles = Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + 0.5;
+        ((angles.sin() * 43758.5453).frac() * 2.0).reshape(shape).to_kind(kind)
+    }
+
+    /// Outputs of `compute`, and the gradients of `inputs` for random seeds, in float64.
+    fn with_gradients(inputs: &[Tensor], compute: &dyn Fn(&[Tensor]) -> Vec<Tensor>) -> Vec<Tensor> {
+        let inputs: Vec<Tensor> = inputs.iter().map(|input| input.detach().set_requires_grad(true)).collect();
+        let outputs = compute(&inputs);
+        let seeds: Vec<Tensor> =
+            outputs.iter().map(|output| scattered(&output.size(), Kind::BFloat16).to_kind(output.kind())).collect();
+        let references = |tensors: &'_ [Tensor]| tensors.iter().map(Tensor::shallow_clone).collect::<Vec<_>>();
+        let (all_outputs, all_inputs) = (references(&outputs), references(&inputs));
+        let gradients = autograd_grad(
+            &all_outputs.iter().collect::<Vec<_>>(),
+            &seeds.iter().collect::<Vec<_>>(),
+            &all_inputs.iter().collect::<Vec<_>>(),
+        );
+        let gradients = gradients.unwrap().into_iter().flatten();
+        outputs.into_iter().chain(gradients).map(|tensor| tensor.detach().to_kind(Kind::Double)).collect()
+    }
+
+    /// Both forms against the same computation out of libtorch's operations and autograd in float64.
+    fn compare(
+        name: &str,
+        inputs: &dyn Fn(Kind) -> Vec<Tensor>,
+        ours: &dyn Fn(Kernels, &[Tensor]) -> Vec<Tensor>,
+        exact: &dyn Fn(&[Tensor]) -> Vec<Tensor>,
+    ) {
+        for kind in TYPES {
+            let inputs = inputs(kind);
+            let wide: Vec<Tensor> = inputs.iter().map(|input| input.to_kind(Kind::Double)).collect();
+            let expected = with_gradients(&wide, exact);
+            // Half a unit in the last place, with room for sums of float32.
+            let rounding = match kind {
+                Kind::Float => 2e-6,
+                Kind::BFloat16 => 1.0 / 256.0 + 1e-5,
+                _ => 1.0 / 2048.0 + 1e-5,
+            };
+            for kernels in [Kernels::default(), Kernels::plain()] {
+                let found = with_gradients(&inputs, &|inputs| ours(kernels, inputs));
+                assert_eq!(found.len(), expected.len());
+                for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    assert_eq!(found.size(), expected.size());
+                    // Small results of large terms are as exact as the terms.
+                    let scale = expected.abs().clamp_min(0.05 * expected.abs().max().double_value(&[]));
+                    let error = ((found - expected) / scale).abs().max().double_value(&[]);
+                    // The plain form casts in between.
+                    let bound = if kernels.plain { 8.0 * rounding } else { rounding };
+                    assert!(error <= bound, "{name} in {kind:?}, {kernels:?}, result {index}: off by {error:.2e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rms_norm_is_rounded_once() {
+        compare(
+            "rms_norm",
+            &|kind| vec![scattered(&[3, 7, 83], kind), scattered(&[83], kind)],
+            &|kernels, inputs| vec![kernels.rms_norm(&inputs[0], &inputs[1], 1e-5).unwrap()],
+            &|inputs| {
+                let mean_square = inputs[0].square().mean_dim(&[-1i64][..], true, None);
+                vec![&inputs[0] * (mean_square + 1e-5).rsqrt() * &inputs[1]]
+            },
+        );
+    }
+
+    #[test]
+    fn swiglu_is_rounded_once() {
+        compare(
+            "swiglu",
+            &|kind| vec![scattered(&[3, 5, 2 * 77], kind) * 4.0],
+            &|kernels, inputs| vec![kernels.swiglu(&inputs[0]).unwrap()],
+            &|inputs| {
+                let parts = inputs[0].chunk(2, -1);
+                vec![parts[0].silu() * &parts[1]]
+            },
+        );
+    }
+
+    #[test]
+    fn rotary_is_rounded_once() {
+        let (rows, length, heads, key_heads, width) = (2, 9, 6, 3, 22);
+        let angles = Tensor::arange(length * width / 2, (Kind::Float, Device::Cpu)).reshape([length, width / 2]) * 0.37;
+        let (cosines, sines) = (angles.cos(), angles.sin());
+        let turn = |heads: &Tensor| {
+            let halves = heads.chunk(2, -1);
+            let (cos, sin) = (cosines.to_kind(Kind::Double).unsqueeze(1), sines.to_kind(Kind::Double).unsqueeze(1));
+            let turned = [&halves[0] * &cos - &halves[1] * &sin, &halves[1] * &cos + &halves[0] * &sin];
+            Tensor::cat(&turned, -1).transpose(1, 2)
+        };
+        for by_head in [true, false] {
+            compare(
+                "rotary",
+                &|kind| vec![scattered(&[rows, length, (heads + 2 * key_heads) * width], kind)],
+                &|kernels, inputs| {
+                    kernels.rotary(&inputs[0], (&cosines, &sines), (heads, key_heads), by_head).unwrap().into()
+                },
+                &|inputs| {
+                    let apart = inputs[0].reshape([rows, length, heads + 2 * key_heads, width]);
+                    let parts = apart.split_with_sizes([heads, key_heads, key_heads], 2);
+                    vec![turn(&parts[0]), turn(&parts[1]), parts[2].transpose(1, 2)]
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn cross_entropy_leaves_the_gradient_where_the_logits_were() {
+        // More classes than one short sum has.
+        let (rows, classes, scale) = (6, 2100, 0.25);
+        for kind in TYPES {
+            let logits = scattered(&[rows, classes], kind) * 5.0;
+            let targets = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
+            let wide = logits.to_kind(Kind::Double).set_requires_grad(true);
+            let expected = -wide.log_softmax(-1, None).gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+            let seed = Tensor::full([rows], scale, (Kind::Double, Device::Cpu));
+            let gradient = autograd_grad(&[&expected], &[&seed], &[&wide]).unwrap().remove(0).unwrap();
+            for kernels in [Kernels::default(), Kernels::plain()] {
+                let in_place = logits.copy();
+                let kept = kernels.cross_entropy(&in_place, &targets, None).unwrap();
+                assert!(in_place.equal(&logits), "without a scale the logits stay");
+                let losses = kernels.cross_entropy(&in_place, &targets, Some(scale)).unwrap();
+                assert!(losses.equal(&kept));
+                assert!(losses.allclose(&expected, 1e-6, 1e-6, false), "{kind:?} {kernels:?}");
+                let relative = if kind == Kind::Float { 1e-4 } else { 1.0 / 256.0 };
+                let found = in_place.to_kind(Kind::Double);
+                assert!(found.allclose(&gradient, relative, 1e-7, false), "{kind:?} {kernels:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        let options = (Kind::Float, Device::Cpu);
+        for kind in TYPES {
+            let (weight, target) =
+                (Tensor::ones([64], options).to_kind(kind), Tensor::zeros([1], (Kind::Int64, Device::Cpu)));
+            for value in [f64::NAN, f64::INFINITY] {
+                let x = Tensor::ones([1, 64], options);
+                let _set = x.narrow(1, 37, 1).fill_(value);
+                let x = x.to_kind(kind);
+                let kernels = Kernels::default();
+                let normed = kernels.rms_norm(&x, &weight, 1e-5).unwrap();
+                let gated = kernels.swiglu(&x).unwrap();
+                for (name, result) in [("rms_norm", normed), ("swiglu", gated)] {
+                    assert_eq!(result.isfinite().all().int64_value(&[]), 0, "{name} hides {value} in {kind:?}");
+                }
+                let loss = kernels.cross_entropy(&x.copy(), &target, Some(1.0)).unwrap();
+                assert!(!loss.double_value(&[0]).is_finite(), "cross_entropy hides {value} in {kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_added_in_float32() {
+        for kind in TYPES {
+            let (to, from) =
+                (scattered(&[33, 40], Kind::Float).transpose(0, 1).contiguous(), scattered(&[40, 33], kind));
+            let expected = &to + from.to_kind(Kind::Float);
+            add(&to, &from).unwrap();
+            assert!(to.equal(&expected), "{kind:?}");
+            let expected = (from.to_kind(Kind::Float) + &to).to_kind(kind);
+            add(&from, &to).unwrap();
+            assert!(from.equal(&expected), "{kind:?}");
+            let table = Tensor::zeros([10, 33], (Kind::Float, Device::Cpu));
+            let ids = Tensor::randint(10, [40], (Kind::Int64, Device::Cpu));
+            let expected = table.index_add(0, &ids, &from.to_kind(Kind::Float));
+            add_rows(&table, &ids, &from).unwrap();
+            assert!(table.equal(&expected), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let options = (Kind::Float, Device::Cpu);
+        let kernels = Kernels::default();
+        let x = Tensor::ones([4, 8], options);
+        assert!(kernels.rms_norm(&x, &Tensor::ones([7], options), 1e-5).is_err());
+        assert!(kernels.swiglu(&Tensor::ones([4, 7], options)).is_err());
+        let targets = Tensor::from_slice(&[0i64, 1, 8, 2]);
+        let error = kernels.cross_entropy(&x, &targets, None).unwrap_err();
+        assert!(error.to_string().contains("8 is not below 8"), "{error}");
+        assert!(add(&x, &Tensor::ones([5], options)).is_err());
+        let error = add_rows(&x, &Tensor::from_slice(&[4i64]), &Tensor::ones([1, 8], options)).unwrap_err();
+        assert!(error.to_string().contains("4 is not below 4"), "{error}");
+    }
+}
