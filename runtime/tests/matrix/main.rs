@@ -7,6 +7,7 @@
 //!     … -- --memory      the memory of a step against the plan alone
 //!     … -- --precision   16-bit types against FSDP2 alone, with every run
 //!     … -- --timeline    the timeline over both wires alone
+//!     … -- --gloo        the layouts over Gloo alone
 //!     … -- --nccl        what goes through the nccl backend alone
 //!     … -- --gpu         the layouts of one process, on a GPU (needs one, and a build for CUDA)
 //!     … -- --ranks 4     of any of these, one number of ranks
@@ -69,6 +70,8 @@ enum Part {
     Precision,
     /// The timeline over Gloo and NCCL.
     Timeline,
+    /// The layouts over Gloo.
+    Gloo,
     /// What goes through the `nccl` backend.
     Nccl,
     /// What one process computes on a GPU.
@@ -99,6 +102,7 @@ impl Options {
             ("--memory", Part::Memory),
             ("--precision", Part::Precision),
             ("--timeline", Part::Timeline),
+            ("--gloo", Part::Gloo),
             ("--nccl", Part::Nccl),
             ("--gpu", Part::Gpu),
         ];
@@ -134,7 +138,7 @@ impl Options {
             return;
         }
         let mut workers = Workers::start(ranks, Wire::Gloo);
-        if is(&[Part::All]) {
+        if is(&[Part::All, Part::Gloo]) {
             groups.iter().for_each(|group| group.check(self.full, &mut workers, tally));
         }
         if is(&[Part::All, Part::Nccl]) {
