@@ -154,10 +154,11 @@ struct Norm : Function<Norm> {
       });
       if (context->needs_input_grad(1)) dw = partial.total(weight.options());
     } else {
-      auto normalized = x.to(wide_type(x)).mul_(scales);
+      // `to` may give the tensor itself, so nothing is written into before a product made it anew.
+      auto normalized = x.to(wide_type(x)) * scales;
       auto wide = gradient.to(wide_type(x));
       if (context->needs_input_grad(1)) dw = (wide * normalized).reshape({-1, width}).sum(0).to(weight.scalar_type());
-      wide.mul_(weight);
+      wide = wide * weight;
       auto mean = (wide * normalized).mean({-1}, /*keepdim=*/true);
       dx = wide.sub_(normalized.mul_(mean)).mul_(scales).to(x.scalar_type());
     }

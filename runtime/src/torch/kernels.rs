@@ -131,10 +131,12 @@ mod tests {
 
     /// Outputs of `compute`, and the gradients of `inputs` for random seeds, in float64.
     fn with_gradients(inputs: &[Tensor], compute: &dyn Fn(&[Tensor]) -> Vec<Tensor>) -> Vec<Tensor> {
+        let before: Vec<Tensor> = inputs.iter().map(Tensor::copy).collect();
         let inputs: Vec<Tensor> = inputs.iter().map(|input| input.detach().set_requires_grad(true)).collect();
         let outputs = compute(&inputs);
         let seeds: Vec<Tensor> =
             outputs.iter().map(|output| scattered(&output.size(), Kind::BFloat16).to_kind(output.kind())).collect();
+        let kept_seeds: Vec<Tensor> = seeds.iter().map(Tensor::copy).collect();
         let references = |tensors: &'_ [Tensor]| tensors.iter().map(Tensor::shallow_clone).collect::<Vec<_>>();
         let (all_outputs, all_inputs) = (references(&outputs), references(&inputs));
         let gradients = autograd_grad(
@@ -143,6 +145,8 @@ mod tests {
             &all_inputs.iter().collect::<Vec<_>>(),
         );
         let gradients = gradients.unwrap().into_iter().flatten();
+        let unchanged = |now: &[Tensor], then: &[Tensor]| now.iter().zip(then).all(|(now, then)| now.equal(then));
+        assert!(unchanged(&inputs, &before) && unchanged(&seeds, &kept_seeds), "what was handed in was written into");
         outputs.into_iter().chain(gradients).map(|tensor| tensor.detach().to_kind(Kind::Double)).collect()
     }
 
