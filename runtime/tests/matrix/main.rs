@@ -141,10 +141,13 @@ impl Options {
         if is(&[Part::All]) {
             groups.iter().for_each(|group| group.check(self.full, &mut workers, tally));
         }
-        if ranks > 1 && is(&[Part::All, Part::Shm]) {
+        // What has Gloo's bits needs no other checks, unless it is asked about alone.
+        if ranks > 1 && (is(&[Part::Shm]) || is(&[Part::All]) && (self.full || ranks <= 4)) {
             let mut shm = Workers::start(ranks, Wire::Shm);
-            groups.iter().for_each(|group| group.check(self.full, &mut shm, tally));
             groups.iter().for_each(|group| groups::check_same_as_gloo(group, &mut workers, &mut shm, tally));
+            if is(&[Part::Shm]) {
+                groups.iter().for_each(|group| group.check(self.full, &mut shm, tally));
+            }
             if ranks == 3 {
                 groups::check_delays(&mut shm, tally);
             }

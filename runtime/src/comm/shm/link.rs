@@ -146,6 +146,12 @@ impl Link {
         self.arena().take(bytes).map_err(|source| CommError::SharedMemory { call, source })
     }
 
+    /// How many copies were made since this was asked last.
+    #[cfg(test)]
+    pub(super) fn retired_copies(&self) -> usize {
+        std::mem::take(&mut *self.retired.borrow_mut()).len()
+    }
+
     fn all_have_read(&self, turn: u64, ranks: &[usize]) -> bool {
         let has_read = |peer: &Peer| peer.segment.control().has_read(turn);
         ranks.iter().all(|&rank| self.peers[rank].as_ref().is_none_or(has_read))

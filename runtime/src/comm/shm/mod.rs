@@ -140,13 +140,10 @@ impl Collectives for Shm {
         let (bytes, count) = (bytes_of(shard), self.ranks.len());
         let (sequence, span) = self.link.begin(Track::Gathers, bytes * count, bytes * (count - 1));
         let mut turn = self.link.take_turn(ALL_GATHER, sequence, &self.ranks)?;
-        let (all, mine) = (pointer(full), self.place * bytes);
-        // SAFETY: `full` has room for as many shards as there are ranks, and the shard is one of these places or apart.
-        let own = unsafe {
-            let own = all.wrapping_add(mine);
-            copy(pointer(shard), own, 0..bytes);
-            own
-        };
+        let all = pointer(full);
+        let own = all.wrapping_add(self.place * bytes);
+        // SAFETY: `full` has room for as many shards as there are ranks; this one is at its place there, or apart.
+        unsafe { copy(pointer(shard), own, 0..bytes) };
         // The shard may lie where others see it, or else its place in `full` may.
         let shared = self.link.shared(pointer(shard), bytes).is_some();
         let source = if shared { pointer(shard) } else { own };
@@ -202,10 +199,10 @@ impl Collectives for Shm {
         let mut all = vec![vec![0.0; numbers.len()]; count];
         {
             let _watch = Stopwatch::start(&self.link.traffic, &self.link.timeline);
-            for place in 0..count {
-                let theirs = turn.input_of(self.ranks[place], bytes)?;
+            for (&rank, numbers) in self.ranks.iter().zip(&mut all) {
+                let theirs = turn.input_of(rank, bytes)?;
                 // SAFETY: a slot has room for so many bytes, which were posted; the vector is as long.
-                unsafe { copy(theirs, all[place].as_mut_ptr().cast(), 0..bytes) };
+                unsafe { copy(theirs, numbers.as_mut_ptr().cast(), 0..bytes) };
             }
             end(turn, span)?;
         }
@@ -263,3 +260,6 @@ fn sum(link: &Link, shard: &Tensor, kind: Kind, parts: &[*const u8]) -> Result<(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,6 +60,8 @@ impl Patience {
                 }
                 std::hint::spin_loop();
             }
+            // Somebody else may need the processor; perhaps the very rank that is waited for.
+            std::thread::yield_now();
         }
         loop {
             let rings = control.rings();
