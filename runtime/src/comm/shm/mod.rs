@@ -17,6 +17,7 @@ mod link;
 mod process;
 mod reduce;
 mod segment;
+mod spread;
 mod waiting;
 
 pub use error::{PeerLoss, ShmError};
@@ -25,9 +26,10 @@ use super::{
     ALL_GATHER, Activity, Collectives, CommError, Pending, REDUCE_SCATTER, Stopwatch, Store, Traffic, check_pair,
     element_size, exchange_by_gather,
 };
-use crate::metrics::{Begun, Label, Timeline, Track};
+use crate::metrics::{Begun, Timeline, Track};
 use control::INLINE;
 use link::{Input, Link, Turn};
+use spread::{Address, spread};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,10 +99,14 @@ impl Shm {
 /// # Safety
 /// The range lies inside both, which are apart or the same.
 unsafe fn copy(from: *const u8, to: *mut u8, range: std::ops::Range<usize>) {
-    if !range.is_empty() && !std::ptr::eq(from, to) {
-        // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(from.add(range.start), to.add(range.start), range.len()) };
+    if range.is_empty() || std::ptr::eq(from, to) {
+        return;
     }
+    let (from, to) = (Address(from.wrapping_add(range.start).cast_mut()), Address(to.wrapping_add(range.start)));
+    spread(range.len(), 1, |part| {
+        // SAFETY: the caller's promise; no other thread has this part.
+        unsafe { std::ptr::copy_nonoverlapping(from.get().add(part.start), to.get().add(part.start), part.len()) };
+    });
 }
 
 fn pointer(tensor: &Tensor) -> *mut u8 {
@@ -195,18 +201,14 @@ impl Collectives for Shm {
         let mut turn = self.link.take_turn(ALL_GATHER, sequence, &self.ranks)?;
         let input = self.input(&turn, ALL_GATHER, numbers.as_ptr().cast(), bytes, bytes..bytes)?;
         turn.post(input, Vec::new());
-        let wait = self.link.timeline.begin(Track::Host, || Label::new("wait"));
+        let _watch = Stopwatch::start(&self.link.traffic, &self.link.timeline);
         let mut all = vec![vec![0.0; numbers.len()]; count];
-        {
-            let _watch = Stopwatch::start(&self.link.traffic, &self.link.timeline);
-            for (&rank, numbers) in self.ranks.iter().zip(&mut all) {
-                let theirs = turn.input_of(rank, bytes)?;
-                // SAFETY: a slot has room for so many bytes, which were posted; the vector is as long.
-                unsafe { copy(theirs, numbers.as_mut_ptr().cast(), 0..bytes) };
-            }
-            end(turn, span)?;
+        for (&rank, numbers) in self.ranks.iter().zip(&mut all) {
+            let theirs = turn.input_of(rank, bytes)?;
+            // SAFETY: a slot has room for so many bytes, which were posted; the vector is as long.
+            unsafe { copy(theirs, numbers.as_mut_ptr().cast(), 0..bytes) };
         }
-        self.link.timeline.end(wait);
+        end(turn, span)?;
         Ok(all)
     }
 

@@ -3,6 +3,7 @@
 //! The bits are those of libtorch's own additions, part by part: 16-bit parts that are summed in 16 bits are rounded after
 //! each addition. Loops are plain and compiled for several sets of instructions, of which the best is taken.
 
+use super::spread::{Address, spread};
 use tch::Kind;
 
 /// Elements that are summed at a time: few enough to stay in the processor's own memory.
@@ -258,9 +259,17 @@ pub(super) unsafe fn sum(
 ) -> bool {
     macro_rules! with {
         ($sum:ty) => {{
-            let parts: Vec<_> = parts.iter().map(|part| part.cast::<<$sum as Sum>::Part>()).collect();
-            // SAFETY: the types are those of the kinds; the rest is passed on to the caller.
-            unsafe { sum_with::<$sum>(instructions, &parts, out.cast(), count) };
+            let address = |part: &*const u8| Address(part.cast_mut().cast::<<$sum as Sum>::Part>());
+            let (parts, out) = (parts.iter().map(address).collect::<Vec<_>>(), Address(out.cast::<<$sum as Sum>::Result>()));
+            let bytes = parts.len() * size_of::<<$sum as Sum>::Part>();
+            spread(count, bytes, |range| {
+                let begin = |part: &Address<<$sum as Sum>::Part>| part.get().wrapping_add(range.start).cast_const();
+                let parts: Vec<_> = parts.iter().map(begin).collect();
+                let out = out.get().wrapping_add(range.start);
+                // SAFETY: the types are those of the kinds, and no other thread has this range; the rest is passed on to
+                // the caller.
+                unsafe { sum_with::<$sum>(instructions, &parts, out, range.len()) };
+            });
             true
         }};
     }

@@ -97,6 +97,25 @@ fn what_is_given_up_stays_where_others_may_read_it() {
     assert_eq!(values[1], 3.0 * LENGTH as f64);
 }
 
+/// Several threads of a rank copy and sum what is large.
+#[test]
+fn large_tensors_are_worked_on_by_all_threads() {
+    let threads = tch::get_num_threads();
+    tch::set_num_threads(3);
+    let length = (9 << 20) / 4 + 7;
+    let sums = with_ranks(2, |group| {
+        let full = group.allocate(2 * length, Kind::Float).unwrap();
+        let values = Tensor::arange(2 * length, (Kind::Float, Device::Cpu)) + group.rank() as f64;
+        full.shallow_clone().copy_(&values);
+        group.all_reduce(&full).unwrap();
+        let expected = (Tensor::arange(2 * length, (Kind::Float, Device::Cpu)))
+            + (Tensor::arange(2 * length, (Kind::Float, Device::Cpu)) + 1.0);
+        full.equal(&expected)
+    });
+    tch::set_num_threads(threads);
+    assert_eq!(sums, [true, true]);
+}
+
 #[test]
 fn a_group_of_many_connects_where_addresses_are_scarce() {
     let ranks = 12;
