@@ -3,7 +3,7 @@
 //! Every rank has a [`segment`] that all others map. A collective is a *turn*: each rank posts where its input lies, reads the
 //! inputs of the others as they come, and says so. Tensors from [`Collectives::allocate`] lie in the segment, so others read
 //! them where they are: a gather is one copy, a reduce-scatter one pass over all parts. Any other tensor is copied there
-//! first. Nothing runs in the background: the work is done by whoever waits, while a rank computes nobody takes its
+//! first, and so is a short one. Nothing runs in the background: the work is done by whoever waits, while a rank computes nobody takes its
 //! processor away.
 //!
 //! Collectives whose tensors are read in place are waited for in the same order by all ranks, since a wait lasts until the
@@ -35,6 +35,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 use waiting::Patience;
+
+/// Inputs shorter than this are copied even if they lie in shared memory: that takes less time than to wait until the others
+/// have read them.
+const SHORT: usize = 128 << 10;
 
 /// A group of ranks that share memory: all of a job, or an axis of its mesh.
 pub struct Shm {
@@ -80,7 +84,9 @@ impl Shm {
     ) -> Result<Input, CommError> {
         let (target, input) = if bytes <= INLINE {
             (turn.inline(), Input::Inline)
-        } else if let Some(offset) = self.link.shared(pointer, bytes) {
+        } else if bytes >= SHORT
+            && let Some(offset) = self.link.shared(pointer, bytes)
+        {
             return Ok(Input::InPlace(offset));
         } else {
             let block = self.link.take_room(call, bytes)?;
