@@ -80,8 +80,9 @@ pub(crate) fn backend(reader: &mut Reader<'_>, device: DeviceKind, num_processes
                 let hint = format!("use {with}, or --nproc 1 in place of {num_processes}");
                 return refuse("single is for one process", hint);
             }
-            (Backend::Gloo, DeviceKind::Cuda) => {
-                return refuse("gloo is for the CPU", "use nccl (the default), or --use_cpu true".to_owned());
+            (Backend::Gloo | Backend::Shm, DeviceKind::Cuda) => {
+                let allowed = format!("{} is for the CPU", held.value);
+                return refuse(&allowed, "use nccl (the default), or --use_cpu true".to_owned());
             }
             (Backend::Nccl, DeviceKind::Cpu) => {
                 let place = reader.provenance.get("device").filter(|place| *place != "default");
@@ -89,7 +90,10 @@ pub(crate) fn backend(reader: &mut Reader<'_>, device: DeviceKind, num_processes
                     Some(place) => format!("this job runs on the CPU ({place})"),
                     None => "this machine has none".to_owned(),
                 };
-                return refuse(&format!("nccl is for GPUs, and {why}"), "use gloo, or leave backend out".to_owned());
+                return refuse(
+                    &format!("nccl is for GPUs, and {why}"),
+                    "use gloo or shm, or leave backend out".to_owned(),
+                );
             }
             _ => {}
         }

@@ -201,8 +201,8 @@ const UNBUILT: &[(&[&str], &[&str], &str)] = &[
     (&["mixed_precision"], &["fp8"], "use bf16, fp16 or no"),
     (
         &["backend", "ddp_backend"],
-        &["shm", "mpi", "ccl", "hccl", "cncl"],
-        "use nccl on GPUs, gloo on the CPU, or single for one process",
+        &["mpi", "ccl", "hccl", "cncl"],
+        "use nccl on GPUs, gloo or shm on the CPU, or single for one process",
     ),
     (&["save_strategy"], &["best"], "use steps, epoch or no"),
     (&["train_sampling_strategy"], &["group_by_length"], "use random or sequential"),

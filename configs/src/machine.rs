@@ -149,6 +149,8 @@ pub struct CopyRate {
 /// How fast a collective is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CollectiveRate {
+    /// What carried it.
+    pub backend: Backend,
     /// `all_gather` or `reduce_scatter`.
     pub collective: String,
     /// Bytes of the full buffer, in float32.

@@ -66,6 +66,8 @@ choice! {
         Nccl = "nccl",
         /// Gloo over TCP: several processes.
         Gloo = "gloo",
+        /// Shared memory: several processes of one host.
+        Shm = "shm",
         /// No communication: one process.
         Single = "single",
     }

@@ -142,7 +142,7 @@ pub(crate) fn rows(rates: &Rates) -> Vec<(String, String)> {
     let copy = ("memory copy".to_owned(), format!("{} read and written, in all", bytes(rates.copy.bytes_per_second)));
     let collectives = rates.collectives.iter().map(|it| {
         let value = format!("{:.2} ms, {}", it.seconds * 1e3, bytes(it.bytes_per_second));
-        (format!("{} {}", it.collective, format::bytes(it.bytes)), value)
+        (format!("{} {}, {}", it.collective, format::bytes(it.bytes), it.backend), value)
     });
     products.chain([copy]).chain(collectives).collect()
 }
@@ -168,6 +168,7 @@ pub(crate) mod tests {
             products: vec![product(ElementType::Float32, 100.0), product(ElementType::Bfloat16, bfloat16)],
             copy: CopyRate { bytes: 1 << 26, bytes_per_second: 12.3e9 },
             collectives: vec![CollectiveRate {
+                backend: Backend::Gloo,
                 collective: "all_gather".to_owned(),
                 bytes: 16 << 20,
                 seconds: (16 << 20) as f64 / gigabytes / 1e9,
@@ -185,7 +186,7 @@ pub(crate) mod tests {
             ("float32 products", "100 GFLOP/s a rank, 200 GFLOP/s in all (2048 × 576 × 1536)"),
             ("bfloat16 products", "600 GFLOP/s a rank, 1.20 TFLOP/s in all (2048 × 576 × 1536)"),
             ("memory copy", "12 GB/s read and written, in all"),
-            ("all_gather 16.0 MiB", "8.39 ms, 2.00 GB/s"),
+            ("all_gather 16.0 MiB, gloo", "8.39 ms, 2.00 GB/s"),
         ];
         assert_eq!(rows(&rates), expected.map(|(what, value)| (what.to_owned(), value.to_owned())));
     }

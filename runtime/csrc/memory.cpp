@@ -37,15 +37,19 @@ void* allocate_or_explain(size_t byte_count) {
   }
 }
 
+void count(int64_t change) {
+  auto now = live_bytes += change;
+  auto seen = peak_bytes.load();
+  while (seen < now && !peak_bytes.compare_exchange_weak(seen, now)) {
+  }
+}
+
 struct CountingAllocator final : c10::Allocator {
   c10::DataPtr allocate(size_t byte_count) override {
     if (byte_count == 0) return {nullptr, nullptr, &release, c10::Device(c10::kCPU)};
     auto* base = static_cast<char*>(allocate_or_explain(byte_count + header));
     *reinterpret_cast<int64_t*>(base) = static_cast<int64_t>(byte_count);
-    auto now = live_bytes += static_cast<int64_t>(byte_count);
-    auto seen = peak_bytes.load();
-    while (seen < now && !peak_bytes.compare_exchange_weak(seen, now)) {
-    }
+    count(static_cast<int64_t>(byte_count));
     auto* data = base + header;
     return {data, data, &release, c10::Device(c10::kCPU)};
   }
@@ -66,6 +70,9 @@ void zf_count_memory() {
   static CountingAllocator allocator;
   c10::SetCPUAllocator(&allocator, /*priority=*/255);
 }
+
+// Counts memory of tensors that comes from elsewhere, or goes there again.
+void zf_count_bytes(int64_t change) { count(change); }
 
 void zf_memory(int64_t* live, int64_t* peak) {
   *live = live_bytes;

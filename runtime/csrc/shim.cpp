@@ -63,6 +63,21 @@ int zf_repoint_storage(void* tensor, void* data, size_t byte_count) {
   });
 }
 
+// A flat tensor over memory that somebody else owns, with the type of `like`. `release(owner)` is called once, when its storage
+// is gone or could not be made.
+int zf_tensor_over(void* data, int64_t numel, void* like, void (*release)(void*), void* owner, void** out) {
+  return zf_guarded([&] {
+    at::DataPtr pointer(data, owner, release, at::Device(at::kCPU));
+    auto type = zf_tensor(like).scalar_type();
+    auto bytes = static_cast<size_t>(numel) * at::elementSize(type);
+    auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), bytes, std::move(pointer),
+                                                         /*allocator=*/nullptr, /*resizable=*/false);
+    auto tensor = at::empty({0}, at::TensorOptions().dtype(type));
+    tensor.set_(at::Storage(std::move(storage)), 0, {numel}, {1});
+    *out = new at::Tensor(std::move(tensor));
+  });
+}
+
 // One fused AdamW step (decoupled decay, no amsgrad) over lists of flat float32 pieces. `step` is a float32 scalar tensor
 // where they are, that already counts this step: 1 at the first.
 int zf_fused_adamw(void* const* parameters, void* const* gradients, void* const* first_moments,

@@ -19,6 +19,7 @@ int zf_autograd_grad(void* const* outputs, void* const* grad_outputs, size_t out
 void zf_count_memory();
 void zf_memory(int64_t* live, int64_t* peak);
 void zf_restart_peak();
+void zf_count_bytes(int64_t change);
 
 // GPUs
 int zf_cuda_version(int64_t* version);
@@ -30,6 +31,7 @@ int zf_cuda_allow_tf32(int allow);
 
 // storage
 int zf_repoint_storage(void* tensor, void* data, size_t byte_count);
+int zf_tensor_over(void* data, int64_t numel, void* like, void (*release)(void*), void* owner, void** out);
 
 // optimizer
 int zf_fused_adamw(void* const* parameters, void* const* gradients, void* const* first_moments,

@@ -28,12 +28,14 @@ fn assert_rates(rates: &Value) {
     let copied = rates["copy"]["bytes_per_second"].as_f64().unwrap();
     assert!(copied > 1e6 && copied < 1e14, "{copied}");
     let collectives = rates["collectives"].as_array().unwrap();
-    let sizes = |name: &str| -> Vec<u64> {
-        let of_name = collectives.iter().filter(|it| it["collective"] == name);
+    let sizes = |name: &str, backend: &str| -> Vec<u64> {
+        let of_name = collectives.iter().filter(|it| it["collective"] == name && it["backend"] == backend);
         of_name.map(|it| it["bytes"].as_u64().unwrap()).collect()
     };
-    let expected = [64 << 10, 1 << 20, 16 << 20];
-    assert_eq!((sizes("all_gather"), sizes("reduce_scatter")), (expected.to_vec(), expected.to_vec()));
+    for backend in ["gloo", "shm"] {
+        let expected = vec![64 << 10, 1 << 20, 16 << 20];
+        assert_eq!((sizes("all_gather", backend), sizes("reduce_scatter", backend)), (expected.clone(), expected));
+    }
     for it in collectives {
         let [bytes, seconds, rate] = ["bytes", "seconds", "bytes_per_second"].map(|name| it[name].as_f64().unwrap());
         assert!(seconds > 0.0 && (bytes / seconds / rate - 1.0).abs() < 1e-9, "{it}");

@@ -66,6 +66,8 @@ fn backends_belong_to_their_devices() {
     let message = on(2, two, &[("backend", "nccl"), ("use_cpu", "true")]).unwrap_err();
     says(&message, &["nccl is for GPUs, and this job runs on the CPU (flag --use_cpu)"]);
     says(&on(2, two, &[("backend", "gloo")]).unwrap_err(), &["gloo is for the CPU", "--use_cpu true"]);
+    assert_eq!(job(0, two, &[("backend", "shm")]).backend, Backend::Shm);
+    says(&on(2, two, &[("backend", "shm")]).unwrap_err(), &["shm is for the CPU", "--use_cpu true"]);
     says(&on(2, two, &[("backend", "single")]).unwrap_err(), &["single is for one process", "use nccl"]);
 }
 

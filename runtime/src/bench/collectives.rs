@@ -2,17 +2,21 @@
 
 use super::{Bench, median};
 use crate::comm::{Collectives, CommError};
+use std::rc::Rc;
 use std::time::Instant;
 use tch::{Kind, Tensor};
-use zerofold_configs::CollectiveRate;
+use zerofold_configs::{Backend, CollectiveRate};
 
 /// Bytes of the full buffer, and how often each is done. The last is left out in quick.
 const SIZES: [(i64, u32); 4] = [(64 << 10, 60), (1 << 20, 40), (16 << 20, 11), (128 << 20, 5)];
 /// Done before, and not counted: connections are made, memory is touched.
 const WARM_UP: u32 = 2;
 
-/// Both collectives in every size; nothing for one rank.
-pub(super) fn collectives(bench: &Bench) -> Result<Vec<CollectiveRate>, CommError> {
+/// What carries collectives.
+type Wire = (Backend, Rc<dyn Collectives>);
+
+/// Both collectives in every size over each of `wires`; nothing for one rank.
+pub(super) fn collectives(bench: &Bench, wires: &[Wire]) -> Result<Vec<CollectiveRate>, CommError> {
     let mut rates = Vec::new();
     if bench.comm.world_size() == 1 {
         return Ok(rates);
@@ -20,37 +24,53 @@ pub(super) fn collectives(bench: &Bench) -> Result<Vec<CollectiveRate>, CommErro
     let sizes = &SIZES[..SIZES.len() - usize::from(bench.quick)];
     for gathers in [true, false] {
         for &(bytes, repetitions) in sizes {
-            rates.push(collective(bench, gathers, bytes, repetitions)?);
+            rates.extend(collective(bench, wires, gathers, bytes, repetitions)?);
         }
     }
     Ok(rates)
 }
 
-fn collective(bench: &Bench, gathers: bool, bytes: i64, repetitions: u32) -> Result<CollectiveRate, CommError> {
-    let comm = bench.comm.as_ref();
-    let ranks = comm.world_size() as i64;
+/// Wires take turns, so that a machine's moods meet all of them.
+fn collective(
+    bench: &Bench,
+    wires: &[Wire],
+    gathers: bool,
+    bytes: i64,
+    repetitions: u32,
+) -> Result<Vec<CollectiveRate>, CommError> {
+    let ranks = bench.comm.world_size() as i64;
     let part = (bytes / 4 / ranks).max(1);
-    let full = Tensor::f_ones([part * ranks], (Kind::Float, comm.device()))?;
-    let shard = Tensor::f_ones([part], (Kind::Float, comm.device()))?;
-    let mut times = Vec::new();
+    let buffers = |(_, comm): &Wire| -> Result<(Tensor, Tensor), CommError> {
+        let (mut full, mut shard) = (comm.allocate(part * ranks, Kind::Float)?, comm.allocate(part, Kind::Float)?);
+        let _filled = (full.f_fill_(1.0)?, shard.f_fill_(1.0)?);
+        Ok((full, shard))
+    };
+    let buffers = wires.iter().map(buffers).collect::<Result<Vec<_>, _>>()?;
+    let mut times = vec![Vec::new(); wires.len()];
     for repetition in 0..WARM_UP + repetitions {
-        comm.barrier()?;
-        let began = Instant::now();
-        once(comm, gathers, &full, &shard)?;
-        bench.settle()?;
-        if repetition >= WARM_UP {
-            times.push(began.elapsed().as_secs_f64());
+        for (((_, comm), (full, shard)), times) in wires.iter().zip(&buffers).zip(&mut times) {
+            comm.barrier()?;
+            let began = Instant::now();
+            once(comm.as_ref(), gathers, full, shard)?;
+            bench.settle()?;
+            if repetition >= WARM_UP {
+                times.push(began.elapsed().as_secs_f64());
+            }
         }
     }
-    let seconds = median(slowest(&comm.exchange(&times)?));
     let bytes = (part * ranks * 4).unsigned_abs();
-    Ok(CollectiveRate {
-        collective: if gathers { "all_gather" } else { "reduce_scatter" }.to_owned(),
-        bytes,
-        seconds,
-        bytes_per_second: bytes as f64 / seconds.max(1e-9),
-        repetitions,
-    })
+    let rate = |((backend, _), times): (&Wire, Vec<f64>)| {
+        let seconds = median(slowest(&bench.comm.exchange(&times)?));
+        Ok(CollectiveRate {
+            backend: *backend,
+            collective: if gathers { "all_gather" } else { "reduce_scatter" }.to_owned(),
+            bytes,
+            seconds,
+            bytes_per_second: bytes as f64 / seconds.max(1e-9),
+            repetitions,
+        })
+    };
+    wires.iter().zip(times).map(rate).collect()
 }
 
 fn once(comm: &dyn Collectives, gathers: bool, full: &Tensor, shard: &Tensor) -> Result<(), CommError> {

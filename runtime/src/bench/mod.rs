@@ -94,7 +94,11 @@ fn measure(
     };
     // Held for as long as this rank measures.
     let device = device::claim(&wanted, environment.local_rank)?;
-    let comm = connect(environment, backend, control, device.torch(), activity)?;
+    let comm = connect(environment, backend, control, device.torch(), activity.clone())?;
+    let mut wires = vec![(backend, comm.clone())];
+    if backend == Backend::Gloo {
+        wires.extend(shared_memory(environment, &comm, control, activity)?.map(|shm| (Backend::Shm, shm)));
+    }
     let stream = Stream::borrowed(torch::current_stream(device.torch())?);
     let bench = Bench { comm, stream, quick: request.quick };
     Ok(Rates {
@@ -104,8 +108,23 @@ fn measure(
         threads: environment.threads.max(1).unsigned_abs(),
         products: compute::products(&bench)?,
         copy: compute::copy(&bench)?,
-        collectives: collectives::collectives(&bench)?,
+        collectives: collectives::collectives(&bench, &wires)?,
     })
+}
+
+/// Shared memory between the ranks, if all of them have it.
+fn shared_memory(
+    environment: &Environment,
+    comm: &Rc<dyn Collectives>,
+    control: &Control,
+    activity: Arc<Activity>,
+) -> Result<Option<Rc<dyn Collectives>>, CommError> {
+    let shm = connect(environment, Backend::Shm, control, Device::Cpu, activity);
+    if let Err(error) = &shm {
+        tracing::warn!("shared memory is not measured: {error}");
+    }
+    let all = comm.exchange(&[f64::from(u8::from(shm.is_ok()))])?;
+    Ok(shm.ok().filter(|_| all.iter().all(|rank| rank == &[1.0])))
 }
 
 /// The middle value; the later of the two in the middle. 0 without values.

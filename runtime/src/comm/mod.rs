@@ -7,6 +7,7 @@ mod activity;
 mod gloo;
 mod local_store;
 mod nccl;
+mod shm;
 mod single;
 mod store;
 
@@ -14,6 +15,7 @@ pub use activity::{Activity, Phase};
 pub use gloo::Gloo;
 pub use local_store::LocalStore;
 pub use nccl::{Abort, Nccl, try_nccl};
+pub use shm::{PeerLoss, Shm, ShmError};
 pub use single::Single;
 pub use store::Store;
 
@@ -108,6 +110,26 @@ pub enum CommError {
         /// What the backend said.
         source: ShimError,
     },
+    /// A rank that shares memory with this one is gone.
+    #[error("{call} #{sequence} with rank {peer} failed: {loss}")]
+    PeerLost {
+        /// The collective or `connect`.
+        call: &'static str,
+        /// Its sequence number.
+        sequence: u64,
+        /// The other rank.
+        peer: usize,
+        /// What became of it.
+        loss: PeerLoss,
+    },
+    /// Memory cannot be shared.
+    #[error("{call}: {source}")]
+    SharedMemory {
+        /// The collective, `connect` or `allocate`.
+        call: &'static str,
+        /// Why.
+        source: ShmError,
+    },
     /// The GPU, its driver or NCCL failed.
     #[error("{call}: {source}")]
     Gpu {
@@ -135,7 +157,12 @@ pub enum CommError {
 impl CommError {
     /// True when the cause is most likely another rank's failure, which has its own error.
     pub fn is_consequence(&self) -> bool {
-        matches!(self, CommError::Peer { .. } | CommError::Backend { .. } | CommError::Aborted { .. })
+        match self {
+            CommError::Peer { .. } | CommError::PeerLost { .. } => true,
+            CommError::Backend { .. } | CommError::Aborted { .. } => true,
+            CommError::SharedMemory { source, .. } => source.is_consequence(),
+            _ => false,
+        }
     }
 }
 
@@ -212,6 +239,17 @@ pub trait Collectives {
     /// The recorder of this rank, which all axes of this backend share.
     fn timeline(&self) -> &Timeline;
 
+    /// A flat tensor of zeros for use in collectives, where this backend is at its fastest with it. It lies there until its
+    /// last view is gone, with or without the group.
+    fn allocate(&self, numel: i64, kind: Kind) -> Result<Tensor, CommError> {
+        Ok(Tensor::f_zeros([numel], (kind, self.device()))?)
+    }
+
+    /// The same for one collective, with any content.
+    fn scratch(&self, numel: i64, kind: Kind) -> Result<Tensor, CommError> {
+        Ok(Tensor::f_empty([numel], (kind, self.device()))?)
+    }
+
     /// Tells of a buffer that will be used in collectives again and again, and outlives the group.
     fn register(&self, _buffer: &Tensor) {}
 
@@ -261,16 +299,21 @@ pub trait Collectives {
 
     /// Every rank's small vector of numbers, by rank. The host waits for them.
     fn exchange(&self, numbers: &[f64]) -> Result<Vec<Vec<f64>>, CommError> {
-        let mine = Tensor::from_slice(numbers).f_to_device(self.device())?;
-        let all = Tensor::f_zeros([(numbers.len() * self.world_size()) as i64], (Kind::Double, self.device()))?;
-        self.timeline().about("numbers");
-        self.all_gather_into(&all, &mine)?;
-        let wait = self.timeline().begin(Track::Host, || Label::new("wait"));
-        let flat = Vec::<f64>::try_from(&all.f_to_device(Device::Cpu)?)?;
-        self.timeline().end(wait);
-        self.settle("exchange")?;
-        Ok(flat.chunks(numbers.len().max(1)).map(<[f64]>::to_vec).collect())
+        exchange_by_gather(self, numbers)
     }
+}
+
+/// An exchange of numbers as a gather of tensors.
+fn exchange_by_gather<C: Collectives + ?Sized>(comm: &C, numbers: &[f64]) -> Result<Vec<Vec<f64>>, CommError> {
+    let mine = Tensor::from_slice(numbers).f_to_device(comm.device())?;
+    let all = Tensor::f_zeros([(numbers.len() * comm.world_size()) as i64], (Kind::Double, comm.device()))?;
+    comm.timeline().about("numbers");
+    comm.all_gather_into(&all, &mine)?;
+    let wait = comm.timeline().begin(Track::Host, || Label::new("wait"));
+    let flat = Vec::<f64>::try_from(&all.f_to_device(Device::Cpu)?)?;
+    comm.timeline().end(wait);
+    comm.settle("exchange")?;
+    Ok(flat.chunks(numbers.len().max(1)).map(<[f64]>::to_vec).collect())
 }
 
 fn check_tensor(
@@ -347,5 +390,7 @@ impl Drop for Stopwatch<'_> {
     }
 }
 
+#[cfg(test)]
+mod conformance;
 #[cfg(test)]
 mod tests;

@@ -3,24 +3,54 @@
 use super::*;
 use std::sync::Arc;
 
-/// Runs `body` on `world_size` ranks over Gloo and returns what each returned.
-fn with_gloo<T: Send>(world_size: usize, body: impl Fn(&Gloo) -> T + Sync) -> Vec<T> {
-    let store: Arc<dyn Store> = Arc::new(LocalStore::default());
-    std::thread::scope(|scope| {
-        let ranks: Vec<_> = (0..world_size)
-            .map(|rank| {
-                let (store, body) = (store.clone(), &body);
-                scope.spawn(move || {
-                    let timeout = Duration::from_secs(30);
-                    let group = Gloo::connect(store, rank, world_size, "127.0.0.1", timeout, Arc::default()).unwrap();
-                    let result = body(&group);
-                    group.barrier().unwrap();
-                    result
+/// The backends that connect several ranks on a CPU.
+const BACKENDS: [Backend; 2] = [Backend::Gloo, Backend::Shm];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Backend {
+    Gloo,
+    Shm,
+    Single,
+}
+
+impl Backend {
+    fn connect(self, store: Arc<dyn Store>, rank: usize, world_size: usize) -> Box<dyn Collectives> {
+        let limit = Duration::from_secs(30);
+        match self {
+            Backend::Gloo => {
+                Box::new(Gloo::connect(store, rank, world_size, "127.0.0.1", limit, Arc::default()).unwrap())
+            }
+            Backend::Shm => Box::new(Shm::connect(store.as_ref(), rank, world_size, limit, Arc::default()).unwrap()),
+            Backend::Single => Box::new(Single::new(Device::Cpu).unwrap()),
+        }
+    }
+
+    /// Runs `body` on `world_size` ranks and returns what each returned.
+    pub(super) fn run<T: Send>(self, world_size: usize, body: impl Fn(&dyn Collectives) -> T + Sync) -> Vec<T> {
+        let store: Arc<dyn Store> = Arc::new(LocalStore::default());
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..world_size)
+                .map(|rank| {
+                    let (store, body) = (store.clone(), &body);
+                    scope.spawn(move || {
+                        let group = self.connect(store, rank, world_size);
+                        let result = body(group.as_ref());
+                        group.barrier().unwrap();
+                        result
+                    })
                 })
-            })
-            .collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
+                .collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+}
+
+/// The ranks' values in types that need not be float32.
+pub(super) fn tensor(rank: usize, length: usize, kind: Kind) -> Tensor {
+    let floats = Tensor::from_slice(&values(rank, length));
+    // Within what a half can hold, sums of all ranks too.
+    let scale = if kind == Kind::Half { 1e-6 } else { 1.0 };
+    (floats * scale).to_kind(kind)
 }
 
 /// Rank `rank`'s full buffer: values whose float32 sum depends on the order of addition.
@@ -38,11 +68,11 @@ fn expected_sum(world_size: usize, length: usize) -> Vec<f32> {
 }
 
 #[test]
-fn gloo_reduce_scatter_sums_in_rank_order_also_in_place() {
-    for world_size in [1, 2, 3, 4] {
+fn reduce_scatter_sums_in_rank_order_also_in_place() {
+    for (backend, world_size) in BACKENDS.into_iter().flat_map(|backend| [1, 2, 3, 4].map(|ranks| (backend, ranks))) {
         let length = 5 * world_size;
         let expected = expected_sum(world_size, length);
-        let results = with_gloo(world_size, |group| {
+        let results = backend.run(world_size, |group| {
             let full = Tensor::from_slice(&values(group.rank(), length));
             let shard = Tensor::zeros([5], (Kind::Float, Device::Cpu));
             group.reduce_scatter_into(&shard, &full).unwrap();
@@ -52,7 +82,7 @@ fn gloo_reduce_scatter_sums_in_rank_order_also_in_place() {
             (Vec::<f32>::try_from(&shard).unwrap(), Vec::<f32>::try_from(&mine).unwrap())
         });
         for (rank, (apart, in_place)) in results.into_iter().enumerate() {
-            assert_eq!(apart, expected[rank * 5..(rank + 1) * 5], "world size {world_size}, rank {rank}");
+            assert_eq!(apart, expected[rank * 5..(rank + 1) * 5], "{backend:?}, world size {world_size}, rank {rank}");
             assert_eq!(in_place, apart);
         }
     }
@@ -60,7 +90,11 @@ fn gloo_reduce_scatter_sums_in_rank_order_also_in_place() {
 
 #[test]
 fn two_reduce_scatters_may_be_under_way() {
-    let results = with_gloo(3, |group| {
+    BACKENDS.into_iter().for_each(two_reduce_scatters_of);
+}
+
+fn two_reduce_scatters_of(backend: Backend) {
+    let results = backend.run(3, |group| {
         let first = Tensor::from_slice(&values(group.rank(), 6));
         let second = Tensor::from_slice(&values(group.rank(), 12));
         let (shard1, shard2) =
@@ -78,9 +112,10 @@ fn two_reduce_scatters_may_be_under_way() {
 }
 
 #[test]
-fn gloo_all_gather_puts_parts_in_rank_order_also_in_place() {
-    for (world_size, kind) in [(1, Kind::Float), (2, Kind::BFloat16), (3, Kind::Double), (4, Kind::Float)] {
-        let results = with_gloo(world_size, |group| {
+fn all_gather_puts_parts_in_rank_order_also_in_place() {
+    let cases = [(1, Kind::Float), (2, Kind::BFloat16), (3, Kind::Double), (4, Kind::Float)];
+    for (backend, (world_size, kind)) in BACKENDS.into_iter().flat_map(|backend| cases.map(|case| (backend, case))) {
+        let results = backend.run(world_size, |group| {
             let shard = Tensor::full([3], group.rank() as f64 + 0.5, (kind, Device::Cpu));
             let full = Tensor::zeros([3 * world_size as i64], (kind, Device::Cpu));
             group.all_gather_into(&full, &shard).unwrap();
@@ -99,8 +134,12 @@ fn gloo_all_gather_puts_parts_in_rank_order_also_in_place() {
 }
 
 #[test]
-fn gloo_all_reduce_and_exchange() {
-    let results = with_gloo(3, |group| {
+fn all_reduce_and_exchange() {
+    BACKENDS.into_iter().for_each(all_reduce_and_exchange_of);
+}
+
+fn all_reduce_and_exchange_of(backend: Backend) {
+    let results = backend.run(3, |group| {
         let divisible = Tensor::from_slice(&values(group.rank(), 6));
         group.all_reduce(&divisible).unwrap();
         let odd = Tensor::from_slice(&values(group.rank(), 7));
@@ -119,7 +158,11 @@ fn gloo_all_reduce_and_exchange() {
 /// A grid of 2 × 3 ranks: sums along one axis and gathers along the other, each in the order of its places.
 #[test]
 fn axes_of_a_group_are_groups() {
-    let results = with_gloo(6, |group| {
+    BACKENDS.into_iter().for_each(axes_of);
+}
+
+fn axes_of(backend: Backend) {
+    let results = backend.run(6, |group| {
         let (row, column) = (group.rank() / 3, group.rank() % 3);
         let shard_axis = group.axis(&[3 * row, 3 * row + 1, 3 * row + 2]).unwrap();
         let replicate_axis = group.axis(&[column, column + 3]).unwrap();
@@ -144,24 +187,29 @@ fn axes_of_a_group_are_groups() {
 /// 16-bit parts are added up in float32: their sum would not be there in 16 bits.
 #[test]
 fn narrow_parts_are_summed_in_float32() {
-    let results = with_gloo(3, |group| {
-        let full = Tensor::full([6], [256.0, 1.0, 1.0][group.rank()], (Kind::BFloat16, Device::Cpu));
-        let shard = Tensor::zeros([2], (Kind::Float, Device::Cpu));
-        group.reduce_scatter_into(&shard, &full).unwrap();
-        Vec::<f32>::try_from(&shard).unwrap()
-    });
-    assert_eq!(results, vec![[258.0; 2]; 3]);
+    for backend in BACKENDS {
+        let results = backend.run(3, |group| {
+            let full = Tensor::full([6], [256.0, 1.0, 1.0][group.rank()], (Kind::BFloat16, Device::Cpu));
+            let shard = Tensor::zeros([2], (Kind::Float, Device::Cpu));
+            group.reduce_scatter_into(&shard, &full).unwrap();
+            Vec::<f32>::try_from(&shard).unwrap()
+        });
+        assert_eq!(results, vec![[258.0; 2]; 3]);
+    }
 }
 
 #[test]
-fn gloo_counts_the_bytes_it_sends() {
-    let sent = with_gloo(2, |group| {
-        let full = Tensor::zeros([8], (Kind::Float, Device::Cpu));
-        group.all_gather_into(&full, &full.narrow(0, 4 * group.rank() as i64, 4)).unwrap();
-        group.reduce_scatter_into(&full.narrow(0, 4 * group.rank() as i64, 4), &full).unwrap();
-        group.traffic().sent_bytes
-    });
-    assert_eq!(sent, [32, 32]);
+fn bytes_for_others_are_counted() {
+    for backend in BACKENDS {
+        let traffic = backend.run(2, |group| {
+            let full = Tensor::zeros([8], (Kind::Float, Device::Cpu));
+            group.all_gather_into(&full, &full.narrow(0, 4 * group.rank() as i64, 4)).unwrap();
+            group.reduce_scatter_into(&full.narrow(0, 4 * group.rank() as i64, 4), &full).unwrap();
+            let Traffic { sent_bytes, logical_bytes, .. } = group.traffic();
+            (sent_bytes, logical_bytes)
+        });
+        assert_eq!(traffic, [(32, 64), (32, 64)], "{backend:?}");
+    }
 }
 
 #[test]
@@ -186,7 +234,10 @@ fn violated_preconditions_have_errors_of_their_own() {
 #[test]
 fn a_rank_that_never_comes_is_an_error_not_a_hang() {
     let store: Arc<dyn Store> = Arc::new(LocalStore::default());
-    let result = Gloo::connect(store, 0, 2, "127.0.0.1", Duration::from_millis(300), Arc::default());
+    let limit = Duration::from_millis(300);
+    let error = Shm::connect(store.as_ref(), 0, 2, limit, Arc::default()).err().expect("rank 1 never came");
+    assert!(matches!(error, CommError::SharedMemory { call: "connect", .. }) && error.is_consequence(), "{error}");
+    let result = Gloo::connect(store, 0, 2, "127.0.0.1", limit, Arc::default());
     let error = result.err().expect("rank 1 never came");
     assert!(matches!(error, CommError::Backend { call: "connect", .. }), "{error}");
 }

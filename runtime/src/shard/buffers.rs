@@ -5,9 +5,9 @@
 //! are until the buffer is needed, so the units that forward used last need no second gather when backward begins.
 
 use super::ShardError;
-use crate::comm::{CommError, Pending};
+use crate::comm::{Collectives, CommError, Pending};
 use std::ops::Range;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Buffers that units which come and go share: one for the unit at work, one for the next, which is on its way.
 const PASSING: usize = 2;
@@ -70,13 +70,13 @@ impl GatherBuffers {
         GatherBuffers { buffers: Vec::new(), candidates: Vec::new(), clock: 0 }
     }
 
-    /// Buffers of an element type on a device, for units given as (elements, whether it has a buffer of its own).
-    pub(super) fn new(units: &[(usize, bool)], options: (Kind, Device)) -> Result<Self, ShardError> {
+    /// Buffers of an element type that `comm` gathers into, for units given as (elements, whether it has a buffer of its own).
+    pub(super) fn new(units: &[(usize, bool)], kind: Kind, comm: &dyn Collectives) -> Result<Self, ShardError> {
         let (sizes, candidates) = shared_and_own(units, PASSING);
         let buffers = sizes
             .into_iter()
             .map(|numel| {
-                let tensor = Tensor::f_zeros([numel as i64], options)?;
+                let tensor = comm.allocate(numel as i64, kind)?;
                 Ok(Buffer { tensor, state: State::Empty, touched: 0 })
             })
             .collect::<Result<_, ShardError>>()?;
@@ -162,6 +162,12 @@ impl GatherBuffers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::comm::Single;
+    use tch::Device;
+
+    fn buffers(units: &[(usize, bool)], kind: Kind) -> GatherBuffers {
+        GatherBuffers::new(units, kind, &Single::new(Device::Cpu).unwrap()).unwrap()
+    }
 
     fn gather(buffers: &mut GatherBuffers, unit: usize) -> bool {
         let had = buffers.has(unit);
@@ -175,7 +181,7 @@ mod tests {
 
     #[test]
     fn the_last_released_units_need_no_second_gather() {
-        let mut buffers = GatherBuffers::new(&[(8, false); 5], (Kind::Float, Device::Cpu)).unwrap();
+        let mut buffers = buffers(&[(8, false); 5], Kind::Float);
         for unit in 1..5 {
             assert!(!gather(&mut buffers, unit));
             buffers.release(unit);
@@ -191,7 +197,7 @@ mod tests {
     #[test]
     fn buffers_in_use_or_on_their_way_are_not_handed_out() {
         let units = [(8, true), (8, false), (8, false), (8, false)];
-        let mut buffers = GatherBuffers::new(&units, (Kind::Float, Device::Cpu)).unwrap();
+        let mut buffers = buffers(&units, Kind::Float);
         gather(&mut buffers, 1);
         let next = buffers.free(2).unwrap();
         buffers.started(next, 2, Pending::done());
@@ -204,8 +210,7 @@ mod tests {
 
     #[test]
     fn units_with_buffers_of_their_own_stay() {
-        let mut buffers =
-            GatherBuffers::new(&[(8, true), (16, true), (24, true)], (Kind::BFloat16, Device::Cpu)).unwrap();
+        let mut buffers = buffers(&[(8, true), (16, true), (24, true)], Kind::BFloat16);
         assert_eq!(buffers.bytes(), 2 * (8 + 16 + 24));
         for unit in 0..3 {
             gather(&mut buffers, unit);

@@ -143,7 +143,7 @@ impl Shards {
         let units = layout
             .units
             .iter()
-            .map(|unit| Unit::new(unit.clone(), options, place, &poison, &mut file))
+            .map(|unit| Unit::new(unit.clone(), options, shard_axis.as_ref(), &poison, &mut file))
             .collect::<Result<Vec<_>, _>>()?;
         // Unless all of it is float32, gradients travel as a copy, and what arrives is added up in float32.
         let float32 = kinds.reduce == Kind::Float && kinds.accumulate == Kind::Float;
@@ -153,12 +153,13 @@ impl Shards {
             true => layout.units.iter().map(stays).collect(),
             false => Vec::new(),
         };
-        let gradients = Gradients::new(&reduced, (kinds.accumulate, *device), wire)?;
+        let gradients = Gradients::new(&reduced, kinds.accumulate, wire, shard_axis.as_ref())?;
         let (buffers, group) = if stage.shards_parameters() {
             let kept = sharding.reshard_after_forward == ReshardAfterForward::Always(false);
             let own: Vec<(usize, bool)> =
                 layout.units.iter().map(|unit| (unit.numel, unit.stays_gathered || kept)).collect();
-            (GatherBuffers::new(&own, (kinds.compute, *device))?, group_shards(&layout, options, &shard_axis)?)
+            let buffers = GatherBuffers::new(&own, kinds.compute, shard_axis.as_ref())?;
+            (buffers, group_shards(&layout, options, &shard_axis)?)
         } else {
             (GatherBuffers::none(), None)
         };

@@ -5,11 +5,11 @@
 //! in the order in which they were started, so a unit's micro-batches are added up in theirs.
 
 use super::{ShardError, Shards, Unit};
-use crate::comm::Pending;
+use crate::comm::{Collectives, Pending};
 use crate::torch::add;
 use std::collections::VecDeque;
 use std::ops::Range;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Reductions under way at once. With two, one unit's can be on its way while the next unit's gradient is put together.
 const IN_FLIGHT: usize = 2;
@@ -44,18 +44,18 @@ pub(super) struct Gradients {
 }
 
 impl Gradients {
-    /// Places for units given as (elements, whether it stays), whose gradients accumulate in `accumulate` (the type, and the
-    /// device they lie on); no units at
-    /// stages 0 and 1.
+    /// Places for units given as (elements, whether it stays), whose gradients accumulate in `accumulate` and are reduced by
+    /// `comm`; no units at stages 0 and 1.
     pub(super) fn new(
         units: &[(usize, bool)],
-        accumulate: (Kind, Device),
+        accumulate: Kind,
         wire: Option<Kind>,
+        comm: &dyn Collectives,
     ) -> Result<Self, ShardError> {
         let (sizes, candidates) = super::buffers::shared_and_own(units, IN_FLIGHT);
         let scratch = sizes
             .into_iter()
-            .map(|numel| Tensor::f_zeros([numel as i64], accumulate))
+            .map(|numel| comm.allocate(numel as i64, accumulate))
             .map(|tensor| Ok(Scratch { tensor: tensor?, unit: None }))
             .collect::<Result<_, ShardError>>()?;
         Ok(Gradients { scratch, candidates, under_way: VecDeque::new(), wire, last_micro_batch: true })
@@ -144,7 +144,14 @@ impl Shards {
         let (sent, result) = match self.gradients.wire {
             Some(wire) => {
                 let result = Tensor::f_empty([shard.len() as i64], (Kind::Float, full.device()))?;
-                (full.f_to_kind(wire)?, result)
+                let sent = if full.kind() == wire {
+                    full.shallow_clone()
+                } else {
+                    let mut cast = self.shard_axis.scratch(full.numel() as i64, wire)?;
+                    cast.f_copy_(&full)?;
+                    cast
+                };
+                (sent, result)
             }
             None => (full.shallow_clone(), full.f_narrow(0, shard.start as i64, shard.len() as i64)?),
         };

@@ -3,6 +3,7 @@
 use super::mapped::MappedFile;
 use super::poison::Poison;
 use super::{Kinds, ShardError, ShardOptions};
+use crate::comm::Collectives;
 use crate::torch::repoint_storage;
 use std::ffi::c_void;
 use std::ops::Range;
@@ -60,18 +61,18 @@ pub(super) fn masters_are_parameters(options: &ShardOptions) -> bool {
 }
 
 impl Unit {
-    /// The unit for the rank at `place` of the shard axis, released. What the optimizer alone needs lies in `file`, if
-    /// given. `poison` outlives the unit and is as long as its parameters at stage 3.
+    /// The unit for this rank's place on the shard axis, released. What the optimizer alone needs lies in `file`, if given.
+    /// `poison` outlives the unit and is as long as its parameters at stage 3.
     pub(super) fn new(
         layout: UnitLayout,
         options: &ShardOptions,
-        place: usize,
+        shard_axis: &dyn Collectives,
         poison: &Poison,
         file: &mut Option<MappedFile>,
     ) -> Result<Self, ShardError> {
         let _no_grad = tch::no_grad_guard();
         let ShardOptions { kinds, device, .. } = options;
-        let stage = options.sharding.stage;
+        let (stage, place) = (options.sharding.stage, shard_axis.rank());
         let owned = owned_range(&layout, stage, place);
         let shape = [layout.numel as i64];
         let flat = if stage.shards_parameters() {
@@ -79,7 +80,7 @@ impl Unit {
             // SAFETY: the mapping is as long as the parameters and outlives them; they are written only while gathered.
             unsafe { Tensor::f_from_blob(poison.pointer().cast(), &shape, &[1], kinds.compute, *device)? }
         } else {
-            Tensor::f_zeros(shape, (kinds.compute, *device))?
+            shard_axis.allocate(layout.numel as i64, kinds.compute)?
         };
         let leaves = layout
             .leaves
@@ -111,7 +112,7 @@ impl Unit {
             master,
             first_moment: state()?,
             second_moment: state()?,
-            gradient: Tensor::f_zeros([gradient_numel as i64], (kinds.accumulate, *device))?,
+            gradient: shard_axis.allocate(gradient_numel as i64, kinds.accumulate)?,
             shard: layout.shard(place),
             stage,
             layout,

@@ -39,6 +39,15 @@ unsafe extern "C" {
     pub(crate) fn zf_count_memory();
     pub(crate) fn zf_memory(live: *mut i64, peak: *mut i64);
     pub(crate) fn zf_restart_peak();
+    pub(crate) fn zf_count_bytes(change: i64);
+    pub(crate) fn zf_tensor_over(
+        data: *mut c_void,
+        numel: i64,
+        like: *mut c_void,
+        release: extern "C" fn(*mut c_void),
+        owner: *mut c_void,
+        out: *mut *mut c_void,
+    ) -> c_int;
     pub(crate) fn zf_cuda_version(version: *mut i64) -> c_int;
     pub(crate) fn zf_cuda_use(index: c_int) -> c_int;
     pub(crate) fn zf_cuda_stream(index: c_int, stream: *mut *mut c_void) -> c_int;

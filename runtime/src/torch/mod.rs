@@ -79,6 +79,36 @@ pub unsafe fn repoint_storage(tensor: &Tensor, data: *mut c_void, bytes: usize) 
     checked(unsafe { ffi::zf_repoint_storage(handle(tensor), data, bytes) })
 }
 
+/// A flat tensor over memory of `owner`, which is dropped when the last view of the tensor is gone.
+///
+/// # Safety
+/// At `data` there is room for `numel` elements of `kind`, aligned for it, as long as `owner` lives, and for nobody else to
+/// write to while the tensor is in use.
+pub(crate) unsafe fn tensor_over<T: Send + 'static>(
+    data: *mut c_void,
+    numel: usize,
+    kind: Kind,
+    owner: T,
+) -> Result<Tensor, ShimError> {
+    extern "C" fn release<T>(owner: *mut c_void) {
+        // SAFETY: made by `Box::into_raw` below; libtorch calls this once.
+        drop(unsafe { Box::from_raw(owner.cast::<T>()) });
+    }
+    let like = Tensor::f_empty([0], (kind, Device::Cpu)).map_err(|error| ShimError(error.to_string()))?;
+    let owner = Box::into_raw(Box::new(owner)).cast();
+    let mut out = std::ptr::null_mut();
+    // SAFETY: the memory is the caller's promise; the shim releases the owner also when it fails.
+    checked(unsafe { ffi::zf_tensor_over(data, numel as i64, handle(&like), release::<T>, owner, &mut out) })?;
+    // SAFETY: the shim made it by `new`, and nobody else owns it.
+    Ok(unsafe { Tensor::from_ptr(out.cast()) })
+}
+
+/// Adds to the count of live bytes of tensors on the CPU what did not come from libtorch's allocator.
+pub(crate) fn count_bytes(change: i64) {
+    // SAFETY: no pointers.
+    unsafe { ffi::zf_count_bytes(change) }
+}
+
 /// Bytes of live tensors on a device, of the whole process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {

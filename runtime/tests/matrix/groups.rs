@@ -51,6 +51,7 @@ impl Group {
         let Group { ranks, accumulation, model, curve } = self;
         let wire = match wire {
             Wire::Gloo => "",
+            Wire::Shm => " over shm",
             Wire::NcclStandIn => " over nccl",
             Wire::Gpu => " on a GPU",
         };
@@ -152,15 +153,16 @@ fn compare(expected: &Value, curve: &Curve) -> Result<String, String> {
     if within { Ok(words) } else { Err(words) }
 }
 
-/// Two ranks' sums do not depend on their order, so NCCL must give Gloo's bits, in every layout of the group.
-pub(crate) fn check_same_as_gloo(group: &Group, gloo: &mut Workers, nccl: &mut Workers, tally: &mut Tally) {
+/// Gloo's bits, in every layout of the group: shared memory adds in the same order, and two ranks' sums, which NCCL must have
+/// too, do not depend on it.
+pub(crate) fn check_same_as_gloo(group: &Group, gloo: &mut Workers, other: &mut Workers, tally: &mut Tally) {
     for layout in group.layouts() {
         let task = Task::Train { spec: group.spec(layout.sharding), late: None };
         let result = gloo.run(&task).and_then(|over_gloo| {
-            let over_nccl = nccl.run(&task)?;
-            if over_gloo.bits == over_nccl.bits { Ok(String::new()) } else { Err("bits differ".to_owned()) }
+            let over_other = other.run(&task)?;
+            if over_gloo.bits == over_other.bits { Ok(String::new()) } else { Err("bits differ".to_owned()) }
         });
-        tally.check(&format!("{}, {} has the bits of gloo", group.name(nccl.wire), layout.name), result);
+        tally.check(&format!("{}, {} has the bits of gloo", group.name(other.wire), layout.name), result);
     }
 }
 

@@ -1,5 +1,5 @@
 //! The equivalence matrix: every layout of a training against PyTorch in float64, and against each other to the bit, with
-//! real processes over Gloo; and the same through the `nccl` backend over a stand-in for NCCL and the driver.
+//! real processes over Gloo; and the same over shared memory and through the `nccl` backend over a stand-in for NCCL and the driver.
 //!
 //!     cargo test --release -p zerofold-runtime --test matrix               a seeded sample, and everything below
 //!     cargo test --release -p zerofold-runtime --test matrix -- --full     the whole product
@@ -8,6 +8,7 @@
 //!     … -- --precision   16-bit types against FSDP2 alone, with every run
 //!     … -- --timeline    the timeline over both wires alone
 //!     … -- --gloo        the layouts over Gloo alone
+//!     … -- --shm         what goes over shared memory alone
 //!     … -- --nccl        what goes through the nccl backend alone
 //!     … -- --gpu         the layouts of one process, on a GPU (needs one, and a build for CUDA)
 //!     … -- --ranks 4     of any of these, one number of ranks
@@ -72,6 +73,8 @@ enum Part {
     Timeline,
     /// The layouts over Gloo.
     Gloo,
+    /// What goes over shared memory.
+    Shm,
     /// What goes through the `nccl` backend.
     Nccl,
     /// What one process computes on a GPU.
@@ -103,6 +106,7 @@ impl Options {
             ("--precision", Part::Precision),
             ("--timeline", Part::Timeline),
             ("--gloo", Part::Gloo),
+            ("--shm", Part::Shm),
             ("--nccl", Part::Nccl),
             ("--gpu", Part::Gpu),
         ];
@@ -140,6 +144,17 @@ impl Options {
         let mut workers = Workers::start(ranks, Wire::Gloo);
         if is(&[Part::All, Part::Gloo]) {
             groups.iter().for_each(|group| group.check(self.full, &mut workers, tally));
+        }
+        // What has Gloo's bits needs no other checks, unless it is asked about alone.
+        if ranks > 1 && (is(&[Part::Shm]) || is(&[Part::All]) && (self.full || ranks <= 4)) {
+            let mut shm = Workers::start(ranks, Wire::Shm);
+            groups.iter().for_each(|group| groups::check_same_as_gloo(group, &mut workers, &mut shm, tally));
+            if is(&[Part::Shm]) {
+                groups.iter().for_each(|group| group.check(self.full, &mut shm, tally));
+            }
+            if ranks == 3 {
+                groups::check_delays(&mut shm, tally);
+            }
         }
         if is(&[Part::All, Part::Nccl]) {
             let mut nccl = Workers::start(ranks, Wire::NcclStandIn);

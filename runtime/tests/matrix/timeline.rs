@@ -59,13 +59,18 @@ fn order<'a>(spans: &'a [Span], track: &'a str) -> Vec<(&'a str, &'a str, u64)> 
     on.map(|span| (span.1.as_str(), span.2.as_str(), span.3)).collect()
 }
 
-fn compare(gloo: &[Span], events: &[Span]) -> Result<String, String> {
+fn same_spans(gloo: &[Span], other: &[Span]) -> Result<(), String> {
     for track in ["host", "compute", "gathers", "reductions"] {
-        let (left, right) = (order(gloo, track), order(events, track));
+        let (left, right) = (order(gloo, track), order(other, track));
         if left.is_empty() || left != right {
             return Err(format!("{track} differs:\n{left:?}\n{right:?}"));
         }
     }
+    Ok(())
+}
+
+fn compare(gloo: &[Span], events: &[Span]) -> Result<String, String> {
+    same_spans(gloo, events)?;
     for thread in [100, 200, 300] {
         let of_thread: Vec<&Span> = events.iter().filter(|span| span.6 == thread).collect();
         if let Some(pair) = of_thread.windows(2).find(|pair| pair[0].5 > pair[1].4 + 1e-3) {
@@ -90,7 +95,7 @@ fn compare(gloo: &[Span], events: &[Span]) -> Result<String, String> {
     Ok(format!("{} spans, {} collectives of {DELAY} µs", events.len(), transfers.count()))
 }
 
-/// Records one training over Gloo and over NCCL's stand-in, whose collectives are late.
+/// Records one training over Gloo, over shared memory, and over NCCL's stand-in, whose collectives are late.
 pub(crate) fn check(tally: &mut Tally) {
     let spec = Spec { steps: Some(STEPS), ..Spec::new("matrix", "odd-llama", "clipped", Stage::Three, 2, 2) };
     let recorded = |wire| -> Result<Vec<Vec<Span>>, String> {
@@ -101,9 +106,11 @@ pub(crate) fn check(tally: &mut Tally) {
         Ok((0..2).map(|rank| spans(&folder.path().join(format!("{rank}.json")))).collect())
     };
     let result = recorded(Wire::Gloo).and_then(|gloo| {
+        let shared = recorded(Wire::Shm)?;
+        (0..2).try_for_each(|rank| same_spans(&gloo[rank], &shared[rank]).map_err(|error| format!("shm: {error}")))?;
         let events = recorded(Wire::NcclStandIn)?;
         compare(&gloo[0], &events[0])?;
         compare(&gloo[1], &events[1])
     });
-    tally.check("timeline/the same spans over gloo and from events of streams", result);
+    tally.check("timeline/the same spans over gloo and shm and from events of streams", result);
 }

@@ -1,4 +1,5 @@
-//! Worker processes that do one training after another, over real Gloo, over NCCL's stand-in, or on a GPU.
+//! Worker processes that do one training after another, over real Gloo, over shared memory, over NCCL's
+//! stand-in, or on a GPU.
 
 use crate::common::{Spec, bits, stand_in};
 use crate::delay::{Delayed, Point};
@@ -14,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tch::Device;
-use zerofold_runtime::comm::{Activity, Collectives, Gloo, Nccl, Single};
+use zerofold_runtime::comm::{Activity, Collectives, Gloo, Nccl, Shm, Single};
 use zerofold_runtime::gpu;
 
 /// The variables by which a process of this program knows that it is a rank.
@@ -27,6 +28,8 @@ const WIRE: &str = "MATRIX_WIRE";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wire {
     Gloo,
+    /// The memory of this host.
+    Shm,
     /// The `nccl` backend on tensors of the CPU.
     NcclStandIn,
     /// One process on a GPU.
@@ -88,6 +91,7 @@ pub(crate) fn serve() -> bool {
     };
     let comm: Rc<dyn Collectives> = match std::env::var(WIRE).as_deref() {
         Err(_) => Rc::new(Gloo::connect(store, rank, world_size, "127.0.0.1", limit, activity.clone()).unwrap()),
+        Ok("shm") => Rc::new(Shm::connect(store.as_ref(), rank, world_size, limit, activity.clone()).unwrap()),
         Ok("gpu") => {
             claim();
             zerofold_runtime::torch::use_cuda(rank).unwrap();
@@ -151,6 +155,9 @@ impl Workers {
                 let mut command = Command::new(&program);
                 match wire {
                     Wire::Gloo => {}
+                    Wire::Shm => {
+                        command.env(WIRE, "shm");
+                    }
                     Wire::NcclStandIn => {
                         command.env(WIRE, "nccl").env("LD_LIBRARY_PATH", stand_in::folder());
                         command.env("ZEROFOLD_STAND_IN_DIR", store.path());
