@@ -22,7 +22,7 @@ fn mean_square(deviations: &[f64]) -> f64 {
 }
 
 /// Every so many of the fixture's runs are done in a sample; the whole matrix does all of them.
-const SAMPLED: usize = 4;
+const SAMPLED: usize = 10;
 
 /// By how many standard errors ours may be further from float64 before it is no longer chance. One run's deviation scatters
 /// by 10 to 26 %, so that only many runs tell two implementations apart.
