@@ -16,11 +16,16 @@ fn main() {
         .flag("-Wno-unused-parameter")
         .warnings(false);
     // Loops over elements: fused multiply-adds are welcome, traps and errno are not looked at. NaN and infinity stay exact.
-    let loops = ["-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"];
-    shim.clone().file("csrc/kernels.cpp").flags(loops).compile("zerofold_kernels");
+    let loops = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"];
+    // Clang's OpenMP is another than libtorch's: with it the loops run on one thread.
+    let threads = !shim.get_compiler().is_like_clang();
+    let openmp_flag = if threads { "-fopenmp" } else { "-fopenmp-simd" };
+    shim.clone().file("csrc/kernels.cpp").flags(loops).flag(openmp_flag).compile("zerofold_kernels");
     shim.files(["csrc/shim.cpp", "csrc/gloo.cpp", "csrc/memory.cpp", "csrc/device.cpp"]).compile("zerofold_shim");
-    // The loops run on libtorch's own threads.
-    println!("cargo:rustc-link-arg={}", openmp(&library));
+    if threads {
+        // The loops run on libtorch's own threads.
+        println!("cargo:rustc-link-arg={}", openmp(&library));
+    }
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", library.display());
     let cuda = library.join("libtorch_cuda.so").exists();
     if cuda {
@@ -32,7 +37,7 @@ fn main() {
     println!("cargo:rustc-env=ZEROFOLD_LIBTORCH_HAS_CUDA={cuda}");
 }
 
-/// The OpenMP library that libtorch uses, which lies beside it in every build of it; else the compiler's.
+/// The OpenMP library that lies beside libtorch, as in its wheels and archives; else the compiler's.
 fn openmp(library: &std::path::Path) -> String {
     let names = std::fs::read_dir(library).into_iter().flatten().flatten().map(|entry| entry.path());
     let found = names

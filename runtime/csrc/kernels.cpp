@@ -5,7 +5,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <ATen/ATen.h>
-#include <ATen/Dispatch.h>
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
@@ -53,7 +52,11 @@ struct Partial {
 
   explicit Partial(int64_t width) : sums(at::get_num_threads() * width, 0.0f), width(width) {}
 
-  float* mine() { return sums.data() + at::get_thread_num() * width; }
+  float* mine() {
+    auto begin = at::get_thread_num() * width;
+    check(begin + width <= static_cast<int64_t>(sums.size()), "more threads than libtorch tells of: two OpenMP libraries");
+    return sums.data() + begin;
+  }
 
   Tensor total(const at::TensorOptions& options) {
     for (size_t part = width; part < sums.size(); ++part) sums[part % width] += sums[part];
@@ -107,7 +110,8 @@ struct NormBackward {
 struct Norm : Function<Norm> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, double epsilon, bool plain) {
     auto width = x.size(-1);
-    check(weight.numel() == width && weight.scalar_type() == x.scalar_type(), "RMSNorm: the weight does not fit the input");
+    check(weight.numel() == width && weight.is_contiguous() && weight.scalar_type() == x.scalar_type(),
+          "RMSNorm: the weight does not fit the input");
     Tensor input = x.contiguous(), y, scales;
     if (by_loops(x, plain)) {
       y = at::empty_like(input);
@@ -375,8 +379,8 @@ struct Rotary : Function<Rotary> {
 
 template <class T>
 struct CrossEntropy {
-  // With `scale` 0 the logits stay.
-  ZF_INLINE void run(T* logits, const int64_t* targets, double* losses, int64_t rows, int64_t classes, float scale) {
+  ZF_INLINE void run(T* logits, const int64_t* targets, double* losses, int64_t rows, int64_t classes, bool gradient,
+                     float scale) {
     for (int64_t row = 0; row < rows; ++row, logits += classes) {
       float most = -std::numeric_limits<float>::infinity();
       #pragma omp simd reduction(max : most)
@@ -392,7 +396,7 @@ struct CrossEntropy {
       }
       float target = zf_widen(logits[targets[row]]);
       losses[row] = std::log(sum) + (static_cast<double>(most) - static_cast<double>(target));
-      if (scale == 0) continue;
+      if (!gradient) continue;
       auto share = static_cast<float>(static_cast<double>(scale) / sum);
       // The probability of the target less 1, before the others overwrite it.
       float of_target = static_cast<float>(std::expm1(-losses[row])) * scale;
@@ -441,7 +445,7 @@ void check_ids(const Tensor& ids, int64_t rows, int64_t limit) {
   const auto* values = ids.data_ptr<int64_t>();
   for (int64_t i = 0; i < rows; ++i)
     if (values[i] < 0 || values[i] >= limit)
-      throw std::runtime_error("id " + std::to_string(values[i]) + " is not below " + std::to_string(limit));
+      throw std::runtime_error("id " + std::to_string(values[i]) + " is not one of 0 to " + std::to_string(limit - 1));
 }
 
 }  // namespace
@@ -469,22 +473,25 @@ int zf_rotary(void* projected, void* cosines, void* sines, int64_t heads, int64_
   });
 }
 
-// logits [rows, classes], targets [rows] (int64): the rows' losses, float64. With `scale` other than 0 the logits become the
-// gradient of the losses' sum × scale.
-int zf_cross_entropy(void* logits_handle, void* targets_handle, double scale, int plain, void** result) {
+// logits [rows, classes], targets [rows] (int64): the rows' losses, float64. With `gradient` the logits become that of the
+// losses' sum × scale.
+int zf_cross_entropy(void* logits_handle, void* targets_handle, int gradient, double scale, int plain, void** result) {
   return zf_guarded([&] {
     auto &logits = zf_tensor(logits_handle), &targets = zf_tensor(targets_handle);
     auto rows = logits.size(0), classes = logits.size(1);
-    check(logits.is_contiguous() && targets.numel() == rows, "cross-entropy: one target a row was expected");
+    check(logits.is_contiguous(), "cross-entropy: contiguous logits were expected");
+    check(targets.numel() == rows, "cross-entropy: one target a row was expected");
     if (!by_loops(logits, plain)) {
       auto wide = logits.to(wide_type(logits));
       auto normalizer = wide.logsumexp({-1}, /*keepdim=*/true);
       auto at_target = targets.unsqueeze(1);
-      own((normalizer - wide.gather(1, at_target)).squeeze(1).to(at::kDouble), result);
-      if (scale == 0) return;
-      // Under float32 `wide` is the logits themselves.
-      auto minus_one = at::full({rows, 1}, -1.0, wide.options());
-      logits.copy_(wide.sub_(normalizer).exp_().scatter_add_(1, at_target, minus_one).mul_(scale));
+      auto losses = (normalizer - wide.gather(1, at_target)).squeeze(1).to(at::kDouble);
+      if (gradient) {
+        // Under float32 `wide` is the logits themselves.
+        auto minus_one = at::full({rows, 1}, -1.0, wide.options());
+        logits.copy_(wide.sub_(normalizer).exp_().scatter_add_(1, at_target, minus_one).mul_(scale));
+      }
+      own(losses, result);
       return;
     }
     check_ids(targets, rows, classes);
@@ -496,7 +503,7 @@ int zf_cross_entropy(void* logits_handle, void* targets_handle, double scale, in
       double* to = losses.data_ptr<double>();
       zf_parallel(rows, classes, [&](int64_t begin, int64_t end) {
         zf_run<CrossEntropy<T>>(values + begin * classes, ids + begin, to + begin, end - begin, classes,
-                                static_cast<float>(scale));
+                                gradient != 0, static_cast<float>(scale));
       });
     });
     own(losses, result);
@@ -507,9 +514,9 @@ int zf_cross_entropy(void* logits_handle, void* targets_handle, double scale, in
 int zf_add(void* to_handle, void* from_handle) {
   return zf_guarded([&] {
     auto &to = zf_tensor(to_handle), &from = zf_tensor(from_handle);
-    check(to.numel() == from.numel(), "a gradient of the parameter's size was expected");
+    check(to.sizes() == from.sizes(), "tensors of one shape were expected");
     if (!adds_by_loops(to, from)) {
-      to.add_(from.view_as(to));
+      to.add_(from);
       return;
     }
     of_type(to.scalar_type(), [&](auto to_zero) {

@@ -43,7 +43,7 @@ int zf_rms_norm(void* x, void* weight, double epsilon, int plain, void** result)
 int zf_swiglu(void* gate_up, int plain, void** result);
 int zf_rotary(void* projected, void* cosines, void* sines, int64_t heads, int64_t key_heads, int by_head, int plain,
               void** results);
-int zf_cross_entropy(void* logits, void* targets, double scale, int plain, void** losses);
+int zf_cross_entropy(void* logits, void* targets, int gradient, double scale, int plain, void** losses);
 int zf_add(void* to, void* from);
 int zf_add_rows(void* table, void* ids, void* rows);
 

@@ -2,17 +2,19 @@
 // and called in the best form that this processor has.
 //
 // All arithmetic is in float32. Elements of 16 bits are widened when they are read and rounded once, to nearest even, when
-// they are written. Loops whose sums may be taken in several lanes say so (`omp simd reduction`), so their order depends on
-// the set of instructions alone.
+// they are written. Loops whose sums may be taken in several lanes say so (`omp simd reduction`): a row's sum depends on the set of instructions
+// alone, a sum over rows on the number of threads too.
 #pragma once
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
+#include <c10/util/bit_cast.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
+#include <string>
 #include <type_traits>
 
 #define ZF_INLINE static inline __attribute__((always_inline))
@@ -20,12 +22,12 @@
 // GCC has no vectors of __bf16, and c10's own conversion branches: these do not.
 ZF_INLINE float zf_widen(float value) { return value; }
 ZF_INLINE float zf_widen(c10::Half value) { return static_cast<float>(value); }
-ZF_INLINE float zf_widen(c10::BFloat16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.x) << 16); }
+ZF_INLINE float zf_widen(c10::BFloat16 value) { return c10::bit_cast<float>(static_cast<uint32_t>(value.x) << 16); }
 
 template <class T>
 ZF_INLINE T zf_round(float value) {
   if constexpr (std::is_same_v<T, c10::BFloat16>) {
-    auto bits = std::bit_cast<uint32_t>(value);
+    auto bits = c10::bit_cast<uint32_t>(value);
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     // Rounding would carry a NaN's payload over into its sign.
     uint32_t chosen = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
@@ -35,11 +37,12 @@ ZF_INLINE T zf_round(float value) {
   }
 }
 
-// e^x to about one unit in the last place (Cephes' reduction by ln 2 in two parts, and its polynomial); NaN stays NaN, 0 is
-// exact below the smallest normal number.
+// e^x to about one unit in the last place (Cephes' reduction by ln 2 in two parts, and its polynomial); NaN stays NaN, and
+// what would be below the smallest normal number is 0.
 ZF_INLINE float zf_exp(float x) {
   constexpr float most = 88.72283f, least = -87.33654f;
-  float within = x > most ? most : (x < least ? least : x);
+  // NaN is taken for the least: there is no whole number for it.
+  float within = x >= least ? (x > most ? most : x) : least;
   float whole = __builtin_rintf(within * 1.44269504f);
   float rest = within - whole * 0.693359375f;
   rest = rest - whole * -2.12194440e-4f;
@@ -53,9 +56,9 @@ ZF_INLINE float zf_exp(float x) {
   // 2^whole in two factors: 2^128 alone is beyond float32.
   auto exponent = static_cast<int32_t>(whole);
   int32_t half = exponent >> 1;
-  float low = std::bit_cast<float>((half + 127) << 23), high = std::bit_cast<float>((exponent - half + 127) << 23);
+  float low = c10::bit_cast<float>((half + 127) << 23), high = c10::bit_cast<float>((exponent - half + 127) << 23);
   float result = mantissa * low * high;
-  return x < least ? 0.0f : (x > most ? std::bit_cast<float>(0x7f800000) : result);
+  return x >= least ? (x > most ? c10::bit_cast<float>(0x7f800000) : result) : (x == x ? 0.0f : x);
 }
 
 ZF_INLINE float zf_sigmoid(float x) { return 1.0f / (1.0f + zf_exp(-x)); }
@@ -76,11 +79,10 @@ __attribute__((target("avx2,fma"))) void zf_on_avx2(Arguments... arguments) {
 template <class Kernel, class... Arguments>
 void zf_run(Arguments... arguments) {
 #if defined(__x86_64__)
-  static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx512) return zf_on_avx512<Kernel>(arguments...);
-  if (avx2) return zf_on_avx2<Kernel>(arguments...);
+  // libtorch's own choice, which ATEN_CPU_CAPABILITY lowers.
+  static const std::string best = at::get_cpu_capability();
+  if (best == "AVX512") return zf_on_avx512<Kernel>(arguments...);
+  if (best == "AVX2") return zf_on_avx2<Kernel>(arguments...);
 #endif
   Kernel::run(arguments...);
 }

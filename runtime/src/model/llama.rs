@@ -88,6 +88,11 @@ impl Llama {
         Ok(Llama { config, kind, device, rope, attention, kernels: Kernels::default() })
     }
 
+    /// The same with other kernels, to compare them.
+    pub fn with_kernels(self, kernels: Kernels) -> Self {
+        Llama { kernels, ..self }
+    }
+
     /// The compute type.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -89,6 +89,7 @@ unsafe extern "C" {
     pub(crate) fn zf_cross_entropy(
         logits: *mut c_void,
         targets: *mut c_void,
+        gradient: c_int,
         scale: f64,
         plain: c_int,
         losses: *mut *mut c_void,

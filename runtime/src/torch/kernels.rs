@@ -81,9 +81,11 @@ impl Kernels {
     /// # Errors
     /// Shapes or types that do not fit, a target that is no class, and what libtorch says.
     pub fn cross_entropy(self, logits: &Tensor, targets: &Tensor, scale: Option<f64>) -> Result<Tensor, ShimError> {
-        let scale = scale.unwrap_or(0.0);
+        let (gradient, scale) = (c_int::from(scale.is_some()), scale.unwrap_or(0.0));
         // SAFETY: the handles are live tensors; the result is a new one.
-        owned(|result| unsafe { ffi::zf_cross_entropy(handle(logits), handle(targets), scale, self.flag(), result) })
+        owned(|result| unsafe {
+            ffi::zf_cross_entropy(handle(logits), handle(targets), gradient, scale, self.flag(), result)
+        })
     }
 }
 
@@ -100,7 +102,7 @@ pub fn add(to: &Tensor, from: &Tensor) -> Result<(), ShimError> {
 /// same bits every time.
 ///
 /// # Errors
-/// Shapes that do not fit, an id beyond the table, and what libtorch says.
+/// Shapes that do not fit, on the CPU an id beyond the table, and what libtorch says.
 pub fn add_rows(table: &Tensor, ids: &Tensor, rows: &Tensor) -> Result<(), ShimError> {
     // SAFETY: the handles are live tensors.
     checked(unsafe { ffi::zf_add_rows(handle(table), handle(ids), handle(rows)) })
@@ -261,6 +263,44 @@ mod tests {
         }
     }
 
+    /// Large enough for several threads, whose parts must come together.
+    #[test]
+    fn threads_share_the_work_and_give_the_same_every_time() {
+        tch::set_num_threads(3);
+        let (rows, width) = (3000, 96);
+        let (x, weight) = (scattered(&[rows, width], Kind::Float), scattered(&[width], Kind::Float) + 1.0);
+        let norm = |kernels: Kernels, inputs: &[Tensor]| vec![kernels.rms_norm(&inputs[0], &inputs[1], 1e-5).unwrap()];
+        let inputs = [x, weight];
+        let first = with_gradients(&inputs, &|inputs| norm(Kernels::default(), inputs));
+        let again = with_gradients(&inputs, &|inputs| norm(Kernels::default(), inputs));
+        let plain = with_gradients(&inputs, &|inputs| norm(Kernels::plain(), inputs));
+        assert_eq!(first.len(), 3);
+        for ((first, again), plain) in first.iter().zip(&again).zip(&plain) {
+            assert!(first.equal(again));
+            assert!(first.allclose(plain, 1e-5, 1e-4, false));
+        }
+        let (table, gradient) =
+            (Tensor::zeros([50, width], (Kind::Float, Device::Cpu)), scattered(&[rows, width], Kind::BFloat16));
+        let ids = Tensor::arange(rows, (Kind::Int64, Device::Cpu)).remainder(50);
+        let expected = table.index_add(0, &ids, &gradient.to_kind(Kind::Float));
+        add_rows(&table, &ids, &gradient).unwrap();
+        assert!(table.equal(&expected));
+    }
+
+    /// What processors without this one's instructions compute.
+    #[test]
+    fn lesser_instructions_pass_the_same_tests() {
+        for capability in ["avx2", "default"] {
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["torch::kernels::tests::", "--skip", "lesser_instructions"])
+                .env("ATEN_CPU_CAPABILITY", capability)
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && !text.contains(" 0 passed"), "{capability}: {text}");
+        }
+    }
+
     #[test]
     fn what_is_not_finite_stays_so() {
         let options = (Kind::Float, Device::Cpu);
@@ -311,9 +351,9 @@ mod tests {
         assert!(kernels.swiglu(&Tensor::ones([4, 7], options)).is_err());
         let targets = Tensor::from_slice(&[0i64, 1, 8, 2]);
         let error = kernels.cross_entropy(&x, &targets, None).unwrap_err();
-        assert!(error.to_string().contains("8 is not below 8"), "{error}");
+        assert!(error.to_string().contains("8 is not one of 0 to 7"), "{error}");
         assert!(add(&x, &Tensor::ones([5], options)).is_err());
         let error = add_rows(&x, &Tensor::from_slice(&[4i64]), &Tensor::ones([1, 8], options)).unwrap_err();
-        assert!(error.to_string().contains("4 is not below 4"), "{error}");
+        assert!(error.to_string().contains("4 is not one of 0 to 3"), "{error}");
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! **This is the file to calibrate.** Each `take` is a tensor that libtorch allocates, each `give` one that is freed, in
 //! the order in which `runtime/src/model/{llama,attention}.rs`, `runtime/csrc/kernels.cpp`, `runtime/src/trainer/loss.rs` and
-//! autograd do it. `runtime/tests/activations.rs` holds it to what the allocator counts. Not counted: scratch of the matrix
-//! kernels (some hundred KiB per thread).
+//! autograd do it. `runtime/tests/activations.rs` holds the segments to what the allocator counts, the matrix test whole steps.
+//! Not counted: scratch of the matrix kernels (some hundred KiB per thread).
 
 use super::SegmentBytes;
 use super::sizes::{HeadSizes, Sizes};
@@ -87,9 +87,7 @@ pub(super) fn micro_batch(
         }
     }
     // The embedding's gradient is added row by row; libtorch's operation casts the seed first.
-    if sizes.plain {
-        walk.pulse(sizes.hidden32);
-    }
+    walk.pulse(plainly(sizes, sizes.hidden32, 0));
     MicroBatchBytes { activations, loss: head.peak, temporary: walk.peak - activations }
 }
 
@@ -145,12 +143,22 @@ fn add_leaf_gradients(walk: &mut Walk, sizes: &Sizes, kind: SegmentKind) {
     walk.give(leaves.into_iter().sum());
 }
 
+/// What libtorch's operations hold in between, where they are taken: in a 16-bit type with casts to float32, in float32
+/// without.
+fn plainly(sizes: &Sizes, in_16_bit: u64, in_float32: u64) -> u64 {
+    match (sizes.plain, sizes.is_16_bit) {
+        (false, _) => 0,
+        (true, true) => in_16_bit,
+        (true, false) => in_float32,
+    }
+}
+
 /// The RMSNorm before a product. Saved: a number per token, and by the product the normed input. (Its own input is saved
 /// too, but that is kept anyway.)
 fn norm_forward(walk: &mut Walk, sizes: &Sizes) {
-    // The input in float32 and its square or its product with the scales.
-    walk.pulse(if sizes.plain { 2 * sizes.hidden32 } else { 0 });
     walk.take(sizes.hidden + sizes.scalar);
+    // The square of the input; or the input in float32, and its product with the scales.
+    walk.pulse(plainly(sizes, 2 * sizes.hidden32, sizes.hidden32));
 }
 
 /// What else leads to the input of a norm.
@@ -167,9 +175,9 @@ enum Residual {
 /// Backward of the norm; enters with the gradient of the normed input, leaves with that of the input.
 fn norm_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
     let hidden = sizes.hidden;
+    // The normalised input, a product of it, and the gradient in float32, which under float32 becomes the result.
+    walk.pulse(plainly(sizes, sizes.weights.norm + 3 * sizes.hidden32, sizes.weights.norm + 3 * sizes.hidden32));
     walk.take(hidden + sizes.weights.norm);
-    // The normalised input and the gradient in float32, and a product of both.
-    walk.pulse(if sizes.plain { 3 * sizes.hidden32 } else { 0 });
     if residual != Residual::Absent {
         walk.give(hidden);
     }
@@ -189,7 +197,7 @@ fn attention_forward(walk: &mut Walk, sizes: &Sizes) {
     norm_forward(walk, sizes);
     // Queries, keys and values are parted and turned; nothing needs the projection any more.
     walk.take(2 * projected);
-    walk.pulse(if sizes.plain { 2 * sizes.query32 } else { 0 });
+    walk.pulse(plainly(sizes, 3 * sizes.query32 + query, 2 * query));
     walk.give(projected);
     if sizes.products {
         // Scores, and the probabilities that are saved.
@@ -275,7 +283,7 @@ fn attention_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
         walk.take(projected);
     }
     // Through the turning.
-    walk.pulse(if sizes.plain { 2 * sizes.query32 } else { 0 });
+    walk.pulse(plainly(sizes, 3 * sizes.query32 + query, 2 * query));
     walk.give(projected);
     // The stacked projection: gradients of its weight and of the normed input, which goes.
     walk.take(sizes.weights.qkv + sizes.hidden);
@@ -287,9 +295,8 @@ fn attention_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
 fn mlp_forward(walk: &mut Walk, sizes: &Sizes) {
     norm_forward(walk, sizes);
     // Gate and up in one; both times each other: saved.
-    walk.take(2 * sizes.inner);
-    walk.pulse(if sizes.plain { 2 * sizes.inner32 } else { 0 });
-    walk.take(sizes.inner);
+    walk.take(3 * sizes.inner);
+    walk.pulse(plainly(sizes, 2 * sizes.inner32, 0));
     walk.take(sizes.hidden);
 }
 
@@ -300,8 +307,8 @@ fn mlp_backward(walk: &mut Walk, sizes: &Sizes) {
     walk.take(sizes.weights.down + inner);
     walk.give(inner);
     // Gradients of gate and up; their seed goes, and gate and up.
-    walk.pulse(if sizes.plain { 3 * sizes.inner32 } else { 0 });
     walk.take(2 * inner);
+    walk.pulse(plainly(sizes, 3 * sizes.inner32 + 2 * inner, 2 * inner));
     walk.give(3 * inner);
     walk.take(sizes.weights.gate_up + sizes.hidden);
     walk.give(2 * inner + sizes.hidden);
@@ -318,7 +325,7 @@ pub(super) fn head_and_loss(walk: &mut Walk, sizes: &Sizes) {
     walk.take(hidden);
     // Logits, which their gradient replaces; libtorch's operations hold them in float32 twice.
     walk.take(logits);
-    walk.pulse(if sizes.plain { 2 * logits32 } else { 0 });
+    walk.pulse(plainly(sizes, 2 * logits32, logits32));
     // The gradients of a chunk's rows and of the head.
     walk.pulse(chunk);
     walk.pulse(weight);

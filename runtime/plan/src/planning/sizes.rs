@@ -29,6 +29,8 @@ pub(super) fn product(factors: &[usize]) -> u64 {
 pub(super) struct Sizes {
     /// Whether what is between the products goes by libtorch's operations, which hold float32 in between; else in one pass.
     pub(super) plain: bool,
+    /// Whether parameters and activations take 2 bytes an element, so that libtorch's operations cast them first.
+    pub(super) is_16_bit: bool,
     /// Whether attention goes by batched products; else by the fused (flash) kernel.
     pub(super) products: bool,
     /// Whether the fused kernel wants a key head for each query head, though these share them.
@@ -119,6 +121,7 @@ impl Sizes {
         let repeats = heads != key_heads && (on_cpu || !is_16_bit);
         Sizes {
             plain: !on_cpu,
+            is_16_bit,
             products,
             repeats,
             copies: repeats && key_heads > 1,
