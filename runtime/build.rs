@@ -20,7 +20,11 @@ fn main() {
     // Clang's OpenMP is another than libtorch's: with it the loops run on one thread.
     let threads = !shim.get_compiler().is_like_clang();
     let openmp_flag = if threads { "-fopenmp" } else { "-fopenmp-simd" };
-    shim.clone().file("csrc/kernels.cpp").flags(loops).flag(openmp_flag).compile("zerofold_kernels");
+    shim.clone()
+        .files(["csrc/kernels.cpp", "csrc/sums.cpp"])
+        .flags(loops)
+        .flag(openmp_flag)
+        .compile("zerofold_kernels");
     shim.files(["csrc/shim.cpp", "csrc/gloo.cpp", "csrc/memory.cpp", "csrc/device.cpp"]).compile("zerofold_shim");
     if threads {
         // The loops run on libtorch's own threads.

@@ -126,7 +126,7 @@ fn the_configuration_is_told_in_its_own_words_and_how_to_write_the_advice() {
         (
             "40GiB",
             &hybrid[..],
-            "The configuration's 2 copies need 57.2 GiB and do not fit: for one copy, remove \
+            "The configuration's 2 copies need 57.0 GiB and do not fit: for one copy, remove \
              parallelism_config_dp_replicate_size, and write FULL_SHARD for HYBRID_SHARD.",
         ),
         (

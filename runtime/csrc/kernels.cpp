@@ -1,49 +1,22 @@
-// The parts of a decoder block that are not matrix products, and the loss: each a single pass over memory, in float32
-// whatever the type, rounded once. On the CPU they are the loops below; elsewhere, and where `plain` asks for it, the same
-// sums out of libtorch's operations. Both forms save the same tensors for backward.
+// The parts of a decoder block that are not matrix products: each a single pass over memory, in float32 whatever the type,
+// rounded once. On the CPU they are the loops below; elsewhere, and where `plain` asks for it, the same sums out of libtorch's
+// operations. Both forms save the same tensors for backward.
 
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <ATen/ATen.h>
 #include <algorithm>
-#include <limits>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "guard.h"
+#include "kernels.h"
 #include "shim.h"
-#include "vector.h"
 
 namespace {
 
 using at::Tensor;
+using namespace zf;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
-
-// Calls body with a value of the element type of `kind`.
-template <class Body>
-void of_type(at::ScalarType kind, Body&& body) {
-  switch (kind) {
-    case at::kFloat: return body(float());
-    case at::kBFloat16: return body(c10::BFloat16());
-    case at::kHalf: return body(c10::Half());
-    default: throw std::runtime_error(std::string("float32, bfloat16 or float16 was expected, not ") + c10::toString(kind));
-  }
-}
-
-void check(bool holds, const char* what) {
-  if (!holds) throw std::runtime_error(what);
-}
-
-// Whether the loops below are taken: for what lies on the CPU. Float64 is for tests, by libtorch's operations.
-bool by_loops(const Tensor& tensor, bool plain) {
-  return tensor.is_cpu() && !plain && tensor.scalar_type() != at::kDouble;
-}
-
-// What libtorch's operations compute in.
-at::ScalarType wide_type(const Tensor& tensor) { return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 // Rows are added up by each thread on its own, then the threads' sums in order.
 struct Partial {
@@ -211,7 +184,7 @@ struct SwiGlu : Function<SwiGlu> {
     context->saved_data["plain"] = plain;
     if (!by_loops(gate_up, plain)) {
       auto parts = gate_up.chunk(2, -1);
-      return at::silu(parts[0].to(wide_type(gate_up))).mul_(parts[1]).to(gate_up.scalar_type());
+      return at::silu(parts[0]).mul_(parts[1]);
     }
     auto shape = gate_up.sizes().vec();
     shape.back() = inner;
@@ -233,10 +206,12 @@ struct SwiGlu : Function<SwiGlu> {
     auto inner = seed.size(-1);
     if (!by_loops(gate_up, context->saved_data["plain"].toBool())) {
       auto parts = gate_up.chunk(2, -1);
-      auto gate = parts[0].to(wide_type(gate_up));
-      auto of_gate = at::silu_backward(seed * parts[1].to(wide_type(gate_up)), gate);
-      auto of_up = at::silu(gate).mul_(seed);
-      return {at::cat({of_gate.to(seed.scalar_type()), of_up.to(seed.scalar_type())}, -1), Tensor()};
+      auto gradient = at::empty_like(gate_up);
+      auto halves = gradient.chunk(2, -1);
+      // Straight into their places and in the input's type, since memory is at its fullest here.
+      at::silu_backward_out(halves[0], seed * parts[1], parts[0]);
+      at::mul_out(halves[1], at::silu(parts[0]), seed);
+      return {gradient, Tensor()};
     }
     auto gradient = at::empty_like(gate_up);
     of_type(gate_up.scalar_type(), [&](auto zero) {
@@ -375,79 +350,6 @@ struct Rotary : Function<Rotary> {
   }
 };
 
-// --- Cross-entropy: losses, and the logits' gradient in the logits' place ---
-
-template <class T>
-struct CrossEntropy {
-  ZF_INLINE void run(T* logits, const int64_t* targets, double* losses, int64_t rows, int64_t classes, bool gradient,
-                     float scale) {
-    for (int64_t row = 0; row < rows; ++row, logits += classes) {
-      float most = -std::numeric_limits<float>::infinity();
-      #pragma omp simd reduction(max : most)
-      for (int64_t i = 0; i < classes; ++i) most = std::max(most, zf_widen(logits[i]));
-      double sum = 0;
-      // Short sums in float32, their sum in float64: a vocabulary is long.
-      for (int64_t begin = 0; begin < classes; begin += 1024) {
-        float part = 0;
-        int64_t end = std::min(begin + 1024, classes);
-        #pragma omp simd reduction(+ : part)
-        for (int64_t i = begin; i < end; ++i) part += zf_exp(zf_widen(logits[i]) - most);
-        sum += part;
-      }
-      float target = zf_widen(logits[targets[row]]);
-      losses[row] = std::log(sum) + (static_cast<double>(most) - static_cast<double>(target));
-      if (!gradient) continue;
-      auto share = static_cast<float>(static_cast<double>(scale) / sum);
-      // The probability of the target less 1, before the others overwrite it.
-      float of_target = static_cast<float>(std::expm1(-losses[row])) * scale;
-      #pragma omp simd
-      for (int64_t i = 0; i < classes; ++i) logits[i] = zf_round<T>(zf_exp(zf_widen(logits[i]) - most) * share);
-      logits[targets[row]] = zf_round<T>(of_target);
-    }
-  }
-};
-
-// --- Adding to gradients ---
-
-template <class To, class From>
-struct Add {
-  ZF_INLINE void run(To* to, const From* from, int64_t count) {
-    #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) to[i] = zf_round<To>(zf_widen(to[i]) + zf_widen(from[i]));
-  }
-};
-
-// Columns begin .. end of rows that are added to the rows of a table.
-template <class T>
-struct AddRows {
-  ZF_INLINE void run(float* table, const int64_t* ids, const T* rows, int64_t count, int64_t width, int64_t begin,
-                     int64_t end) {
-    for (int64_t row = 0; row < count; ++row) {
-      float* to = table + ids[row] * width;
-      const T* from = rows + row * width;
-      #pragma omp simd
-      for (int64_t i = begin; i < end; ++i) to[i] += zf_widen(from[i]);
-    }
-  }
-};
-
-bool has_loops(at::ScalarType kind) { return kind == at::kFloat || kind == at::kBFloat16 || kind == at::kHalf; }
-
-bool adds_by_loops(const Tensor& to, const Tensor& from) {
-  return to.is_cpu() && from.is_cpu() && to.is_contiguous() && from.is_contiguous() && has_loops(to.scalar_type()) &&
-         has_loops(from.scalar_type());
-}
-
-void own(const Tensor& tensor, void** result) { *result = new Tensor(tensor); }
-
-void check_ids(const Tensor& ids, int64_t rows, int64_t limit) {
-  check(ids.scalar_type() == at::kLong && ids.is_contiguous() && ids.numel() == rows, "one id a row was expected");
-  const auto* values = ids.data_ptr<int64_t>();
-  for (int64_t i = 0; i < rows; ++i)
-    if (values[i] < 0 || values[i] >= limit)
-      throw std::runtime_error("id " + std::to_string(values[i]) + " is not one of 0 to " + std::to_string(limit - 1));
-}
-
 }  // namespace
 
 extern "C" {
@@ -470,95 +372,6 @@ int zf_rotary(void* projected, void* cosines, void* sines, int64_t heads, int64_
     auto parts = Rotary::apply(zf_tensor(projected), zf_tensor(cosines), zf_tensor(sines), heads, key_heads, by_head != 0,
                                plain != 0);
     for (size_t i = 0; i < parts.size(); ++i) own(parts[i], results + i);
-  });
-}
-
-// logits [rows, classes], targets [rows] (int64): the rows' losses, float64. With `gradient` the logits become that of the
-// losses' sum × scale.
-int zf_cross_entropy(void* logits_handle, void* targets_handle, int gradient, double scale, int plain, void** result) {
-  return zf_guarded([&] {
-    auto &logits = zf_tensor(logits_handle), &targets = zf_tensor(targets_handle);
-    auto rows = logits.size(0), classes = logits.size(1);
-    check(logits.is_contiguous(), "cross-entropy: contiguous logits were expected");
-    check(targets.numel() == rows, "cross-entropy: one target a row was expected");
-    if (!by_loops(logits, plain)) {
-      auto wide = logits.to(wide_type(logits));
-      auto normalizer = wide.logsumexp({-1}, /*keepdim=*/true);
-      auto at_target = targets.unsqueeze(1);
-      auto losses = (normalizer - wide.gather(1, at_target)).squeeze(1).to(at::kDouble);
-      if (gradient) {
-        // Under float32 `wide` is the logits themselves.
-        auto minus_one = at::full({rows, 1}, -1.0, wide.options());
-        logits.copy_(wide.sub_(normalizer).exp_().scatter_add_(1, at_target, minus_one).mul_(scale));
-      }
-      own(losses, result);
-      return;
-    }
-    check_ids(targets, rows, classes);
-    auto losses = at::empty({rows}, logits.options().dtype(at::kDouble));
-    of_type(logits.scalar_type(), [&](auto zero) {
-      using T = decltype(zero);
-      T* values = logits.data_ptr<T>();
-      const auto* ids = targets.data_ptr<int64_t>();
-      double* to = losses.data_ptr<double>();
-      zf_parallel(rows, classes, [&](int64_t begin, int64_t end) {
-        zf_run<CrossEntropy<T>>(values + begin * classes, ids + begin, to + begin, end - begin, classes,
-                                gradient != 0, static_cast<float>(scale));
-      });
-    });
-    own(losses, result);
-  });
-}
-
-// to += from, whatever the types, rounded once.
-int zf_add(void* to_handle, void* from_handle) {
-  return zf_guarded([&] {
-    auto &to = zf_tensor(to_handle), &from = zf_tensor(from_handle);
-    check(to.sizes() == from.sizes(), "tensors of one shape were expected");
-    if (!adds_by_loops(to, from)) {
-      to.add_(from);
-      return;
-    }
-    of_type(to.scalar_type(), [&](auto to_zero) {
-      of_type(from.scalar_type(), [&](auto from_zero) {
-        using To = decltype(to_zero);
-        using From = decltype(from_zero);
-        To* sums = to.data_ptr<To>();
-        const From* values = from.data_ptr<From>();
-        zf_parallel(to.numel(), 1, [&](int64_t begin, int64_t end) {
-          zf_run<Add<To, From>>(sums + begin, values + begin, end - begin);
-        });
-      });
-    });
-  });
-}
-
-// table[ids[i]] += rows[i], in the order of i.
-int zf_add_rows(void* table_handle, void* ids_handle, void* rows_handle) {
-  return zf_guarded([&] {
-    auto &table = zf_tensor(table_handle), &ids = zf_tensor(ids_handle), &rows = zf_tensor(rows_handle);
-    auto width = table.size(1), count = rows.size(0);
-    check(rows.size(1) == width, "rows of the table's width were expected");
-    if (!table.is_cpu()) {
-      // On GPUs index_add_ adds in any order; this one sorts, so that a step gives the same bits every time.
-      table.index_put_({ids}, rows.to(table.scalar_type()), /*accumulate=*/true);
-      return;
-    }
-    check_ids(ids, count, table.size(0));
-    if (!adds_by_loops(table, rows) || table.scalar_type() != at::kFloat) {
-      table.index_add_(0, ids, rows.to(table.scalar_type()));
-      return;
-    }
-    of_type(rows.scalar_type(), [&](auto zero) {
-      using T = decltype(zero);
-      float* sums = table.data_ptr<float>();
-      const auto* places = ids.data_ptr<int64_t>();
-      const T* values = rows.data_ptr<T>();
-      // Each thread takes a range of columns, so that no two add to one element.
-      zf_parallel(width, count, [&](int64_t begin, int64_t end) {
-        zf_run<AddRows<T>>(sums, places, values, count, width, begin, end);
-      });
-    });
   });
 }
 }

@@ -167,7 +167,11 @@ impl PlanRecord {
         let rows = told.map(|(name, planned, measured)| {
             let error = match *measured {
                 0 => "-".to_owned(),
-                measured => format!("{:+.1} %", 100.0 * (*planned as f64 / measured as f64 - 1.0)),
+                measured => {
+                    let tenths = (1000.0 * (*planned as f64 / measured as f64 - 1.0)).round();
+                    // Adding 0 makes +0 of −0.
+                    format!("{:+.1} %", tenths / 10.0 + 0.0)
+                }
             };
             vec![format!("  {name}"), format::bytes(*planned), format::bytes(*measured), error]
         });

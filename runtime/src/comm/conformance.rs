@@ -129,7 +129,7 @@ fn all_backends_give_the_same_bits_in_buffers_of_some_mib() {
 
 #[test]
 #[ignore = "takes minutes and gigabytes"]
-fn all_backends_give_the_same_bits_in_128_mib() {
+fn all_backends_give_the_same_bits_in_128_mib_which_takes_minutes_and_gigabytes() {
     for ranks in [2, 4] {
         for memory in MEMORIES {
             compare(ranks, &[Case { length: (128 << 20) / ranks as i64 / 4, kind: Kind::Float, memory }]);

@@ -296,7 +296,6 @@ fn mlp_forward(walk: &mut Walk, sizes: &Sizes) {
     norm_forward(walk, sizes);
     // Gate and up in one; both times each other: saved.
     walk.take(3 * sizes.inner);
-    walk.pulse(plainly(sizes, 2 * sizes.inner32, 0));
     walk.take(sizes.hidden);
 }
 
@@ -308,7 +307,7 @@ fn mlp_backward(walk: &mut Walk, sizes: &Sizes) {
     walk.give(inner);
     // Gradients of gate and up; their seed goes, and gate and up.
     walk.take(2 * inner);
-    walk.pulse(plainly(sizes, 3 * sizes.inner32 + 2 * inner, 2 * inner));
+    walk.pulse(plainly(sizes, inner, inner));
     walk.give(3 * inner);
     walk.take(sizes.weights.gate_up + sizes.hidden);
     walk.give(2 * inner + sizes.hidden);

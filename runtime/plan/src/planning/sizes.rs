@@ -49,8 +49,6 @@ pub(super) struct Sizes {
     pub(super) key: u64,
     /// `[n, intermediate]`.
     pub(super) inner: u64,
-    /// `[n, intermediate]` in float32.
-    pub(super) inner32: u64,
     /// `[rows, heads, length, length]`.
     pub(super) scores: u64,
     /// As many elements of one byte: which of the attention weights are dropped. 0 where products drop nothing.
@@ -131,7 +129,6 @@ impl Sizes {
             query32: per_token(query, 4),
             key: per_token(key, bytes),
             inner: per_token(inner, bytes),
-            inner32: per_token(inner, 4),
             scores: product(&[rows, heads, length, length, bytes]),
             dropped: if dropout { scores } else { 0 },
             scalar: per_token(1, 4),

@@ -1,0 +1,41 @@
+// What kernels.cpp and sums.cpp share: checks, and the choice between loops and libtorch's operations.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "guard.h"
+#include "vector.h"
+
+namespace zf {
+
+// Calls body with a value of the element type of `kind`.
+template <class Body>
+void of_type(at::ScalarType kind, Body&& body) {
+  switch (kind) {
+    case at::kFloat: return body(float());
+    case at::kBFloat16: return body(c10::BFloat16());
+    case at::kHalf: return body(c10::Half());
+    default: throw std::runtime_error(std::string("float32, bfloat16 or float16 was expected, not ") + c10::toString(kind));
+  }
+}
+
+inline void check(bool holds, const char* what) {
+  if (!holds) throw std::runtime_error(what);
+}
+
+// Whether the loops below are taken: for what lies on the CPU. Float64 is for tests, by libtorch's operations.
+inline bool by_loops(const at::Tensor& tensor, bool plain) {
+  return tensor.is_cpu() && !plain && tensor.scalar_type() != at::kDouble;
+}
+
+// What libtorch's operations compute in.
+inline at::ScalarType wide_type(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Hands a tensor over to Rust.
+inline void own(const at::Tensor& tensor, void** result) { *result = new at::Tensor(tensor); }
+
+}  // namespace zf
