@@ -25,7 +25,7 @@ inline void check(bool holds, const char* what) {
   if (!holds) throw std::runtime_error(what);
 }
 
-// Whether the loops below are taken: for what lies on the CPU. Float64 is for tests, by libtorch's operations.
+// Whether loops of ours are taken: for what lies on the CPU. Float64 is for tests, by libtorch's operations.
 inline bool by_loops(const at::Tensor& tensor, bool plain) {
   return tensor.is_cpu() && !plain && tensor.scalar_type() != at::kDouble;
 }

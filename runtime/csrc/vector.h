@@ -1,9 +1,9 @@
-// What the loops of kernels.cpp and sums.cpp share: a kernel is a struct with a static `run`, compiled once for each set of instructions
-// and called in the best form that this processor has.
+// What the loops of kernels.cpp and sums.cpp share: a kernel is a struct with a static `run`, compiled once for each set of
+// instructions and called in the best form that this processor has.
 //
 // All arithmetic is in float32. Elements of 16 bits are widened when they are read and rounded once, to nearest even, when
-// they are written. Loops whose sums may be taken in several lanes say so (`omp simd reduction`): a row's sum depends on the set of instructions
-// alone, a sum over rows on the number of threads too.
+// they are written. Loops whose sums may be taken in several lanes say so (`omp simd reduction`): a row's sum depends on the
+// set of instructions alone, a sum over rows on the number of threads too.
 #pragma once
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>

@@ -3,8 +3,8 @@
 //! Every rank has a [`segment`] that all others map. A collective is a *turn*: each rank posts where its input lies, reads the
 //! inputs of the others as they come, and says so. Tensors from [`Collectives::allocate`] lie in the segment, so others read
 //! them where they are: a gather is one copy, a reduce-scatter one pass over all parts. Any other tensor is copied there
-//! first, and so is a short one. Nothing runs in the background: the work is done by whoever waits, while a rank computes nobody takes its
-//! processor away.
+//! first, and so is a short one. Nothing runs in the background: the work is done by whoever waits, so while a rank computes
+//! nobody takes its processor away.
 //!
 //! Collectives whose tensors are read in place are waited for in the same order by all ranks, since a wait lasts until the
 //! others have read.
