@@ -67,7 +67,7 @@ pub(crate) fn gpu_ids(reader: &mut Reader<'_>, device: DeviceKind) -> Result<Opt
     Ok((device == DeviceKind::Cuda).then_some(ids))
 }
 
-/// Settles the backend: by default `nccl` between GPUs, `gloo` between processes on the CPU, and nothing for one process.
+/// Settles the backend: by default `nccl` between GPUs, `shm` between processes on the CPU, and nothing for one process.
 pub(crate) fn backend(reader: &mut Reader<'_>, device: DeviceKind, num_processes: u32) -> Result<Backend, ConfigError> {
     let ours = reader.opinion::<Backend>("backend")?;
     let theirs = reader.opinion_of::<Backend>(Section::Training, "ddp_backend", Reader::key("backend"))?;
@@ -76,7 +76,7 @@ pub(crate) fn backend(reader: &mut Reader<'_>, device: DeviceKind, num_processes
         let refuse = |allowed: &str, hint: String| Err(held.setting.not_allowed(allowed, Some(hint)));
         match (held.value, device) {
             (Backend::Single, _) if num_processes > 1 => {
-                let with = if device == DeviceKind::Cuda { "nccl" } else { "gloo" };
+                let with = if device == DeviceKind::Cuda { "nccl" } else { "shm" };
                 let hint = format!("use {with}, or --nproc 1 in place of {num_processes}");
                 return refuse("single is for one process", hint);
             }
@@ -92,7 +92,7 @@ pub(crate) fn backend(reader: &mut Reader<'_>, device: DeviceKind, num_processes
                 };
                 return refuse(
                     &format!("nccl is for GPUs, and {why}"),
-                    "use gloo or shm, or leave backend out".to_owned(),
+                    "use shm or gloo, or leave backend out".to_owned(),
                 );
             }
             _ => {}
@@ -101,7 +101,7 @@ pub(crate) fn backend(reader: &mut Reader<'_>, device: DeviceKind, num_processes
     let default = match (num_processes, device) {
         (1, _) => Backend::Single,
         (_, DeviceKind::Cuda) => Backend::Nccl,
-        (_, DeviceKind::Cpu) => Backend::Gloo,
+        (_, DeviceKind::Cpu) => Backend::Shm,
     };
     Ok(reader.settle("backend", held, default))
 }

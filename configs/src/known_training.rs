@@ -202,7 +202,7 @@ const UNBUILT: &[(&[&str], &[&str], &str)] = &[
     (
         &["backend", "ddp_backend"],
         &["mpi", "ccl", "hccl", "cncl"],
-        "use nccl on GPUs, gloo or shm on the CPU, or single for one process",
+        "use nccl on GPUs, shm or gloo on the CPU, or single for one process",
     ),
     (&["save_strategy"], &["best"], "use steps, epoch or no"),
     (&["train_sampling_strategy"], &["group_by_length"], "use random or sequential"),

@@ -94,6 +94,7 @@ fn inputs(model: &ModelConfig, types: ElementTypes, shape: Shape, device: Planne
         gradient_checkpointing_every: 1,
         offload_optimizer: false,
         device,
+        receives: false,
     }
 }
 

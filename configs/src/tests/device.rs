@@ -32,7 +32,7 @@ fn the_cpu_is_used_when_that_is_asked_for() {
         ("distributed_type: FSDP\nnum_processes: 2\n", vec![("no_cuda", "true")], "flag --no_cuda"),
     ] {
         let job = job(8, text, &flags);
-        assert_eq!((job.device, job.backend, job.num_processes), (DeviceKind::Cpu, Backend::Gloo, 2), "{text}");
+        assert_eq!((job.device, job.backend, job.num_processes), (DeviceKind::Cpu, Backend::Shm, 2), "{text}");
         assert_eq!(job.provenance["device"], place);
     }
 }
@@ -40,7 +40,7 @@ fn the_cpu_is_used_when_that_is_asked_for() {
 #[test]
 fn without_a_gpu_the_job_runs_on_the_cpu_and_says_so() {
     let absent = job(0, &format!("{MULTI_GPU}num_processes: 2\ngpu_ids: 0,1\n"), &[]);
-    assert_eq!((absent.device, absent.backend, absent.gpu_ids), (DeviceKind::Cpu, Backend::Gloo, None));
+    assert_eq!((absent.device, absent.backend, absent.gpu_ids), (DeviceKind::Cpu, Backend::Shm, None));
     assert_eq!(absent.notes, ["gpu_ids: 0,1 (job.yaml:4): this machine has no GPU, so the job runs on the CPU"]);
     assert!(job(0, "distributed_type: FSDP\nnum_processes: 2\n", &[]).notes.is_empty());
 }
@@ -62,11 +62,11 @@ fn backends_belong_to_their_devices() {
     let two = "distributed_type: FSDP\nnum_processes: 2\n";
     assert_eq!(job(2, two, &[("ddp_backend", "nccl")]).backend, Backend::Nccl);
     let message = on(0, two, &[("backend", "nccl")]).unwrap_err();
-    says(&message, &["nccl is for GPUs, and this machine has none", "flag --backend", "gloo"]);
+    says(&message, &["nccl is for GPUs, and this machine has none", "flag --backend", "shm"]);
     let message = on(2, two, &[("backend", "nccl"), ("use_cpu", "true")]).unwrap_err();
     says(&message, &["nccl is for GPUs, and this job runs on the CPU (flag --use_cpu)"]);
     says(&on(2, two, &[("backend", "gloo")]).unwrap_err(), &["gloo is for the CPU", "--use_cpu true"]);
-    assert_eq!(job(0, two, &[("backend", "shm")]).backend, Backend::Shm);
+    assert_eq!(job(0, two, &[("backend", "gloo")]).backend, Backend::Gloo);
     says(&on(2, two, &[("backend", "shm")]).unwrap_err(), &["shm is for the CPU", "--use_cpu true"]);
     says(&on(2, two, &[("backend", "single")]).unwrap_err(), &["single is for one process", "use nccl"]);
 }

@@ -260,7 +260,7 @@ fn what_is_missing_names_flag_and_key() {
     let evaluation = resolved("", "  eval_strategy: epoch\n").unwrap_err();
     says(&evaluation, &["not set: eval_dataset", "eval_strategy is epoch (job.yaml:5)", "--eval_dataset PATH"]);
     let single = with_flags(TRAINING, &[("num_processes", "2"), ("backend", "single")], &[]).unwrap_err();
-    says(&single, &["flag --backend: training.backend is single", "hint: use gloo"]);
+    says(&single, &["flag --backend: training.backend is single", "hint: use shm"]);
 }
 
 #[test]

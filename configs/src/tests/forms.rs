@@ -43,7 +43,7 @@ fn trl_files_resolve_to_their_stage() {
         let job = resolved(&format!("{COMMON}{text}"), "").unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!((job.num_processes, job.sharding.stage.number()), (processes, stage), "{name}");
         assert_eq!(job.mixed_precision, Precision::Bf16, "{name}");
-        assert_eq!(job.backend, if processes == 1 { Backend::Single } else { Backend::Gloo }, "{name}");
+        assert_eq!(job.backend, if processes == 1 { Backend::Single } else { Backend::Shm }, "{name}");
         assert_eq!(job.gradient_accumulation_steps, 1, "{name}");
         assert!(job.gradient_checkpointing, "{name}: false in fsdp_config leaves the trainer's default");
     }

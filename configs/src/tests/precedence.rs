@@ -73,7 +73,7 @@ fn the_number_of_processes_follows_the_devices_when_nobody_sets_it() {
     let unset = with_flags(&file("distributed_type: MULTI_CPU\nnum_processes: -1\n", ""), &[], &[]).unwrap();
     assert_eq!(unset.num_processes, 1);
     let one = with_flags(&file("distributed_type: 'NO'\n", ""), &[("num_processes", "2")], &[]).unwrap();
-    assert_eq!((one.num_processes, one.backend), (2, Backend::Gloo), "a flag goes before the file's NO");
+    assert_eq!((one.num_processes, one.backend), (2, Backend::Shm), "a flag goes before the file's NO");
 }
 
 #[test]

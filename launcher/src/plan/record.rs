@@ -231,6 +231,7 @@ mod tests {
             gradient_checkpointing_every: 1,
             offload_optimizer: false,
             device: zerofold_plan::PlannedDevice::Cpu,
+            receives: false,
         });
         let plan = Plan { total: 114 << 20, loading_peak: 0, sent_bytes_per_step: 500 << 20, ..plan.unwrap() };
         let state = zerofold_plan::StateBytes { parameters: 100 << 20, ..Default::default() };

@@ -47,9 +47,8 @@ const ROWS: [Row; 4] = [
         ],
         agrees: "13B on 4 GPUs, yes. On 8, no: stage 2 fits (2 + 16/8 = 4 bytes a parameter, 52 GB) and is simpler. 34B, \
                  no: stage 3 has 18/N bytes of state a parameter less the 2/N of parameters that are not kept, 16/N: 67 GB \
-                 on 8 GPUs and 135 GB on 4. A block of 700 million parameters then takes 14 GB of buffers (gathered \
-                 twice in bfloat16, full gradients and received parts twice in float32). It takes 16 GPUs, pure bf16, \
-                 or offloading.",
+                 on 8 GPUs and 135 GB on 4. A block of 700 million parameters then takes 8 GB of buffers (gathered \
+                 twice in bfloat16, full gradients twice in float32). It takes 16 GPUs, pure bf16, or offloading.",
     },
     Row {
         situation: "70B and more, 8 or more GPUs",
@@ -100,6 +99,7 @@ fn job(model: &ModelConfig, world_size: usize, pure: bool, offload_optimizer: bo
         gradient_checkpointing_every: 1,
         offload_optimizer,
         device: PlannedDevice::Gpu,
+        receives: false,
     }
 }
 

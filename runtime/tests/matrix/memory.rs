@@ -52,7 +52,7 @@ impl MemorySpec {
         }
     }
 
-    fn plan(&self) -> Plan {
+    fn plan(&self, wire: Wire) -> Plan {
         let model = ModelConfig::read(&self.folder).unwrap();
         plan(&PlanInputs {
             model: &model,
@@ -67,6 +67,7 @@ impl MemorySpec {
             gradient_checkpointing_every: self.recompute_every.unwrap_or(1),
             offload_optimizer: false,
             device: PlannedDevice::Cpu,
+            receives: wire == Wire::Gloo,
         })
         .unwrap()
     }
@@ -204,10 +205,13 @@ pub(crate) fn check(tally: &mut Tally) {
             for recompute_every in [None, Some(1)] {
                 let spec =
                     MemorySpec { folder: folder.clone(), sharding, compute, pure, rows, length, recompute_every };
-                // New processes, so that nothing is left of the last job.
-                let measured = Workers::start(RANKS, Wire::Gloo).run(&Task::Memory(spec.clone()));
-                let result = measured.and_then(|measured| compare(&spec, &measured));
-                tally.check(&format!("memory: {shape}, {name}, {types}, recomputing {recompute_every:?}"), result);
+                for wire in [Wire::Gloo, Wire::Shm] {
+                    // New processes, so that nothing is left of the last job.
+                    let measured = Workers::start(RANKS, wire).run(&Task::Memory(spec.clone()));
+                    let result = measured.and_then(|measured| compare(&spec, wire, &measured));
+                    let job = format!("{shape}, {name}, {types}, recomputing {recompute_every:?}");
+                    tally.check(&format!("memory: {job}, over {wire:?}"), result);
+                }
             }
         }
     };
@@ -219,8 +223,8 @@ pub(crate) fn check(tally: &mut Tally) {
     }
 }
 
-fn compare(spec: &MemorySpec, measured: &Curve) -> Result<String, String> {
-    let planned = spec.plan();
+fn compare(spec: &MemorySpec, wire: Wire, measured: &Curve) -> Result<String, String> {
+    let planned = spec.plan(wire);
     let error = planned.total as f64 / measured.live_peak as f64 - 1.0;
     let highest = *measured.live.iter().max().unwrap();
     let mebibytes = |bytes: u64| bytes as f64 / 1_048_576.0;

@@ -53,6 +53,7 @@ fn inputs(model: &ModelConfig, shape: Shape, supervised: Option<usize>, compute:
         gradient_checkpointing_every: 1,
         offload_optimizer: false,
         device: PlannedDevice::Gpu,
+        receives: false,
     }
 }
 

@@ -19,7 +19,7 @@ use crate::layout::{Layout, LayoutError, Mesh};
 use crate::model::{ModelConfig, ModelUnits, SegmentKind};
 use crate::theory::{StateBytes, state_bytes};
 use serde::{Deserialize, Serialize};
-use zerofold_configs::{DeviceKind, ElementType, ElementTypes, Offload, Resolved, Sharding, Stage};
+use zerofold_configs::{Backend, DeviceKind, ElementType, ElementTypes, Offload, Resolved, Sharding, Stage};
 
 /// Elements of a model's files that are cast at a time where masters are not float32 (`CHUNK` in
 /// runtime/src/shard/files.rs).
@@ -83,6 +83,8 @@ pub struct PlanInputs<'a> {
     pub offload_optimizer: bool,
     /// Where the ranks compute.
     pub device: PlannedDevice,
+    /// Reductions receive the other ranks' parts into memory of their own: over Gloo.
+    pub receives: bool,
 }
 
 impl<'a> PlanInputs<'a> {
@@ -102,6 +104,7 @@ impl<'a> PlanInputs<'a> {
             gradient_checkpointing_every: config.gradient_checkpointing_every as usize,
             offload_optimizer: config.offload_optimizer != Offload::No,
             device,
+            receives: config.backend == Backend::Gloo,
         }
     }
 
@@ -127,7 +130,7 @@ pub struct Plan {
     pub stays_gathered: u64,
     /// Stages 2 and 3: full gradients of units until they are reduced.
     pub gradient_buffers: u64,
-    /// Where reductions receive the other ranks' parts.
+    /// Where reductions receive the other ranks' parts: over Gloo, which cannot read them where they are.
     pub reduce_buffers: u64,
     /// Kept between forward and backward of a micro-batch.
     pub activations: u64,
@@ -174,7 +177,8 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
     let reduces_each = sharding.stage.shards_gradients() && inputs.accumulation > 1;
     let loss = micro_batch.loss + if reduces_each { reduce_buffers.last } else { 0 };
     let during = micro_batch.activations + loss.max(temporary);
-    let peak = reduce_buffers.receive + during.max(optimizer_casts(inputs, &layout));
+    let receive = if inputs.receives { reduce_buffers.receive } else { 0 };
+    let peak = receive + during.max(optimizer_casts(inputs, &layout));
     Ok(Plan {
         stage: sharding.stage,
         replicas: sharding.replicas,
@@ -182,7 +186,7 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
         gather_buffers: gathering.passing,
         stays_gathered: gathering.staying,
         gradient_buffers,
-        reduce_buffers: reduce_buffers.receive,
+        reduce_buffers: receive,
         activations: micro_batch.activations,
         loss,
         temporary,

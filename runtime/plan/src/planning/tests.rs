@@ -17,6 +17,7 @@ fn inputs(model: &ModelConfig, world_size: usize, stage: Stage) -> PlanInputs<'_
         gradient_checkpointing_every: 1,
         offload_optimizer: false,
         device: PlannedDevice::Gpu,
+        receives: false,
     }
 }
 
@@ -43,7 +44,10 @@ fn gather_buffers_are_two_of_the_largest_unit() {
     let always = plan_of(ReshardAfterForward::Always(true));
     assert_eq!((always.gather_buffers, always.stays_gathered), (2 * 2 * block, 0));
     assert_eq!(always.gradient_buffers, 2 * 4 * block);
-    assert_eq!(always.reduce_buffers, 2 * 4 * block / 8 * 7);
+    assert_eq!(always.reduce_buffers, 0);
+    let over_gloo = plan(&PlanInputs { receives: true, ..job }).unwrap();
+    assert_eq!(over_gloo.reduce_buffers, 2 * 4 * block / 8 * 7);
+    assert_eq!(over_gloo.total - always.total, over_gloo.reduce_buffers);
     let never = plan_of(ReshardAfterForward::Always(false));
     assert_eq!(never.gather_buffers, 2 * layout.numel() as u64);
     let group = plan_of(ReshardAfterForward::Group(4));
@@ -68,7 +72,7 @@ fn a_tied_embedding_has_buffers_of_its_own() {
 #[test]
 fn one_rank_sends_and_receives_nothing() {
     let model = seven();
-    for plan in plan_all_stages(&inputs(&model, 1, Stage::Zero)).unwrap() {
+    for plan in plan_all_stages(&PlanInputs { receives: true, ..inputs(&model, 1, Stage::Zero) }).unwrap() {
         assert_eq!((plan.sent_bytes_per_step, plan.reduce_buffers), (0, 0));
     }
 }
