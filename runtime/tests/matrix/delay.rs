@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use zerofold_runtime::comm::{Activity, Collectives, CommError, Pending, Phase, Traffic};
 use zerofold_runtime::metrics::Timeline;
 
@@ -96,5 +96,13 @@ impl Collectives for Delayed {
 
     fn traffic(&self) -> Traffic {
         self.inner.traffic()
+    }
+
+    fn allocate(&self, numel: i64, kind: Kind) -> Result<Tensor, CommError> {
+        self.inner.allocate(numel, kind)
+    }
+
+    fn scratch(&self, numel: i64, kind: Kind) -> Result<Tensor, CommError> {
+        self.inner.scratch(numel, kind)
     }
 }

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use zerofold_configs::{
     BackwardPrefetch, ElementType, ElementTypes, NonFinite, Offload, ReshardAfterForward, Sharding, Stage, UnitPolicy,
 };
@@ -152,6 +152,14 @@ impl Collectives for Watched {
 
     fn traffic(&self) -> Traffic {
         self.inner.traffic()
+    }
+
+    fn allocate(&self, numel: i64, kind: Kind) -> Result<Tensor, CommError> {
+        self.inner.allocate(numel, kind)
+    }
+
+    fn scratch(&self, numel: i64, kind: Kind) -> Result<Tensor, CommError> {
+        self.inner.scratch(numel, kind)
     }
 }
 
