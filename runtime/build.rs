@@ -21,7 +21,7 @@ fn main() {
     let threads = !shim.get_compiler().is_like_clang();
     let openmp_flag = if threads { "-fopenmp" } else { "-fopenmp-simd" };
     shim.clone()
-        .files(["csrc/kernels.cpp", "csrc/sums.cpp"])
+        .files(["csrc/attention.cpp", "csrc/kernels.cpp", "csrc/products.cpp", "csrc/sums.cpp"])
         .flags(loops)
         .flag(openmp_flag)
         .compile("zerofold_kernels");

@@ -228,6 +228,8 @@ struct SwiGlu : Function<SwiGlu> {
 
 // --- Rotary position embedding, which also parts queries, keys and values ---
 
+enum Layout { BY_POSITION, BY_HEAD, GROUPED };
+
 // Where the heads of one position lie: all side by side in the projection, and by head, then position, in each part.
 struct Heads {
   int64_t length, heads, key_heads, width;
@@ -235,14 +237,21 @@ struct Heads {
   int64_t all() const { return heads + 2 * key_heads; }
 };
 
-// Query, key or value [rows, heads, T, D], or its gradient: the elements of a head lie side by side.
+// Query, key or value [rows, heads, T, D], or queries by group [rows, groups, T, sharing, D], or its gradient: the elements
+// of a head lie side by side.
 template <class T>
 struct Part {
   T* data;
-  int64_t row, head, position;
+  int64_t row, group, position, sharing = 1, within = 0;
 
   explicit Part(const Tensor& tensor)
-      : data(tensor.data_ptr<T>()), row(tensor.stride(0)), head(tensor.stride(1)), position(tensor.stride(2)) {}
+      : data(tensor.data_ptr<T>()), row(tensor.stride(0)), group(tensor.stride(1)), position(tensor.stride(2)) {
+    if (tensor.dim() == 5) sharing = tensor.size(3), within = tensor.stride(3);
+  }
+
+  inline __attribute__((always_inline)) T* of(int64_t row_number, int64_t head, int64_t place) const {
+    return data + row_number * row + head / sharing * group + head % sharing * within + place * position;
+  }
 };
 
 template <class T, bool backward>
@@ -259,7 +268,7 @@ struct Turn {
         bool turned = head < shape.heads + shape.key_heads;
         const Part<T>& part = head < shape.heads ? query : (turned ? key : value);
         int64_t number = head < shape.heads ? head : (head - shape.heads) % shape.key_heads;
-        T* apart = part.data + row * part.row + number * part.head + position * part.position;
+        T* apart = part.of(row, number, position);
         const T* from = backward ? apart : beside;
         T* to = backward ? beside : apart;
         if (!turned) {
@@ -302,7 +311,7 @@ Tensor turned_plainly(const Tensor& heads, const Tensor& cosines, const Tensor& 
 
 struct Rotary : Function<Rotary> {
   static variable_list forward(AutogradContext* context, const Tensor& input, const Tensor& cosines, const Tensor& sines,
-                               int64_t heads, int64_t key_heads, bool by_head, bool plain) {
+                               int64_t heads, int64_t key_heads, int layout, bool plain) {
     auto projected = input.contiguous();
     auto rows = projected.size(0), length = projected.size(1);
     Heads shape{length, heads, key_heads, projected.size(2) / (heads + 2 * key_heads)};
@@ -313,19 +322,22 @@ struct Rotary : Function<Rotary> {
     context->save_for_backward({cosines, sines});
     context->saved_data["shape"] = std::vector<int64_t>{length, heads, key_heads, shape.width};
     context->saved_data["plain"] = plain;
+    check(layout != GROUPED || heads % key_heads == 0, "rotary: key heads are not shared by as many query heads each");
     if (!by_loops(projected, plain)) {
+      check(layout != GROUPED, "rotary: libtorch's operations do not group queries");
       auto parts = projected.view({rows, length, shape.all(), shape.width}).split_with_sizes({heads, key_heads, key_heads}, 2);
       auto laid_out = [&](const Tensor& part) {
-        return by_head ? part.transpose(1, 2).contiguous() : part.contiguous().transpose(1, 2);
+        return layout == BY_HEAD ? part.transpose(1, 2).contiguous() : part.contiguous().transpose(1, 2);
       };
       return {laid_out(turned_plainly(parts[0], cosines, sines)), laid_out(turned_plainly(parts[1], cosines, sines)),
               laid_out(parts[2])};
     }
     auto room = [&](int64_t count) {
-      return by_head ? at::empty({rows, count, length, shape.width}, projected.options())
-                     : at::empty({rows, length, count, shape.width}, projected.options()).transpose(1, 2);
+      return layout == BY_POSITION ? at::empty({rows, length, count, shape.width}, projected.options()).transpose(1, 2)
+                                   : at::empty({rows, count, length, shape.width}, projected.options());
     };
-    auto query = room(heads), key = room(key_heads), value = room(key_heads);
+    auto grouped = [&] { return at::empty({rows, key_heads, length, heads / key_heads, shape.width}, projected.options()); };
+    auto query = layout == GROUPED ? grouped() : room(heads), key = room(key_heads), value = room(key_heads);
     turn<false>(projected, query, key, value, cosines, sines, shape);
     return {query, key, value};
   }
@@ -343,7 +355,7 @@ struct Rotary : Function<Rotary> {
     } else {
       gradient = at::empty({rows, shape.length, shape.all() * shape.width}, gradients[0].options());
       for (auto& part : gradients)
-        if (part.stride(3) != 1) part = part.contiguous();
+        if (part.stride(-1) != 1) part = part.contiguous();
       turn<true>(gradient, gradients[0], gradients[1], gradients[2], saved[0], saved[1], shape);
     }
     return {gradient, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
@@ -365,11 +377,12 @@ int zf_swiglu(void* gate_up, int plain, void** result) {
 }
 
 // projected [rows, T, (heads + 2 key_heads) D] and float32 tables [T, D/2]: query [rows, heads, T, D], key and value
-// [rows, key_heads, T, D], whose elements lie in that order (by_head), or position by position.
-int zf_rotary(void* projected, void* cosines, void* sines, int64_t heads, int64_t key_heads, int by_head, int plain,
+// [rows, key_heads, T, D], whose elements lie position by position (layout 0) or in that order (1); or (2) in that order
+// with query [rows, key_heads, T, heads / key_heads, D].
+int zf_rotary(void* projected, void* cosines, void* sines, int64_t heads, int64_t key_heads, int layout, int plain,
               void** results) {
   return zf_guarded([&] {
-    auto parts = Rotary::apply(zf_tensor(projected), zf_tensor(cosines), zf_tensor(sines), heads, key_heads, by_head != 0,
+    auto parts = Rotary::apply(zf_tensor(projected), zf_tensor(cosines), zf_tensor(sines), heads, key_heads, layout,
                                plain != 0);
     for (size_t i = 0; i < parts.size(); ++i) own(parts[i], results + i);
   });

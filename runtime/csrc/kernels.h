@@ -1,4 +1,5 @@
-// What kernels.cpp and sums.cpp share: checks, and the choice between loops and libtorch's operations.
+// What kernels.cpp, attention.cpp, products.cpp and sums.cpp share: checks, and the choice between loops and libtorch's
+// operations.
 #pragma once
 #include <ATen/ATen.h>
 
@@ -34,6 +35,9 @@ inline bool by_loops(const at::Tensor& tensor, bool plain) {
 inline at::ScalarType wide_type(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
+
+// result [M, N] = left [M, K] · right [K, N], or added to it (products.cpp). No graph.
+void multiply(const at::Tensor& result, const at::Tensor& left, const at::Tensor& right, bool add);
 
 // Hands a tensor over to Rust.
 inline void own(const at::Tensor& tensor, void** result) { *result = new at::Tensor(tensor); }

@@ -38,11 +38,14 @@ int zf_fused_adamw(void* const* parameters, void* const* gradients, void* const*
                    void* const* second_moments, size_t count, void* step, double learning_rate, double beta1,
                    double beta2, double weight_decay, double epsilon);
 
-// What is not matrix products (kernels.cpp, sums.cpp); `plain` takes libtorch's operations in place of the loops.
+// What a model is made of (kernels.cpp, attention.cpp, products.cpp, sums.cpp); `plain` takes libtorch's operations in place of the loops.
 int zf_rms_norm(void* x, void* weight, double epsilon, int plain, void** result);
 int zf_swiglu(void* gate_up, int plain, void** result);
-int zf_rotary(void* projected, void* cosines, void* sines, int64_t heads, int64_t key_heads, int by_head, int plain,
+int zf_rotary(void* projected, void* cosines, void* sines, int64_t heads, int64_t key_heads, int layout, int plain,
               void** results);
+int zf_attention(void* query, void* key, void* value, void** result);
+int zf_linear(void* x, void* weight, void** result);
+int zf_multiply(void* result, void* left, void* right);
 int zf_cross_entropy(void* logits, void* targets, int gradient, double scale, int plain, void** losses);
 int zf_add(void* to, void* from);
 int zf_add_rows(void* table, void* ids, void* rows);

@@ -1,4 +1,4 @@
-// What the loops of kernels.cpp and sums.cpp share: a kernel is a struct with a static `run`, compiled once for each set of
+// What the loops of kernels.cpp, attention.cpp and sums.cpp share: a kernel is a struct with a static `run`, compiled once for each set of
 // instructions and called in the best form that this processor has.
 //
 // All arithmetic is in float32. Elements of 16 bits are widened when they are read and rounded once, to nearest even, when

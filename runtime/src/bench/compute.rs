@@ -3,6 +3,7 @@
 use super::{Bench, median};
 use crate::comm::CommError;
 use crate::shard::kind;
+use crate::torch::multiply;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 use zerofold_configs::{CopyRate, ElementType, ProductRate};
@@ -37,7 +38,7 @@ fn product(bench: &Bench, dtype: ElementType, shape: [i64; 3]) -> Result<Product
     // As a layer keeps it: one row for each output.
     let weight = random([columns, inner])?.f_t_()?;
     let output = Tensor::f_empty([rows, columns], (kind(dtype), bench.device()))?;
-    let seconds = seconds_each(bench, || Ok(input.f_mm_out(&output, &weight).map(|_| ())?))?;
+    let seconds = seconds_each(bench, || Ok(multiply(&output, &input, &weight)?))?;
     let operations = 2.0 * rows as f64 * inner as f64 * columns as f64;
     let rates = of_all_ranks(bench, operations / seconds)?;
     let flops_per_rank = rates.iter().copied().fold(f64::INFINITY, f64::min);

@@ -9,6 +9,7 @@ use zerofold_configs::UnitPolicy;
 use zerofold_plan::{LeafSpec, ModelUnits, SegmentKind};
 
 use crate::model::{LayerCache, Llama, ModelConfig};
+use crate::torch::linear;
 
 /// Elements that are read and converted at a time.
 const CHUNK: usize = 1 << 22;
@@ -84,7 +85,7 @@ impl WholeModel {
         let [head, norm] = unit.map(Vec::as_slice).unwrap_or_default() else {
             anyhow::bail!("the model's last unit does not hold a head and a norm");
         };
-        Ok(self.llama.final_norm(norm, x)?.f_linear::<Tensor>(head, None)?)
+        Ok(linear(&self.llama.final_norm(norm, x)?, head)?)
     }
 }
 

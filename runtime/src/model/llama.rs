@@ -11,7 +11,7 @@ use zerofold_plan::SegmentKind;
 use super::attention::{Attention, Kernel};
 use super::rope::{Rope, Tables};
 use super::{LayerCache, ModelConfig, ModelError};
-use crate::torch::Kernels;
+use crate::torch::{HeadLayout, Kernels, linear};
 
 /// A model of the Llama family; it holds no weights.
 pub struct Llama {
@@ -103,7 +103,7 @@ impl Llama {
         self.device
     }
 
-    /// The kernel that libtorch takes for the attention of rows of `length` tokens, where it is not by products.
+    /// The kernel that libtorch takes for the attention of rows of `length` tokens, where it is asked to.
     ///
     /// # Errors
     /// What libtorch says.
@@ -170,8 +170,9 @@ impl Llama {
         let (_, length, _) = x.size3()?;
         self.check_length(length)?;
         let tables = self.rope.tables(0, length)?;
-        let [query, key, value] = self.query_key_value(&weights, x, &tables, dropout)?;
-        let attended = self.attention.causal(&query, &key, &value, dropout)?;
+        let way = self.attention.way(self.kernels, dropout);
+        let parts = self.query_key_value(&weights, x, &tables, way.layout())?;
+        let attended = self.attention.causal(way, &parts, dropout)?;
         project(&attended, weights.output, x)
     }
 
@@ -187,12 +188,15 @@ impl Llama {
         let begin = cache.length();
         self.check_length(begin + length)?;
         let tables = self.rope.tables(begin, length)?;
-        let [query, key, value] = self.query_key_value(&weights, x, &tables, 0.0)?;
-        let (all_keys, all_values) = cache.append(&key, &value)?;
+        let way = self.attention.way(self.kernels, 0.0);
+        let layout = if begin == 0 { way.layout() } else { HeadLayout::ByPosition };
+        let parts = self.query_key_value(&weights, x, &tables, layout)?;
+        let [query, key, value] = &parts;
+        let (all_keys, all_values) = cache.append(key, value)?;
         let attended = if begin == 0 {
-            self.attention.causal(&query, &key, &value, 0.0)?
+            self.attention.causal(way, &parts, 0.0)?
         } else {
-            self.attention.cached(&query, &all_keys, &all_values)?
+            self.attention.cached(query, &all_keys, &all_values)?
         };
         self.mlp(mlp, &project(&attended, weights.output, x)?)
     }
@@ -217,27 +221,25 @@ impl Llama {
         Ok(self.kernels.rms_norm(x, weight, self.config.rms_norm_eps)?)
     }
 
-    /// Query `[B, heads, T, D]`, key and value `[B, key_value_heads, T, D]`, the first two turned by their positions, laid out
-    /// as attention wants them.
+    /// Query `[B, heads, T, D]` (of another shape if grouped), key and value `[B, key_value_heads, T, D]`, the first two turned
+    /// by their positions.
     fn query_key_value(
         &self,
         weights: &AttentionWeights<'_>,
         x: &Tensor,
         tables: &Tables,
-        dropout: f64,
+        layout: HeadLayout,
     ) -> Result<[Tensor; 3], ModelError> {
-        let (rows, length, _) = x.size3()?;
-        let by_head = self.attention.goes_by_products(rows, length, dropout);
         let heads = (self.config.num_attention_heads as i64, self.config.num_key_value_heads as i64);
-        let projected = self.rms_norm(weights.norm, x)?.f_linear::<Tensor>(weights.qkv, None)?;
-        Ok(self.kernels.rotary(&projected, (&tables.cosines, &tables.sines), heads, by_head)?)
+        let projected = linear(&self.rms_norm(weights.norm, x)?, weights.qkv)?;
+        Ok(self.kernels.rotary(&projected, (&tables.cosines, &tables.sines), heads, layout)?)
     }
 
     /// The gated MLP with its norm and residual.
     fn mlp(&self, leaves: &[Tensor], x: &Tensor) -> Result<Tensor, ModelError> {
         let weights = MlpWeights::of(leaves)?;
         let normed = self.rms_norm(weights.norm, x)?;
-        let gated = self.kernels.swiglu(&normed.f_linear::<Tensor>(weights.gate_up, None)?)?;
+        let gated = self.kernels.swiglu(&linear(&normed, weights.gate_up)?)?;
         project(&gated, weights.down, x)
     }
 }
@@ -245,7 +247,7 @@ impl Llama {
 /// `x` plus the projection of `inner` by `weight`. Nobody needs the projection once the residual is in it, so it is added
 /// in place.
 fn project(inner: &Tensor, weight: &Tensor, x: &Tensor) -> Result<Tensor, ModelError> {
-    Ok(inner.f_linear::<Tensor>(weight, None)?.f_add_(x)?)
+    Ok(linear(inner, weight)?.f_add_(x)?)
 }
 
 /// bfloat16 or float16.

@@ -82,10 +82,18 @@ unsafe extern "C" {
         sines: *mut c_void,
         heads: i64,
         key_heads: i64,
-        by_head: c_int,
+        layout: c_int,
         plain: c_int,
         results: *mut *mut c_void,
     ) -> c_int;
+    pub(crate) fn zf_attention(
+        query: *mut c_void,
+        key: *mut c_void,
+        value: *mut c_void,
+        result: *mut *mut c_void,
+    ) -> c_int;
+    pub(crate) fn zf_linear(x: *mut c_void, weight: *mut c_void, result: *mut *mut c_void) -> c_int;
+    pub(crate) fn zf_multiply(result: *mut c_void, left: *mut c_void, right: *mut c_void) -> c_int;
     pub(crate) fn zf_cross_entropy(
         logits: *mut c_void,
         targets: *mut c_void,

@@ -1,8 +1,22 @@
-//! What lies between a model's matrix products: single passes over memory, in float32 whatever the type, rounded once.
+//! What a model is made of: matrix products, attention, and what lies between them, in single passes over memory, in float32
+//! whatever the type, rounded once.
 
 use super::{ShimError, checked, ffi, handle};
 use std::ffi::{c_int, c_void};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
+
+/// In which order the elements of queries, keys and values lie in memory, once they are parted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum HeadLayout {
+    /// All heads of a position one after the other. Query `[B, heads, T, D]`, key and value `[B, key_heads, T, D]` are views.
+    ByPosition = 0,
+    /// All positions of a head one after the other, so the same are contiguous.
+    ByHead = 1,
+    /// For each key head all positions, each with the query heads that share it: query `[B, key_heads, T, heads / key_heads,
+    /// D]`, contiguous; key and value as by head.
+    Grouped = 2,
+}
 
 /// The kernels of the shim. On the CPU they are loops of ours, elsewhere libtorch's operations; both save the same tensors
 /// for backward and differ in rounding alone.
@@ -45,8 +59,7 @@ impl Kernels {
     /// Parts `projected` `[B, T, (heads + 2 key_heads) D]` into query `[B, heads, T, D]`, key and value `[B, key_heads, T, D]`
     /// and turns the first two by `cosines` and `sines`, float32 `[T, D / 2]`. Saved: the tables.
     ///
-    /// The parts are contiguous, all positions of a head one after the other (`by_head`), or views of tensors with all heads
-    /// of a position one after the other.
+    /// `layout` tells how the parts lie. Libtorch's operations know the first two.
     ///
     /// # Errors
     /// Shapes or types that do not fit, and what libtorch says.
@@ -55,7 +68,7 @@ impl Kernels {
         projected: &Tensor,
         (cosines, sines): (&Tensor, &Tensor),
         (heads, key_heads): (i64, i64),
-        by_head: bool,
+        layout: HeadLayout,
     ) -> Result<[Tensor; 3], ShimError> {
         let mut results = [std::ptr::null_mut::<c_void>(); 3];
         // SAFETY: the handles are live tensors, and there is room for three results.
@@ -66,13 +79,18 @@ impl Kernels {
                 handle(sines),
                 heads,
                 key_heads,
-                c_int::from(by_head),
+                layout as c_int,
                 self.flag(),
                 results.as_mut_ptr(),
             )
         })?;
         // SAFETY: each is an at::Tensor made by `new` that nobody else owns.
         Ok(results.map(|result| unsafe { Tensor::from_ptr(result.cast()) }))
+    }
+
+    /// Whether [`attention`] is for tensors of this type on this device.
+    pub fn attends(self, kind: Kind, device: Device) -> bool {
+        !self.plain && device == Device::Cpu && matches!(kind, Kind::Float | Kind::BFloat16)
     }
 
     /// The cross-entropies of `logits` `[rows, classes]` for `targets` `[rows]` (int64), float64 `[rows]`. With a `scale` the
@@ -87,6 +105,35 @@ impl Kernels {
             ffi::zf_cross_entropy(handle(logits), handle(targets), gradient, scale, self.flag(), result)
         })
     }
+}
+
+/// Causal attention on the CPU (Dao, "FlashAttention-2", 2023), scaled by 1 / √D, for `query` `[B, groups, T, sharing, D]`, `key`
+/// and `value` `[B, groups, T, D]`, all contiguous and of one type, which are [`HeadLayout::Grouped`]: `[B, T, groups · sharing
+/// · D]`. Saved: these four, and a float32 number for each position and query head.
+///
+/// # Errors
+/// Shapes or types that do not fit, and what libtorch says.
+pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, ShimError> {
+    // SAFETY: the handles are live tensors; the result is a new one.
+    owned(|result| unsafe { ffi::zf_attention(handle(query), handle(key), handle(value), result) })
+}
+
+/// The linear layer without bias: `x · weightᵀ` for `x` `[…, I]` and `weight` `[O, I]` of one type: `[…, O]`. Saved: both.
+///
+/// # Errors
+/// Shapes or types that do not fit, and what libtorch says.
+pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor, ShimError> {
+    // SAFETY: the handles are live tensors; the result is a new one.
+    owned(|result| unsafe { ffi::zf_linear(handle(x), handle(weight), result) })
+}
+
+/// Writes `left · right` to `result`: `[M, K]` and `[K, N]`, in any order of elements, and `[M, N]`, all of one type. No graph.
+///
+/// # Errors
+/// Shapes or types that do not fit, and what libtorch says.
+pub fn multiply(result: &Tensor, left: &Tensor, right: &Tensor) -> Result<(), ShimError> {
+    // SAFETY: the handles are live tensors.
+    checked(unsafe { ffi::zf_multiply(handle(result), handle(left), handle(right)) })
 }
 
 /// `to += from`, whatever the types, in float32 and rounded once; on the CPU without a cast copy of either.
@@ -120,7 +167,6 @@ fn owned(make: impl FnOnce(*mut *mut c_void) -> c_int) -> Result<Tensor, ShimErr
 mod tests {
     use super::*;
     use crate::torch::autograd_grad;
-    use tch::{Device, Kind};
 
     const TYPES: [Kind; 3] = [Kind::Float, Kind::BFloat16, Kind::Half];
 
@@ -222,12 +268,12 @@ mod tests {
             let turned = [&halves[0] * &cos - &halves[1] * &sin, &halves[1] * &cos + &halves[0] * &sin];
             Tensor::cat(&turned, -1).transpose(1, 2)
         };
-        for by_head in [true, false] {
+        for layout in [HeadLayout::ByPosition, HeadLayout::ByHead] {
             compare(
                 "rotary",
                 &|kind| vec![scattered(&[rows, length, (heads + 2 * key_heads) * width], kind)],
                 &|kernels, inputs| {
-                    kernels.rotary(&inputs[0], (&cosines, &sines), (heads, key_heads), by_head).unwrap().into()
+                    kernels.rotary(&inputs[0], (&cosines, &sines), (heads, key_heads), layout).unwrap().into()
                 },
                 &|inputs| {
                     let apart = inputs[0].reshape([rows, length, heads + 2 * key_heads, width]);

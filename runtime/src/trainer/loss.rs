@@ -5,7 +5,7 @@
 //! added up in float32. Chunks begin anew with each micro-batch, so they are the same at every stage.
 
 use super::TrainError;
-use crate::torch::{Kernels, add};
+use crate::torch::{Kernels, add, multiply};
 use tch::{Kind, Tensor};
 
 /// Supervised tokens whose logits exist at once.
@@ -36,12 +36,15 @@ pub(super) fn head_loss(
         let length = CHUNK.min(tokens - begin);
         let chunk = hidden.f_narrow(0, begin, length)?;
         let target = targets.f_narrow(0, begin, length)?;
-        let logits = chunk.f_matmul(&weight.f_transpose(0, 1)?)?;
+        let logits = Tensor::f_empty([length, weight.size()[0]], (weight.kind(), weight.device()))?;
+        multiply(&logits, &chunk, &weight.f_transpose(0, 1)?)?;
         let losses = Kernels::default().cross_entropy(&logits, &target, gradient.map(|(_, scale)| scale))?;
         sum = sum.f_add_(&losses.f_sum(Kind::Double)?)?;
         if let (Some((weight_gradient, _)), Some(hidden_gradient)) = (gradient, &hidden_gradient) {
-            hidden_gradient.f_narrow(0, begin, length)?.f_copy_(&logits.f_matmul(weight)?)?;
-            add(weight_gradient, &logits.f_transpose(0, 1)?.f_matmul(&chunk)?)?;
+            multiply(&hidden_gradient.f_narrow(0, begin, length)?, &logits, weight)?;
+            let of_chunk = weight.f_empty_like()?;
+            multiply(&of_chunk, &logits.f_transpose(0, 1)?, &chunk)?;
+            add(weight_gradient, &of_chunk)?;
         }
         begin += length;
     }

@@ -1,7 +1,7 @@
 //! What forward and backward of one micro-batch need, walked through tensor by tensor.
 //!
 //! **This is the file to calibrate.** Each `take` is a tensor that libtorch allocates, each `give` one that is freed, in
-//! the order in which `runtime/src/model/{llama,attention}.rs`, `runtime/csrc/kernels.cpp`, `runtime/src/trainer/loss.rs` and
+//! the order in which `runtime/src/model/{llama,attention}.rs`, `runtime/csrc/{kernels,attention}.cpp`, `runtime/src/trainer/loss.rs` and
 //! autograd do it. `runtime/tests/activations.rs` holds the segments to what the allocator counts, the matrix test whole steps.
 //! Not counted: scratch of the matrix kernels (some hundred KiB per thread).
 
@@ -212,6 +212,7 @@ fn attention_forward(walk: &mut Walk, sizes: &Sizes) {
         // Key and value repeated for the query heads that share them; what is attended, and its log-sum-exp.
         walk.take(if sizes.copies { 2 * query } else { 0 });
         walk.take(query + sizes.log_sums);
+        walk.pulse(sizes.block.forward);
         walk.take(sizes.hidden);
         walk.give(if sizes.copies { 2 * key } else { 0 });
     }
@@ -273,6 +274,7 @@ fn attention_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
         // Query, key and value; then everything saved goes.
         let each = if sizes.repeats { query } else { key };
         walk.take(query + 2 * each);
+        walk.pulse(sizes.block.backward);
         walk.give(query);
         walk.give(2 * query + 2 * if sizes.copies { query } else { key } + sizes.log_sums);
         // Gradients of repeated heads are summed.
@@ -316,7 +318,7 @@ fn mlp_backward(walk: &mut Walk, sizes: &Sizes) {
 
 /// The final norm, the head and the loss over supervised tokens, with the hidden states' gradient at the end.
 pub(super) fn head_and_loss(walk: &mut Walk, sizes: &Sizes) {
-    let HeadSizes { hidden, hidden32, scalar, logits, logits32, chunk, weight } = sizes.head;
+    let HeadSizes { hidden, hidden32, scalar, logits, logits32, weight } = sizes.head;
     let over_supervised = Sizes { hidden, hidden32, scalar, ..*sizes };
     // The supervised rows, normed; the gradient of the normed ones.
     walk.take(hidden);
@@ -325,8 +327,7 @@ pub(super) fn head_and_loss(walk: &mut Walk, sizes: &Sizes) {
     // Logits, which their gradient replaces; libtorch's operations hold them in float32 twice.
     walk.take(logits);
     walk.pulse(plainly(sizes, 2 * logits32, logits32));
-    // The gradients of a chunk's rows and of the head.
-    walk.pulse(chunk);
+    // The gradient of the head.
     walk.pulse(weight);
     walk.give(logits);
     // The gradient of all hidden states, zero where nothing is supervised; that of the rows through the norm.

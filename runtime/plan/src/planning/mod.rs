@@ -31,7 +31,7 @@ const CHECKPOINT_BYTES: u64 = 12;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PlannedDevice {
-    /// On the CPU, where short bfloat16 attention and attention with dropout go by products, which keep all scores.
+    /// On the CPU, where attention goes by our own kernel, and with dropout by products, which keep all scores.
     Cpu,
     /// On a GPU, where attention always goes by the fused kernel.
     Gpu,

@@ -7,11 +7,6 @@ use zerofold_configs::ElementType;
 /// Sizes beyond this mean nothing; capped there, sums of them cannot overflow.
 const MOST: u64 = 1 << 50;
 
-/// bfloat16 on the CPU without dropout: attention by products up to this length (`PRODUCTS_UP_TO` in runtime/src/model/attention.rs).
-const PRODUCTS_UP_TO: usize = 768;
-/// And with at most this many scores at once (`MOST_SCORES` there).
-const MOST_SCORES: u64 = 32 << 20;
-
 /// How many positions the rotary tables cover at least (`FIRST_LENGTH` in runtime/src/model/rope.rs).
 const FIRST_TABLE: usize = 512;
 
@@ -31,8 +26,10 @@ pub(super) struct Sizes {
     pub(super) plain: bool,
     /// Whether parameters and activations take 2 bytes an element, so that libtorch's operations cast them first.
     pub(super) is_16_bit: bool,
-    /// Whether attention goes by batched products; else by the fused (flash) kernel.
+    /// Whether attention goes by batched products; else block by block, by our kernel or libtorch's.
     pub(super) products: bool,
+    /// What a block needs meanwhile.
+    pub(super) block: BlockSizes,
     /// Whether the fused kernel wants a key head for each query head, though these share them.
     pub(super) repeats: bool,
     /// And whether that takes a copy: a single head is repeated without.
@@ -67,6 +64,30 @@ pub(super) struct Sizes {
     pub(super) head: HeadSizes,
 }
 
+/// Bytes that our own attention needs beside its results, for one group of heads (`runtime/csrc/attention.cpp`); 0 for
+/// libtorch's.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct BlockSizes {
+    /// Forward: a block's scores and what it attends to.
+    pub(super) forward: u64,
+    /// Backward: scores and their gradients, seeds, and in 16-bit types the float32 sums of the gradients of keys and values.
+    pub(super) backward: u64,
+}
+
+impl BlockSizes {
+    fn of(inputs: &PlanInputs<'_>) -> Self {
+        let (length, width, bytes) = (inputs.length, inputs.model.head_dim, inputs.types.compute.bytes());
+        let sharing = inputs.model.queries_per_key();
+        let positions = (512 / sharing / 32 * 32).clamp(32, 128).min(length);
+        let of_rows = |columns: usize, bytes: usize| product(&[positions, sharing, columns, bytes]);
+        let sums = if bytes == 2 { 2 * product(&[length, width, bytes + 4]) } else { 0 };
+        BlockSizes {
+            forward: of_rows(length, bytes) + of_rows(width, bytes) + of_rows(2, 4),
+            backward: 2 * of_rows(length, bytes) + of_rows(width, bytes) + of_rows(1, 4) + sums,
+        }
+    }
+}
+
 /// Bytes of a block's leaves in the compute type.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Weights {
@@ -90,8 +111,6 @@ pub(super) struct HeadSizes {
     pub(super) logits: u64,
     /// `[m, vocabulary]` in float32.
     pub(super) logits32: u64,
-    /// `[m, hidden]` in the compute type.
-    pub(super) chunk: u64,
     /// `[vocabulary, hidden]` in the compute type.
     pub(super) weight: u64,
 }
@@ -108,19 +127,19 @@ impl Sizes {
         let scores = product(&[rows, heads, length, length]);
         let on_cpu = inputs.device == PlannedDevice::Cpu;
         // A CPU drops attention weights in products only, a GPU in the fused kernel.
-        let dropout = on_cpu && inputs.model.attention_dropout > 0.0;
-        let fast = inputs.types.compute == ElementType::Bfloat16 && length <= PRODUCTS_UP_TO && scores <= MOST_SCORES;
-        let products = dropout || (on_cpu && fast);
+        let products = on_cpu && inputs.model.attention_dropout > 0.0;
+        let ours = on_cpu && inputs.types.compute != ElementType::Float16;
         let supervised = inputs.supervised.map_or(tokens, |supervised| supervised as u64).min(tokens);
         let chunk = supervised.min(LOSS_CHUNK) as usize;
         let mask = if products { product(&[heads / key_heads.max(1), length, length, bytes]) } else { 0 };
         let of_head = |width: usize, bytes: usize| product(&[supervised as usize, width, bytes]);
-        // A GPU's kernel for 16-bit types shares them.
-        let repeats = heads != key_heads && (on_cpu || !is_16_bit);
+        // Our kernel shares them, and a GPU's for 16-bit types.
+        let repeats = heads != key_heads && !ours && (on_cpu || !is_16_bit);
         Sizes {
             plain: !on_cpu,
             is_16_bit,
             products,
+            block: if ours { BlockSizes::of(inputs) } else { BlockSizes::default() },
             repeats,
             copies: repeats && key_heads > 1,
             hidden: per_token(hidden, bytes),
@@ -130,7 +149,7 @@ impl Sizes {
             key: per_token(key, bytes),
             inner: per_token(inner, bytes),
             scores: product(&[rows, heads, length, length, bytes]),
-            dropped: if dropout { scores } else { 0 },
+            dropped: if products { scores } else { 0 },
             scalar: per_token(1, 4),
             log_sums: per_token(heads, 4),
             ids: 8 * tokens + 16 * supervised,
@@ -148,7 +167,6 @@ impl Sizes {
                 scalar: of_head(1, 4),
                 logits: product(&[chunk, vocabulary, bytes]),
                 logits32: product(&[chunk, vocabulary, 4]),
-                chunk: product(&[chunk, hidden, bytes]),
                 weight: product(&[vocabulary, hidden, bytes]),
             },
         }

@@ -1,0 +1,306 @@
+// Causal attention on the CPU, block by block (Dao, "FlashAttention-2", 2023): the scores of one block of positions exist at
+// a time, for one group of query heads that share keys and values. They are computed a second time in backward. A block
+// multiplies with the keys up to its last position alone, so that about half of what the mask hides is never computed.
+//
+// A group's rows are its positions, each with all of its query heads: [T × sharing, D]. So a block is one product, as large
+// as those of the linear layers, and runs at their speed.
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "kernels.h"
+#include "shim.h"
+
+namespace {
+
+using at::Tensor;
+using namespace zf;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// Positions of a block: with few query heads to a key head more, so that products stay large, and at most so many that
+// what is computed in vain stays small (`BlockSizes` in runtime/plan/src/planning/sizes.rs counts with them).
+int64_t block_positions(int64_t sharing) { return std::clamp<int64_t>(512 / sharing / 32 * 32, 32, 128); }
+
+// Scores become exp(score − most) by row, 0 where the mask hides; `sums` and `most` (both scaled) are kept.
+template <class T>
+struct Exponentials {
+  ZF_INLINE void run(T* scores, float* most_of, float* sum_of, int64_t rows, int64_t sharing, int64_t first, int64_t keys,
+                     float scale) {
+    for (int64_t row = 0; row < rows; ++row, scores += keys) {
+      int64_t seen = first + row / sharing + 1;
+      float most = -std::numeric_limits<float>::infinity();
+      #pragma omp simd reduction(max : most)
+      for (int64_t i = 0; i < seen; ++i) most = std::max(most, zf_widen(scores[i]));
+      float sum = 0;
+      #pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < seen; ++i) {
+        float exponential = zf_exp((zf_widen(scores[i]) - most) * scale);
+        sum += exponential;
+        scores[i] = zf_round<T>(exponential);
+      }
+      std::fill(scores + seen, scores + keys, zf_round<T>(0.0f));
+      most_of[row] = most * scale;
+      sum_of[row] = sum;
+    }
+  }
+};
+
+// Scores become probabilities.
+template <class T>
+struct Probabilities {
+  ZF_INLINE void run(T* scores, const float* log_sums, int64_t rows, int64_t sharing, int64_t first, int64_t keys,
+                     float scale) {
+    for (int64_t row = 0; row < rows; ++row, scores += keys) {
+      int64_t seen = first + row / sharing + 1;
+      float log_sum = log_sums[row];
+      #pragma omp simd
+      for (int64_t i = 0; i < seen; ++i) scores[i] = zf_round<T>(zf_exp(zf_widen(scores[i]) * scale - log_sum));
+      std::fill(scores + seen, scores + keys, zf_round<T>(0.0f));
+    }
+  }
+};
+
+// Gradients of probabilities become those of scores. The mask's are 0, as the probabilities there.
+template <class T>
+struct ScoreGradients {
+  ZF_INLINE void run(T* gradients, const T* probabilities, const float* deltas, int64_t rows, int64_t keys, float scale) {
+    for (int64_t row = 0; row < rows; ++row, gradients += keys, probabilities += keys) {
+      float delta = deltas[row];
+      #pragma omp simd
+      for (int64_t i = 0; i < keys; ++i)
+        gradients[i] = zf_round<T>(zf_widen(probabilities[i]) * (zf_widen(gradients[i]) - delta) * scale);
+    }
+  }
+};
+
+// Rows [positions × sharing, D] of a group, to or from their places among all heads: `stride` elements from position to
+// position.
+template <class T>
+struct Attended {
+  // Divides by the sums and keeps the log-sum-exps.
+  ZF_INLINE void run(const T* rows, T* all, const float* most, const float* sums, float* log_sums, int64_t positions,
+                     int64_t sharing, int64_t width, int64_t stride) {
+    for (int64_t row = 0; row < positions * sharing; ++row, rows += width) {
+      T* to = all + row / sharing * stride + row % sharing * width;
+      float factor = 1.0f / sums[row];
+      #pragma omp simd
+      for (int64_t i = 0; i < width; ++i) to[i] = zf_round<T>(zf_widen(rows[i]) * factor);
+      log_sums[row] = most[row] + std::log(sums[row]);
+    }
+  }
+};
+
+template <class T>
+struct Seeds {
+  // Copies the gradient of what was attended, and sums its products with that: what the softmax's gradient lacks.
+  ZF_INLINE void run(T* rows, const T* gradients, const T* attended, float* deltas, int64_t positions, int64_t sharing,
+                     int64_t width, int64_t stride) {
+    for (int64_t row = 0; row < positions * sharing; ++row, rows += width) {
+      int64_t place = row / sharing * stride + row % sharing * width;
+      float delta = 0;
+      #pragma omp simd reduction(+ : delta)
+      for (int64_t i = 0; i < width; ++i) delta += zf_widen(gradients[place + i]) * zf_widen(attended[place + i]);
+      std::copy_n(gradients + place, width, rows);
+      deltas[row] = delta;
+    }
+  }
+};
+
+template <class T>
+struct Accumulate {
+  ZF_INLINE void run(float* sums, const T* values, int64_t count) {
+    #pragma omp simd
+    for (int64_t i = 0; i < count; ++i) sums[i] += zf_widen(values[i]);
+  }
+};
+
+template <class T>
+struct Rounded {
+  ZF_INLINE void run(T* to, const float* sums, int64_t count) {
+    #pragma omp simd
+    for (int64_t i = 0; i < count; ++i) to[i] = zf_round<T>(sums[i]);
+  }
+};
+
+struct Shape {
+  int64_t rows, groups, length, sharing, width;
+
+  explicit Shape(const Tensor& query)
+      : rows(query.size(0)), groups(query.size(1)), length(query.size(2)), sharing(query.size(3)), width(query.size(4)) {}
+
+  int64_t block() const { return std::min(block_positions(sharing), length); }
+  int64_t heads() const { return groups * sharing; }
+  float scale() const { return 1.0f / std::sqrt(static_cast<float>(width)); }
+};
+
+// The rows and groups of a batch, on libtorch's threads where there are enough of them; else its products are.
+template <class Body>
+void for_each_group(const Shape& shape, Body&& body) {
+  auto count = shape.rows * shape.groups;
+  auto some = [&](int64_t begin, int64_t end) {
+    at::AutoDispatchBelowADInplaceOrView without_graph;
+    for (int64_t group = begin; group < end; ++group) body(group);
+  };
+  if (count >= at::get_num_threads()) {
+    at::parallel_for(0, count, 1, some);
+  } else {
+    some(0, count);
+  }
+}
+
+template <class T>
+void forward_group(const Shape& shape, const Tensor& query, const Tensor& key, const Tensor& value, T* attended,
+                   float* log_sums) {
+  auto block = shape.block(), rows = block * shape.sharing;
+  auto scores = at::empty({rows * shape.length}, query.options()), part = at::empty({rows * shape.width}, query.options());
+  auto numbers = at::empty({2 * rows}, query.options().dtype(at::kFloat));
+  float *most = numbers.data_ptr<float>(), *sums = most + rows;
+  auto keys_first = key.t();
+  for (int64_t first = 0; first < shape.length; first += block) {
+    auto positions = std::min(block, shape.length - first), keys = first + positions;
+    rows = positions * shape.sharing;
+    auto seen = scores.narrow(0, 0, rows * keys).view({rows, keys});
+    auto sum = part.narrow(0, 0, rows * shape.width).view({rows, shape.width});
+    multiply(seen, query.narrow(0, first * shape.sharing, rows), keys_first.narrow(1, 0, keys), false);
+    zf_run<Exponentials<T>>(seen.template data_ptr<T>(), most, sums, rows, shape.sharing, first, keys, shape.scale());
+    multiply(sum, seen, value.narrow(0, 0, keys), false);
+    auto stride = shape.heads() * shape.width;
+    zf_run<Attended<T>>(sum.template data_ptr<T>(), attended + first * stride, most, sums,
+                        log_sums + first * shape.sharing, positions, shape.sharing, shape.width, stride);
+  }
+}
+
+// Sums of products over blocks, in float32; of float32 straight in their place.
+template <class T>
+class Sum {
+ public:
+  // The first product covers all of it.
+  explicit Sum(const Tensor& result) : result_(result) {
+    if (!std::is_same_v<T, float>) {
+      part_ = at::empty_like(result);
+      sums_ = at::zeros(result.sizes(), result.options().dtype(at::kFloat));
+    }
+  }
+
+  void add(const Tensor& left, const Tensor& right) {
+    auto count = left.size(0);
+    if (std::is_same_v<T, float>) {
+      multiply(result_.narrow(0, 0, count), left, right, count < result_.size(0) || begun_);
+    } else {
+      auto part = part_.narrow(0, 0, count);
+      multiply(part, left, right, false);
+      zf_run<Accumulate<T>>(sums_.template data_ptr<float>(), part.template data_ptr<T>(), part.numel());
+    }
+    begun_ = true;
+  }
+
+  void finish() {
+    if (!std::is_same_v<T, float>)
+      zf_run<Rounded<T>>(result_.template data_ptr<T>(), sums_.template data_ptr<float>(), result_.numel());
+  }
+
+ private:
+  Tensor result_, part_, sums_;
+  bool begun_ = false;
+};
+
+template <class T>
+void backward_group(const Shape& shape, const Tensor& query, const Tensor& key, const Tensor& value, const T* gradient,
+                    const T* attended, const float* log_sums, const Tensor& of_query, const Tensor& of_key,
+                    const Tensor& of_value) {
+  auto block = shape.block(), rows = block * shape.sharing, stride = shape.heads() * shape.width;
+  auto room = at::empty({2, rows * shape.length}, query.options()), seeds = at::empty({rows * shape.width}, query.options());
+  auto deltas = at::empty({rows}, query.options().dtype(at::kFloat));
+  Sum<T> keys_sum(of_key), values_sum(of_value);
+  auto keys_first = key.t(), values_first = value.t();
+  // The last block sees all keys, so it comes first.
+  for (int64_t first = (shape.length - 1) / block * block; first >= 0; first -= block) {
+    auto positions = std::min(block, shape.length - first), keys = first + positions;
+    rows = positions * shape.sharing;
+    auto of_block = [&](const Tensor& all) { return all.narrow(0, first * shape.sharing, rows); };
+    auto probabilities = room[0].narrow(0, 0, rows * keys).view({rows, keys});
+    auto gradients = room[1].narrow(0, 0, rows * keys).view({rows, keys});
+    auto seed = seeds.narrow(0, 0, rows * shape.width).view({rows, shape.width});
+    zf_run<Seeds<T>>(seed.template data_ptr<T>(), gradient + first * stride, attended + first * stride,
+                     deltas.template data_ptr<float>(), positions, shape.sharing, shape.width, stride);
+    multiply(probabilities, of_block(query), keys_first.narrow(1, 0, keys), false);
+    zf_run<Probabilities<T>>(probabilities.template data_ptr<T>(), log_sums + first * shape.sharing, rows, shape.sharing,
+                             first, keys, shape.scale());
+    multiply(gradients, seed, values_first.narrow(1, 0, keys), false);
+    values_sum.add(probabilities.t(), seed);
+    zf_run<ScoreGradients<T>>(gradients.template data_ptr<T>(), probabilities.template data_ptr<T>(),
+                              deltas.template data_ptr<float>(), rows, keys, shape.scale());
+    multiply(of_block(of_query), gradients, key.narrow(0, 0, keys), false);
+    keys_sum.add(gradients.t(), of_block(query));
+  }
+  keys_sum.finish();
+  values_sum.finish();
+}
+
+struct Attention : Function<Attention> {
+  static Tensor forward(AutogradContext* context, const Tensor& query, const Tensor& key, const Tensor& value) {
+    check(query.is_cpu() && query.dim() == 5 && query.is_contiguous() && query.numel() > 0,
+          "attention: queries [rows, groups, T, sharing, D] on the CPU were expected");
+    Shape shape(query);
+    for (const auto* shared : {&key, &value})
+      check(shared->sizes() == at::IntArrayRef({shape.rows, shape.groups, shape.length, shape.width}) &&
+                shared->is_contiguous() && shared->scalar_type() == query.scalar_type(),
+            "attention: keys and values do not fit the queries");
+    auto attended = at::empty({shape.rows, shape.length, shape.heads() * shape.width}, query.options());
+    auto log_sums = at::empty({shape.rows, shape.groups, shape.length * shape.sharing}, query.options().dtype(at::kFloat));
+    of_type(query.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      T* all = attended.data_ptr<T>();
+      float* numbers = log_sums.data_ptr<float>();
+      for_each_group(shape, [&](int64_t index) {
+        auto row = index / shape.groups, group = index % shape.groups;
+        forward_group<T>(shape, query[row][group].view({-1, shape.width}), key[row][group], value[row][group],
+                         all + place(shape, row, group), numbers + index * shape.length * shape.sharing);
+      });
+    });
+    context->save_for_backward({query, key, value, attended, log_sums});
+    return attended;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    auto saved = context->get_saved_variables();
+    const Tensor &query = saved[0], &key = saved[1], &value = saved[2], &attended = saved[3], &log_sums = saved[4];
+    auto gradient = gradients[0].contiguous();
+    Shape shape(query);
+    auto of_query = at::empty_like(query), of_key = at::empty_like(key), of_value = at::empty_like(value);
+    of_type(query.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      const T *seeds = gradient.data_ptr<T>(), *results = attended.data_ptr<T>();
+      const float* numbers = log_sums.data_ptr<float>();
+      for_each_group(shape, [&](int64_t index) {
+        auto row = index / shape.groups, group = index % shape.groups;
+        backward_group<T>(shape, query[row][group].view({-1, shape.width}), key[row][group], value[row][group],
+                          seeds + place(shape, row, group), results + place(shape, row, group),
+                          numbers + index * shape.length * shape.sharing, of_query[row][group].view({-1, shape.width}),
+                          of_key[row][group], of_value[row][group]);
+      });
+    });
+    return {of_query, of_key, of_value};
+  }
+
+ private:
+  // Where a group begins in [rows, T, heads × D].
+  static int64_t place(const Shape& shape, int64_t row, int64_t group) {
+    return row * shape.length * shape.heads() * shape.width + group * shape.sharing * shape.width;
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// query [rows, groups, T, sharing, D], key and value [rows, groups, T, D]: [rows, T, groups × sharing × D].
+int zf_attention(void* query, void* key, void* value, void** result) {
+  return zf_guarded([&] { own(Attention::apply(zf_tensor(query), zf_tensor(key), zf_tensor(value)), result); });
+}
+}

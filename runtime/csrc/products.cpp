@@ -1,0 +1,92 @@
+// Matrix products, and the linear layers made of them.
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "kernels.h"
+#include "shim.h"
+
+#if defined(__x86_64__)
+namespace at::native {
+// Exported by libtorch, which takes it for 16-bit products; its header is not among those that are installed.
+void mkldnn_matmul(const Tensor& left, const Tensor& right, const Tensor& result, float beta, float alpha);
+}  // namespace at::native
+#endif
+
+namespace zf {
+
+void multiply(const at::Tensor& result, const at::Tensor& left, const at::Tensor& right, bool add) {
+#if defined(__x86_64__)
+  // libtorch gives float32 to MKL, which leaves AVX-512 alone on processors that are not Intel's; oneDNN does not.
+  if (result.is_cpu() && result.scalar_type() == at::kFloat && result.numel() > 0 && left.size(1) > 0 &&
+      at::globalContext().userEnabledMkldnn()) {
+    at::native::mkldnn_matmul(left, right, result, add ? 1.0f : 0.0f, 1.0f);
+    return;
+  }
+#endif
+  auto into = result;
+  if (add) {
+    into.addmm_(left, right);
+  } else {
+    at::mm_out(into, left, right);
+  }
+}
+
+}  // namespace zf
+
+namespace {
+
+using at::Tensor;
+using namespace zf;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+Tensor product(const Tensor& left, const Tensor& right) {
+  auto result = at::empty({left.size(0), right.size(1)}, left.options());
+  multiply(result, left, right, /*add=*/false);
+  return result;
+}
+
+struct Linear : Function<Linear> {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight) {
+    check(weight.dim() == 2 && x.size(-1) == weight.size(1) && x.scalar_type() == weight.scalar_type(),
+          "linear: the weight does not fit the input");
+    context->save_for_backward({x, weight});
+    auto shape = x.sizes().vec();
+    shape.back() = weight.size(0);
+    auto y = at::empty(shape, x.options());
+    multiply(y.view({-1, weight.size(0)}), x.reshape({-1, x.size(-1)}), weight.t(), /*add=*/false);
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    auto saved = context->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1];
+    auto gradient = gradients[0].reshape({-1, weight.size(0)});
+    Tensor of_x, of_weight;
+    if (context->needs_input_grad(1)) of_weight = product(gradient.t(), x.reshape({-1, x.size(-1)}));
+    if (context->needs_input_grad(0)) of_x = product(gradient, weight).view(x.sizes());
+    return {of_x, of_weight};
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// x [..., I], weight [O, I]: [..., O].
+int zf_linear(void* x, void* weight, void** result) {
+  return zf_guarded([&] { own(Linear::apply(zf_tensor(x), zf_tensor(weight)), result); });
+}
+
+// result [M, N] = left [M, K] · right [K, N]. No graph.
+int zf_multiply(void* result, void* left, void* right) {
+  return zf_guarded([&] {
+    auto &to = zf_tensor(result), &by = zf_tensor(left), &with = zf_tensor(right);
+    check(to.dim() == 2 && by.dim() == 2 && with.dim() == 2 && to.size(0) == by.size(0) && by.size(1) == with.size(0) &&
+              to.size(1) == with.size(1) && to.scalar_type() == by.scalar_type() && to.scalar_type() == with.scalar_type(),
+          "product: shapes or types do not fit");
+    multiply(to, by, with, /*add=*/false);
+  });
+}
+}
