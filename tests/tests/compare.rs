@@ -1,5 +1,7 @@
 //! `launch compare` with the real worker. How fast this machine is, no test may say.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use zerofold_tests::{Job, Process, Running, Scene, fixture, json, model, signal};
 
@@ -15,6 +17,19 @@ fn compare<'a>(scene: &'a Scene, words: &str) -> Job<'a> {
 
 fn number(value: &Value, name: &str) -> f64 {
     value[name].as_f64().unwrap_or_else(|| panic!("no {name}: {value:#}"))
+}
+
+/// Where its values stand, such as `rows[].measured.step_seconds`.
+fn paths(value: &Value) -> BTreeSet<String> {
+    let join = |name: &str, of: &Value| -> Vec<String> {
+        let dot = |path: &String| if path.is_empty() || path.starts_with('[') { "" } else { "." };
+        paths(of).iter().map(|path| format!("{name}{}{path}", dot(path))).collect()
+    };
+    match value {
+        Value::Object(fields) => fields.iter().flat_map(|(name, of)| join(name, of)).collect(),
+        Value::Array(elements) => elements.iter().flat_map(|of| join("[]", of)).collect(),
+        _ => BTreeSet::from([String::new()]),
+    }
 }
 
 fn names(scene: &Scene) -> Vec<String> {
@@ -97,6 +112,10 @@ fn stages_are_compared_and_written_down() {
     // No network, no scripts, nothing left of the template.
     for part in ["http:", "https:", "<script", "src=", "url(", "{{"] {
         assert!(!page.contains(part), "{part} is in the page");
+    }
+    let document = include_str!("../../docs/comparing.md");
+    for path in paths(&found) {
+        assert!(document.contains(&format!("`{path}`")), "docs/comparing.md does not tell of {path}");
     }
     // What is there is not written over, neither by a comparison nor by a run.
     let again = compare(&scene, "--stages 0").run();

@@ -50,14 +50,14 @@ pub(super) fn choose(candidates: &[Candidate], usable: Option<u64>) -> Option<Ch
     } else if fitting.len() == 1 {
         format!("{name} is the only one whose peak of {} fits", format::bytes(chosen.peak_bytes))
     } else if near.len() > 1 && chosen.configuration == fastest.configuration {
-        let others = match near.len() - 1 {
-            1 => "1 other comes as near as the".to_owned(),
-            count => format!("{count} others come as near as the"),
-        };
-        let memory = format::bytes(chosen.peak_bytes);
+        let others = near.iter().filter(|it| it.configuration != fastest.configuration);
+        let others: Vec<String> = others.map(|it| it.configuration.without_accumulation()).collect();
+        let (come, need) = if others.len() == 1 { ("comes", "needs") } else { ("come", "need") };
         format!(
-            "{name} is the fastest, {}; {others} rounds differ, but none needs less memory than {memory}",
-            speed(&chosen)
+            "{name} is the fastest, {}; {} {come} as near as the rounds differ, but {need} no less memory than its {}",
+            speed(&chosen),
+            others.join(" and "),
+            format::bytes(chosen.peak_bytes)
         )
     } else if near.len() > 1 {
         format!(
@@ -128,8 +128,8 @@ mod tests {
         assert_eq!(stage, Stage::Zero);
         assert_eq!(
             reason,
-            "stage 0 over shm is the fastest, 100 tokens/s; 1 other comes as near as the rounds differ, but none needs less \
-             memory than 7.00 MiB"
+            "stage 0 over shm is the fastest, 100 tokens/s; stage 1 over shm comes as near as the rounds differ, but needs no \
+             less memory than its 7.00 MiB"
         );
     }
 

@@ -1,7 +1,5 @@
 //! A configuration with its plan, before anything runs.
 
-use std::time::Duration;
-
 use zerofold_configs::Resolved;
 use zerofold_data::{Prepared, StepPlan, TokenizedDataset};
 use zerofold_plan::{ModelConfig, model_flops, usable};
@@ -18,8 +16,6 @@ pub(super) struct Entry {
     pub(super) row: Row,
     pub(super) config: Resolved,
     pub(super) rounds: Vec<Round>,
-    /// The first run, from its start to the end of its last process.
-    pub(super) took: Duration,
 }
 
 /// What is planned for a configuration, over the rows that it will see.
@@ -51,7 +47,7 @@ pub(super) fn entry(
         planned,
         measured: None,
     };
-    Ok(Entry { row, config, rounds: Vec::new(), took: Duration::ZERO })
+    Ok(Entry { row, config, rounds: Vec::new() })
 }
 
 /// Operations of a step on average over the measured ones, all ranks.
@@ -66,23 +62,50 @@ fn mean_flops(model: &ModelConfig, data: &TokenizedDataset, plan: &StepPlan, ste
     measured.map(of_row).sum::<f64>() / f64::from(steps.max(1))
 }
 
-/// Tells what is left out, since a machine that runs out of memory ends more than this.
-pub(super) fn check_that_something_fits(
-    entries: &[Entry],
+/// Tells what is left out, since a machine that runs out of memory ends more than this. An error where that is everything.
+pub(super) fn check_that_something_fits<'a>(
+    rows: impl Iterator<Item = &'a Row>,
     memory: Option<u64>,
     told: impl Fn(&str),
 ) -> Result<(), LaunchError> {
     let can_be_used = format::bytes(memory.map_or(0, usable));
-    for Entry { row, .. } in entries.iter().filter(|entry| !entry.row.planned.fits) {
-        let needed = format::bytes(row.planned.peak_bytes_per_rank);
-        told(&format!("{} is left out: it needs {needed} a rank, and {can_be_used} can be used", row.configuration));
+    let (fitting, others): (Vec<&Row>, Vec<&Row>) = rows.partition(|row| row.planned.fits);
+    let needed = |row: &Row| row.planned.peak_bytes_per_rank;
+    for row in &others {
+        let (name, needed) = (row.configuration, format::bytes(needed(row)));
+        told(&format!("{name} is left out: it needs {needed} a rank, and {can_be_used} can be used"));
     }
-    let least = entries.iter().map(|entry| entry.row.planned.peak_bytes_per_rank).min().unwrap_or(0);
-    match entries.iter().any(|entry| entry.row.planned.fits) {
-        true => Ok(()),
-        false => Err(LaunchError::usage(
+    match (fitting.is_empty(), others.iter().map(|row| needed(row)).min()) {
+        (true, Some(least)) => Err(LaunchError::usage(
             format!("nothing fits: at least {} a rank are needed, and {can_be_used} can be used", format::bytes(least)),
             "`launch plan` with the same flags tells what could be changed",
         )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::figures::tests::planned;
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn what_does_not_fit_is_told_and_not_run() {
+        let told = RefCell::new(Vec::new());
+        let check = |rows: &[Row]| {
+            let told = |text: &str| told.borrow_mut().push(text.to_owned());
+            check_that_something_fits(rows.iter(), Some(10 << 30), told).map_err(|error| error.to_string())
+        };
+        let [fitting, large] = [(8 << 30, true), (12 << 30, false)].map(|(bytes, fits)| planned(bytes, fits));
+        assert_eq!(check(&[fitting, large.clone()]), Ok(()));
+        let expected =
+            "stage 1 over gloo, accumulation 1 is left out: it needs 12.0 GiB a rank, and 9.00 GiB can be used";
+        assert_eq!(*told.borrow(), [expected]);
+        let error = check(&[large]).unwrap_err();
+        assert!(
+            error.starts_with("nothing fits: at least 12.0 GiB a rank are needed, and 9.00 GiB can be used"),
+            "{error}"
+        );
     }
 }

@@ -13,6 +13,8 @@ use crate::metrics::rate;
 use crate::plan::{Measured, parameters};
 use crate::worker_command::threads_per_rank;
 
+/// Why figures are doubtful, and what to do.
+const BUSY: &str = "something else kept the machine busy; measure again when it is quiet";
 /// Rounds that differ by more than this factor say little.
 const DOUBTFUL: f64 = 1.25;
 
@@ -241,18 +243,15 @@ pub(super) struct Comparison {
 
 /// Tells of a machine that was busy with something else. None for figures that can be trusted.
 pub(super) fn warnings(rows: &[Row]) -> Vec<String> {
-    let measured = rows.iter().filter_map(|row| Some((row.configuration, row.measured.as_ref()?)));
-    let factors = measured.map(|(name, it)| (name, it.tokens_per_second_highest / it.tokens_per_second_lowest));
-    let widest = factors.max_by(|(_, one), (_, other)| one.total_cmp(other));
-    let widest = widest.filter(|(_, factor)| *factor > DOUBTFUL);
-    widest.map(|(name, factor)| doubt(&name.to_string(), factor)).into_iter().collect()
-}
-
-fn doubt(name: &str, factor: f64) -> String {
-    format!(
-        "the rounds of {name} differ by a factor of {factor:.2}: something else kept the machine busy; measure again when it \
-         is quiet, or over more rounds (--rounds)"
-    )
+    let measured = || rows.iter().filter_map(|row| Some((row.configuration, row.measured.as_ref()?)));
+    let spread = |it: &Figures| it.tokens_per_second_highest / it.tokens_per_second_lowest;
+    let widest = measured().map(|(name, it)| (name, spread(it))).max_by(|(_, one), (_, other)| one.total_cmp(other));
+    let apart = widest.filter(|(_, factor)| *factor > DOUBTFUL).map(|(name, factor)| {
+        format!("the rounds of {name} differ by a factor of {factor:.2}: {BUSY}, or over more rounds (--rounds)")
+    });
+    let above = measured().any(|(_, it)| it.share_of_gemm_rate.is_some_and(|share| share > 1.0));
+    let above = above.then(|| format!("more than the whole GEMM rate was used, so that was measured too low: {BUSY}"));
+    apart.into_iter().chain(above).collect()
 }
 
 /// What to choose of the rows of each accumulation.
@@ -268,4 +267,73 @@ pub(super) fn choices(rows: &[Row], ceilings: &Ceilings) -> Vec<Choice> {
         choose(&rows.filter_map(Row::candidate).collect::<Vec<_>>(), ceilings.usable_bytes_per_rank)
     };
     accumulations.into_iter().filter_map(of).collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use zerofold_configs::{Backend, Stage};
+
+    const CEILINGS: Ceilings = Ceilings {
+        gemm_flops_per_second_all_ranks: Some(100e9),
+        memory_bytes_per_second_all_ranks: 1e9,
+        usable_bytes_per_rank: Some(1000),
+        reserve_share: RESERVE,
+    };
+
+    fn round(seconds: f64) -> Round {
+        let step = |seconds| StepRecord { tokens: 300, seconds, communication_seconds: 0.5, ..StepRecord::default() };
+        let measured = Measured { live_peak: 900, sent_bytes_per_step: 70, ..Measured::default() };
+        Round::of(&[step(seconds - 0.5), step(seconds + 0.5)], measured, 4000).unwrap()
+    }
+
+    /// A row that needs so many bytes.
+    pub(in crate::compare) fn planned(peak_bytes_per_rank: u64, fits: bool) -> Row {
+        let planned = Planned { peak_bytes_per_rank, sent_bytes_per_step: 70, model_flops_per_step: 60e9, fits };
+        Row {
+            configuration: Configuration { stage: Stage::One, backend: Backend::Gloo, accumulation: 1 },
+            reshard_after_forward: ReshardAfterForward::Always(true),
+            replicas: 1,
+            rows_per_step: 8,
+            planned,
+            measured: None,
+        }
+    }
+
+    fn row(accumulation: u32, rounds: &[Round]) -> Row {
+        let row = planned(910, true);
+        let configuration = Configuration { accumulation, ..row.configuration };
+        Row { configuration, ..row }.with(rounds, &CEILINGS)
+    }
+
+    #[test]
+    fn figures_are_medians_over_rounds() {
+        let figures = row(1, &[round(2.0), round(4.0), round(3.0)]).measured.unwrap();
+        assert_eq!(figures.tokens_per_second_by_round, [150.0, 75.0, 100.0]);
+        assert_eq!((figures.tokens_per_second_lowest, figures.tokens_per_second_highest), (75.0, 150.0));
+        assert_eq!((figures.tokens_per_second, figures.step_seconds), (100.0, 3.0));
+        assert_eq!((figures.model_flops_per_second, figures.share_of_gemm_rate), (20e9, Some(0.2)));
+        assert_eq!(figures.exposed_communication_seconds_per_step, 0.5);
+        assert!((figures.exposed_communication_share_of_step - 0.5 / 3.0).abs() < 1e-12);
+        let bytes = (figures.peak_bytes_per_rank, figures.process_peak_bytes_per_rank, figures.sent_bytes_per_step);
+        assert_eq!(bytes, (900, 4000, 70));
+        assert!(row(1, &[]).measured.is_none() && Round::of(&[], Measured::default(), 0).is_none());
+    }
+
+    #[test]
+    fn each_accumulation_has_a_choice() {
+        let rows = [row(4, &[round(2.0)]), row(1, &[round(3.0)]), row(2, &[])];
+        let accumulations =
+            choices(&rows, &CEILINGS).iter().map(|it| it.configuration.accumulation).collect::<Vec<_>>();
+        assert_eq!(accumulations, [4, 1]);
+    }
+
+    #[test]
+    fn a_busy_machine_is_told_of() {
+        assert_eq!(warnings(&[row(1, &[round(2.0), round(2.2)]), row(2, &[])]), Vec::<String>::new());
+        let apart = warnings(&[row(1, &[round(2.0), round(2.2)]), row(4, &[round(2.0), round(3.0)])]);
+        assert!(apart[0].starts_with("the rounds of stage 1 over gloo, accumulation 4 differ by a factor of 1.50: "));
+        let above = warnings(&[row(1, &[round(0.55)])]);
+        assert!(above[0].starts_with("more than the whole GEMM rate was used"), "{above:?}");
+    }
 }

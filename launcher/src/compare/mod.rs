@@ -124,7 +124,7 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
     };
     let entry = |(configuration, config)| entry((configuration, config), options.steps, &data, (model, memory));
     let mut entries = series.into_iter().map(entry).collect::<Result<Vec<_>, _>>()?;
-    check_that_something_fits(&entries, memory, |text| progress.tell(text))?;
+    check_that_something_fits(entries.iter().map(|entry| &entry.row), memory, |text| progress.tell(text))?;
     progress.tell(&format!("measuring the ceilings of {}", format::plural(first.num_processes.into(), "rank")));
     let rates = bench::measure(
         &BenchRequest { device: first.device, quick: true },
@@ -175,6 +175,7 @@ fn measure(
     let limits = train::limits(options.timeout, options.grace);
     let runner = Runner { terminal: progress.terminal, data, limits, events, received };
     let mut fitting: Vec<&mut Entry> = entries.iter_mut().filter(|entry| entry.row.planned.fits).collect();
+    let mut took = vec![Duration::ZERO; fitting.len()];
     for round in 1..=options.rounds {
         for index in 0..fitting.len() {
             let entry = &fitting[index];
@@ -184,14 +185,12 @@ fn measure(
             let began = Instant::now();
             match runner.run(config)? {
                 Ended::Measured(measured) => {
-                    let entry = &mut fitting[index];
                     if round == 1 {
-                        entry.took = began.elapsed();
+                        took[index] = began.elapsed();
                     }
-                    entry.rounds.push(measured);
+                    fitting[index].rounds.push(measured);
                     let tokens = format::figure(measured.tokens_per_second());
-                    progress
-                        .tell(&format!("{what}: {tokens} tokens/s{}", left(&fitting, (round, index), options.rounds)));
+                    progress.tell(&format!("{what}: {tokens} tokens/s{}", left(&took, (round, index), options.rounds)));
                 }
                 Ended::Stopped(signal) => {
                     folder.remove_run()?;
@@ -209,13 +208,25 @@ fn measure(
     Ok(None)
 }
 
-/// The time left after this round's run, known once every configuration has run.
-fn left(entries: &[&mut Entry], (round, index): (u32, usize), rounds: u32) -> String {
-    let last = index + 1 == entries.len();
+/// The time left after a run, known once every configuration has run: `took` is what the first round took of each.
+fn left(took: &[Duration], (round, index): (u32, usize), rounds: u32) -> String {
+    let last = index + 1 == took.len();
     if (round == 1 && !last) || (round == rounds && last) {
         return String::new();
     }
-    let sum = |entries: &[&mut Entry]| entries.iter().map(|entry| entry.took).sum::<Duration>();
-    let left = sum(&entries[index + 1..]) + sum(entries) * (rounds - round);
+    let left = took[index + 1..].iter().sum::<Duration>() + took.iter().sum::<Duration>() * (rounds - round);
     format!(" ({} left)", format::duration(left))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_is_told_from_the_end_of_the_first_round_on() {
+        let took = [10, 20, 30].map(Duration::from_secs);
+        let words = |round, index| left(&took, (round, index), 2);
+        assert_eq!([words(1, 0), words(1, 1), words(2, 2)], [""; 3]);
+        assert_eq!([words(1, 2), words(2, 0), words(2, 1)], [" (1 min 00 s left)", " (50 s left)", " (30 s left)"]);
+    }
 }
