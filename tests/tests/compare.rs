@@ -93,7 +93,7 @@ fn stages_are_compared_and_written_down() {
     let choice = &found["choices"][0];
     assert!(stages.contains(&choice["stage"].as_u64()), "{found:#}");
     let reason = choice["reason"].as_str().expect("a reason");
-    for part in ["0 (DDP)", "of GEMM rate", &format!("choose {reason}")] {
+    for part in ["0 (DDP)", "of GEMM rate", &format!("choice: {reason}")] {
         assert!(ended.out.contains(part), "{part}\n{ended}");
     }
     ended.assert_says(&[

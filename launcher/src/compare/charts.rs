@@ -63,7 +63,10 @@ fn speed(comparison: &Comparison) -> Chart {
         }
     });
     let end = bars.iter().filter_map(|bar| bar.whisker).map(|(_, highest)| highest).fold(longest(&bars), f64::max);
-    let (end, ticks) = axis(end, |tick| format::figure(tick).replace(".00", ""));
+    let (end, ticks) = axis(end, |tick| match tick {
+        1000.0.. => format!("{}k", amount(tick / 1000.0)),
+        _ => amount(tick),
+    });
     Chart {
         title: "Speed",
         about: "Tokens per second of all ranks together".to_owned(),

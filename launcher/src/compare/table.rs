@@ -155,7 +155,7 @@ pub(super) fn lines(comparison: &Comparison) -> Vec<String> {
     lines.push(String::new());
     lines.extend(footer(comparison));
     lines.push(String::new());
-    lines.extend(choices(comparison).iter().map(|choice| format!("choose {choice}")));
+    lines.extend(choices(comparison).iter().map(|choice| format!("choice: {choice}")));
     lines.extend(comparison.warnings.iter().map(|warning| format!("warning: {warning}")));
     lines
 }
