@@ -130,6 +130,7 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
         gradient_checkpointing,
         gradient_checkpointing_every,
         offload_optimizer,
+        export_model: true,
         training,
         provenance: reader.provenance,
         notes: reader.notes,

@@ -56,12 +56,20 @@ pub struct Resolved {
     pub gradient_checkpointing_every: u32,
     /// Where optimizer state lies.
     pub offload_optimizer: Offload,
+    /// Whether the model is written at the end; what only measures does without.
+    #[serde(default = "yes")]
+    pub export_model: bool,
     /// The training itself.
     pub training: Training,
     /// Where each value came from, by key: `zero3.yaml:12`, `flag --learning_rate`, `--set learning_rate`, `default`.
     pub provenance: BTreeMap<String, String>,
     /// What was written but has no effect here, one sentence each.
     pub notes: Vec<String>,
+}
+
+/// A run folder of an earlier version does not say.
+fn yes() -> bool {
+    true
 }
 
 const HEADER: &str =

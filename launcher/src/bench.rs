@@ -52,7 +52,7 @@ impl BenchOptions {
 /// There is no worker, or a rank failed.
 pub fn bench(options: &BenchOptions, terminal: &Terminal) -> Result<u8, LaunchError> {
     let (device, ranks) = options.job();
-    let rates = measure(&BenchRequest { device, quick: options.quick }, ranks)?;
+    let rates = measure(&BenchRequest { device, quick: options.quick }, ranks, None)?;
     if options.json {
         terminal.result(&serde_json::to_string_pretty(&rates).unwrap_or_default());
         return Ok(0);
@@ -63,11 +63,11 @@ pub fn bench(options: &BenchOptions, terminal: &Terminal) -> Result<u8, LaunchEr
     Ok(0)
 }
 
-/// Lets `ranks` workers measure. To be called on the main thread, which they die with.
+/// Lets `ranks` workers measure, on all GPUs or on these. To be called on the main thread, which they die with.
 ///
 /// # Errors
 /// There is no worker, or a rank failed.
-pub(crate) fn measure(request: &BenchRequest, ranks: u32) -> Result<Rates, LaunchError> {
+pub(crate) fn measure(request: &BenchRequest, ranks: u32, gpu_ids: Option<&[u32]>) -> Result<Rates, LaunchError> {
     let worker = find_worker()?;
     let (events, received) = mpsc::channel();
     let options =
@@ -77,7 +77,7 @@ pub(crate) fn measure(request: &BenchRequest, ranks: u32) -> Result<Rates, Launc
         worker: &worker,
         world_size: ranks,
         device: request.device,
-        gpu_ids: None,
+        gpu_ids,
         control: control.address(),
         config: None,
         resume: None,
@@ -129,14 +129,10 @@ pub(crate) fn title(rates: &Rates) -> String {
 
 /// What was measured, and how much.
 pub(crate) fn rows(rates: &Rates) -> Vec<(String, String)> {
-    let operations = |rate: f64| match rate {
-        1e12.. => format!("{} TFLOP/s", format::figure(rate / 1e12)),
-        _ => format!("{} GFLOP/s", format::figure(rate / 1e9)),
-    };
     let bytes = |rate: f64| format!("{} GB/s", format::figure(rate / 1e9));
     let products = rates.products.iter().map(|product| {
         let [rows, inner, columns] = product.shape;
-        let (each, all) = (operations(product.flops_per_rank), operations(product.flops));
+        let (each, all) = (format::operations(product.flops_per_rank), format::operations(product.flops));
         (format!("{} products", product.dtype), format!("{each} a rank, {all} in all ({rows} × {inner} × {columns})"))
     });
     let copy = ("memory copy".to_owned(), format!("{} read and written, in all", bytes(rates.copy.bytes_per_second)));

@@ -66,6 +66,27 @@ pub fn figure(number: f64) -> String {
     if number.is_finite() && number >= 10.0 { count(number.round() as u64) } else { format!("{number:.2}") }
 }
 
+/// Floating-point operations per second: `850 GFLOP/s`, `1.20 TFLOP/s`.
+pub fn operations(rate: f64) -> String {
+    match rate {
+        1e12.. => format!("{} TFLOP/s", figure(rate / 1e12)),
+        _ => format!("{} GFLOP/s", figure(rate / 1e9)),
+    }
+}
+
+/// A time in seconds since 1970: `2026-11-24 06:29:33 UTC`.
+pub fn date(seconds: u64) -> String {
+    let time = seconds as libc::time_t;
+    // SAFETY: all zeros is a valid value of this plain C struct.
+    let mut parts: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are valid for the call.
+    if unsafe { libc::gmtime_r(&time, &mut parts) }.is_null() {
+        return format!("{seconds} s after 1970");
+    }
+    let libc::tm { tm_year, tm_mon, tm_mday, tm_hour, tm_min, tm_sec, .. } = parts;
+    format!("{}-{:02}-{tm_mday:02} {tm_hour:02}:{tm_min:02}:{tm_sec:02} UTC", tm_year + 1900, tm_mon + 1)
+}
+
 /// The middle value; `None` without values.
 pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();

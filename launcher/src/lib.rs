@@ -6,6 +6,7 @@
 //!            ├ doctor → what this machine has, lacks and reaches; asks `worker doctor` and bench
 //!            ├ bench → this machine's rates, by an errand of `worker bench`
 //!            ├ plan → what a job would need, from config.json alone
+//!            ├ compare → `train` in several configurations, a few steps each
 //!            └ train → configuration, checks, data → announce
 //!                 → control (serves the workers)  ─┐
 //!                 → supervise::child (N workers)  ─┼─ Event → supervise → verdict → report
@@ -19,6 +20,7 @@ pub mod bench;
 pub mod checkpoint_publisher;
 pub mod cli;
 pub mod columns;
+pub mod compare;
 pub mod control;
 pub mod doctor;
 pub mod environment;

@@ -12,6 +12,11 @@ pub fn machine_memory() -> Option<u64> {
     Some(limits.fold(machine, u64::min))
 }
 
+/// Bytes that each of so many ranks on this machine's processors may have: an equal share.
+pub fn memory_of_rank(ranks: u32) -> Option<u64> {
+    Some(machine_memory()? / u64::from(ranks.max(1)))
+}
+
 /// A line of `/proc/meminfo`, such as `MemAvailable`, in bytes.
 pub fn meminfo(text: &str, name: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use zerofold_proto::v1::StateBytes;
+use zerofold_proto::v1::{StateBytes, StepRecord};
 
 use crate::control::Member;
 use crate::format;
@@ -161,8 +161,8 @@ pub fn summary(story: &Story, ended: &Ended<'_>) -> String {
 }
 
 /// What the ranks that left measured, and what the last step sent.
-pub fn measured(facts: &Facts, story: &Story) -> Option<Measured> {
-    let sent = story.last.as_ref().map_or(0, |step| step.sent_bytes);
+pub fn measured(facts: &Facts, last: Option<&StepRecord>) -> Option<Measured> {
+    let sent = last.map_or(0, |step| step.sent_bytes);
     Measured::of(&facts.ranks.iter().filter_map(state).collect::<Vec<_>>(), sent)
 }
 
@@ -259,7 +259,7 @@ mod tests {
     use crate::control::Left;
     use crate::supervise::Exit;
     use std::time::Instant;
-    use zerofold_proto::v1::{EvaluationRecord, StepRecord};
+    use zerofold_proto::v1::EvaluationRecord;
 
     #[test]
     fn a_failure_tells_the_cause_first() {

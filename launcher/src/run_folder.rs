@@ -15,7 +15,7 @@ use crate::error::LaunchError;
 const BEFORE_THE_FIRST_STEP: [&str; 7] =
     ["config.resolved.yaml", "metrics.jsonl", "plan.json", LOCK, "data", "logs", "checkpoints"];
 /// The file that a `launch` at work holds; it has its pid, and stays when the run is over.
-const LOCK: &str = "launch.lock";
+pub(crate) const LOCK: &str = "launch.lock";
 
 /// What `--resume` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

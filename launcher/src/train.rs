@@ -18,7 +18,7 @@ use crate::event::Event;
 use crate::metrics::MetricsFile;
 use crate::plan::{PlanRecord, Prediction};
 use crate::run_folder::{Resume, RunFolder};
-use crate::supervise::{Limits, Verdict, Worker, supervise};
+use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::view::View;
 use crate::worker_command::{GENERATION, JobEnvironment, find_worker};
@@ -48,12 +48,19 @@ pub struct TrainOptions {
 pub fn train(options: &TrainOptions, began: Instant) -> Result<u8, LaunchError> {
     let terminal = Arc::new(Terminal::new(options.quiet));
     let (events, received) = mpsc::channel();
-    let job = Job::prepare(options, &terminal, &events)?;
+    let config = resolve(&options.inputs)?;
+    config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
+    let job = Job::prepare(config, None, options.resume.as_ref(), &terminal, &events)?;
     job.run(options, began, terminal, (events, received))
 }
 
+/// How long to wait for what: ranks that are `silence` long not heard from, and `stop` long at work when asked to stop.
+pub(crate) fn limits(silence: Duration, stop: Duration) -> Limits {
+    Limits { gather: GATHER, terminate: TERMINATE, stop, silence }
+}
+
 /// A job that is ready to be started.
-struct Job {
+pub(crate) struct Job {
     config: Resolved,
     run: RunFolder,
     resume: Option<Found>,
@@ -66,21 +73,22 @@ struct Job {
 }
 
 impl Job {
-    /// Checks what can be checked before anything is started, cheap things first, and tokenises the data.
-    fn prepare(options: &TrainOptions, terminal: &Terminal, events: &Sender<Event>) -> Result<Job, LaunchError> {
-        let config = resolve(&options.inputs)?;
-        config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
+    /// Checks what can be checked before anything is started, cheap things first, and tokenises the data unless they are
+    /// given.
+    pub(crate) fn prepare(
+        config: Resolved,
+        data: Option<&Prepared>,
+        resume: Option<&Resume>,
+        terminal: &Terminal,
+        events: &Sender<Event>,
+    ) -> Result<Job, LaunchError> {
         announce::warning(&config).iter().for_each(|text| terminal.complain(text));
-        let model = &config.training.model_name_or_path;
-        model_folder::check(model)?;
-        let model = ModelConfig::read(model)?;
-        model_folder::check_layer_classes(&config, &model)?;
-        offload_folder::check(&config)?;
+        let model = check(&config)?;
         let worker = find_worker()?;
         let run = RunFolder::new(absolute(&config.training.output_dir)?);
         let complain = |line: String| terminal.complain(&line);
         let lock = run.lock_existing(complain)?;
-        let resume = match &options.resume {
+        let resume = match resume {
             None => run.check_fresh().map(|()| None)?,
             Some(resume) => Some(resume::find(&run, resume, (&config, &model), terminal)?),
         };
@@ -96,7 +104,15 @@ impl Job {
         // A folder that is not there yet is made for the lock, so this waits until nothing can be refused any more.
         let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
         run.create(config.num_processes, resume.is_none())?;
-        let prepared = prepare_data(&config, &run, terminal)?;
+        let tokenised;
+        let prepared = match data {
+            Some(data) => data,
+            None => {
+                tokenised = prepare_data(&config, &run, terminal)?;
+                &tokenised
+            }
+        };
+        prepared.dataset.save(&run.train_data())?;
         let warning = model_folder::too_long("rows have up to", prepared.report.longest, &model);
         warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
         let plan = step_plan(&config, prepared.dataset.rows())?;
@@ -128,15 +144,17 @@ impl Job {
         let metrics = if self.resume.is_some() { MetricsFile::resume(&path, done) } else { MetricsFile::create(&path) };
         let metrics = metrics.map_err(LaunchError::system(format!("write {}", path.display())))?;
         signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
-        let mut workers = self.spawn(&terminal, &events)?;
         let steps = (self.plan.total_steps(), done);
         let mut view = View::new(terminal.clone(), metrics, began, steps, self.config.training.logging_steps);
-        let limits = Limits { gather: GATHER, terminate: TERMINATE, stop: options.grace, silence: options.timeout };
-        let (verdict, facts) = supervise(&mut workers, &self.control, &received, &limits, &mut view);
+        let limits = limits(options.timeout, options.grace);
+        let ended = self.supervise(&limits, &terminal, (&events, &received), &mut view);
         let story = view.finish();
+        let (verdict, facts) = ended?;
         let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
         let members = self.control.members();
-        let record = self.prediction.map(|planned| PlanRecord { planned, measured: report::measured(&facts, &story) });
+        let record = self
+            .prediction
+            .map(|planned| PlanRecord { planned, measured: report::measured(&facts, story.last.as_ref()) });
         if let Some(Err(error)) = record.filter(|it| it.measured.is_some()).map(|it| it.write(&self.run.plan())) {
             terminal.complain(&format!("warning: {error}"));
         }
@@ -161,6 +179,28 @@ impl Job {
                 EXIT_FAILED
             }
         })
+    }
+
+    /// Starts the workers and watches over them until the last one has ended.
+    pub(crate) fn supervise(
+        &self,
+        limits: &Limits,
+        terminal: &Arc<Terminal>,
+        (events, received): (&Sender<Event>, &Receiver<Event>),
+        observer: &mut dyn Observer,
+    ) -> Result<(Verdict, Facts), LaunchError> {
+        let mut workers = self.spawn(terminal, events)?;
+        Ok(supervise(&mut workers, &self.control, received, limits, observer))
+    }
+
+    /// The most memory that the process of a rank had, of the rank that had most.
+    pub(crate) fn most_process_memory(&self) -> u64 {
+        self.control.members().iter().map(|member| member.peak_memory_bytes).max().unwrap_or(0)
+    }
+
+    /// Where it runs.
+    pub(crate) fn folder(&self) -> &RunFolder {
+        &self.run
     }
 
     /// The timeline, where one was asked for. After a failure the ranks' parts stay as they are.
@@ -195,37 +235,49 @@ impl Job {
     }
 }
 
+/// Checks the folders that a job reads from; returns the model's sizes.
+pub(crate) fn check(config: &Resolved) -> Result<ModelConfig, LaunchError> {
+    let folder = &config.training.model_name_or_path;
+    model_folder::check(folder)?;
+    let model = ModelConfig::read(folder)?;
+    model_folder::check_layer_classes(config, &model)?;
+    offload_folder::check(config)?;
+    Ok(model)
+}
+
 pub(crate) fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
     std::path::absolute(path).map_err(LaunchError::system(format!("find {}", path.display())))
 }
 
-/// Tokenises training and held-out rows once, before the ranks wait on each other.
+/// Tokenises training and held-out rows once, before the ranks wait on each other. The held-out ones are saved.
 fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Result<Prepared, LaunchError> {
-    let training = &config.training;
-    let one = |dataset: &Path, path: &Path| -> Result<Prepared, LaunchError> {
-        let began = Instant::now();
-        let prepared = prepare(&Prepare {
-            model_directory: &training.model_name_or_path,
-            dataset,
-            max_length: training.max_length,
-            assistant_only_loss: training.assistant_only_loss,
-        })?;
-        prepared.dataset.save(path)?;
-        announce::data(&prepared.report, began.elapsed()).iter().for_each(|line| terminal.say(line));
-        for warning in &prepared.report.warnings {
-            terminal.complain(&format!("warning: {}: {warning}", dataset.display()));
-        }
-        Ok(prepared)
-    };
-    let prepared = one(&training.dataset, &run.train_data())?;
+    let prepared = tokenise(config, &config.training.dataset, terminal)?;
     announce::example(&prepared.report).iter().for_each(|line| terminal.say(line));
-    if let Some(dataset) = &training.eval_dataset {
-        one(dataset, &run.eval_data())?;
+    if let Some(dataset) = &config.training.eval_dataset {
+        tokenise(config, dataset, terminal)?.dataset.save(&run.eval_data())?;
     }
     Ok(prepared)
 }
 
-fn step_plan(config: &Resolved, rows: usize) -> Result<StepPlan, LaunchError> {
+/// Tokenises one file and tells what it holds.
+pub(crate) fn tokenise(config: &Resolved, dataset: &Path, terminal: &Terminal) -> Result<Prepared, LaunchError> {
+    let training = &config.training;
+    let began = Instant::now();
+    let prepared = prepare(&Prepare {
+        model_directory: &training.model_name_or_path,
+        dataset,
+        max_length: training.max_length,
+        assistant_only_loss: training.assistant_only_loss,
+    })?;
+    announce::data(&prepared.report, began.elapsed()).iter().for_each(|line| terminal.say(line));
+    for warning in &prepared.report.warnings {
+        terminal.complain(&format!("warning: {}: {warning}", dataset.display()));
+    }
+    Ok(prepared)
+}
+
+/// Which rows are trained on when.
+pub(crate) fn step_plan(config: &Resolved, rows: usize) -> Result<StepPlan, LaunchError> {
     let training = &config.training;
     Ok(StepPlan::new(StepPlanOptions {
         rows,

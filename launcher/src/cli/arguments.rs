@@ -8,6 +8,8 @@ use zerofold_configs::{
 };
 use zerofold_plan::ModelConfig;
 
+use crate::compare::{DEFAULT_ROUNDS, DEFAULT_STEPS};
+
 /// A longer list of names stands in the help line, not in place of the value.
 const PLACEHOLDER_LETTERS: usize = 24;
 
@@ -23,13 +25,15 @@ Examples:
       go on from the newest whole checkpoint
   launch plan --config zero3.yaml
       what each stage would need, and which one fits
+  launch compare --config zero3.yaml
+      a few steps of each stage: which one is fastest here
   launch generate --model runs/zero3/model --chat \"Hello\"
       ask the result something
   launch doctor
       what on this machine would hurt a job, and how to mend it
 
 Presets for --config: ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml.
-`launch train --help` lists every key; `launch COMMAND --help` what plan, generate, doctor and bench can do.";
+`launch train --help` lists every key; `launch COMMAND --help` what plan, compare, generate, doctor and bench can do.";
 
 const TRAIN_NOTE: &str = "Each of these is also a key of the file, in its section `training:` or in Accelerate's own part, \
     and can be given by --set KEY=VALUE. Flags go before --set, --set before the file, the file before the defaults.";
@@ -45,6 +49,17 @@ Examples:
 
 Every key of `launch train --help` is a flag here too; data and output_dir are not needed.
 A plan leaves 10 % of the memory free.";
+
+const COMPARE_EXAMPLES: &str = "\
+Examples:
+  launch compare --config zero3.yaml
+      every stage with this job's model and data
+  launch compare --config zero3.yaml --backend shm,gloo --stages 0,3
+      what a wire costs, beside shared memory
+  launch compare --config zero3.yaml --accumulation 1,4 --output_dir runs/accumulation
+
+Every key of `launch train --help` is a flag here too; --backend takes a list. Nothing is evaluated, saved or exported.
+Writes compare.html (for any browser, without a network) and compare.json to --output_dir [default: runs/compare].";
 
 const GENERATE_EXAMPLES: &str = "\
 Examples:
@@ -79,7 +94,7 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .styles(styles)
         .max_term_width(110)
-        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch generate --model FOLDER [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]")
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch generate --model FOLDER [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]")
         .after_help(EXAMPLES)
         .allow_external_subcommands(true)
         .subcommand_required(true)
@@ -89,6 +104,7 @@ pub(super) fn command() -> Command {
         .args(key_flags(true))
         .subcommand(train())
         .subcommand(plan())
+        .subcommand(compare())
         .subcommand(generate())
         .subcommand(doctor())
         .subcommand(bench())
@@ -128,6 +144,25 @@ fn plan() -> Command {
                 .allow_hyphen_values(true),
         )
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON, all sizes in bytes"))
+        .args(key_flags(true))
+}
+
+fn compare() -> Command {
+    let number = |name: &'static str, help: &'static str, default: u32| {
+        option(name, "N", format!("{help} [default: {default}]")).value_parser(value_parser!(u32).range(1..))
+    };
+    Command::new("compare")
+        .about("Train a few steps at each stage, in turn: tokens/s, memory, bytes sent, and which to choose")
+        .override_usage("launch [OPTIONS] compare [OPTIONS]")
+        .after_help(COMPARE_EXAMPLES)
+        .args_override_self(true)
+        .args(configuration_options())
+        .arg(option("stages", "LIST", "The ZeRO stages [default: 0,1,2,3]"))
+        .arg(option("accumulation", "LIST", "Micro-batches of a step [default: the configuration's]"))
+        .arg(number("steps", "Measured steps of a run, after one to warm up", DEFAULT_STEPS))
+        .arg(number("rounds", "How often the whole series is gone through", DEFAULT_ROUNDS))
+        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON in place of the table"))
+        .args(waiting_options())
         .args(key_flags(true))
 }
 
@@ -173,17 +208,22 @@ fn nproc(help: &'static str) -> Arg {
 
 /// The options of the job, the same before and after the command.
 fn job_options() -> Vec<Arg> {
-    let run = [
+    let resume =
         option("resume", "STEP", "Go on from a step's folder; without a value, from the newest whole checkpoint")
             .num_args(0..=1)
-            .default_missing_value("newest"),
+            .default_missing_value("newest");
+    configuration_options().into_iter().chain([resume]).chain(waiting_options()).collect()
+}
+
+/// How long is waited for ranks, and how much is told.
+fn waiting_options() -> [Arg; 3] {
+    [
         option("timeout", "SECONDS", "How long a rank may take to join, or be silent [default: 1800]")
             .value_parser(value_parser!(u64).range(1..)),
         option("grace", "SECONDS", "How long ranks may take to stop when asked (Ctrl-C, SIGTERM) [default: 60]")
             .value_parser(value_parser!(u64)),
         Arg::new("quiet").long("quiet").short('q').action(ArgAction::SetTrue).help("Print errors and the result only"),
-    ];
-    configuration_options().into_iter().chain(run).collect()
+    ]
 }
 
 /// The options that name a configuration.

@@ -4,6 +4,7 @@
 //! stands after goes before.
 
 mod arguments;
+mod compare;
 mod generate;
 mod machine;
 mod plan;
@@ -15,13 +16,14 @@ use clap::ArgMatches;
 use zerofold_configs::{GenerateRequest, nearest};
 
 use crate::bench::BenchOptions;
+use crate::compare::CompareOptions;
 use crate::doctor::DoctorOptions;
 use crate::error::LaunchError;
 use crate::plan::PlanOptions;
 use crate::train::TrainOptions;
 
 /// The commands.
-const COMMANDS: [&str; 5] = ["train", "plan", "generate", "doctor", "bench"];
+const COMMANDS: [&str; 6] = ["train", "plan", "compare", "generate", "doctor", "bench"];
 
 /// What a command line means.
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub enum Meant {
     Train(Box<TrainOptions>),
     /// Tell what a job would need.
     Plan(Box<PlanOptions>),
+    /// Train a few steps in several configurations.
+    Compare(Box<CompareOptions>),
     /// Generate.
     Generate(Box<GenerateRequest>),
     /// Look at this machine.
@@ -66,6 +70,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
     match matches.subcommand() {
         Some(("train", after)) => Ok(Meant::Train(Box::new(train::meant(&matches, after)?))),
         Some(("plan", after)) => Ok(Meant::Plan(Box::new(plan::meant(&matches, after)?))),
+        Some(("compare", after)) => Ok(Meant::Compare(Box::new(compare::meant(&matches, after)?))),
         Some(("generate", after)) => {
             if let Some(name) = train::job_options_given(&matches, &[]) {
                 let message = format!("--{name} has no meaning for generate");
@@ -227,6 +232,43 @@ mod tests {
         assert!(error("launch plan --gpu-memory 80Gx").contains("`80Gx` is no size"));
         assert!(error("launch --resume plan").contains("--resume has no meaning for plan"));
         assert!(error("launch plan --learning_rat 1").contains("--learning_rate"));
+    }
+
+    #[test]
+    fn compare_takes_lists_and_every_key() {
+        let compare = |line: &str| match parse_line(line) {
+            Ok(Meant::Compare(options)) => *options,
+            other => panic!("{line}: {other:?}"),
+        };
+        let options = compare("launch compare --config zero3.yaml");
+        assert_eq!(options.stages.iter().map(|stage| stage.number()).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!((options.accumulations, options.backends, options.steps, options.rounds), (None, None, 3, 2));
+        let options = compare(
+            "launch --nproc 2 --bf16 compare --stages 1,3 --accumulation 1,4 --backend shm,gloo --steps 5 --json",
+        );
+        assert_eq!(options.stages.iter().map(|stage| stage.number()).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!((options.accumulations, options.steps, options.json), (Some(vec![1, 4]), 5, true));
+        assert_eq!(options.backends.unwrap().len(), 2);
+        assert_eq!(
+            (options.inputs.nproc, options.inputs.flags),
+            (Some(2), vec![("bf16".to_owned(), "true".to_owned())])
+        );
+        for (line, parts) in [
+            ("--stages 4", "--stages 4: `4` is no ZeRO stage\nhint: the stages are 0, 1, 2 and 3"),
+            ("--stages 1,", "--stages 1,: `` is no ZeRO stage"),
+            ("--stages 1,2,1", "1 stands there twice"),
+            ("--accumulation 0", "`0` is no number of micro-batches\nhint: "),
+            ("--backend gloo,smh", "`smh` is no backend\nhint: did you mean shm?"),
+            ("--zero_stage 2", "--zero_stage has no meaning for compare\nhint: give --stages 2"),
+            ("--max_steps 9", "--max_steps has no meaning for compare\nhint: give --steps 9"),
+            ("--accumulation 2 --gradient_accumulation_steps 4", "name the same\nhint: give one of the two"),
+            ("--steps 0", "0 is not in 1.."),
+            ("--learning_rat 1", "--learning_rate"),
+        ] {
+            let told = error(&format!("launch compare {line}"));
+            assert!(told.contains(parts), "{line}: {told}");
+        }
+        assert!(error("launch --resume compare").contains("--resume has no meaning for compare"));
     }
 
     #[test]

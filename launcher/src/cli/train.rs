@@ -18,21 +18,36 @@ pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<TrainOpti
     if let Some(script) = after.get_many::<String>("script").and_then(|mut words| words.next()) {
         return Err(super::not_a_command(script));
     }
-    let seconds = |name: &str, default: u64| {
-        let typed = after.get_one::<u64>(name).or_else(|| before.get_one::<u64>(name));
-        Duration::from_secs(typed.copied().unwrap_or(default))
-    };
     let resume = last("resume", before, after).map(|step| match step.as_str() {
         "newest" => Resume::Newest,
         step => Resume::Step(step.into()),
     });
+    let Patience { timeout, grace } = Patience::of(before, after);
     Ok(TrainOptions {
         inputs: inputs(before, after)?,
         resume,
         quiet: before.get_flag("quiet") || after.get_flag("quiet"),
-        timeout: seconds("timeout", TIMEOUT_SECONDS),
-        grace: seconds("grace", GRACE_SECONDS),
+        timeout,
+        grace,
     })
+}
+
+/// How long is waited for ranks.
+pub(super) struct Patience {
+    /// That have not joined, or are silent.
+    pub(super) timeout: Duration,
+    /// That were asked to stop.
+    pub(super) grace: Duration,
+}
+
+impl Patience {
+    pub(super) fn of(before: &ArgMatches, after: &ArgMatches) -> Patience {
+        let seconds = |name: &str, default: u64| {
+            let typed = after.get_one::<u64>(name).or_else(|| before.get_one::<u64>(name));
+            Duration::from_secs(typed.copied().unwrap_or(default))
+        };
+        Patience { timeout: seconds("timeout", TIMEOUT_SECONDS), grace: seconds("grace", GRACE_SECONDS) }
+    }
 }
 
 /// The configuration as it was typed, before and after the command.

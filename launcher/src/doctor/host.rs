@@ -123,9 +123,9 @@ fn huge_pages(text: &str) -> Option<Finding> {
 /// `seconds` since 1970; whether the kernel knows its clock to be synchronised, `None` when it does not tell.
 fn clock(seconds: u64, synchronised: Option<bool>) -> Finding {
     let value = match synchronised {
-        Some(true) => format!("{}, synchronised", date(seconds)),
-        Some(false) => format!("{}, not known to be synchronised", date(seconds)),
-        None => date(seconds),
+        Some(true) => format!("{}, synchronised", format::date(seconds)),
+        Some(false) => format!("{}, not known to be synchronised", format::date(seconds)),
+        None => format::date(seconds),
     };
     Finding::of_system("clock", value)
         .when(
@@ -148,19 +148,6 @@ fn is_synchronised() -> Option<bool> {
     // SAFETY: the pointer is valid for the call.
     let status = unsafe { libc::adjtimex(&mut state) };
     (status >= 0).then_some(state.status & libc::STA_UNSYNC == 0)
-}
-
-/// `2026-11-24 06:29:33 UTC`.
-fn date(seconds: u64) -> String {
-    let time = seconds as libc::time_t;
-    // SAFETY: all zeros is a valid value of this plain C struct.
-    let mut parts: libc::tm = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are valid for the call.
-    if unsafe { libc::gmtime_r(&time, &mut parts) }.is_null() {
-        return format!("{seconds} s after 1970");
-    }
-    let libc::tm { tm_year, tm_mon, tm_mday, tm_hour, tm_min, tm_sec, .. } = parts;
-    format!("{}-{:02}-{tm_mday:02} {tm_hour:02}:{tm_min:02}:{tm_sec:02} UTC", tm_year + 1900, tm_mon + 1)
 }
 
 #[cfg(test)]
@@ -215,6 +202,9 @@ mod tests {
         assert_eq!(clock(seconds, Some(true)).verdict, Verdict::Ok);
         assert_eq!(clock(seconds, Some(false)).verdict, Verdict::Note);
         assert_eq!(clock(17, Some(true)).verdict, Verdict::Warning);
-        assert_eq!([date(YEAR_2025), date(YEAR_2100)].map(|text| text[..10].to_owned()), ["2025-01-01", "2100-01-01"]);
+        assert_eq!(
+            [format::date(YEAR_2025), format::date(YEAR_2100)].map(|text| text[..10].to_owned()),
+            ["2025-01-01", "2100-01-01"]
+        );
     }
 }

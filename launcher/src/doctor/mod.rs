@@ -73,7 +73,7 @@ pub fn doctor(options: &DoctorOptions, terminal: &Terminal) -> Result<u8, Launch
     findings.extend(libraries::findings(&facts, &job));
     // What does not run cannot be measured, and the reason is told already.
     let stopped = findings.iter().any(|it| it.group == Group::Libraries && it.verdict == Verdict::Problem);
-    let measured = (!stopped).then(|| bench::measure(&BenchRequest { device, quick }, ranks));
+    let measured = (!stopped).then(|| bench::measure(&BenchRequest { device, quick }, ranks, None));
     findings.extend(rates::findings(measured.as_ref(), &job));
 
     print(options, terminal, &job, &findings, (facts.as_ref().ok(), measured.as_ref().and_then(|it| it.as_ref().ok())));

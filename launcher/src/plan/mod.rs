@@ -12,8 +12,10 @@ mod record;
 mod size;
 mod table;
 
+pub(crate) use question::parameters;
 pub use record::{Measured, PlanRecord, Prediction};
 pub use size::{SizeError, parse_size};
+pub(crate) use table::stage_name;
 
 use serde_json::json;
 use zerofold_configs::Inputs;

@@ -1,12 +1,12 @@
 //! What is asked: a resolved configuration, a model's shape, and the memory there is.
 
-use zerofold_configs::{ConfigError, DeviceKind, Inputs, Precision, Resolved, Stage, nearest, resolve};
+use zerofold_configs::{ConfigError, DeviceKind, Inputs, Precision, Resolved, Stage, UnitPolicy, nearest, resolve};
 use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, PlanInputs, PlannedDevice};
 
 use super::{Capacity, PlanOptions};
 use crate::error::LaunchError;
 use crate::format;
-use crate::memory::machine_memory;
+use crate::memory::memory_of_rank;
 use crate::model_folder;
 
 /// Required keys that a plan does without.
@@ -57,9 +57,7 @@ impl Question {
 
     /// Parameters of the model, padding left out.
     pub(super) fn parameters(&self) -> u64 {
-        let units = ModelUnits::new(&self.model, self.config.sharding.units).units;
-        let layout = Layout::new(&units, Mesh { replicas: 1, shards: 1 });
-        layout.map_or(0, |layout| layout.parameter_numel() as u64)
+        parameters(&self.model, self.config.sharding.units)
     }
 
     /// The memory of one rank: the GPU's, or on the CPU an equal share of this machine's.
@@ -70,8 +68,7 @@ impl Question {
         if self.device == PlannedDevice::Gpu {
             return None;
         }
-        let bytes = machine_memory()? / u64::from(self.config.num_processes.max(1));
-        Some(Capacity { bytes, device: PlannedDevice::Cpu })
+        Some(Capacity { bytes: memory_of_rank(self.config.num_processes)?, device: PlannedDevice::Cpu })
     }
 
     /// The question in words.
@@ -107,6 +104,13 @@ impl Question {
             ),
         ]
     }
+}
+
+/// Parameters of a model, padding left out.
+pub(crate) fn parameters(model: &ModelConfig, units: UnitPolicy) -> u64 {
+    let units = ModelUnits::new(model, units).units;
+    let layout = Layout::new(&units, Mesh { replicas: 1, shards: 1 });
+    layout.map_or(0, |layout| layout.parameter_numel() as u64)
 }
 
 fn published(name: &str) -> Result<ModelConfig, LaunchError> {

@@ -30,7 +30,7 @@ pub(super) fn lines(plans: &[Plan], sharding: &Sharding, capacity: Option<Capaci
     let rows = plans.iter().map(|plan| {
         let state = &plan.state;
         let buffers = plan.all_gather_buffers() + plan.gradient_buffers + plan.reduce_buffers;
-        let mut row = vec![name(plan, sharding)];
+        let mut row = vec![stage_name(plan.stage, plan.replicas, sharding.reshard_after_forward)];
         row.extend([state.parameters, state.gradients, state.masters, state.moments].map(|bytes| cell(bytes as u64)));
         let working = plan.loss.max(plan.temporary);
         row.extend([buffers, plan.activations, working, plan.total, plan.sent_bytes_per_step].map(cell));
@@ -60,20 +60,20 @@ pub(super) fn footer(plans: &[Plan], offload: &Offload) -> Vec<String> {
 }
 
 /// The stage, and what makes it special.
-fn name(plan: &Plan, sharding: &Sharding) -> String {
-    let mut name = match plan.stage {
+pub(crate) fn stage_name(stage: Stage, replicas: u32, reshard: ReshardAfterForward) -> String {
+    let mut name = match stage {
         Stage::Zero => "0 (DDP)".to_owned(),
         stage => stage.to_string(),
     };
-    if plan.stage.shards_parameters() {
-        match sharding.reshard_after_forward {
+    if stage.shards_parameters() {
+        match reshard {
             ReshardAfterForward::Always(true) => {}
             ReshardAfterForward::Always(false) => name.push_str(" kept after forward"),
             ReshardAfterForward::Group(ranks) => name.push_str(&format!(" in groups of {ranks}")),
         }
     }
-    if plan.replicas > 1 {
-        name.push_str(&format!(" × {} copies", plan.replicas));
+    if replicas > 1 {
+        name.push_str(&format!(" × {replicas} copies"));
     }
     name
 }

@@ -4,12 +4,14 @@
 //! flat parameter, which is cut into one shard per rank. [`plan`] tells what a job needs before it runs: bytes of memory
 //! per rank at each stage, bytes sent per step, bytes on disk; [`recommend`] picks the simplest stage that fits.
 
+mod flops;
 mod layout;
 mod model;
 mod planning;
 mod spec;
 mod theory;
 
+pub use flops::model_flops;
 pub use layout::{ALIGNMENT, Layout, LayoutError, Mesh, PlacedLeaf, PlacedParameter, Run, UnitLayout};
 pub use model::{ModelConfig, ModelConfigError, ModelUnits, RopeConfig, RopeScaling, Segment, SegmentKind};
 pub use planning::{

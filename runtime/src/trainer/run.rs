@@ -38,7 +38,7 @@ pub struct Outcome {
     pub steps: u64,
     /// True when it ended early because a stop was asked for.
     pub stopped: bool,
-    /// Where the model was written; `None` when the run was stopped.
+    /// Where the model was written; `None` when the run was stopped, or writes none.
     pub model: Option<PathBuf>,
 }
 
@@ -83,7 +83,7 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
     if let Some(profile) = &mut profile {
         profile.finish(trainer.shards.timeline());
     }
-    if stopped {
+    if stopped || !job.config.export_model {
         return Ok(Outcome { steps: finished, stopped, model: None });
     }
     if finished > 0 && trainer.state.skipped == finished {
