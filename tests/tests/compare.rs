@@ -51,10 +51,10 @@ fn assert_row(row: &Value, ceiling: f64) {
     assert_eq!(measured["tokens_per_second_by_round"].as_array().unwrap().len(), 2);
     let flops = number(planned, "model_flops_per_step") / number(measured, "step_seconds");
     assert!((number(measured, "share_of_gemm_rate") / (flops / ceiling) - 1.0).abs() < 1e-9, "{row:#}");
-    for name in ["peak_bytes_per_rank", "sent_bytes_per_step"] {
-        // The model is tiny, so that what a plan leaves out (counts, norms, tables) is seen.
+    for (name, tolerance) in [("peak_bytes_per_rank", 0.2), ("sent_bytes_per_step", 0.06)] {
+        // The model is tiny, so that what a plan leaves out (counts, norms, scratch, copies of short inputs) is seen.
         let ratio = number(measured, name) / number(planned, name);
-        assert!((ratio - 1.0).abs() < 0.06, "{name}: {row:#}");
+        assert!((ratio - 1.0).abs() < tolerance, "{name}: {row:#}");
     }
     let exposed = number(measured, "exposed_communication_share_of_step");
     assert!((0.0..=1.0).contains(&exposed), "{row:#}");
@@ -131,7 +131,7 @@ fn a_failing_run_tells_its_own_error_first() {
     signal(victim.pid, libc::SIGKILL);
     let ended = running.finish();
     let death = format!("error: rank 1 (pid {}) was killed by SIGKILL", victim.pid);
-    ended.assert_failed(1, &[&death, "the comparison ended at stage 1 over gloo, accumulation 1, round 1 of 2"]);
+    ended.assert_failed(1, &[&death, "the comparison ended at stage 1 over shm, accumulation 1, round 1 of 2"]);
     assert!(ended.report().starts_with(&death), "{ended}");
     scene.assert_nobody_left();
     // What it left is not in the way of the next one.

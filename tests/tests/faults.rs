@@ -114,7 +114,8 @@ fn numbers_that_explode_name_their_step() {
     assert_nothing_half_written(&scene.path("run"));
 }
 
-/// Refuses every write behind this many bytes of a file, as a full disk does (with another word).
+/// Refuses every write behind this many bytes of a file, as a full disk does (with another word). Shared memory counts as a
+/// file.
 fn limit_files(job: Job<'_>, bytes: u64) -> Job<'_> {
     job.adjust(|command| {
         let limit = move || {
@@ -134,7 +135,7 @@ fn limit_files(job: Job<'_>, bytes: u64) -> Job<'_> {
 #[test]
 fn a_write_that_fails_while_saving_leaves_no_checkpoint() {
     let scene = Scene::new();
-    let words = "--nproc 2 --zero_stage 1 --max_steps 3 --save_steps 2";
+    let words = "--nproc 2 --zero_stage 1 --max_steps 3 --save_steps 2 --backend gloo";
     // The tokenised rows fit (about 41 kB), a rank's masters and moments (about 500 kB) do not.
     let ended = limit_files(scene.train("tiny-llama", "run", words), 200_000).run();
     ended.assert_failed(1, &["error: rank ", "checkpoints/step-00000002", "File too large"]);
@@ -147,7 +148,7 @@ fn a_write_that_fails_while_saving_leaves_no_checkpoint() {
 #[test]
 fn a_write_that_fails_while_exporting_leaves_no_model() {
     let scene = Scene::new();
-    let words = "--nproc 2 --zero_stage 2 --max_steps 3 --save_strategy no";
+    let words = "--nproc 2 --zero_stage 2 --max_steps 3 --save_strategy no --backend gloo";
     let ended = limit_files(scene.train("tiny-llama", "run", words), 200_000).run();
     ended.assert_failed(1, &["error: rank 0 ", "model", "File too large"]);
     assert_nothing_half_written(&scene.path("run"));

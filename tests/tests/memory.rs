@@ -153,7 +153,8 @@ fn files_folder(scene: &Scene) -> PathBuf {
     files
 }
 
-/// Lets `launch` and its workers have this much data each. Shared mappings of files are not counted.
+/// Lets `launch` and its workers have this much data each. Shared mappings of files are not counted, nor is shared
+/// memory: such jobs run over Gloo.
 fn limit_data(job: Job<'_>, bytes: u64) -> Job<'_> {
     job.adjust(|command| {
         let limit = move || {
@@ -177,7 +178,8 @@ fn assert_trains_in_less_memory(stage: u32, mixed_precision: &str, file_bytes: u
     let scene = Scene::new();
     let folder = scene.path("model");
     let parameters = OFFLOADED.write(&folder) as u64;
-    let words = format!("--nproc 2 --max_steps 3 --zero_stage {stage} --mixed_precision {mixed_precision}");
+    let words =
+        format!("--nproc 2 --max_steps 3 --zero_stage {stage} --mixed_precision {mixed_precision} --backend gloo");
 
     train(&scene, &folder, "free", &words).run().assert_done();
     let planned = json(&scene.path("free/plan.json"))["planned"]["plan"]["total"].as_u64().expect("it was planned");

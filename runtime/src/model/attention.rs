@@ -232,9 +232,7 @@ mod tests {
             Tensor::randn([rows, length, key_heads * sharing * head_dim], (Kind::Float, Device::Cpu)).to_kind(kind);
         let [query, key, value] = &inputs;
         let query = match way {
-            Way::Blocks => {
-                query.reshape([rows, key_heads, sharing, length, head_dim]).transpose(2, 3).contiguous()
-            }
+            Way::Blocks => query.reshape([rows, key_heads, sharing, length, head_dim]).transpose(2, 3).contiguous(),
             _ => query.shallow_clone(),
         };
         let parts = [query, key.shallow_clone(), value.shallow_clone()];

@@ -31,7 +31,7 @@ impl fmt::Display for PeerLoss {
 pub enum ShmError {
     /// The system refused.
     #[error(
-        "{what}: {source}\nhint: `ulimit -v` must be unlimited and memory files allowed; use backend: gloo otherwise"
+        "{what}: {source}\nhint: `ulimit -v` and `ulimit -f` must be unlimited and memory files allowed; use backend: gloo otherwise"
     )]
     System {
         /// What was asked of it.
