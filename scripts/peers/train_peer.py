@@ -1,6 +1,6 @@
 """One rank of a peer's training run: PyTorch DDP, FSDP2 or DeepSpeed over transformers' model, on the CPU over Gloo.
 
-Called by theirs.py with a job file; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are in the environment. Rank 0 appends
+Called by theirs.py with a job file (or `--idle PEER`); RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are in the environment. Rank 0 appends
 one JSON object a step to `metrics` as soon as the step is done, as a run's metrics.jsonl. A step's time is the wall time
 from the end of the step before to its own end: rows, forward, backward, clipping, optimizer and one loss.item().
 """
@@ -45,8 +45,25 @@ def train(job, peer, rows, rank, world):
         begin = now
 
 
+def idle(peer):
+    """Imports what a run imports and does nothing, so that what imports take in memory can be seen."""
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    if peer.startswith("fsdp2"):
+        import torch.distributed.fsdp
+    if peer == "fsdp2-compiled":
+        import torch._inductor.compile_fx  # noqa: F401
+    if peer.startswith("zero"):
+        import deepspeed  # noqa: F401
+    print("ready", flush=True)
+    sys.stdin.read()
+
+
 def main():
-    job = json.load(open(sys.argv[1], encoding="utf-8"))
+    if sys.argv[1] == "--idle":
+        return idle(sys.argv[2])
+    with open(sys.argv[1], encoding="utf-8") as file:
+        job = json.load(file)
     torch.set_num_threads(1)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo")
