@@ -15,7 +15,7 @@ PINNED = True
 
 
 def environment(setup, deepspeed=False):
-    """One thread, tcmalloc, and DeepSpeed to be found by those only that use it."""
+    """One thread, tcmalloc, huge pages (6 % for eager FSDP2), and DeepSpeed to be found by those only that use it."""
     values = {
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
@@ -23,6 +23,7 @@ def environment(setup, deepspeed=False):
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "LD_PRELOAD": str(setup.tcmalloc),
+        "THP_MEM_ALLOC_ENABLE": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(setup.state / "inductor"),
         "TORCH_EXTENSIONS_DIR": str(setup.state / "extensions"),
         "PYTHONPATH": "",

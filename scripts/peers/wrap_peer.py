@@ -81,7 +81,7 @@ class Fsdp2(TorchPeer):
 
 class DeepSpeed:
     """ZeRO 1, 2 or 3. In bf16 its weights are rounded to bfloat16 before the masters are made of them, and gradients
-    are sent in bfloat16."""
+    are sent in bfloat16. torch's fused AdamW took no more processor time than DeepSpeed's own CPUAdam."""
 
     def __init__(self, model, job, stage):
         import deepspeed
@@ -99,7 +99,6 @@ class DeepSpeed:
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**9,
         }
-        config = config | job.get("deepspeed", {})
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
 
     def loss(self, ids, last):
