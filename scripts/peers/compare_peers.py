@@ -64,6 +64,10 @@ class Setup:
         found["deepspeed"] = next(line.split("==")[1] for line in listed if line.startswith("deepspeed=="))
         return found | {"tcmalloc": self.tcmalloc.resolve().name}
 
+    def stamps(self):
+        """Of the binaries: another when they are built anew."""
+        return [(self.binaries / name).stat().st_mtime_ns for name in ("launch", "worker")]
+
     def fingerprint(self):
         """Of all that a figure depends on: binaries, versions, and how the peers are run."""
         digest = hashlib.sha256(json.dumps(self.versions(), sort_keys=True).encode())
@@ -131,11 +135,14 @@ def measure(cells, setup, results):
     missing = [cell for cell in cells if not file_of(cell, results).exists()]
     if len(missing) < len(cells):
         say(f"{len(cells) - len(missing)} of {len(cells)} runs are there already")
+    stamps = setup.stamps()
     for number, cell in enumerate(missing, 1):
         left = sum(other.seconds() for other in missing[number - 1 :]) / 60
         load, begin = os.getloadavg()[0], time.monotonic()
         result = run(cell, setup) | {"load": load, "seconds": time.monotonic() - begin}
         shutil.rmtree(setup.work / "cell", ignore_errors=True)
+        if setup.stamps() != stamps:
+            raise Failed(f"{setup.binaries} was built anew during {cell.key()}, which is not kept")
         partial = results / "partial"
         partial.write_text(json.dumps({"key": cell.key()} | result))
         partial.rename(file_of(cell, results))
@@ -155,15 +162,14 @@ def summary(result):
     return f"{result['bytes'] / 1e6:.0f} MB" if "bytes" in result else f"{result['seconds']:.1f} s"
 
 
-def state_of(setup):
-    """The folder of this fingerprint's results; says so when an earlier one had another."""
-    current, fingerprint = setup.state / "current", setup.fingerprint()
+def say_what_changed(setup, fingerprint):
+    """Says so when what was measured last had another fingerprint."""
+    current = setup.state / "current"
     earlier = current.read_text() if current.exists() else fingerprint
     if earlier != fingerprint:
         say(f"binaries, versions or scripts changed: starting afresh (earlier results stay in {setup.state / earlier})")
     setup.state.mkdir(parents=True, exist_ok=True)
     current.write_text(fingerprint)
-    return setup.state / fingerprint
 
 
 def main():
@@ -187,8 +193,10 @@ def main():
         return 0
     state = options.state.resolve()
     setup = Setup(options.binaries.resolve(), options.python, options.peers.resolve(), state, options.model.resolve())
-    results = state_of(setup) / ("quick" if options.quick else "full")
+    fingerprint = setup.fingerprint()
+    results = state / fingerprint / ("quick" if options.quick else "full")
     if not options.table:
+        say_what_changed(setup, fingerprint)
         if os.getloadavg()[0] > 0.5:
             say(f"warning: the load is {os.getloadavg()[0]:.1f}; figures of a busy machine are not worth much")
         make_inputs(setup)
@@ -201,7 +209,7 @@ def main():
     rows = [line for make in ROWS_OF_TABLE for line in make(figures)]
     table.print_table(rows)
     if options.json:
-        answer = {"versions": setup.versions(), "cores": os.cpu_count(), "fingerprint": setup.fingerprint(), "rows": rows}
+        answer = {"versions": setup.versions(), "cores": os.cpu_count(), "fingerprint": fingerprint, "rows": rows}
         options.json.write_text(json.dumps(answer, indent=2) + "\n")
     return 0
 

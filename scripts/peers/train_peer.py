@@ -1,8 +1,9 @@
 """One rank of a peer's training run: PyTorch DDP, FSDP2 or DeepSpeed over transformers' model, on the CPU over Gloo.
 
-Called by theirs.py with a job file (or `--idle PEER`); RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are in the environment. Rank 0 appends
-one JSON object a step to `metrics` as soon as the step is done, as a run's metrics.jsonl. A step's time is the wall time
-from the end of the step before to its own end: rows, forward, backward, clipping, optimizer and one loss.item().
+Called by theirs.py with a job file (or `--idle PEER`); RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are in the
+environment. Rank 0 appends one JSON object a step to `metrics` as soon as the step is done, as a run's metrics.jsonl. A
+step's time is the wall time from the end of the step before to its own end: rows, forward, backward, clipping, optimizer
+and one loss.item().
 """
 
 import json
