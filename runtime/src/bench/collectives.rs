@@ -49,6 +49,8 @@ fn collective(
     let mut times = vec![Vec::new(); wires.len()];
     for repetition in 0..WARM_UP + repetitions {
         for (((_, comm), (full, shard)), times) in wires.iter().zip(&buffers).zip(&mut times) {
+            // A rank that came early to the first may have fallen asleep there, and takes its time to wake up.
+            comm.barrier()?;
             comm.barrier()?;
             let began = Instant::now();
             once(comm.as_ref(), gathers, full, shard)?;

@@ -6,6 +6,25 @@ mod timeline;
 pub use profile::Profile;
 pub use timeline::{Begun, Label, Span, Timeline, Track, Transfer};
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The most bytes of memory shared with other ranks that this one had for itself.
+static OWN_SHARED_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// Tells that so many bytes of shared memory, from its beginning, are or were this rank's.
+pub(crate) fn has_shared(bytes: u64) {
+    OWN_SHARED_BYTES.fetch_max(bytes, Ordering::Relaxed);
+}
+
+/// What counts as resident here and is the other ranks': what this rank has read of their memory. Pages that were touched once
+/// stay.
+fn foreign_bytes() -> u64 {
+    match OWN_SHARED_BYTES.load(Ordering::Relaxed) {
+        0 => 0,
+        own => status_bytes("RssShmem").saturating_sub(own),
+    }
+}
+
 /// A line of `/proc/self/status` in bytes; 0 where the system does not tell.
 fn status_bytes(name: &str) -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -14,14 +33,14 @@ fn status_bytes(name: &str) -> u64 {
     kibibytes.unwrap_or(0) * 1024
 }
 
-/// Resident memory of this process now, in bytes.
+/// Resident memory of this process now, in bytes, without that of other ranks.
 pub fn memory_bytes() -> u64 {
-    status_bytes("VmRSS")
+    status_bytes("VmRSS").saturating_sub(foreign_bytes())
 }
 
-/// The largest resident memory this process ever had, in bytes.
+/// The largest resident memory this process ever had, in bytes, without that of other ranks.
 pub fn peak_memory_bytes() -> u64 {
-    status_bytes("VmHWM")
+    status_bytes("VmHWM").saturating_sub(foreign_bytes())
 }
 
 #[cfg(test)]

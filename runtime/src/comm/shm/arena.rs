@@ -58,6 +58,7 @@ impl Arena {
             }
         }
         drop(free);
+        crate::metrics::has_shared(after as u64);
         torch::count_bytes(bytes as i64);
         Ok(Block { arena: self.clone(), offset, length, bytes })
     }
