@@ -14,11 +14,28 @@ void mkldnn_matmul(const Tensor& left, const Tensor& right, const Tensor& result
 
 namespace zf {
 
+#if defined(__x86_64__)
+// Whether oneDNN takes float32 on this processor: libtorch asks for AVX-512 whatever the type, and may be built without it.
+static bool onednn_takes_float32() {
+  static const bool takes = [] {
+    if (!at::hasMKLDNN()) return false;
+    auto one = at::ones({1, 1}), result = at::zeros({1, 1});
+    try {
+      at::native::mkldnn_matmul(one, one, result, 0.0f, 1.0f);
+    } catch (const std::exception&) {
+      return false;
+    }
+    return true;
+  }();
+  return takes;
+}
+#endif
+
 void multiply(const at::Tensor& result, const at::Tensor& left, const at::Tensor& right, bool add) {
 #if defined(__x86_64__)
   // libtorch gives float32 to MKL, which leaves AVX-512 alone on processors that are not Intel's; oneDNN does not.
   if (result.is_cpu() && result.scalar_type() == at::kFloat && result.numel() > 0 && left.size(1) > 0 &&
-      at::globalContext().userEnabledMkldnn()) {
+      onednn_takes_float32()) {
     at::native::mkldnn_matmul(left, right, result, add ? 1.0f : 0.0f, 1.0f);
     return;
   }

@@ -10,14 +10,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The most bytes of memory shared with other ranks that this one had for itself.
 static OWN_SHARED_BYTES: AtomicU64 = AtomicU64::new(0);
+/// The most that was ever resident of other ranks' memory.
+static FOREIGN_BYTES: AtomicU64 = AtomicU64::new(0);
+/// The most of this rank's own that was resident whenever somebody looked.
+static SEEN_BYTES: AtomicU64 = AtomicU64::new(0);
 
 /// Tells that so many bytes of shared memory, from its beginning, are or were this rank's.
 pub(crate) fn has_shared(bytes: u64) {
     OWN_SHARED_BYTES.fetch_max(bytes, Ordering::Relaxed);
 }
 
-/// What counts as resident here and is the other ranks': what this rank has read of their memory. Pages that were touched once
-/// stay.
+/// What counts as resident here and is the other ranks': what this rank has read of their memory.
 fn foreign_bytes() -> u64 {
     match OWN_SHARED_BYTES.load(Ordering::Relaxed) {
         0 => 0,
@@ -35,12 +38,20 @@ fn status_bytes(name: &str) -> u64 {
 
 /// Resident memory of this process now, in bytes, without that of other ranks.
 pub fn memory_bytes() -> u64 {
-    status_bytes("VmRSS").saturating_sub(foreign_bytes())
+    let foreign = foreign_bytes();
+    FOREIGN_BYTES.fetch_max(foreign, Ordering::Relaxed);
+    let own = status_bytes("VmRSS").saturating_sub(foreign);
+    SEEN_BYTES.fetch_max(own, Ordering::Relaxed);
+    own
 }
 
-/// The largest resident memory this process ever had, in bytes, without that of other ranks.
+/// The largest resident memory this process ever had, in bytes, without that of other ranks. Over shared memory the system's
+/// own maximum counts that too, so there it is at least this much: that maximum without the most that was others', or the most
+/// that was seen at a step's end or a heartbeat.
 pub fn peak_memory_bytes() -> u64 {
-    status_bytes("VmHWM").saturating_sub(foreign_bytes())
+    let now = memory_bytes();
+    let whole = status_bytes("VmHWM").saturating_sub(FOREIGN_BYTES.load(Ordering::Relaxed));
+    whole.max(SEEN_BYTES.load(Ordering::Relaxed)).max(now)
 }
 
 #[cfg(test)]

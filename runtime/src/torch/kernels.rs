@@ -285,6 +285,30 @@ mod tests {
     }
 
     #[test]
+    fn grouped_queries_are_the_same_in_another_order() {
+        let (rows, length, heads, key_heads, width) = (2, 9, 6, 3, 22);
+        let angles = Tensor::arange(length * width / 2, (Kind::Float, Device::Cpu)).reshape([length, width / 2]) * 0.37;
+        let (cosines, sines) = (angles.cos(), angles.sin());
+        let projected = scattered(&[rows, length, (heads + 2 * key_heads) * width], Kind::Float);
+        let turned = |layout| {
+            let kernels = Kernels::default();
+            let results = |inputs: &[Tensor]| -> Vec<Tensor> {
+                let parts = kernels.rotary(&inputs[0], (&cosines, &sines), (heads, key_heads), layout).unwrap();
+                let [query, key, value] = parts;
+                let query = match layout {
+                    HeadLayout::Grouped => query.transpose(2, 3).reshape([rows, heads, length, width]),
+                    _ => query,
+                };
+                vec![query, key, value]
+            };
+            with_gradients(std::slice::from_ref(&projected), &results)
+        };
+        let (grouped, by_head) = (turned(HeadLayout::Grouped), turned(HeadLayout::ByHead));
+        assert_eq!(grouped.len(), 4);
+        assert!(grouped.iter().zip(&by_head).all(|(one, other)| one.equal(other)));
+    }
+
+    #[test]
     fn cross_entropy_leaves_the_gradient_where_the_logits_were() {
         // More classes than one short sum has.
         let (rows, classes, scale) = (6, 2100, 0.25);

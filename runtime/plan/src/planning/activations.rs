@@ -3,7 +3,7 @@
 //! **This is the file to calibrate.** Each `take` is a tensor that libtorch allocates, each `give` one that is freed, in
 //! the order in which `runtime/src/model/{llama,attention}.rs`, `runtime/csrc/{kernels,attention}.cpp`, `runtime/src/trainer/loss.rs` and
 //! autograd do it. `runtime/tests/activations.rs` holds the segments to what the allocator counts, the matrix test whole steps.
-//! Not counted: scratch of the matrix kernels (some hundred KiB per thread).
+//! Not counted: scratch of the matrix kernels (some hundred KiB per thread), and attention's of all threads but one.
 
 use super::SegmentBytes;
 use super::sizes::{HeadSizes, Sizes};
