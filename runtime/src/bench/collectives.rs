@@ -8,8 +8,11 @@ use tch::{Kind, Tensor};
 use zerofold_configs::{Backend, CollectiveRate};
 
 /// Bytes of the full buffer, and how often each is done. The last is left out in quick.
-const SIZES: [(i64, u32); 4] = [(64 << 10, 60), (1 << 20, 40), (16 << 20, 11), (128 << 20, 5)];
-/// Done before, and not counted: connections are made, memory is touched.
+const SIZES: [(i64, u32); 4] = [(64 << 10, 60), (1 << 20, 40), (16 << 20, 10), (128 << 20, 5)];
+/// Each backend does its repetitions in so many turns: what a turn of Gloo leaves behind (threads that fall asleep, the
+/// network) slows the next few collectives of any other.
+const TURNS: u32 = 5;
+/// Done at the beginning of a turn, and not counted: connections are made, memory is touched.
 const WARM_UP: u32 = 2;
 
 /// What carries collectives.
@@ -47,16 +50,16 @@ fn collective(
     };
     let buffers = wires.iter().map(buffers).collect::<Result<Vec<_>, _>>()?;
     let mut times = vec![Vec::new(); wires.len()];
-    for repetition in 0..WARM_UP + repetitions {
+    for _ in 0..TURNS {
         for (((_, comm), (full, shard)), times) in wires.iter().zip(&buffers).zip(&mut times) {
-            // A rank that came early to the first may have fallen asleep there, and takes its time to wake up.
-            comm.barrier()?;
-            comm.barrier()?;
-            let began = Instant::now();
-            once(comm.as_ref(), gathers, full, shard)?;
-            bench.settle()?;
-            if repetition >= WARM_UP {
-                times.push(began.elapsed().as_secs_f64());
+            for repetition in 0..WARM_UP + repetitions / TURNS {
+                comm.barrier()?;
+                let began = Instant::now();
+                once(comm.as_ref(), gathers, full, shard)?;
+                bench.settle()?;
+                if repetition >= WARM_UP {
+                    times.push(began.elapsed().as_secs_f64());
+                }
             }
         }
     }
