@@ -26,7 +26,7 @@ using torch::autograd::variable_list;
 // what is computed in vain stays small (`BlockSizes` in runtime/plan/src/planning/sizes.rs counts with them).
 int64_t block_positions(int64_t sharing) { return std::clamp<int64_t>(512 / sharing / 32 * 32, 32, 128); }
 
-// Scores become exp(score − most) by row, 0 where the mask hides; `sums` and `most` (both scaled) are kept.
+// Scores become exp(score − most) by row, 0 where the mask hides; their sum and `most` (scaled) are kept.
 template <class T>
 struct Exponentials {
   ZF_INLINE void run(T* scores, float* most_of, float* sum_of, int64_t rows, int64_t sharing, int64_t first, int64_t keys,
@@ -112,14 +112,6 @@ struct Seeds {
 };
 
 template <class T>
-struct Accumulate {
-  ZF_INLINE void run(float* sums, const T* values, int64_t count) {
-    #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) sums[i] += zf_widen(values[i]);
-  }
-};
-
-template <class T>
 struct Rounded {
   ZF_INLINE void run(T* to, const float* sums, int64_t count) {
     #pragma omp simd
@@ -181,7 +173,7 @@ class Sum {
  public:
   // The first product covers all of it.
   explicit Sum(const Tensor& result) : result_(result) {
-    if (!std::is_same_v<T, float>) {
+    if constexpr (!std::is_same_v<T, float>) {
       part_ = at::empty_like(result);
       sums_ = at::zeros(result.sizes(), result.options().dtype(at::kFloat));
     }
@@ -189,18 +181,18 @@ class Sum {
 
   void add(const Tensor& left, const Tensor& right) {
     auto count = left.size(0);
-    if (std::is_same_v<T, float>) {
+    if constexpr (std::is_same_v<T, float>) {
       multiply(result_.narrow(0, 0, count), left, right, count < result_.size(0) || begun_);
     } else {
       auto part = part_.narrow(0, 0, count);
       multiply(part, left, right, false);
-      zf_run<Accumulate<T>>(sums_.template data_ptr<float>(), part.template data_ptr<T>(), part.numel());
+      zf_run<Add<float, T>>(sums_.template data_ptr<float>(), static_cast<const T*>(part.template data_ptr<T>()), part.numel());
     }
     begun_ = true;
   }
 
   void finish() {
-    if (!std::is_same_v<T, float>)
+    if constexpr (!std::is_same_v<T, float>)
       zf_run<Rounded<T>>(result_.template data_ptr<T>(), sums_.template data_ptr<float>(), result_.numel());
   }
 

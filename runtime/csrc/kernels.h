@@ -39,6 +39,15 @@ inline at::ScalarType wide_type(const at::Tensor& tensor) {
 // result [M, N] = left [M, K] · right [K, N], or added to it (products.cpp). No graph.
 void multiply(const at::Tensor& result, const at::Tensor& left, const at::Tensor& right, bool add);
 
+// to += from, rounded once.
+template <class To, class From>
+struct Add {
+  ZF_INLINE void run(To* to, const From* from, int64_t count) {
+    #pragma omp simd
+    for (int64_t i = 0; i < count; ++i) to[i] = zf_round<To>(zf_widen(to[i]) + zf_widen(from[i]));
+  }
+};
+
 // Hands a tensor over to Rust.
 inline void own(const at::Tensor& tensor, void** result) { *result = new at::Tensor(tensor); }
 

@@ -45,14 +45,6 @@ struct CrossEntropy {
 
 // --- Adding to gradients ---
 
-template <class To, class From>
-struct Add {
-  ZF_INLINE void run(To* to, const From* from, int64_t count) {
-    #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) to[i] = zf_round<To>(zf_widen(to[i]) + zf_widen(from[i]));
-  }
-};
-
 // Columns begin .. end of rows that are added to the rows of a table.
 template <class T>
 struct AddRows {
