@@ -78,7 +78,7 @@ pub fn header(config: &Resolved, run: &RunFolder, plan: &StepPlan, report: &Data
     let training = &config.training;
     let ranks = config.num_processes;
     let threads = threads_per_rank(ranks) as u64;
-    let rows = plan.total_steps() * plan.global_batch();
+    let rows = plan.rows_after(plan.total_steps());
     let tokens = rows as f64 * report.tokens as f64 / report.rows.max(1) as f64;
     vec![
         format!("model  {}", training.model_name_or_path.display()),

@@ -90,7 +90,7 @@ impl Job {
         let lock = run.lock_existing(complain)?;
         let resume = match resume {
             None => run.check_fresh().map(|()| None)?,
-            Some(resume) => Some(resume::find(&run, resume, (&config, &model), terminal)?),
+            Some(resume) => Some(resume::find(&run, resume, &config, terminal)?),
         };
         let control = ControlPlane::start(
             ControlOptions {
@@ -115,9 +115,9 @@ impl Job {
         prepared.dataset.save(&run.train_data())?;
         let warning = model_folder::too_long("rows have up to", prepared.report.longest, &model);
         warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
-        let plan = step_plan(&config, prepared.dataset.rows())?;
+        let mut plan = step_plan(&config, prepared.dataset.rows())?;
         if let Some(found) = &resume {
-            resume::begin(&run, found, &config, &plan, terminal)?;
+            plan = resume::begin(&run, found, &config, plan, terminal)?;
         }
         config.write(&run.config())?;
         let prediction = Prediction::of(&config, &prepared.dataset, &plan);

@@ -8,14 +8,14 @@ use crate::model::{Llama, ModelConfig, ModelError};
 use crate::optim::{Schedule, ScheduleKind};
 use crate::shard::{Kinds, ShardError, ShardOptions, Shards};
 use crate::torch::AdamW;
-use crate::trainer::{Job, Outcome, StepOptions, TrainError, Trainer};
-use std::path::{Path, PathBuf};
+use crate::trainer::{Job, Outcome, StepOptions, TrainError, Trainer, saved_cursor};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tch::Device;
 use thiserror::Error;
-use zerofold_checkpoint::ModelFiles;
+use zerofold_checkpoint::{Found, ModelFiles, open_step};
 use zerofold_configs::{Backend, Resolved, Sampling, Scheduler};
 use zerofold_data::{StepPlan, StepPlanOptions, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
@@ -164,7 +164,8 @@ fn train_joined(
         Some(_) => Some(TokenizedDataset::load(&data.join("eval.safetensors"))?),
         None => None,
     };
-    let plan = step_plan(config, train.rows())?;
+    let resume = std::env::var_os("ZEROFOLD_RESUME").map(|path| open_step(Path::new(&path))).transpose()?;
+    let plan = step_plan(config, train.rows(), resume.as_ref())?;
     let comm = connect(environment, config.backend, control, device.torch(), activity.clone())?;
     let model_directory = &config.training.model_name_or_path;
     let mut trainer = build(config, model_directory, comm, activity, plan.total_steps())?;
@@ -172,7 +173,6 @@ fn train_joined(
     if matches!(device.torch(), Device::Cuda(_)) {
         device::tell_attention(&trainer.model, config.training.max_length as usize)?;
     }
-    let resume = std::env::var_os("ZEROFOLD_RESUME").map(PathBuf::from);
     if resume.is_none() {
         trainer.shards.load(&ModelFiles::open(model_directory)?)?;
     }
@@ -183,10 +183,10 @@ fn train_joined(
     Ok(())
 }
 
-/// The plan of steps, the same on every rank.
-fn step_plan(config: &Resolved, rows: usize) -> Result<StepPlan, WorkerError> {
+/// The plan of steps, the same on every rank; from where a checkpoint ends, if there is one.
+fn step_plan(config: &Resolved, rows: usize, resume: Option<&Found>) -> Result<StepPlan, WorkerError> {
     let training = &config.training;
-    Ok(StepPlan::new(StepPlanOptions {
+    let options = StepPlanOptions {
         rows,
         world_size: config.num_processes,
         per_device_batch: training.per_device_train_batch_size,
@@ -199,7 +199,12 @@ fn step_plan(config: &Resolved, rows: usize) -> Result<StepPlan, WorkerError> {
             Sampling::Random => zerofold_data::Sampling::Random,
             Sampling::Sequential => zerofold_data::Sampling::Sequential,
         },
-    })?)
+    };
+    let plan = StepPlan::new(options)?;
+    Ok(match resume {
+        Some(found) => plan.resumed(found.manifest.step, &saved_cursor(found)?)?,
+        None => plan,
+    })
 }
 
 /// Connects this rank to the others.

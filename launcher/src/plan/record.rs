@@ -64,9 +64,9 @@ fn largest_micro_batch(dataset: &TokenizedDataset, steps: &StepPlan, per_device:
     let length = |row: u32| dataset.row(row as usize).0.len();
     // The label of a row's first token is predicted by nothing.
     let supervised = |row: u32| dataset.row(row as usize).1.iter().skip(1).filter(|&&label| label >= 0).count();
-    let looked_through = (ROWS_LOOKED_THROUGH / steps.global_batch().max(1)).max(1).min(steps.total_steps());
+    let looked_through = (ROWS_LOOKED_THROUGH / steps.global_batch().max(1)).max(1);
     let mut largest = (1, 1, 0);
-    for step in 0..looked_through {
+    for step in (steps.first_step()..steps.total_steps()).take(looked_through as usize) {
         for rows in steps.rows_of_step(step).chunks(per_device.max(1)) {
             let longest = rows.iter().map(|&row| length(row)).max().unwrap_or(1);
             let tokens = rows.len() * longest;

@@ -6,6 +6,7 @@
 //! - [`manifest`], [`mod@publish`], [`retention`]: a checkpoint. Every rank writes its shard file into the step's folder and
 //!   reports a [`Part`]; the launcher assembles the [`Manifest`] and publishes it. Publishing is the commit: a step's folder
 //!   without a manifest is no checkpoint.
+//! - [`units`], [`state`]: where parameters lie in it, and how any other layout reads them.
 //! - [`disk`]: free space, syncing, names that may not leave their folder.
 //!
 //! Errors are [`CheckpointError`]: what, where, the values, and on a last line what to do.
@@ -25,6 +26,8 @@ pub mod reader;
 pub mod retention;
 pub mod side_files;
 pub mod staging;
+pub mod state;
+pub mod units;
 pub mod writer;
 
 pub use disk::ensure_room;
@@ -39,4 +42,6 @@ pub use reader::{SafetensorsReader, StoredTensor};
 pub use retention::{Cleared, ClearedWhat, delete_old, prepare_to_resume};
 pub use side_files::copy_side_files;
 pub use staging::StagingDirectory;
+pub use state::{StateReader, StoredParameter};
+pub use units::{STATES, SavedParameter, SavedUnit, digest_units};
 pub use writer::{FileDigest, SafetensorsWriter, digest_file};

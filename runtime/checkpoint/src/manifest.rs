@@ -2,17 +2,19 @@
 //!
 //! Invariants of a manifest that was assembled or read:
 //! 1. its file names are plain, stand once, and each belongs to this generation and world size;
-//! 2. the ranges of every whole that its files hold pieces of cover that whole from end to end.
+//! 2. the ranges of every whole that its files hold pieces of cover that whole from end to end;
+//! 3. its units' parameters do not touch each other, and each state of each unit is such a whole, of the unit's length.
 
 use crate::disk::is_plain_name;
 use crate::dtype::Dtype;
 use crate::error::{CheckpointError, Result};
+use crate::units::{STATES, SavedUnit, check_units, digest_units};
 use crate::writer::FileDigest;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The version of the manifest's form that is written, and the newest that is read.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// A piece of something larger, stored as one tensor of a file: a rank's shard of a unit's masters, say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,8 +66,11 @@ pub struct Part {
     pub generation: u64,
     /// The ZeRO stage.
     pub stage: u8,
-    /// A digest of the flat layout; ranks (and a resumed run) must agree on it.
+    /// The digest of the units ([`digest_units`]), on which ranks must agree.
     pub layout: String,
+    /// The units; from rank 0 alone, since they are the same on every rank.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<SavedUnit>,
     /// What else makes a resumed run go on as if nothing had been: data cursor, schedule, seed. The same on every rank.
     /// Numbers that are not finite cannot be kept in JSON.
     pub state: serde_json::Value,
@@ -86,8 +91,8 @@ pub struct Manifest {
     pub world_size: u32,
     /// The ZeRO stage.
     pub stage: u8,
-    /// A digest of the flat layout.
-    pub layout: String,
+    /// Where parameters lie in the wholes of the files.
+    pub units: Vec<SavedUnit>,
     /// What the ranks agreed on (see [`Part::state`]).
     pub state: serde_json::Value,
     /// All files, by rank.
@@ -115,7 +120,7 @@ impl Manifest {
             generation: first.generation,
             world_size: first.world_size,
             stage: first.stage,
-            layout: first.layout.clone(),
+            units: first.units.clone(),
             state: first.state.clone(),
             files: Vec::new(),
         };
@@ -124,10 +129,13 @@ impl Manifest {
                 let fault = if part.rank < expected { "came twice" } else { "is missing" };
                 return Err(bad(format!("rank {} of {} {fault}", part.rank.min(expected), manifest.world_size)));
             }
-            manifest.check_agrees(first.rank, part)?;
+            manifest.check_agrees(first, part)?;
         }
         if parts.len() as u64 != u64::from(manifest.world_size) {
             return Err(bad(format!("{} of {} ranks are there", parts.len(), manifest.world_size)));
+        }
+        if digest_units(&first.units) != first.layout {
+            return Err(bad(format!("the units of rank {} are not those of its layout {}", first.rank, first.layout)));
         }
         manifest.files = parts.into_iter().flat_map(|part| part.files).collect();
         manifest.check().map_err(bad)?;
@@ -145,9 +153,9 @@ impl Manifest {
         self.files.iter().map(|file| file.bytes).fold(0, u64::saturating_add)
     }
 
-    fn check_agrees(&self, first: u32, part: &Part) -> Result<()> {
+    fn check_agrees(&self, first: &Part, part: &Part) -> Result<()> {
         let differs = |what: &str, ours: &dyn std::fmt::Display, theirs: &dyn std::fmt::Display| {
-            Err(bad(format!("rank {first} has {what} {ours}, rank {} has {theirs}", part.rank)))
+            Err(bad(format!("rank {} has {what} {ours}, rank {} has {theirs}", first.rank, part.rank)))
         };
         if self.step != part.step {
             return differs("step", &self.step, &part.step);
@@ -161,8 +169,8 @@ impl Manifest {
         if self.stage != part.stage {
             return differs("stage", &self.stage, &part.stage);
         }
-        if self.layout != part.layout {
-            return differs("layout", &self.layout, &part.layout);
+        if first.layout != part.layout {
+            return differs("layout", &first.layout, &part.layout);
         }
         if self.state != part.state {
             return differs("state", &self.state, &part.state);
@@ -186,11 +194,21 @@ impl Manifest {
                 return Err(format!("the hash {:?} of {name} is no BLAKE3 hash", file.blake3));
             }
         }
-        self.check_covers()
+        let wholes = self.check_covers()?;
+        check_units(&self.units)?;
+        for (unit, state) in self.units.iter().flat_map(|unit| STATES.map(|state| (unit, state))) {
+            let whole = unit.whole(state);
+            match wholes.get(whole.as_str()) {
+                Some(&length) if length == unit.length => {}
+                Some(length) => return Err(format!("{whole} has {length} elements, and its unit {}", unit.length)),
+                None => return Err(format!("no file holds {whole}")),
+            }
+        }
+        Ok(())
     }
 
-    /// The ranges of every whole lie in it and leave no gap.
-    fn check_covers(&self) -> Result<(), String> {
+    /// The ranges of every whole lie in it and leave no gap. Gives the wholes' lengths.
+    fn check_covers(&self) -> Result<BTreeMap<&str, u64>, String> {
         let mut wholes: BTreeMap<&str, Vec<&TensorRange>> = BTreeMap::new();
         for file in &self.files {
             for range in &file.tensors {
@@ -204,6 +222,7 @@ impl Manifest {
                 wholes.entry(whole).or_default().push(range);
             }
         }
+        let mut lengths = BTreeMap::new();
         for (whole, mut ranges) in wholes {
             ranges.sort_by_key(|range| (range.begin, range.end));
             let length = ranges[0].length;
@@ -220,8 +239,9 @@ impl Manifest {
             if covered < length {
                 return Err(format!("no file holds element {covered} of {whole}, which has {length}"));
             }
+            lengths.insert(whole, length);
         }
-        Ok(())
+        Ok(lengths)
     }
 }
 
@@ -232,13 +252,20 @@ fn bad(reason: String) -> CheckpointError {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::units::tests::{parameter, unit};
     use serde_json::json;
 
+    /// A unit with a parameter across the border of its first two ranks.
+    fn units(world_size: u32) -> Vec<SavedUnit> {
+        let parameters = vec![parameter("bias", &[1], 0), parameter("weight", &[2, 3], 1)];
+        vec![unit("layer 0", 4 * u64::from(world_size), if world_size > 1 { parameters } else { Vec::new() })]
+    }
+
     pub(crate) fn part(rank: u32, world_size: u32) -> Part {
-        let tensor = TensorRange {
-            name: "layer 0/master".into(),
+        let tensor = |state| TensorRange {
+            name: format!("layer 0/{state}"),
             dtype: Dtype::F32,
-            whole: "layer 0/master".into(),
+            whole: format!("layer 0/{state}"),
             length: 4 * u64::from(world_size),
             begin: 4 * u64::from(rank),
             end: 4 * u64::from(rank) + 4,
@@ -250,9 +277,10 @@ pub(crate) mod tests {
             step: 20,
             generation: 1,
             stage: 3,
-            layout: "layout".into(),
+            layout: digest_units(&units(world_size)),
+            units: if rank == 0 { units(world_size) } else { Vec::new() },
             state: json!({"row": 480, "learning_rate": 0.1 + 0.2}),
-            files: vec![FileEntry::new(shard_file_name(rank, world_size, 1), digest, vec![tensor])],
+            files: vec![FileEntry::new(shard_file_name(rank, world_size, 1), digest, STATES.map(tensor).to_vec())],
         }
     }
 
@@ -290,7 +318,7 @@ pub(crate) mod tests {
             ("generation 1, rank 1 has 2", |part| part.generation = 2),
             ("world size 2, rank 1 has 3", |part| part.world_size = 3),
             ("stage 3, rank 1 has 2", |part| part.stage = 2),
-            ("layout layout, rank 1 has other", |part| part.layout = "other".into()),
+            (", rank 1 has other", |part| part.layout = "other".into()),
             ("state {", |part| part.state["row"] = json!(481)),
         ];
         for (expected, change) in changes {
@@ -319,5 +347,23 @@ pub(crate) mod tests {
             let told = error(vec![part(0, 2), other]);
             assert!(told.contains(expected), "{told}");
         }
+    }
+
+    #[test]
+    fn every_state_of_every_unit_is_there() {
+        let parts = |change: fn(&mut Part)| {
+            let mut parts = vec![part(0, 2), part(1, 2)];
+            parts.iter_mut().for_each(change);
+            parts[0].layout = digest_units(&parts[0].units);
+            parts[1].layout = parts[0].layout.clone();
+            parts
+        };
+        let missing = parts(|part| part.files[0].tensors.truncate(2));
+        assert!(error(missing).contains("no file holds layer 0/exp_avg_sq"));
+        let longer = parts(|part| part.units.iter_mut().for_each(|unit| unit.length = 9));
+        assert!(error(longer).contains("layer 0/master has 8 elements, and its unit 9"));
+        let mut others = vec![part(0, 2), part(1, 2)];
+        others[0].units[0].name = "other".into();
+        assert!(error(others).contains("the units of rank 0 are not those of its layout"));
     }
 }

@@ -222,10 +222,11 @@ pub(crate) mod tests {
         let write = |rank| -> Part {
             let mut part = Part { step, ..part(rank, 2) };
             let file = &mut part.files[0];
-            let entries = [TensorEntry::new(&file.tensors[0].name, Dtype::F32, [4])];
+            let entries: Vec<_> =
+                file.tensors.iter().map(|tensor| TensorEntry::new(&tensor.name, Dtype::F32, [4])).collect();
             let mut writer =
                 SafetensorsWriter::create(&directory.join(&file.name), &entries, &BTreeMap::new()).unwrap();
-            writer.write_f32(&file.tensors[0].name, 0, &[step as f32; 4]).unwrap();
+            entries.iter().for_each(|entry| writer.write_f32(&entry.name, 0, &[step as f32; 4]).unwrap());
             *file = FileEntry::new(file.name.clone(), writer.finish().unwrap(), file.tensors.clone());
             part
         };
@@ -295,14 +296,14 @@ pub(crate) mod tests {
         let garbled = save(folder.path(), 50);
         fs::write(garbled.join(MANIFEST_FILE), "{").unwrap();
         let newer = save(folder.path(), 60);
-        fs::write(newer.join(MANIFEST_FILE), r#"{"format_version": 2}"#).unwrap();
+        fs::write(newer.join(MANIFEST_FILE), r#"{"format_version": 3}"#).unwrap();
         let renamed = save(folder.path(), 70);
         fs::rename(&renamed, step_directory(folder.path(), 80)).unwrap();
         let (found, skipped) = newest_whole(folder.path()).unwrap();
         assert_eq!(found.unwrap().directory, whole);
         let expected = [
             (80, "named for step 80"),
-            (60, "its format_version is 2; this program reads 1"),
+            (60, "its format_version is 3; this program reads 2"),
             (50, "EOF"),
             (40, "has 8 bytes, its manifest says"),
             (30, "no manifest.json"),

@@ -3,7 +3,7 @@
 //! The order of an epoch depends on the seed, the epoch and the number of rows alone. Step `k` takes the next
 //! `world size × per-device batch × accumulation` rows of it, micro-batch `a` of rank `r` the slice `a·N + r` of these.
 //! So the rows of a step are the same for every number of ranks with the same global batch, and every row is used
-//! once in an epoch.
+//! once in an epoch. A run that goes on with another global batch takes the rows that come next.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,8 +54,10 @@ pub struct StepPlanOptions {
 pub struct Cursor {
     /// Rows of the data set.
     pub rows: usize,
-    /// Rows gone through, counted over epochs as if each step were full.
-    pub rows_finished: u64,
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// Rows of this epoch that were used; less than all.
+    pub row: u64,
     /// Rows of a full optimizer step.
     pub global_batch: u64,
     /// What the order of the rows is made from.
@@ -68,9 +70,20 @@ pub struct Cursor {
 #[derive(Debug)]
 pub struct StepPlan {
     options: StepPlanOptions,
+    /// The first step of this plan, and its place: 0 but for a run that goes on with another global batch.
+    first: Place,
     total_steps: u64,
     /// The order of one epoch, the last one asked for: what a plan keeps does not grow with the number of epochs.
     current: Mutex<Option<(u64, Arc<Vec<u32>>)>>,
+}
+
+/// Where a step begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Place {
+    step: u64,
+    epoch: u64,
+    /// Less than all rows.
+    row: u64,
 }
 
 impl StepPlan {
@@ -92,12 +105,73 @@ impl StepPlan {
             let message = format!("num_train_epochs {epochs} and max_steps {max_steps} leave nothing to do");
             return fault(message, "give a positive num_train_epochs or a positive max_steps");
         }
-        let mut plan = StepPlan { options, total_steps: 0, current: Mutex::new(None) };
-        plan.total_steps = match u64::try_from(max_steps) {
-            Ok(steps) if steps > 0 => steps,
-            _ => (epochs * plan.steps_per_epoch() as f64).ceil() as u64,
-        };
+        let mut plan = StepPlan { options, first: Place::default(), total_steps: 0, current: Mutex::new(None) };
+        plan.total_steps = plan.count_steps();
         Ok(plan)
+    }
+
+    /// The plan of a run that goes on after `step` steps with the row that `cursor` names. With the global batch that the
+    /// cursor was made with nothing changes; with another one, the steps to come take that many rows each and go through
+    /// what is left of `epochs`, unless `max_steps` counts them.
+    ///
+    /// # Errors
+    /// A cursor of other data, another seed or another order.
+    pub fn resumed(mut self, step: u64, cursor: &Cursor) -> Result<StepPlan, DataError> {
+        let here = self.cursor(step);
+        let Cursor { rows, epoch, row, global_batch: _, row_seed, sampling } = *cursor;
+        if (rows, row_seed, sampling) != (here.rows, here.row_seed, here.sampling) || row >= rows as u64 {
+            return Err(DataError::Plan {
+                message: format!("the run was in {cursor:?}, and would go on in {here:?}"),
+                hint: "go on with the data set, seed and order that the checkpoint was saved with".into(),
+            });
+        }
+        if *cursor != here {
+            self.first = Place { step, epoch, row };
+            self.total_steps = self.count_steps();
+        }
+        Ok(self)
+    }
+
+    fn count_steps(&self) -> u64 {
+        let StepPlanOptions { rows, epochs, max_steps, .. } = self.options;
+        if let Ok(steps) = u64::try_from(max_steps)
+            && steps > 0
+        {
+            return steps;
+        }
+        let Place { step, epoch, row } = self.first;
+        let per_epoch = self.steps_per_epoch() as f64;
+        if row == 0 {
+            return step + ((epochs - epoch as f64).max(0.0) * per_epoch).ceil() as u64;
+        }
+        let after_this = epochs - (epoch + 1) as f64;
+        if after_this >= 0.0 {
+            return step + self.steps_of_first_epoch() + (after_this * per_epoch).ceil() as u64;
+        }
+        // It ends in the epoch it begins in, where a whole epoch in steps of this size would.
+        let end = ((epochs - epoch as f64).max(0.0) * per_epoch).ceil() as u64 * self.global_batch();
+        step + end.min(rows as u64).saturating_sub(row).div_ceil(self.global_batch())
+    }
+
+    /// Steps from where this plan begins to the end of that epoch.
+    fn steps_of_first_epoch(&self) -> u64 {
+        (self.options.rows as u64 - self.first.row).div_ceil(self.global_batch())
+    }
+
+    /// The first step that this plan knows: 0, or where a run went on with another global batch.
+    pub fn first_step(&self) -> u64 {
+        self.first.step
+    }
+
+    /// Where step `step` begins. Steps before the first are taken for it.
+    fn place(&self, step: u64) -> Place {
+        let (done, in_first) = (step.saturating_sub(self.first.step), self.steps_of_first_epoch());
+        if done < in_first {
+            return Place { step, epoch: self.first.epoch, row: self.first.row + done * self.global_batch() };
+        }
+        let (later, per_epoch) = (done - in_first, self.steps_per_epoch());
+        let epoch = self.first.epoch + 1 + later / per_epoch;
+        Place { step, epoch, row: later % per_epoch * self.global_batch() }
     }
 
     /// Optimizer steps of the whole run.
@@ -118,19 +192,42 @@ impl StepPlan {
 
     /// The epoch that step `step` (from 0) belongs to, from 0.
     pub fn epoch_at(&self, step: u64) -> u64 {
-        step / self.steps_per_epoch()
+        self.place(step).epoch
     }
 
-    /// Epochs done after `steps` steps, as a fraction: what logs show.
+    /// True when an epoch ends with the last of `steps` steps.
+    pub fn ends_epoch(&self, steps: u64) -> bool {
+        steps > self.first.step && self.place(steps).row == 0
+    }
+
+    /// Rows gone through in `steps` steps, over all epochs.
+    pub fn rows_after(&self, steps: u64) -> u64 {
+        let Place { epoch, row, .. } = self.place(steps);
+        epoch * self.options.rows as u64 + row
+    }
+
+    /// Epochs done after `steps` steps, as a fraction: what logs show. Steps of an epoch count alike, short ones too.
     pub fn epochs_after(&self, steps: u64) -> f64 {
-        steps as f64 / self.steps_per_epoch() as f64
+        let Place { step, epoch, row } = self.first;
+        let done = steps.saturating_sub(step);
+        let (in_first, per_epoch) = (self.steps_of_first_epoch(), self.steps_per_epoch() as f64);
+        if row == 0 {
+            return epoch as f64 + done as f64 / per_epoch;
+        }
+        let gone = row as f64 / self.options.rows as f64;
+        match done.checked_sub(in_first) {
+            Some(later) => (epoch + 1) as f64 + later as f64 / per_epoch,
+            None => epoch as f64 + gone + (1.0 - gone) * done as f64 / in_first as f64,
+        }
     }
 
     /// The place in the data after `steps` steps.
     pub fn cursor(&self, steps: u64) -> Cursor {
+        let Place { epoch, row, .. } = self.place(steps);
         Cursor {
             rows: self.options.rows,
-            rows_finished: steps * self.global_batch(),
+            epoch,
+            row,
             global_batch: self.global_batch(),
             row_seed: self.options.data_seed.unwrap_or(self.options.seed),
             sampling: self.options.sampling,
@@ -154,10 +251,9 @@ impl StepPlan {
     }
 
     fn step_range(&self, step: u64) -> (u64, Range<usize>) {
-        let epoch = self.epoch_at(step);
-        let start = (step - epoch * self.steps_per_epoch()) * self.global_batch();
-        let end = (start + self.global_batch()).min(self.options.rows as u64);
-        (epoch, start as usize..end as usize)
+        let Place { epoch, row, .. } = self.place(step);
+        let end = (row + self.global_batch()).min(self.options.rows as u64);
+        (epoch, row as usize..end as usize)
     }
 
     fn order(&self, epoch: u64) -> Arc<Vec<u32>> {

@@ -67,6 +67,62 @@ fn the_global_order_is_the_same_for_every_world_size_with_the_same_global_batch(
 }
 
 #[test]
+fn with_another_global_batch_no_row_is_lost_or_repeated() {
+    for rows in [1, 5, 24, 25, 47, 100] {
+        for (before, after) in
+            [((2, 3, 2), (1, 3, 2)), ((1, 4, 1), (3, 2, 1)), ((8, 1, 1), (1, 24, 1)), ((1, 1, 1), (2, 2, 1))]
+        {
+            let first = plan(rows, before, Sampling::Random);
+            let later = || plan(rows, after, Sampling::Random);
+            for step in 0..=first.total_steps() {
+                let second = later().resumed(step, &first.cursor(step)).unwrap();
+                let used = (0..step).flat_map(|step| slices(&first, step, before));
+                let to_come = (step..second.total_steps()).flat_map(|step| slices(&second, step, after));
+                let all: Vec<u32> = used.chain(to_come).collect();
+                let expected: Vec<u32> = (0..first.total_steps()).flat_map(|step| first.rows_of_step(step)).collect();
+                assert_eq!(all, expected, "{rows} rows, {before:?} to {after:?} after step {step}");
+                assert_eq!(second.epochs_after(second.total_steps()), 2.0);
+                assert_eq!(second.rows_after(second.total_steps()), 2 * rows as u64);
+                let first_step = second.first_step();
+                assert!(first_step == 0 || first_step == step);
+                // What is saved on the way goes on alike.
+                let middle = step.midpoint(second.total_steps());
+                let third = later().resumed(middle, &second.cursor(middle)).unwrap();
+                assert_eq!(third.total_steps(), second.total_steps());
+                for step in middle..third.total_steps() {
+                    assert_eq!(third.rows_of_step(step), second.rows_of_step(step));
+                    assert_eq!(third.ends_epoch(step + 1), second.ends_epoch(step + 1));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_goes_on_in_its_own_data_alone() {
+    let plan = plan(25, (2, 3, 2), Sampling::Random);
+    let cursor = plan.cursor(4);
+    assert_eq!((cursor.epoch, cursor.row), (1, 12));
+    let resumed = |options, step, cursor: &Cursor| StepPlan::new(options).unwrap().resumed(step, cursor);
+    let after = |cursor| resumed(plan.options.clone(), 4, &cursor).map(|plan| plan.total_steps());
+    assert_eq!(after(cursor.clone()).unwrap(), 6);
+    for wrong in [
+        Cursor { rows: 26, ..cursor.clone() },
+        Cursor { row_seed: 1, ..cursor.clone() },
+        Cursor { sampling: Sampling::Sequential, ..cursor.clone() },
+        Cursor { row: 25, ..cursor.clone() },
+    ] {
+        assert!(after(wrong).unwrap_err().to_string().contains("would go on in"));
+    }
+    let steps = StepPlanOptions { max_steps: 9, per_device_batch: 2, ..plan.options.clone() };
+    assert_eq!(resumed(steps, 4, &cursor).unwrap().total_steps(), 9);
+    // Part of an epoch: of 2.5, which is 24 rows of the third, 8 are left in steps of 4.
+    let half = StepPlanOptions { epochs: 2.5, per_device_batch: 1, ..plan.options.clone() };
+    let third = Cursor { epoch: 2, row: 8, ..cursor };
+    assert_eq!(resumed(half, 9, &third).unwrap().total_steps(), 9 + 2);
+}
+
+#[test]
 fn steps_may_be_asked_for_in_any_order() {
     let plan = plan(50, (2, 3, 2), Sampling::Random);
     let forward: Vec<_> = (0..plan.total_steps()).map(|step| plan.rows_of_step(step)).collect();
@@ -117,6 +173,7 @@ fn steps_are_counted_as_transformers_does() {
     }
     let plan = plan(25, (2, 3, 2), Sampling::Random);
     assert_eq!((plan.epoch_at(2), plan.epoch_at(3), plan.epochs_after(3)), (0, 1, 1.0));
+    assert_eq!([0, 1, 2, 3, 4].map(|steps| plan.ends_epoch(steps)), [false, false, false, true, false]);
 }
 
 #[test]

@@ -1,24 +1,22 @@
 //! Saving and restoring: each rank writes and reads its own shards, `launch` publishes the manifest.
 //!
-//! A rank's file holds the rank's shard of every unit's masters and moments as float32, at every stage alike, so a
-//! checkpoint does not depend on the stage that wrote it. With hybrid sharding the first copy writes for all. The number of
-//! ranks and the units must be the same for now.
+//! A rank's file holds the rank's shard of every unit's masters and moments as float32, at every stage alike. With hybrid
+//! sharding the first copy writes for all. The manifest tells where parameters lie in units, so a rank of a job with any
+//! other stage, number of ranks or units reads the elements that are its own there, and nothing else.
 
 use super::run::{Job, shown};
 use super::{StepState, TrainError, Trainer};
 use crate::comm::Phase;
 use crate::shard::{ShardError, fill_by_float_chunks, for_each_float_chunk};
-use std::collections::BTreeMap;
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 use zerofold_checkpoint::{
-    CheckpointError, Dtype, FileEntry, Manifest, Part, SafetensorsReader, SafetensorsWriter, TensorEntry, TensorRange,
-    open_step, shard_file_name, step_directory,
+    CheckpointError, Dtype, FileEntry, Found, Part, STATES, SafetensorsWriter, SavedParameter, SavedUnit, StateReader,
+    TensorEntry, TensorRange, digest_units, shard_file_name, step_directory,
 };
-
-/// What is kept of each unit, in the order of `Unit::own_state`.
-const STATE: [&str; 3] = ["master", "exp_avg", "exp_avg_sq"];
+use zerofold_data::Cursor;
+use zerofold_plan::Layout;
 
 /// The two parts of a checkpoint's state: the place in the data, and what steps leave for the next one.
 const DATA: &str = "data";
@@ -34,9 +32,32 @@ pub struct Progress {
     pub step: u64,
 }
 
-/// The digest by which checkpoints tell whether they fit a job's layout.
-fn layout_digest(trainer: &Trainer) -> String {
-    blake3::hash(trainer.shards.layout().description().as_bytes()).to_hex().to_string()
+/// The place in the data that a checkpoint was saved at.
+pub fn saved_cursor(found: &Found) -> Result<Cursor, TrainError> {
+    from_state(found, DATA, "the place in the data")
+}
+
+fn from_state<T: serde::de::DeserializeOwned>(found: &Found, part: &str, what: &'static str) -> Result<T, TrainError> {
+    serde_json::from_value(found.manifest.state[part].clone()).map_err(|error| TrainError::Mismatch {
+        path: shown(&found.directory),
+        what,
+        found: found.manifest.state[part].to_string(),
+        expected: format!("something else ({error})"),
+        hint: "the checkpoint was written by another version of launch",
+    })
+}
+
+/// The layout as checkpoints tell it.
+fn saved_units(layout: &Layout) -> Vec<SavedUnit> {
+    let units = layout.units.iter().map(|unit| {
+        let parameters = unit.parameters().map(|parameter| SavedParameter {
+            name: parameter.name.clone(),
+            shape: parameter.shape.iter().map(|&size| size as u64).collect(),
+            begin: parameter.begin as u64,
+        });
+        SavedUnit { name: unit.name.clone(), length: unit.numel as u64, parameters: parameters.collect() }
+    });
+    units.collect()
 }
 
 impl Trainer {
@@ -52,13 +73,15 @@ impl Trainer {
         })?;
         let name = shard_file_name(identity.rank, identity.world_size, identity.generation);
         let files = if self.shards.is_first_replica() { vec![self.write_file(&directory, name)?] } else { Vec::new() };
+        let units = saved_units(self.shards.layout());
         let part = Part {
             rank: identity.rank,
             world_size: identity.world_size,
             step: progress.step,
             generation: identity.generation,
             stage: self.shards.sharding().stage.number(),
-            layout: layout_digest(self),
+            layout: digest_units(&units),
+            units: if identity.rank == 0 { units } else { Vec::new() },
             state: serde_json::json!({ DATA: job.plan.cursor(progress.step), OPTIMIZER: self.state }),
             files,
         };
@@ -72,7 +95,7 @@ impl Trainer {
         let (mut entries, mut ranges) = (Vec::new(), Vec::new());
         for unit in &self.shards.units {
             let shard = unit.layout.shard(self.shards.place());
-            for state in STATE {
+            for state in STATES {
                 let whole = format!("{}/{state}", unit.layout.name);
                 entries.push(TensorEntry::new(whole.clone(), Dtype::F32, [shard.len()]));
                 ranges.push(TensorRange {
@@ -87,7 +110,7 @@ impl Trainer {
         }
         let mut writer = SafetensorsWriter::create(&directory.join(&name), &entries, &BTreeMap::new())?;
         for unit in &self.shards.units {
-            for (state, tensor) in STATE.iter().zip(unit.own_state()?) {
+            for (state, tensor) in STATES.iter().zip(unit.own_state()?) {
                 let whole = format!("{}/{state}", unit.layout.name);
                 for_each_float_chunk(&tensor, |range, values| {
                     writer.write_f32(&whole, range.start as u64, values).map_err(ShardError::from)
@@ -97,52 +120,25 @@ impl Trainer {
         Ok(FileEntry::new(name, writer.finish()?, ranges))
     }
 
-    /// Reads this rank's part of the checkpoint in `directory` and makes it the state to go on from.
-    pub(super) fn restore(&mut self, directory: &Path, job: &Job<'_>) -> Result<Progress, TrainError> {
+    /// Reads what this rank owns out of a checkpoint, and makes it the state to go on from.
+    pub(super) fn restore(&mut self, found: &Found) -> Result<Progress, TrainError> {
         self.enter(Phase::Loading);
-        let manifest = open_step(directory)?.manifest;
-        let mismatch = |what, found: String, expected: String, hint| {
-            Err(TrainError::Mismatch { path: shown(directory), what, found, expected, hint })
-        };
-        let identity = job.control.identity();
-        if manifest.world_size != identity.world_size {
-            let hint = "resume with as many processes as saved it";
-            return mismatch(
-                "the number of processes",
-                manifest.world_size.to_string(),
-                identity.world_size.to_string(),
-                hint,
-            );
-        }
-        let digest = layout_digest(self);
-        if manifest.layout != digest {
-            let hint = "it was saved from another model, or with other units: resume with the model_name_or_path, \
-                        fsdp_auto_wrap_policy, fsdp_transformer_layer_cls_to_wrap and fsdp_min_num_params that saved it";
-            let units = &self.shards.layout().units;
-            let here = size_of_layout(units.iter().map(|unit| unit.numel as u64));
-            return mismatch("the layout", size_of_layout(saved_units(&manifest).into_values()), here, hint);
-        }
-        let expected = serde_json::json!(job.plan.cursor(manifest.step));
-        if manifest.state[DATA] != expected {
-            let hint = "resume with the data set, batch sizes, accumulation, seed and sampling that saved it";
-            return mismatch("the place in the data", manifest.state[DATA].to_string(), expected.to_string(), hint);
-        }
-        let Ok(state) = serde_json::from_value::<StepState>(manifest.state[OPTIMIZER].clone()) else {
-            let hint = "the checkpoint was written by another version of launch";
-            return mismatch(
-                "the optimizer's state",
-                manifest.state[OPTIMIZER].to_string(),
-                "an object".to_owned(),
-                hint,
-            );
-        };
+        let saved = StateReader::open(found)?;
+        self.check_parameters(&saved)?;
+        let state: StepState = from_state(found, OPTIMIZER, "the optimizer's state")?;
         for unit in &self.shards.units {
             let shard = unit.layout.shard(self.shards.place());
-            for (name, tensor) in STATE.iter().zip(unit.own_state()?) {
-                let whole = format!("{}/{name}", unit.layout.name);
+            for (state, tensor) in STATES.iter().zip(unit.own_state()?) {
                 fill_by_float_chunks(&tensor, |range, values| {
-                    let wanted = shard.start + range.start..shard.start + range.end;
-                    read_range(directory, &manifest, &whole, wanted, values).map_err(ShardError::from)
+                    let (first, last) = (shard.start + range.start, shard.start + range.end);
+                    for parameter in unit.layout.parameters() {
+                        let (begin, end) = (parameter.begin.max(first), parameter.end.min(last));
+                        if begin < end {
+                            let elements = (begin - parameter.begin) as u64..(end - parameter.begin) as u64;
+                            saved.read(&parameter.name, state, elements, &mut values[begin - first..end - first])?;
+                        }
+                    }
+                    Ok::<(), ShardError>(())
                 })?;
             }
         }
@@ -150,40 +146,34 @@ impl Trainer {
         self.state.skipped = state.skipped;
         self.state.loss_scale = self.state.loss_scale.map(|fresh| state.loss_scale.unwrap_or(fresh));
         self.shards.share_state()?;
-        self.activity.finished_steps(manifest.step);
-        Ok(Progress { step: manifest.step })
+        self.activity.finished_steps(found.manifest.step);
+        Ok(Progress { step: found.manifest.step })
     }
-}
 
-/// The units in a checkpoint, by name, with their elements.
-fn saved_units(manifest: &Manifest) -> BTreeMap<&str, u64> {
-    let tensors = manifest.files.iter().flat_map(|file| &file.tensors);
-    tensors.filter_map(|tensor| Some((tensor.whole.strip_suffix("/master")?, tensor.length))).collect()
-}
-
-/// A layout in words: its units' elements.
-fn size_of_layout(units: impl Iterator<Item = u64>) -> String {
-    let units: Vec<u64> = units.collect();
-    format!("{} units with {} elements, padding included,", units.len(), units.iter().sum::<u64>())
-}
-
-/// Reads elements `wanted` of a whole tensor from whichever files hold them.
-fn read_range(
-    directory: &Path,
-    manifest: &Manifest,
-    whole: &str,
-    wanted: Range<usize>,
-    values: &mut [f32],
-) -> Result<(), CheckpointError> {
-    for file in &manifest.files {
-        for held in file.tensors.iter().filter(|held| held.whole == whole) {
-            let (begin, end) = (wanted.start.max(held.begin as usize), wanted.end.min(held.end as usize));
-            if begin < end {
-                let reader = SafetensorsReader::open(&directory.join(&file.name))?;
-                let elements = begin - held.begin as usize..end - held.begin as usize;
-                reader.read_f32(&held.name, elements, &mut values[begin - wanted.start..end - wanted.start])?;
+    /// The checkpoint has this model's parameters in their shapes, and no others.
+    fn check_parameters(&self, saved: &StateReader) -> Result<(), TrainError> {
+        let mismatch = |what, found: String, expected: String| {
+            let hint = "it was saved from another model: resume with the model_name_or_path that saved it";
+            Err(TrainError::Mismatch { path: shown(saved.directory()), what, found, expected, hint })
+        };
+        let layout = self.shards.layout();
+        let own: BTreeSet<&str> =
+            layout.units.iter().flat_map(|unit| unit.parameters()).map(|parameter| parameter.name.as_str()).collect();
+        let theirs: BTreeSet<&str> = saved.parameters().map(|(name, _)| name).collect();
+        if own != theirs {
+            let some = |one: &BTreeSet<&str>, other: &BTreeSet<&str>| match one.difference(other).next() {
+                Some(first) => format!("{} ({first} is there alone)", one.len()),
+                None => one.len().to_string(),
+            };
+            return mismatch("the set of parameters", some(&theirs, &own), some(&own, &theirs));
+        }
+        for parameter in layout.units.iter().flat_map(|unit| unit.parameters()) {
+            let shape = &saved.parameter(&parameter.name)?.shape;
+            if !shape.iter().copied().eq(parameter.shape.iter().map(|&size| size as u64)) {
+                let (found, expected) = (format!("{shape:?}"), format!("{:?}", parameter.shape));
+                return mismatch("the shape of a parameter", format!("{found} ({})", parameter.name), expected);
             }
         }
+        Ok(())
     }
-    Ok(())
 }

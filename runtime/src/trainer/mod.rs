@@ -9,7 +9,7 @@ mod pass;
 mod run;
 mod step;
 
-pub use checkpoint::Progress;
+pub use checkpoint::{Progress, saved_cursor};
 pub use run::{Job, Outcome, run};
 pub use step::{StepOptions, StepOutcome, StepState};
 

@@ -7,6 +7,7 @@ use crate::comm::Phase;
 use crate::control::Control;
 use crate::metrics::Profile;
 use std::path::{Path, PathBuf};
+use zerofold_checkpoint::Found;
 use zerofold_configs::{Resolved, Strategy};
 use zerofold_data::{Batch, StepPlan, TokenizedDataset};
 use zerofold_proto::v1::{EvaluationRecord, StepRecord};
@@ -27,8 +28,8 @@ pub struct Job<'a> {
     pub held_out: Option<TokenizedDataset>,
     /// Which rows belong to which step.
     pub plan: StepPlan,
-    /// The folder of the checkpoint to go on from.
-    pub resume: Option<PathBuf>,
+    /// The checkpoint to go on from.
+    pub resume: Option<Found>,
 }
 
 /// How a run ended.
@@ -45,7 +46,7 @@ pub struct Outcome {
 /// Trains from the start, or from a checkpoint, to the end of the plan or to a requested stop.
 pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> {
     let mut finished = match &job.resume {
-        Some(directory) => trainer.restore(directory, job)?.step,
+        Some(found) => trainer.restore(found)?.step,
         None => 0,
     };
     if finished == 0 && job.config.training.eval_on_start {
@@ -98,7 +99,7 @@ fn due(strategy: Strategy, every: u32, finished: u64, ends: bool, plan: &StepPla
     match strategy {
         Strategy::No => false,
         Strategy::Steps => ends || finished.is_multiple_of(u64::from(every)),
-        Strategy::Epoch => ends || finished.is_multiple_of(plan.steps_per_epoch()),
+        Strategy::Epoch => ends || plan.ends_epoch(finished),
     }
 }
 
