@@ -142,16 +142,17 @@ impl Rank {
         let folder = config.with_file_name("checkpoints").join(format!("step-{step:08}"));
         std::fs::create_dir_all(&folder)?;
         // The place in the data of the fixture's job: 8 rows, 2 ranks × 8 rows a step.
-        let cursor = serde_json::json!({"rows": 8, "rows_finished": step * 16, "global_batch": 16, "row_seed": 42,
+        let cursor = serde_json::json!({"rows": 8, "epoch": step, "row": 0, "global_batch": 16, "row_seed": 42,
             "sampling": "random"});
         let part = serde_json::json!({"rank": self.rank, "world_size": self.world_size, "step": step,
-            "generation": self.generation, "stage": 0, "layout": "none", "state": {"data": cursor}, "files": []});
+            "generation": self.generation, "stage": 0, "layout": zerofold_checkpoint::digest_units(&[]), "state": {"data": cursor}, "files": []});
         let part = CheckpointPart {
             rank: self.rank,
             generation: self.generation,
             step,
             directory: folder.display().to_string(),
             part: part.to_string().into_bytes(),
+            failure: String::new(),
         };
         self.client.checkpoint_written(part).await?;
         Ok(())

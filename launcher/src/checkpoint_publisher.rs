@@ -3,14 +3,22 @@
 use std::path::Path;
 
 use zerofold_checkpoint::publish::MANIFEST_FILE;
-use zerofold_checkpoint::{Manifest, Part, publish};
+use zerofold_checkpoint::{Manifest, Part, discard_unfinished, publish};
 
 /// Publishes the checkpoint in `directory` from the ranks' parts (JSON of [`Part`], by rank). Returns the manifest's path.
 ///
 /// # Errors
-/// A part that is not one, parts that disagree, files that are missing or of another size, a manifest that is there
-/// already, a disk that is full; in words.
-pub fn publish_parts(directory: &Path, parts: &[Vec<u8>]) -> Result<String, String> {
+/// Why there are no parts; a part that is not one, parts that disagree, files that are missing or of another size, a manifest
+/// that is there already, a disk that is full; in words. What is no checkpoint then is cleared away: nobody writes to it any more.
+pub fn publish_parts(directory: &Path, parts: Result<Vec<Vec<u8>>, String>) -> Result<String, String> {
+    parts.and_then(|parts| publish_all(directory, &parts)).inspect_err(|_| {
+        if let Err(error) = discard_unfinished(directory) {
+            tracing::warn!("an unfinished save stays: {error}");
+        }
+    })
+}
+
+fn publish_all(directory: &Path, parts: &[Vec<u8>]) -> Result<String, String> {
     let parse = |(rank, part): (usize, &Vec<u8>)| {
         serde_json::from_slice::<Part>(part)
             .map_err(|error| format!("rank {rank} sent no part of a checkpoint: {error}"))
@@ -25,9 +33,10 @@ pub fn publish_parts(directory: &Path, parts: &[Vec<u8>]) -> Result<String, Stri
 mod tests {
     use super::*;
     use serde_json::json;
+    use zerofold_checkpoint::digest_units;
 
     fn part(rank: u32, step: u64) -> Vec<u8> {
-        let part = json!({"rank": rank, "world_size": 2, "step": step, "generation": 1, "stage": 0, "layout": "l",
+        let part = json!({"rank": rank, "world_size": 2, "step": step, "generation": 1, "stage": 0, "layout": digest_units(&[]),
             "state": {}, "files": []});
         part.to_string().into_bytes()
     }
@@ -37,18 +46,28 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let step = zerofold_checkpoint::step_directory(folder.path(), 7);
         std::fs::create_dir(&step).unwrap();
-        let manifest = publish_parts(&step, &[part(0, 7), part(1, 7)]).unwrap();
+        let manifest = publish_parts(&step, Ok(vec![part(0, 7), part(1, 7)])).unwrap();
         assert!(Path::new(&manifest).is_file());
-        assert!(publish_parts(&step, &[part(0, 7), part(1, 7)]).is_err());
+        assert!(publish_parts(&step, Ok(vec![part(0, 7), part(1, 7)])).is_err());
+        assert!(publish_parts(&step, Err("rank 1: too late".into())).is_err());
+        assert!(Path::new(&manifest).is_file(), "what is published stays");
     }
 
     #[test]
     fn parts_that_do_not_fit_are_told() {
         let folder = tempfile::tempdir().unwrap();
-        let error = publish_parts(folder.path(), &[part(0, 7), b"{}".to_vec()]).unwrap_err();
+        let step = zerofold_checkpoint::step_directory(folder.path(), 7);
+        let publish = |parts| {
+            std::fs::create_dir(&step).unwrap();
+            std::fs::write(step.join("rank-00000-of-00002.g1.safetensors"), "half").unwrap();
+            let error = publish_parts(&step, parts).unwrap_err();
+            assert!(!step.exists(), "the unfinished save stays");
+            error
+        };
+        let error = publish(Ok(vec![part(0, 7), b"{}".to_vec()]));
         assert!(error.contains("rank 1 sent no part"), "{error}");
-        let error = publish_parts(folder.path(), &[part(0, 7), part(1, 8)]).unwrap_err();
+        let error = publish(Ok(vec![part(0, 7), part(1, 8)]));
         assert!(error.contains("rank 1 has 8"), "{error}");
-        assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none());
+        assert_eq!(publish(Err("rank 1: no space left".into())), "rank 1: no space left");
     }
 }

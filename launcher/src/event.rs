@@ -51,6 +51,13 @@ pub enum Event {
         /// Its folder.
         directory: String,
     },
+    /// A checkpoint could not be written or published; the job goes on.
+    CheckpointFailed {
+        /// It would have been that of this step.
+        step: u64,
+        /// Why there is none.
+        reason: String,
+    },
     /// A worker tells why it is about to exit with an error.
     Failed {
         /// Its rank.

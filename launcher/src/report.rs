@@ -115,6 +115,11 @@ pub fn summary(story: &Story, ended: &Ended<'_>) -> String {
     if story.skipped > 0 {
         lines.push(format!("{} of {} were skipped", story.skipped, format::plural(story.steps, "step")));
     }
+    if let [.., (step, reason)] = &story.failed_saves[..] {
+        let count = format::plural(story.failed_saves.len() as u64, "save");
+        let reason = reason.lines().next().unwrap_or_default();
+        lines.push(format!("{count} failed, the last one after step {step}: {reason}"));
+    }
     if let Some(time) = story.first_step_after {
         let rest =
             format::median(&story.seconds).map(|median| format!(", median step {median:.3} s")).unwrap_or_default();
@@ -334,6 +339,7 @@ mod tests {
             first_evaluation: evaluation(0, 3.0),
             last_evaluation: evaluation(20, 2.5),
             checkpoint: None,
+            failed_saves: vec![(10, "no space left\nhint: free some".to_owned())],
         };
         let mut facts = Facts::new(Instant::now(), &[10, 11]);
         for rank in &mut facts.ranks {
@@ -348,6 +354,7 @@ mod tests {
             text,
             "20 steps in 30 s\n\
              3 of 20 steps were skipped\n\
+             1 save failed, the last one after step 10: no space left\n\
              first step finished after 1.5 s, median step 0.500 s\n\
              loss 2.0000 → 1.0000\n\
              held-out loss 3.0000 → 2.5000 (after step 0 and 20)\n\

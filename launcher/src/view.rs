@@ -42,6 +42,8 @@ pub struct Story {
     pub last_evaluation: Option<EvaluationRecord>,
     /// The newest published checkpoint.
     pub checkpoint: Option<PathBuf>,
+    /// Checkpoints that could not be saved: the step, and why.
+    pub failed_saves: Vec<(u64, String)>,
 }
 
 /// Shows and records what happens.
@@ -144,6 +146,10 @@ impl Observer for View {
             Event::Checkpoint { step, directory } => {
                 self.story.checkpoint = Some(PathBuf::from(directory));
                 self.terminal.say(&format!("checkpoint of step {step}: {directory}"));
+            }
+            Event::CheckpointFailed { step, reason } => {
+                self.terminal.complain(&format!("error: no checkpoint of step {step}: {reason}"));
+                self.story.failed_saves.push((*step, reason.clone()));
             }
             _ => {}
         }

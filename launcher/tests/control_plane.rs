@@ -14,9 +14,12 @@ use zerofold_proto::v1::*;
 
 fn start(world_size: u32, port: Option<u16>) -> Result<(ControlPlane, Receiver<Event>), ControlError> {
     let (events, received) = mpsc::channel();
-    let publish = |directory: &Path, parts: &[Vec<u8>]| match parts.iter().any(|part| part.is_empty()) {
-        true => Err("an empty part".to_owned()),
-        false => Ok(format!("{}/{}", directory.display(), String::from_utf8_lossy(&parts.concat()))),
+    let publish = |directory: &Path, parts: Result<Vec<Vec<u8>>, String>| {
+        let parts = parts?;
+        match parts.iter().any(Vec::is_empty) {
+            true => Err("an empty part".to_owned()),
+            false => Ok(format!("{}/{}", directory.display(), String::from_utf8_lossy(&parts.concat()))),
+        }
     };
     let options = ControlOptions { port, world_size, generation: 1, publish: Arc::new(publish) };
     ControlPlane::start(options, events).map(|control| (control, received))
@@ -40,7 +43,7 @@ fn join(rank: u32, world_size: u32) -> JoinRequest {
 }
 
 fn part(rank: u32, step: u64, part: &str) -> CheckpointPart {
-    CheckpointPart { rank, generation: 1, step, directory: "folder".into(), part: part.into() }
+    CheckpointPart { rank, generation: 1, step, directory: "folder".into(), part: part.into(), failure: String::new() }
 }
 
 #[test]
@@ -127,10 +130,17 @@ fn a_checkpoint_is_answered_to_all_once_it_is_published() {
         // What cannot be published is told to all as well.
         let (one, other) =
             tokio::join!(first.checkpoint_written(part(0, 40, "")), second.checkpoint_written(part(1, 40, "x")));
-        for status in [one.unwrap_err(), other.unwrap_err()] {
-            assert_eq!((status.code(), status.message()), (Code::Aborted, "an empty part"));
+        for outcome in [one.unwrap().into_inner(), other.unwrap().into_inner()] {
+            assert_eq!((outcome.manifest.as_str(), outcome.failure.as_str()), ("", "an empty part"));
         }
-        assert!(received.try_recv().is_err());
+        assert!(matches!(received.try_recv(), Ok(Event::CheckpointFailed { step: 40, .. })));
+        // So is a rank that could not write its part.
+        let failed = CheckpointPart { failure: "no space left".into(), ..part(1, 60, "") };
+        let (one, other) =
+            tokio::join!(first.checkpoint_written(part(0, 60, "zero")), second.checkpoint_written(failed));
+        for outcome in [one.unwrap().into_inner(), other.unwrap().into_inner()] {
+            assert_eq!(outcome.failure, "rank 1: no space left");
+        }
     });
 }
 

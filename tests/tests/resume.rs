@@ -116,21 +116,68 @@ fn what_does_not_fit_the_checkpoint_is_one_clear_error() {
             assert!(scene.path(run).join("checkpoints").join(step).join("manifest.json").exists(), "{step} is gone");
         }
     };
-    refused("ranks", "--nproc 3 --resume", 2, &["step-00000012", "saved by 2 processes", "has 3", "hint: "]);
-    let batch = "--per_device_train_batch_size 4 --resume step-00000005";
-    refused("batch", batch, 2, &["step-00000005", "rows a step ", "batch sizes"]);
-    let whole = "--fsdp_auto_wrap_policy NO_WRAP --resume";
-    let parts = [
-        "step-00000012 was saved with other units: decoder blocks; this job has: the whole model is one",
-        "hint: resume with the units that saved it: --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP",
-    ];
-    refused("units", whole, 2, &parts);
     refused("seed", "--seed 7 --resume step-00000005", 2, &["step-00000005", "seed"]);
     refused("no-such-step", "--resume step-00000007", 2, &["step-00000007"]);
-    // Where the earlier configuration is gone, the workers tell.
+    // Another model: the earlier configuration tells, or where it is gone the workers.
+    let other = |run: &str| {
+        scene.copy(&scene.path("whole"), run);
+        scene.train("tiny-llama-tied", run, BATCHES).words(TWELVE_STEPS).words("--zero_stage 1 --resume step-00000005")
+    };
+    other("model")
+        .run()
+        .assert_failed(2, &["the run in it trains ", "tiny-llama-tied", "hint: resume with the same model"]);
     std::fs::remove_file(scene.path("whole").join("config.resolved.yaml")).unwrap();
-    let parts = ["the layout is ", "and 1 units with ", "from another model, or with other units"];
-    resume_copy(&scene, "unknown-units", &format!("--zero_stage 1 {whole}")).assert_failed(1, &parts);
+    let parts =
+        ["the set of parameters is ", "(lm_head.weight is there alone)", "hint: it was saved from another model"];
+    other("unknown-model").run().assert_failed(1, &parts);
+}
+
+/// The losses of two runs, step by step.
+#[track_caller]
+fn assert_same_losses(one: &Path, other: &Path) {
+    let losses = |run: &Path| -> Vec<f64> {
+        Metrics::of(run).steps().iter().map(|step| step["loss"].as_f64().unwrap()).collect()
+    };
+    let (one, other) = (losses(one), losses(other));
+    assert_eq!(one.len(), other.len());
+    for (step, (one, other)) in (1..).zip(one.iter().zip(&other)) {
+        assert!(((one - other) / one).abs() <= 1e-6, "step {step}: {one} and {other}");
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_any_number_of_ranks_and_any_units() {
+    let scene = Scene::new();
+    twelve_steps(&scene, 3);
+    let same_batch = [
+        ("one rank", "--nproc 1 --gradient_accumulation_steps 4 --zero_stage 0"),
+        ("four ranks", "--nproc 4 --gradient_accumulation_steps 1 --zero_stage 2"),
+        ("one unit", "--zero_stage 3 --fsdp_auto_wrap_policy NO_WRAP"),
+    ];
+    for (run, words) in same_batch {
+        let ended = resume_copy(&scene, run, &format!("{words} --resume step-00000005"));
+        ended.assert_done();
+        assert!(ended.out.contains("resuming after step 5 from "), "{ended}");
+        assert_same_losses(&scene.path(run), &scene.path("whole"));
+    }
+}
+
+/// 192 rows at 20 a step; after 5 steps 92 are left of the epoch.
+#[test]
+fn with_another_global_batch_the_next_rows_come_next() {
+    let scene = Scene::new();
+    let train = |words: &str| scene.train(MODEL, "run", BATCHES).words(WARM_UP).words(words).run();
+    train("--zero_stage 3 --num_train_epochs 1 --max_steps 5").assert_done();
+    let ended = train("--zero_stage 3 --nproc 3 --num_train_epochs 1 --resume");
+    ended.assert_done();
+    ended.assert_says(&["note: a step takes 30 rows from here on and took 20 before, so the run has 9 steps in all"]);
+    let steps = Metrics::of(&scene.path("run")).steps();
+    let tokens = |steps: &[serde_json::Value]| steps.iter().map(|step| step["tokens"].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(steps.len(), 9);
+    assert_eq!(steps[8]["epoch"].as_f64(), Some(1.0));
+    // Every row once: as many tokens as in an epoch that nothing interrupted.
+    scene.train(MODEL, "whole", BATCHES).words(WARM_UP).words("--num_train_epochs 1").run().assert_done();
+    assert_eq!(tokens(&steps), tokens(&Metrics::of(&scene.path("whole")).steps()));
 }
 
 /// One flipped bit in the newest checkpoint: it is not gone on from.

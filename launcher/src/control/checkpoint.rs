@@ -47,21 +47,21 @@ pub enum CollectError {
     },
 }
 
-/// All parts of one checkpoint, by rank.
+/// One checkpoint on which every rank has spoken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Complete<P> {
     /// Optimizer steps finished.
     pub step: u64,
     /// The step's folder.
     pub directory: String,
-    /// One part a rank.
-    pub parts: Vec<P>,
+    /// One part a rank; or why there is no whole checkpoint, by the first rank that could not write its part.
+    pub parts: Result<Vec<P>, String>,
 }
 
 struct Open<P> {
     step: u64,
     directory: String,
-    parts: BTreeMap<u32, P>,
+    parts: BTreeMap<u32, Result<P, String>>,
 }
 
 /// Collects one checkpoint at a time.
@@ -77,7 +77,8 @@ impl<P> Collector<P> {
         Collector { world_size, open: None, gone: None }
     }
 
-    /// Takes one rank's part. With the last part everything is handed out and the collector is ready for the next step.
+    /// Takes one rank's part, or why it has none. With the last one everything is handed out and the collector is ready for the
+    /// next step: until then ranks may still be writing.
     ///
     /// # Errors
     /// A part that does not fit ends the open checkpoint: nobody's part of it will be published.
@@ -86,7 +87,7 @@ impl<P> Collector<P> {
         rank: u32,
         step: u64,
         directory: &str,
-        part: P,
+        part: Result<P, String>,
     ) -> Result<Option<Complete<P>>, CollectError> {
         if let Some(gone) = &self.gone {
             return Err(gone.clone());
@@ -106,7 +107,9 @@ impl<P> Collector<P> {
             self.open = Some(open);
             return Ok(None);
         }
-        Ok(Some(Complete { step, directory: open.directory, parts: open.parts.into_values().collect() }))
+        let parts = open.parts.into_iter();
+        let parts = parts.map(|(rank, part)| part.map_err(|reason| format!("rank {rank}: {reason}")));
+        Ok(Some(Complete { step, directory: open.directory, parts: parts.collect() }))
     }
 
     /// A rank ended: no checkpoint can be completed from now on.
@@ -123,31 +126,41 @@ mod tests {
     #[test]
     fn parts_come_out_by_rank_once_all_are_there() {
         let mut collector = Collector::new(3);
-        assert_eq!(collector.offer(2, 20, "d", "c"), Ok(None));
-        assert_eq!(collector.offer(0, 20, "d", "a"), Ok(None));
-        let complete = collector.offer(1, 20, "d", "b").unwrap().unwrap();
-        assert_eq!(complete, Complete { step: 20, directory: "d".into(), parts: vec!["a", "b", "c"] });
-        assert_eq!(collector.offer(1, 40, "e", "b"), Ok(None));
+        assert_eq!(collector.offer(2, 20, "d", Ok("c")), Ok(None));
+        assert_eq!(collector.offer(0, 20, "d", Ok("a")), Ok(None));
+        let complete = collector.offer(1, 20, "d", Ok("b")).unwrap().unwrap();
+        assert_eq!(complete, Complete { step: 20, directory: "d".into(), parts: Ok(vec!["a", "b", "c"]) });
+        assert_eq!(collector.offer(1, 40, "e", Ok("b")), Ok(None));
+    }
+
+    #[test]
+    fn a_rank_without_a_part_is_the_reason_once_all_have_spoken() {
+        let mut collector = Collector::new(3);
+        assert_eq!(collector.offer(2, 20, "d", Err("no space left".into())), Ok(None));
+        assert_eq!(collector.offer(1, 20, "d", Err("read-only".into())), Ok(None));
+        let complete = collector.offer(0, 20, "d", Ok(())).unwrap().unwrap();
+        assert_eq!(complete.parts, Err("rank 1: read-only".into()));
+        assert_eq!(collector.offer(0, 40, "e", Ok(())), Ok(None), "the next step has nothing to do with it");
     }
 
     #[test]
     fn a_part_that_does_not_fit_ends_the_checkpoint() {
         let mut collector = Collector::new(2);
-        collector.offer(0, 20, "d", ()).unwrap();
-        assert_eq!(collector.offer(1, 30, "d", ()), Err(CollectError::Step { rank: 1, theirs: 30, ours: 20 }));
-        collector.offer(0, 20, "d", ()).unwrap();
-        assert!(matches!(collector.offer(1, 20, "e", ()), Err(CollectError::Directory { rank: 1, .. })));
-        collector.offer(0, 20, "d", ()).unwrap();
-        assert_eq!(collector.offer(0, 20, "d", ()), Err(CollectError::Duplicate { rank: 0, step: 20 }));
+        collector.offer(0, 20, "d", Ok(())).unwrap();
+        assert_eq!(collector.offer(1, 30, "d", Ok(())), Err(CollectError::Step { rank: 1, theirs: 30, ours: 20 }));
+        collector.offer(0, 20, "d", Ok(())).unwrap();
+        assert!(matches!(collector.offer(1, 20, "e", Ok(())), Err(CollectError::Directory { rank: 1, .. })));
+        collector.offer(0, 20, "d", Ok(())).unwrap();
+        assert_eq!(collector.offer(0, 20, "d", Ok(())), Err(CollectError::Duplicate { rank: 0, step: 20 }));
     }
 
     #[test]
     fn nothing_completes_after_a_rank_is_gone() {
         let mut collector = Collector::new(2);
-        collector.offer(0, 20, "d", ()).unwrap();
+        collector.offer(0, 20, "d", Ok(())).unwrap();
         let error = collector.rank_gone(1, "was killed by SIGKILL");
         assert!(error.to_string().contains("rank 1 was killed by SIGKILL"));
-        assert_eq!(collector.offer(1, 20, "d", ()), Err(error.clone()));
+        assert_eq!(collector.offer(1, 20, "d", Ok(())), Err(error.clone()));
         // The first death stays the reason.
         assert_eq!(collector.rank_gone(0, "exited"), error);
     }

@@ -17,11 +17,23 @@ use super::membership::{Left, Membership, MembershipError};
 use super::store::{Store, StoreError};
 use crate::event::Event;
 
-/// Publishes the manifest of a complete checkpoint: gets the step's folder and every rank's part (JSON, by rank), returns
-/// the manifest's path or what went wrong. Called on a thread where blocking is allowed.
-pub type Publish = dyn Fn(&Path, &[Vec<u8>]) -> Result<String, String> + Send + Sync;
+/// Publishes the manifest of a complete checkpoint: gets the step's folder and every rank's part (JSON, by rank), or why there
+/// are none. Returns the manifest's path, or what went wrong after clearing the folder away. Called on a thread where
+/// blocking is allowed.
+pub type Publish = dyn Fn(&Path, Result<Vec<Vec<u8>>, String>) -> Result<String, String> + Send + Sync;
 
-type Answer = Option<Result<String, String>>;
+/// What came of a checkpoint.
+#[derive(Clone)]
+enum Outcome {
+    /// The manifest's path.
+    Published(String),
+    /// The job goes on without it.
+    Failed(String),
+    /// The job is at its end.
+    Over(String),
+}
+
+type Answer = Option<Outcome>;
 
 /// Where the outcome of a checkpoint will be told, and the whole checkpoint if this part was the last.
 type Taken = (watch::Receiver<Answer>, Option<Complete<Vec<u8>>>);
@@ -44,7 +56,7 @@ struct Checkpoints {
 
 impl Checkpoints {
     /// Answers everybody who waits for `step` and forgets them.
-    fn answer(&mut self, step: u64, answer: Result<String, String>) {
+    fn answer(&mut self, step: u64, answer: Outcome) {
         if let Some(waiting) = self.waiting.remove(&step) {
             waiting.send_replace(Some(answer));
         }
@@ -52,7 +64,7 @@ impl Checkpoints {
 
     fn answer_all(&mut self, error: &str) {
         for (_, waiting) in self.waiting.drain() {
-            waiting.send_replace(Some(Err(error.to_owned())));
+            waiting.send_replace(Some(Outcome::Over(error.to_owned())));
         }
     }
 }
@@ -92,7 +104,8 @@ impl Shared {
 
     fn take_part(&self, part: CheckpointPart) -> Result<Taken, String> {
         let mut checkpoints = lock(&self.checkpoints);
-        match checkpoints.collector.offer(part.rank, part.step, &part.directory, part.part) {
+        let own = if part.failure.is_empty() { Ok(part.part) } else { Err(part.failure) };
+        match checkpoints.collector.offer(part.rank, part.step, &part.directory, own) {
             Ok(complete) => {
                 let waiting = checkpoints.waiting.entry(part.step).or_insert_with(|| watch::Sender::new(None));
                 Ok((waiting.subscribe(), complete))
@@ -108,10 +121,17 @@ impl Shared {
     fn publish(self: Arc<Self>, complete: Complete<Vec<u8>>) {
         tokio::task::spawn_blocking(move || {
             let step = complete.step;
-            let answer = (self.publish)(Path::new(&complete.directory), &complete.parts);
-            if answer.is_ok() {
-                self.tell(Event::Checkpoint { step, directory: complete.directory });
-            }
+            let Complete { directory, parts, .. } = complete;
+            let answer = match (self.publish)(Path::new(&directory), parts) {
+                Ok(manifest) => {
+                    self.tell(Event::Checkpoint { step, directory });
+                    Outcome::Published(manifest)
+                }
+                Err(reason) => {
+                    self.tell(Event::CheckpointFailed { step, reason: reason.clone() });
+                    Outcome::Failed(reason)
+                }
+            };
             lock(&self.checkpoints).answer(step, answer);
         });
     }
@@ -205,7 +225,7 @@ impl Control for ControlService {
     async fn checkpoint_written(
         &self,
         request: Request<CheckpointPart>,
-    ) -> Result<Response<CheckpointCommitted>, Status> {
+    ) -> Result<Response<CheckpointOutcome>, Status> {
         let part = request.into_inner();
         self.0.membership().check(part.rank, part.generation)?;
         let (mut answer, complete) = self.0.take_part(part).map_err(Status::failed_precondition)?;
@@ -217,8 +237,11 @@ impl Control for ControlService {
             Err(_) => None,
         };
         match outcome {
-            Some(Ok(manifest)) => Ok(Response::new(CheckpointCommitted { manifest })),
-            Some(Err(message)) => Err(Status::aborted(message)),
+            Some(Outcome::Published(manifest)) => {
+                Ok(Response::new(CheckpointOutcome { manifest, failure: String::new() }))
+            }
+            Some(Outcome::Failed(failure)) => Ok(Response::new(CheckpointOutcome { manifest: String::new(), failure })),
+            Some(Outcome::Over(message)) => Err(Status::aborted(message)),
             None => Err(Status::aborted("the control plane closed before the checkpoint was published")),
         }
     }

@@ -113,7 +113,7 @@ fn note(facts: &mut Facts, now: Instant, event: Event) {
             facts.stop.get_or_insert((now, signal));
             facts.signals += 1;
         }
-        Event::Steps(_) | Event::Evaluations(_) | Event::Checkpoint { .. } => {}
+        Event::Steps(_) | Event::Evaluations(_) | Event::Checkpoint { .. } | Event::CheckpointFailed { .. } => {}
     }
 }
 

@@ -79,6 +79,15 @@ pub fn prepare_to_resume(checkpoints: &Path, step: u64) -> Result<Vec<Cleared>> 
     Ok(cleared)
 }
 
+/// Removes a step's folder whose save failed, once nobody writes to it any more. One with a manifest is a checkpoint, and stays.
+pub fn discard_unfinished(directory: &Path) -> Result<()> {
+    if !directory.exists() || directory.join(MANIFEST_FILE).exists() {
+        return Ok(());
+    }
+    remove_step(directory)?;
+    directory.parent().map_or(Ok(()), sync_directory)
+}
+
 /// Removes a step's folder, its manifest first: killed half-way, it is no checkpoint.
 fn remove_step(directory: &Path) -> Result<()> {
     let manifest = directory.join(MANIFEST_FILE);

@@ -5,8 +5,10 @@
 //! calls, each with a deadline. Heartbeats go out every second and after each step; their answer carries the directive.
 //! When `launch` stays silent for [`SILENCE`] the process ends, so that no rank outlives its job.
 
+mod checkpoint;
 mod store;
 
+pub use checkpoint::CheckpointClient;
 pub use store::ControlStore;
 
 use crate::comm::Activity;
@@ -19,7 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::{
-    CheckpointPart, Directive, EvaluationRecord, FailRequest, HeartbeatRequest, JoinRequest, LeaveRequest, StepRecord,
+    Directive, EvaluationRecord, FailRequest, HeartbeatRequest, JoinRequest, LeaveRequest, StepRecord,
 };
 
 /// How often a rank reports.
@@ -146,10 +148,7 @@ impl Control {
         deadline: Duration,
         future: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, ControlError> {
-        let answer = self.runtime.block_on(async { tokio::time::timeout(deadline, future).await });
-        answer
-            .unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("launch did not answer within {deadline:?}"))))
-            .map_err(|status| ControlError::Call { call, status: Box::new(status) })
+        call_on(self.runtime.handle(), call, deadline, future)
     }
 
     /// Does `act` before this process ends itself because `launch` refused it or went silent.
@@ -174,25 +173,9 @@ impl Control {
         self.reports.changed.notify_one();
     }
 
-    /// Tells that this rank's part of a checkpoint lies on disk, and waits for the commit, at most `deadline`. Returns the
-    /// manifest's path.
-    pub fn checkpoint_written(
-        &self,
-        step: u64,
-        directory: &str,
-        part: Vec<u8>,
-        deadline: Duration,
-    ) -> Result<String, ControlError> {
-        let request = CheckpointPart {
-            rank: self.identity.rank,
-            generation: self.identity.generation,
-            step,
-            directory: directory.to_string(),
-            part,
-        };
-        let mut client = self.client.clone();
-        let answer = self.call("checkpoint", deadline, async move { client.checkpoint_written(request).await })?;
-        Ok(answer.into_inner().manifest)
+    /// What saves tell `launch` through, from threads of their own.
+    pub fn checkpoints(&self) -> CheckpointClient {
+        CheckpointClient::new(self.client.clone(), self.runtime.handle().clone(), self.identity.clone())
     }
 
     /// Tells why this rank is about to exit with an error; what was reported before is delivered first.
@@ -224,6 +207,19 @@ impl Control {
         let mut client = self.client.clone();
         self.call("heartbeat", PROMPT, async move { client.heartbeat(request).await }).map(|_| ())
     }
+}
+
+/// Makes a call on the control thread, and waits for its answer at most `deadline`.
+fn call_on<T>(
+    handle: &tokio::runtime::Handle,
+    call: &'static str,
+    deadline: Duration,
+    future: impl Future<Output = Result<T, Status>>,
+) -> Result<T, ControlError> {
+    let answer = handle.block_on(async { tokio::time::timeout(deadline, future).await });
+    answer
+        .unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("launch did not answer within {deadline:?}"))))
+        .map_err(|status| ControlError::Call { call, status: Box::new(status) })
 }
 
 fn request_of(identity: &Identity, activity: &Activity, reports: &Reports) -> HeartbeatRequest {

@@ -5,25 +5,20 @@
 //! other stage, number of ranks or units reads the elements that are its own there, and nothing else.
 
 use super::run::{Job, shown};
+use super::saving::{Saving, Share};
+use super::snapshot::Snapshot;
 use super::{StepState, TrainError, Trainer};
 use crate::comm::Phase;
-use crate::shard::{ShardError, fill_by_float_chunks, for_each_float_chunk};
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
-use std::time::Duration;
-use zerofold_checkpoint::{
-    CheckpointError, Dtype, FileEntry, Found, Part, STATES, SafetensorsWriter, SavedParameter, SavedUnit, StateReader,
-    TensorEntry, TensorRange, digest_units, shard_file_name, step_directory,
-};
+use crate::control::Identity;
+use crate::shard::{ShardError, fill_by_float_chunks};
+use std::collections::BTreeSet;
+use zerofold_checkpoint::{Found, Part, STATES, SavedParameter, SavedUnit, StateReader, digest_units, step_directory};
 use zerofold_data::Cursor;
-use zerofold_plan::Layout;
+use zerofold_plan::{Layout, UnitLayout};
 
 /// The two parts of a checkpoint's state: the place in the data, and what steps leave for the next one.
 const DATA: &str = "data";
 const OPTIMIZER: &str = "optimizer";
-
-/// How long the other ranks may take to write their parts.
-const COMMIT_DEADLINE: Duration = Duration::from_secs(1800);
 
 /// How far a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,20 +56,44 @@ fn saved_units(layout: &Layout) -> Vec<SavedUnit> {
 }
 
 impl Trainer {
-    /// Writes this rank's part of a checkpoint and returns when the whole is committed.
-    pub(super) fn save(&mut self, job: &Job<'_>, progress: &Progress) -> Result<(), TrainError> {
-        self.enter(Phase::Checkpoint);
-        let identity = job.control.identity().clone();
-        let directory = step_directory(&job.config.training.output_dir.join("checkpoints"), progress.step);
-        std::fs::create_dir_all(&directory).map_err(|source| CheckpointError::Io {
-            action: "create",
-            path: directory.clone(),
-            source,
-        })?;
-        let name = shard_file_name(identity.rank, identity.world_size, identity.generation);
-        let files = if self.shards.is_first_replica() { vec![self.write_file(&directory, name)?] } else { Vec::new() };
+    /// Begins to save a checkpoint of the present state, which is written and committed while training goes on. One that is
+    /// under way is waited for first.
+    pub(super) fn begin_save(&mut self, job: &Job<'_>, progress: &Progress) -> Result<(), TrainError> {
+        self.finish_save()?;
+        let identity = job.control.identity();
+        let checkpoints = job.config.training.output_dir.join("checkpoints");
+        let part = self.part(identity, progress, &job.plan.cursor(progress.step));
+        let snapshot = self.shards.is_first_replica().then(|| Snapshot::new(&self.shards)).transpose()?;
+        // The first rank sees to it that there is room for all.
+        let numel = |unit: &UnitLayout| if identity.rank == 0 { unit.numel } else { unit.shard_numel };
+        let elements: usize = self.shards.layout().units.iter().map(numel).sum();
+        let room = (STATES.len() * size_of::<f32>() * elements) as u64;
+        let share = Share { directory: step_directory(&checkpoints, progress.step), part, snapshot, room };
+        self.saving = Some(Saving::begin(share, job.control.checkpoints())?);
+        Ok(())
+    }
+
+    /// Waits for a save that is under way, if there is one.
+    pub(super) fn finish_save(&mut self) -> Result<(), TrainError> {
+        let Some(saving) = self.saving.take() else { return Ok(()) };
+        if !saving.is_finished() {
+            self.enter(Phase::Checkpoint);
+        }
+        saving.finish()
+    }
+
+    /// Looks whether a save has ended.
+    pub(super) fn look_after_save(&mut self) -> Result<(), TrainError> {
+        match &self.saving {
+            Some(saving) if saving.is_finished() => self.finish_save(),
+            _ => Ok(()),
+        }
+    }
+
+    /// What this rank tells of a checkpoint, without its files.
+    pub fn part(&self, identity: &Identity, progress: &Progress, cursor: &Cursor) -> Part {
         let units = saved_units(self.shards.layout());
-        let part = Part {
+        Part {
             rank: identity.rank,
             world_size: identity.world_size,
             step: progress.step,
@@ -82,46 +101,13 @@ impl Trainer {
             stage: self.shards.sharding().stage.number(),
             layout: digest_units(&units),
             units: if identity.rank == 0 { units } else { Vec::new() },
-            state: serde_json::json!({ DATA: job.plan.cursor(progress.step), OPTIMIZER: self.state }),
-            files,
-        };
-        let json = serde_json::json!(part).to_string().into_bytes();
-        job.control.checkpoint_written(progress.step, &shown(&directory), json, COMMIT_DEADLINE)?;
-        Ok(())
-    }
-
-    /// Writes this rank's shards of masters and moments.
-    fn write_file(&self, directory: &Path, name: String) -> Result<FileEntry, TrainError> {
-        let (mut entries, mut ranges) = (Vec::new(), Vec::new());
-        for unit in &self.shards.units {
-            let shard = unit.layout.shard(self.shards.place());
-            for state in STATES {
-                let whole = format!("{}/{state}", unit.layout.name);
-                entries.push(TensorEntry::new(whole.clone(), Dtype::F32, [shard.len()]));
-                ranges.push(TensorRange {
-                    name: whole.clone(),
-                    dtype: Dtype::F32,
-                    whole,
-                    length: unit.layout.numel as u64,
-                    begin: shard.start as u64,
-                    end: shard.end as u64,
-                });
-            }
+            state: serde_json::json!({ DATA: cursor, OPTIMIZER: self.state }),
+            files: Vec::new(),
         }
-        let mut writer = SafetensorsWriter::create(&directory.join(&name), &entries, &BTreeMap::new())?;
-        for unit in &self.shards.units {
-            for (state, tensor) in STATES.iter().zip(unit.own_state()?) {
-                let whole = format!("{}/{state}", unit.layout.name);
-                for_each_float_chunk(&tensor, |range, values| {
-                    writer.write_f32(&whole, range.start as u64, values).map_err(ShardError::from)
-                })?;
-            }
-        }
-        Ok(FileEntry::new(name, writer.finish()?, ranges))
     }
 
     /// Reads what this rank owns out of a checkpoint, and makes it the state to go on from.
-    pub(super) fn restore(&mut self, found: &Found) -> Result<Progress, TrainError> {
+    pub fn restore(&mut self, found: &Found) -> Result<Progress, TrainError> {
         self.enter(Phase::Loading);
         let saved = StateReader::open(found)?;
         self.check_parameters(&saved)?;

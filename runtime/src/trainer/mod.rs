@@ -7,10 +7,13 @@ mod inspect;
 mod loss;
 mod pass;
 mod run;
+mod saving;
+mod snapshot;
 mod step;
 
 pub use checkpoint::{Progress, saved_cursor};
 pub use run::{Job, Outcome, run};
+pub use snapshot::Snapshot;
 pub use step::{StepOptions, StepOutcome, StepState};
 
 use crate::comm::{Activity, CommError, Phase};
@@ -20,6 +23,7 @@ use crate::optim::{LossScale, OptimError};
 use crate::shard::{ShardError, Shards};
 use crate::torch::ShimError;
 use pass::Segments;
+use saving::Saving;
 use std::sync::Arc;
 use tch::{Kind, TchError};
 use thiserror::Error;
@@ -55,6 +59,9 @@ pub enum TrainError {
     /// The control plane did not do what was asked.
     #[error(transparent)]
     Control(#[from] crate::control::ControlError),
+    /// The system gave no thread.
+    #[error("a thread could not be started: {0}\nhint: `ulimit -u` bounds how many there may be")]
+    Thread(#[source] std::io::Error),
     /// A block's output does not depend on its input.
     #[error("unit {0}: no gradient reaches its input")]
     NoGradient(String),
@@ -136,6 +143,8 @@ impl TrainError {
 
 /// A model over its shards, ready to be trained.
 pub struct Trainer {
+    /// The save that goes on behind the steps. It reads the shards, so it is dropped before them.
+    saving: Option<Saving>,
     /// The maths.
     pub model: Llama,
     /// Its parameters, gradients and optimizer state.
@@ -171,7 +180,16 @@ impl Trainer {
     ) -> Self {
         let loss_scale = (model.kind() == Kind::Half).then(LossScale::default);
         let state = StepState { skipped: 0, loss_scale };
-        Trainer { model, shards, activity, options, state, live_peak: 0, segments: Segments::new(segments) }
+        Trainer {
+            model,
+            shards,
+            activity,
+            options,
+            state,
+            live_peak: 0,
+            segments: Segments::new(segments),
+            saving: None,
+        }
     }
 
     fn enter(&self, phase: Phase) {

@@ -69,6 +69,7 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
         }
         trainer.live_peak = trainer.live_peak.max(outcome.live_peak_bytes);
         stopped = outcome.stop && finished < total;
+        trainer.look_after_save()?;
         trainer.report(job, &outcome);
         let ends = stopped || finished == total;
         if !stopped && due(job.config.training.eval_strategy, job.config.training.eval_steps, finished, ends, &job.plan)
@@ -76,9 +77,10 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
             trainer.evaluate_and_report(job, finished)?;
         }
         if due(job.config.training.save_strategy, job.config.training.save_steps, finished, ends, &job.plan) {
-            trainer.save(job, &Progress { step: finished })?;
+            trainer.begin_save(job, &Progress { step: finished })?;
         }
     }
+    trainer.finish_save()?;
     // Nobody leaves while others wait for what it still has to send.
     trainer.shards.forget_gathered()?;
     if let Some(profile) = &mut profile {

@@ -137,6 +137,7 @@ impl Trainer {
                 optim::unscale_and_clip(&mut trainer.shards, loss_scale, grad_norm, max_grad_norm)
             })?;
             self.shards.share_gradients()?;
+            self.release_state()?;
             let adamw = AdamW { learning_rate, ..self.options.adamw };
             self.computing("optimizer", |trainer| optim::adamw(&mut trainer.shards, taken + 1, &adamw))?;
             self.shards.finish_step()?;
@@ -194,6 +195,14 @@ impl Trainer {
         }
         let hint = finding.hint(taken, self.model.kind(), policy);
         Err(TrainError::NotFinite { step, loss, norm, cause: finding.words, hint })
+    }
+
+    /// Lets masters and moments change though a save may not have written all of them. Where they are offloaded memory is
+    /// what is short, so it is waited for.
+    fn release_state(&mut self) -> Result<(), TrainError> {
+        let copies = self.shards.offloaded_bytes() == 0;
+        let Some(saving) = &mut self.saving else { return Ok(()) };
+        Ok(saving.release(copies)?)
     }
 
     /// What everything random in a micro-batch of this rank follows from. It does not depend on the stage, nor on what was

@@ -1,0 +1,120 @@
+//! A save that goes on behind training: a thread writes this rank's part, tells `launch`, and waits for the commit.
+
+use super::TrainError;
+use super::snapshot::{Held, Snapshot};
+use crate::control::{CheckpointClient, ControlError};
+use crate::shard::ShardError;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use zerofold_checkpoint::{CheckpointError, FileEntry, Part, ensure_room, shard_file_name};
+
+/// How long the other ranks may take to write their parts.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(1800);
+
+/// A save under way.
+pub(super) struct Saving {
+    step: u64,
+    began: Instant,
+    held: Option<Arc<Held>>,
+    thread: Option<JoinHandle<Result<Outcome, ControlError>>>,
+}
+
+/// What came of a save, the same on all ranks.
+enum Outcome {
+    Committed,
+    /// Training goes on without it.
+    Failed(String),
+}
+
+/// What a save writes on this rank.
+pub(super) struct Share {
+    /// The step's folder.
+    pub(super) directory: PathBuf,
+    /// All but the files.
+    pub(super) part: Part,
+    /// Nothing where another copy writes the same.
+    pub(super) snapshot: Option<Snapshot>,
+    /// Bytes that must be free on the disk.
+    pub(super) room: u64,
+}
+
+impl Share {
+    fn write(&mut self) -> Result<(), ShardError> {
+        // Ranks do this at the same time; one of them, or several, make it.
+        let create = |path: &Path| std::fs::create_dir_all(path);
+        create(&self.directory).map_err(|source| CheckpointError::Io {
+            action: "create",
+            path: self.directory.clone(),
+            source,
+        })?;
+        let Part { rank, world_size, generation, .. } = self.part;
+        if let Some(snapshot) = self.snapshot.take() {
+            ensure_room(&self.directory, self.room)?;
+            let name = shard_file_name(rank, world_size, generation);
+            let file: FileEntry = snapshot.write(&self.directory, &name)?;
+            self.part.files = vec![file];
+        }
+        Ok(())
+    }
+}
+
+impl Saving {
+    /// Begins to write.
+    pub(super) fn begin(mut share: Share, control: CheckpointClient) -> Result<Self, TrainError> {
+        let (step, held) = (share.part.step, share.snapshot.as_ref().map(Snapshot::held));
+        let save = move || {
+            let written = share.write();
+            let part = match &written {
+                Ok(()) => Ok(serde_json::json!(share.part).to_string().into_bytes()),
+                Err(error) => Err(error.to_string()),
+            };
+            let failure = control.written(step, &share.directory.display().to_string(), part, COMMIT_DEADLINE)?;
+            Ok(failure.map_or(Outcome::Committed, Outcome::Failed))
+        };
+        let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(save);
+        let thread = thread.map_err(TrainError::Thread)?;
+        Ok(Saving { step, began: Instant::now(), held, thread: Some(thread) })
+    }
+
+    /// Lets the state change: what is not written yet is copied, or waited for where `copies` is false.
+    pub(super) fn release(&mut self, copies: bool) -> Result<(), ShardError> {
+        if let Some(held) = self.held.take() {
+            let began = Instant::now();
+            let bytes = held.release(copies)?;
+            let (step, millis) = (self.step, began.elapsed().as_millis());
+            tracing::debug!("the step waited {millis} ms for the checkpoint of step {step}; {bytes} bytes were copied");
+        }
+        Ok(())
+    }
+
+    /// True when [`Saving::finish`] returns at once.
+    pub(super) fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits until the checkpoint is committed, or known to have failed, which does not end the run.
+    pub(super) fn finish(mut self) -> Result<(), TrainError> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        let step = self.step;
+        let outcome = thread.join().unwrap_or_else(|_| Ok(Outcome::Failed("its thread panicked".to_owned())));
+        match outcome? {
+            Outcome::Committed => {
+                let millis = self.began.elapsed().as_millis();
+                tracing::info!("the checkpoint of step {step} was committed after {millis} ms");
+            }
+            Outcome::Failed(reason) => tracing::error!("no checkpoint of step {step}: {reason}"),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Saving {
+    fn drop(&mut self) {
+        // The state may go away from here on, so nobody reads it.
+        if let Some(held) = self.held.take() {
+            held.abandon();
+        }
+    }
+}
