@@ -104,7 +104,8 @@ impl Saving {
                 let millis = self.began.elapsed().as_millis();
                 tracing::info!("the checkpoint of step {step} was committed after {millis} ms");
             }
-            Outcome::Failed(reason) => tracing::error!("no checkpoint of step {step}: {reason}"),
+            // Standard output goes to the log alone: `launch` tells people.
+            Outcome::Failed(reason) => println!("no checkpoint of step {step}: {reason}"),
         }
         Ok(())
     }

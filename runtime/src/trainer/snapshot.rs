@@ -167,3 +167,80 @@ impl Snapshot {
         Ok(FileEntry::new(name, writer.finish()?, self.ranges))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerofold_checkpoint::SafetensorsReader;
+
+    const NUMEL: usize = 3 * PIECE + 5;
+
+    /// A snapshot of one tensor, whose elements are all 1.
+    fn snapshot() -> (Snapshot, Tensor) {
+        let tensor = Tensor::ones([NUMEL as i64], (Kind::Float, Device::Cpu));
+        let pieces = (0..NUMEL).step_by(PIECE).map(|begin| {
+            let part = tensor.narrow(0, begin as i64, PIECE.min(NUMEL - begin) as i64);
+            Piece { entry: 0, begin, source: Source::InPlace(part) }
+        });
+        let held = Held { state: Mutex::new(State { pieces: pieces.collect(), reading: false }), ..Held::default() };
+        let entries = vec![TensorEntry::new("unit/master", Dtype::F32, [NUMEL])];
+        (Snapshot { entries, ranges: Vec::new(), held: Arc::new(held) }, tensor)
+    }
+
+    fn written(folder: &Path) -> Vec<f32> {
+        let mut values = vec![0.0; NUMEL];
+        let reader = SafetensorsReader::open(&folder.join("file")).unwrap();
+        reader.read_f32("unit/master", 0..NUMEL, &mut values).unwrap();
+        values
+    }
+
+    #[test]
+    fn what_changes_after_the_release_is_written_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let (snapshot, mut tensor) = snapshot();
+        let held = snapshot.held();
+        // One piece is read when the trainer comes.
+        let piece = held.next().unwrap();
+        let writer = std::thread::scope(|scope| {
+            let releasing = scope.spawn(|| held.release(true).unwrap());
+            assert!(!releasing.is_finished(), "it waits for the piece that is being read");
+            held.finished_reading();
+            releasing.join().unwrap()
+        });
+        assert_eq!(writer, (NUMEL - PIECE) * size_of::<f32>());
+        let _changed = tensor.fill_(2.0);
+        // As if that piece had not been taken.
+        held.lock().pieces.push_front(Piece { source: Source::Copied(vec![1.0; PIECE]), ..piece });
+        snapshot.write(folder.path(), "file").unwrap();
+        assert!(written(folder.path()).iter().all(|&value| value == 1.0));
+    }
+
+    #[test]
+    fn without_copies_the_trainer_waits_until_all_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (snapshot, mut tensor) = snapshot();
+        let held = snapshot.held();
+        let path = folder.path().to_owned();
+        let writer = std::thread::spawn(move || snapshot.write(&path, "file").map(|_| ()).unwrap());
+        assert_eq!(held.release(false).unwrap(), 0);
+        let _changed = tensor.fill_(2.0);
+        writer.join().unwrap();
+        assert!(written(folder.path()).iter().all(|&value| value == 1.0));
+    }
+
+    #[test]
+    fn a_writer_that_fails_or_is_given_up_holds_nobody() {
+        let (first, _tensor) = snapshot();
+        let held = first.held();
+        assert!(first.write(Path::new("/nowhere"), "file").is_err());
+        assert_eq!(held.release(false).unwrap(), 0);
+
+        let folder = tempfile::tempdir().unwrap();
+        let (second, tensor) = snapshot();
+        second.held().abandon();
+        drop(tensor);
+        let error = second.write(folder.path(), "file").unwrap_err().to_string();
+        assert!(error.contains("is not complete"), "{error}");
+        assert!(!folder.path().join("file").exists());
+    }
+}
