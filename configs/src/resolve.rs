@@ -227,7 +227,29 @@ fn training(reader: &mut Reader<'_>) -> Result<Training, ConfigError> {
         unread("save_steps", "save_strategy", format!("save_strategy is {}", training.save_strategy));
     }
     check_evaluation(&training, settings)?;
+    check_best(&training, find("load_best_model_at_end"))?;
+    if training.save_total_limit.unwrap_or(0) == 0
+        && let Some(setting) = find("save_keep_every")
+    {
+        reader.notes.push(no_effect(setting, "without save_total_limit every checkpoint is kept"));
+    }
     Ok(training)
+}
+
+/// The best checkpoint can only be found where each one is evaluated.
+fn check_best(training: &Training, setting: Option<&Setting>) -> Result<(), ConfigError> {
+    let Some(setting) = setting.filter(|_| training.load_best_model_at_end) else { return Ok(()) };
+    let Training { eval_strategy, save_strategy, eval_steps, save_steps, .. } = training;
+    let refuse = |allowed: String, hint: &str| Err(setting.not_allowed(&allowed, Some(hint.to_owned())));
+    if *eval_strategy == Strategy::No || eval_strategy != save_strategy {
+        let allowed = format!("eval_strategy is {eval_strategy} and save_strategy is {save_strategy}");
+        return refuse(allowed, "checkpoints are compared by their held-out loss: give both the same, steps or epoch");
+    }
+    if *save_strategy == Strategy::Steps && !save_steps.is_multiple_of(*eval_steps) {
+        let allowed = format!("eval_steps is {eval_steps} and save_steps is {save_steps}");
+        return refuse(allowed, "each checkpoint needs its held-out loss: make save_steps a multiple of eval_steps");
+    }
+    Ok(())
 }
 
 /// Refuses an evaluation that was asked for without data to evaluate on.

@@ -129,6 +129,12 @@ keys! {
         save_strategy: Strategy = "steps", Allowed::Any, Reports;
         /// Optimizer steps between two checkpoints, with save_strategy steps
         save_steps: u32 = "500", POSITIVE, Reports;
+        /// Keep so many of the newest checkpoints; 0 keeps all
+        save_total_limit: Option<u32> = unset, NOT_NEGATIVE, Reports;
+        /// With save_total_limit: also keep those of steps that this number divides
+        save_keep_every: Option<u32> = unset, POSITIVE, Reports;
+        /// Export the model of the checkpoint with the lowest held-out loss
+        load_best_model_at_end: bool = "false", Allowed::Any, Reports;
         /// The seed of everything random
         seed: u64 = "42", NOT_NEGATIVE, Data;
         /// A seed of its own for the order of the rows

@@ -102,7 +102,8 @@ impl Rank {
         }
         let state = StateBytes { parameters: 1 << 20, live_peak: 3 << 20, ..StateBytes::default() };
         let model_directory = if rank == 0 && !stopped { "the/model".to_owned() } else { String::new() };
-        let leave = LeaveRequest { rank, generation, step, stopped, model_directory, state: Some(state) };
+        let state = Some(state);
+        let leave = LeaveRequest { rank, generation, step, stopped, model_directory, state, model_step: step };
         self.client.leave(leave).await?;
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::control::{ControlOptions, ControlPlane};
 use crate::error::LaunchError;
 use crate::event::Event;
 use crate::terminal::Terminal;
-use crate::worker_command::{GENERATION, JobEnvironment, find_worker};
+use crate::worker_command::{FIRST_GENERATION, JobEnvironment, find_worker};
 use crate::{errand, format, gpus};
 
 /// Nothing takes nearly as long; NCCL on many GPUs needs the most, to start.
@@ -70,8 +70,12 @@ pub fn bench(options: &BenchOptions, terminal: &Terminal) -> Result<u8, LaunchEr
 pub(crate) fn measure(request: &BenchRequest, ranks: u32, gpu_ids: Option<&[u32]>) -> Result<Rates, LaunchError> {
     let worker = find_worker()?;
     let (events, received) = mpsc::channel();
-    let options =
-        ControlOptions { port: None, world_size: ranks, generation: GENERATION, publish: Arc::new(publish_parts) };
+    let options = ControlOptions {
+        port: None,
+        world_size: ranks,
+        generation: FIRST_GENERATION,
+        publish: Arc::new(publish_parts),
+    };
     let control = ControlPlane::start(options, events)?;
     let environment = JobEnvironment {
         worker: &worker,
@@ -79,6 +83,7 @@ pub(crate) fn measure(request: &BenchRequest, ranks: u32, gpu_ids: Option<&[u32]
         device: request.device,
         gpu_ids,
         control: control.address(),
+        generation: FIRST_GENERATION,
         config: None,
         resume: None,
     };

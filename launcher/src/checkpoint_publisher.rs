@@ -1,9 +1,13 @@
 //! Makes a manifest of every rank's part and publishes it: the commit of a checkpoint.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use zerofold_checkpoint::publish::MANIFEST_FILE;
-use zerofold_checkpoint::{Manifest, Part, discard_unfinished, publish};
+use zerofold_checkpoint::{Manifest, Part, Retention, delete_old, discard_unfinished, open_step, publish};
+use zerofold_configs::{Resolved, Training};
+
+use crate::control::Publish;
 
 /// Publishes the checkpoint in `directory` from the ranks' parts (JSON of [`Part`], by rank). Returns the manifest's path.
 ///
@@ -16,6 +20,32 @@ pub fn publish_parts(directory: &Path, parts: Result<Vec<Vec<u8>>, String>) -> R
             tracing::warn!("an unfinished save stays: {error}");
         }
     })
+}
+
+/// As [`publish_parts`], and then deletes the checkpoints that `config` does not ask to keep.
+pub fn publisher(config: &Resolved) -> Arc<Publish> {
+    let Training { save_total_limit, save_keep_every, .. } = config.training;
+    let newest = save_total_limit.filter(|&limit| limit > 0);
+    Arc::new(move |directory, parts| {
+        let manifest = publish_parts(directory, parts)?;
+        if let (Some(newest), Some(checkpoints)) = (newest, directory.parent()) {
+            let keep = Retention {
+                newest: newest as usize,
+                every: save_keep_every.map(u64::from),
+                best: open_step(directory).ok().and_then(|found| best_step(&found.manifest)),
+            };
+            // The checkpoint is there, whatever becomes of older ones.
+            if let Err(error) = delete_old(checkpoints, keep) {
+                tracing::warn!("an old checkpoint stays: {error}");
+            }
+        }
+        Ok(manifest)
+    })
+}
+
+/// The step whose held-out loss was the lowest so far, if the job looks for it.
+fn best_step(manifest: &Manifest) -> Option<u64> {
+    manifest.state["optimizer"]["best"]["step"].as_u64()
 }
 
 fn publish_all(directory: &Path, parts: &[Vec<u8>]) -> Result<String, String> {

@@ -83,4 +83,6 @@ pub enum Event {
     },
     /// `launch` was asked to stop.
     Signal(StopSignal),
+    /// `launch` was asked for a checkpoint.
+    SaveAsked,
 }

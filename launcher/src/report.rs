@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use zerofold_proto::v1::{StateBytes, StepRecord};
 
-use crate::control::Member;
+use crate::control::{Left, Member};
 use crate::format;
 use crate::plan::{Measured, PlanRecord};
 use crate::run_folder::RunFolder;
@@ -206,11 +206,16 @@ fn by_rank<T>(values: &[T], words: impl Fn(&T) -> String) -> String {
 
 /// Where the result is and how to try it; `None` when no model was written.
 pub fn result(facts: &Facts) -> Option<String> {
-    let directory = facts.ranks.iter().filter_map(|it| it.left.as_ref()).map(|left| &left.model_directory);
-    let directory = directory.into_iter().find(|directory| !directory.is_empty())?;
+    let mut left = facts.ranks.iter().filter_map(|it| it.left.as_ref());
+    let Left { model_directory: directory, model_step, step, .. } =
+        left.find(|left| !left.model_directory.is_empty())?;
+    let of_step = match model_step == step {
+        true => String::new(),
+        false => format!(" (of step {model_step}, whose held-out loss is the lowest)"),
+    };
     let quoted = quote(Path::new(directory));
     let launch = std::env::args().next().unwrap_or_else(|| "launch".to_owned());
-    Some(format!("model: {directory}\ntry it: {launch} generate --model {quoted} --chat \"Hello\""))
+    Some(format!("model: {directory}{of_step}\ntry it: {launch} generate --model {quoted} --chat \"Hello\""))
 }
 
 /// How a person goes on with a job that was stopped. `arguments` are those of this program, its name first.
@@ -261,7 +266,6 @@ pub fn quote(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::Left;
     use crate::supervise::Exit;
     use std::time::Instant;
     use zerofold_proto::v1::EvaluationRecord;

@@ -1,5 +1,5 @@
-//! The run folder: `output_dir/{config.resolved.yaml, metrics.jsonl, plan.json, profile.json, launch.lock, logs/, data/,
-//! checkpoints/, model/}`.
+//! The run folder: `output_dir/{config.resolved.yaml, metrics.jsonl, plan.json, profile.json, launch.lock, generation, logs/,
+//! data/, checkpoints/, model/}`.
 
 use std::fs::{File, TryLockError};
 use std::io::Write;
@@ -10,12 +10,15 @@ use zerofold_checkpoint::{
 };
 
 use crate::error::LaunchError;
+use crate::worker_command::FIRST_GENERATION;
 
 /// What a start leaves that never reached a step. A folder with nothing else in it is not a run.
-const BEFORE_THE_FIRST_STEP: [&str; 7] =
-    ["config.resolved.yaml", "metrics.jsonl", "plan.json", LOCK, "data", "logs", "checkpoints"];
+const BEFORE_THE_FIRST_STEP: [&str; 8] =
+    ["config.resolved.yaml", "metrics.jsonl", "plan.json", LOCK, GENERATION, "data", "logs", "checkpoints"];
 /// The file that a `launch` at work holds; it has its pid, and stays when the run is over.
 pub(crate) const LOCK: &str = "launch.lock";
+/// The file with the number of the newest membership that the job had.
+const GENERATION: &str = "generation";
 
 /// What `--resume` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,6 +212,25 @@ impl RunFolder {
             });
         }
         Ok(())
+    }
+
+    /// The number of this membership: higher than that of any before it in this folder.
+    pub fn next_generation(&self, resume: Option<&Found>) -> u64 {
+        let text = std::fs::read_to_string(self.root.join(GENERATION)).unwrap_or_default();
+        // The checkpoint may have been copied here.
+        let before = text.trim().parse().unwrap_or(0).max(resume.map_or(0, |found| found.manifest.generation));
+        before.saturating_add(FIRST_GENERATION)
+    }
+
+    /// Notes it, before any worker of this membership is started.
+    pub fn write_generation(&self, generation: u64) -> Result<(), LaunchError> {
+        let path = self.root.join(GENERATION);
+        let write = || {
+            let mut file = File::create(&path)?;
+            writeln!(file, "{generation}")?;
+            file.sync_all()
+        };
+        write().map_err(LaunchError::system(format!("write {}", path.display())))
     }
 
     /// Makes the folders; a fresh run gets empty logs.

@@ -11,7 +11,7 @@ use zerofold_configs::{Inputs, Resolved, resolve};
 use zerofold_data::{Prepare, Prepared, StepPlan, StepPlanOptions, prepare};
 use zerofold_plan::ModelConfig;
 
-use crate::checkpoint_publisher::publish_parts;
+use crate::checkpoint_publisher::publisher;
 use crate::control::{ControlOptions, ControlPlane};
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::Event;
@@ -21,7 +21,7 @@ use crate::run_folder::{Resume, RunFolder};
 use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::view::View;
-use crate::worker_command::{GENERATION, JobEnvironment, find_worker};
+use crate::worker_command::{JobEnvironment, find_worker};
 use crate::{announce, model_folder, offload_folder, profile, report, resume, signals};
 
 /// After a first failure, how long other ranks may still tell the cause.
@@ -68,6 +68,7 @@ pub(crate) struct Job {
     prediction: Option<Prediction>,
     worker: PathBuf,
     control: ControlPlane,
+    generation: u64,
     /// Keeps other launches out of the run folder while the job is there.
     _lock: File,
 }
@@ -92,18 +93,20 @@ impl Job {
             None => run.check_fresh().map(|()| None)?,
             Some(resume) => Some(resume::find(&run, resume, &config, terminal)?),
         };
+        let generation = run.next_generation(resume.as_ref());
         let control = ControlPlane::start(
             ControlOptions {
                 port: config.main_process_port,
                 world_size: config.num_processes,
-                generation: GENERATION,
-                publish: Arc::new(publish_parts),
+                generation,
+                publish: publisher(&config),
             },
             events.clone(),
         )?;
         // A folder that is not there yet is made for the lock, so this waits until nothing can be refused any more.
         let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
         run.create(config.num_processes, resume.is_none())?;
+        run.write_generation(generation)?;
         let tokenised;
         let prepared = match data {
             Some(data) => data,
@@ -129,7 +132,7 @@ impl Job {
         let done = resume.as_ref().map_or(0, |found| found.manifest.step);
         let warning = config.training.profile.and_then(|steps| profile::out_of_reach(steps, done, plan.total_steps()));
         warning.iter().for_each(|warning| terminal.complain(warning));
-        Ok(Job { config, run, resume, plan, prediction, worker, control, _lock: lock })
+        Ok(Job { config, run, resume, plan, prediction, worker, control, generation, _lock: lock })
     }
 
     fn run(
@@ -223,6 +226,7 @@ impl Job {
             device: self.config.device,
             gpu_ids: self.config.gpu_ids.as_deref(),
             control: self.control.address(),
+            generation: self.generation,
             config: Some(&config),
             resume: self.resume.as_ref().map(|found| found.directory.as_path()),
         };

@@ -9,9 +9,9 @@ use zerofold_configs::DeviceKind;
 use crate::environment as env;
 use crate::error::LaunchError;
 
-/// The membership of the job. A job that is started anew by `--resume` begins at 1 again: its checkpoints are fenced by
-/// `prepare_to_resume`, which runs before any worker does.
-pub const GENERATION: u64 = 1;
+/// The first membership of a job. Each `--resume` in the same run folder is the next one, so that a process of an earlier one,
+/// which was stopped and wakes up, writes to no file of a later one.
+pub const FIRST_GENERATION: u64 = 1;
 
 /// Finds the worker: `ZEROFOLD_WORKER`, else `worker` beside this executable.
 ///
@@ -47,6 +47,8 @@ pub struct JobEnvironment<'a> {
     pub gpu_ids: Option<&'a [u32]>,
     /// Where the control plane listens.
     pub control: SocketAddr,
+    /// This membership of the job.
+    pub generation: u64,
     /// `config.resolved.yaml`; none for an errand that has no configuration.
     pub config: Option<&'a Path>,
     /// The step's folder to resume from.
@@ -67,7 +69,7 @@ impl JobEnvironment<'_> {
             .env(env::MASTER_ADDR, self.control.ip().to_string())
             .env(env::MASTER_PORT, self.control.port().to_string())
             .env(env::CONTROL, format!("http://{}", self.control))
-            .env(env::GENERATION, GENERATION.to_string());
+            .env(env::GENERATION, self.generation.to_string());
         for (name, path) in [(env::CONFIG, self.config), (env::RESUME, self.resume)] {
             match path {
                 Some(path) => command.env(name, path),
@@ -116,6 +118,7 @@ mod tests {
             device: DeviceKind::Cuda,
             gpu_ids: Some(&[0, 2, 4, 6]),
             control: ([127, 0, 0, 1], 29500).into(),
+            generation: 7,
             config: Some(Path::new("run/config.resolved.yaml")),
             resume: None,
         };
@@ -133,7 +136,7 @@ mod tests {
             ("MASTER_PORT", "29500"),
             ("ZEROFOLD_CONTROL", "http://127.0.0.1:29500"),
             ("ZEROFOLD_CONFIG", "run/config.resolved.yaml"),
-            ("ZEROFOLD_GENERATION", "1"),
+            ("ZEROFOLD_GENERATION", "7"),
             ("CUDA_VISIBLE_DEVICES", "0,2,4,6"),
             ("PYTORCH_ALLOC_CONF", "expandable_segments:True"),
         ];

@@ -297,6 +297,7 @@ fn leave_request(trainer: &Trainer, outcome: &Outcome, loading_peak: usize) -> L
         step: outcome.steps,
         stopped: outcome.stopped,
         model_directory: outcome.model.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        model_step: outcome.model_step,
         state: Some(StateBytes {
             parameters: state.parameters as u64,
             gradients: state.gradients as u64,

@@ -13,7 +13,7 @@ use zerofold_configs::{ElementType, Stage, UnitPolicy};
 use zerofold_data::{Batch, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, state_bytes};
 use zerofold_runtime::comm::{Activity, Gloo, LocalStore, Single, Store};
-use zerofold_runtime::trainer::{StepOutcome, TrainError, Trainer};
+use zerofold_runtime::trainer::{Requests, StepOutcome, TrainError, Trainer};
 
 /// A training of the fixtures in `training/`.
 fn training(model: &str, curve: &str, stage: Stage, world_size: usize, accumulation: u32) -> Spec {
@@ -156,6 +156,6 @@ fn a_window_without_supervised_tokens_is_an_error() {
     let mut trainer = spec.trainer(Rc::new(Single::new(tch::Device::Cpu).unwrap()), activity);
     let mut dataset = TokenizedDataset::new();
     dataset.push(1, &[5, 6, 7], &[-100, -100, -100]);
-    let error = trainer.step(4, &[Batch::collate(&dataset, &[0], 0).unwrap()], false).unwrap_err();
+    let error = trainer.step(4, &[Batch::collate(&dataset, &[0], 0).unwrap()], Requests::default()).unwrap_err();
     assert!(matches!(error, TrainError::NothingSupervised { step: 5 }), "{error}");
 }

@@ -16,7 +16,7 @@ use zerofold_configs::{ElementType, Stage, UnitPolicy};
 use zerofold_data::{Cursor, Sampling};
 use zerofold_runtime::comm::{Activity, Collectives, LocalStore, Shm, Single, Store};
 use zerofold_runtime::control::Identity;
-use zerofold_runtime::trainer::{Progress, Snapshot, StepOutcome, Trainer};
+use zerofold_runtime::trainer::{Progress, Requests, Snapshot, StepOutcome, Trainer};
 
 const WORLD_SIZES: [usize; 5] = [1, 2, 3, 4, 8];
 /// Steps before the checkpoint, and after it.
@@ -71,7 +71,9 @@ fn committed(directory: &Path, parts: Vec<Part>) -> Found {
 
 fn take_steps(trainer: &mut Trainer, spec: &Spec, from: u64, steps: u64) -> Vec<StepOutcome> {
     let (dataset, rank) = (spec.dataset(), trainer.shards.comm().rank());
-    (from..from + steps).map(|step| trainer.step(step, &spec.window(&dataset, step, rank), false).unwrap()).collect()
+    (from..from + steps)
+        .map(|step| trainer.step(step, &spec.window(&dataset, step, rank), Requests::default()).unwrap())
+        .collect()
 }
 
 /// A checkpoint, and the steps that its own job took after it.

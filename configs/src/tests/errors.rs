@@ -155,11 +155,11 @@ fn what_is_not_built_is_never_dropped() {
     let training = [
         "packing: true",
         "neftune_noise_alpha: 5",
-        "load_best_model_at_end: true",
+        "metric_for_best_model: eval_accuracy",
+        "greater_is_better: true",
         "label_smoothing_factor: 0.1",
         "optim: adafactor",
         "use_peft: true",
-        "save_total_limit: 2",
         "lr_scheduler_type: polynomial",
         "backend: mpi",
         "ddp_backend: mpi",

@@ -78,6 +78,8 @@ pub struct Left {
     pub stopped: bool,
     /// Where rank 0 wrote the model; empty when it did not.
     pub model_directory: String,
+    /// The step whose model it is.
+    pub model_step: u64,
     /// Persistent bytes, as held.
     pub state: StateBytes,
 }
@@ -181,6 +183,7 @@ impl Membership {
             step: request.step,
             stopped: request.stopped,
             model_directory: request.model_directory.clone(),
+            model_step: request.model_step,
             state: request.state.unwrap_or_default(),
         });
         Ok(())

@@ -123,6 +123,11 @@ impl ControlPlane {
         self.shared.stop.store(true, Ordering::Release);
     }
 
+    /// Asks for a checkpoint after the step that is being taken.
+    pub fn ask_to_save(&self) {
+        self.shared.saves.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// A worker's process ended: checkpoints that wait for it are answered with an error.
     pub fn rank_gone(&self, rank: u32, reason: &str) {
         self.shared.rank_gone(rank, reason);

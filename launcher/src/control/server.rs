@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -42,6 +42,8 @@ type Taken = (watch::Receiver<Answer>, Option<Complete<Vec<u8>>>);
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) stop: AtomicBool,
+    /// How many checkpoints were asked for.
+    pub(crate) saves: AtomicU64,
     membership: Mutex<Membership>,
     checkpoints: Mutex<Checkpoints>,
     publish: Arc<Publish>,
@@ -80,6 +82,7 @@ impl Shared {
         Shared {
             store: Store::default(),
             stop: AtomicBool::new(false),
+            saves: AtomicU64::new(0),
             membership: Mutex::new(membership),
             checkpoints: Mutex::new(Checkpoints { collector, waiting: HashMap::new() }),
             publish,
@@ -219,7 +222,8 @@ impl Control for ControlService {
         }
         let stop = self.0.stop.load(Ordering::Acquire);
         let directive = if stop { Directive::Stop } else { Directive::Continue };
-        Ok(Response::new(HeartbeatReply { directive: directive.into() }))
+        let saves = self.0.saves.load(Ordering::Acquire);
+        Ok(Response::new(HeartbeatReply { directive: directive.into(), saves }))
     }
 
     async fn checkpoint_written(
@@ -261,6 +265,7 @@ impl Control for ControlService {
             step: request.step,
             stopped: request.stopped,
             model_directory: request.model_directory,
+            model_step: request.model_step,
             state: request.state.unwrap_or_default(),
         };
         self.0.tell(Event::Left { rank: request.rank, left });

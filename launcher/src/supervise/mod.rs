@@ -88,6 +88,10 @@ pub fn supervise(
                         control.rank_gone(*rank, &exit.ending.to_string());
                     }
                 }
+                if let Event::SaveAsked = event {
+                    control.ask_to_save();
+                    observer.notice("SIGUSR1: a checkpoint is saved after the current step");
+                }
                 observer.event(&event, control);
                 note(&mut facts, Instant::now(), event);
             }
@@ -113,7 +117,8 @@ fn note(facts: &mut Facts, now: Instant, event: Event) {
             facts.stop.get_or_insert((now, signal));
             facts.signals += 1;
         }
-        Event::Steps(_) | Event::Evaluations(_) | Event::Checkpoint { .. } | Event::CheckpointFailed { .. } => {}
+        Event::Steps(_) | Event::Evaluations(_) => {}
+        Event::Checkpoint { .. } | Event::CheckpointFailed { .. } | Event::SaveAsked => {}
     }
 }
 

@@ -39,7 +39,7 @@ pub use manifest::{FileEntry, Manifest, Part, TensorRange, shard_file_name};
 pub use model_files::ModelFiles;
 pub use publish::{Found, Skipped, newest_whole, open_step, publish, published_steps, step_directory, verify};
 pub use reader::{SafetensorsReader, StoredTensor};
-pub use retention::{Cleared, ClearedWhat, delete_old, discard_unfinished, prepare_to_resume};
+pub use retention::{Cleared, ClearedWhat, Retention, delete_old, discard_unfinished, prepare_to_resume};
 pub use side_files::copy_side_files;
 pub use staging::StagingDirectory;
 pub use state::{StateReader, StoredParameter};

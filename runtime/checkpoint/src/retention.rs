@@ -24,18 +24,29 @@ pub enum ClearedWhat {
     MovedTo(PathBuf),
 }
 
-/// Which of these steps (`(step, whole)`) may go so that the newest `keep` whole ones stay. At least one whole one always
-/// stays; what is not whole is never in the answer, since it may be a save that goes on just now.
-pub fn plan_deletion(steps: &[(u64, bool)], keep: usize) -> Vec<u64> {
+/// Which checkpoints stay when a newer one was published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// So many of the newest, at least one.
+    pub newest: usize,
+    /// Beside these, those of steps that this number divides.
+    pub every: Option<u64>,
+    /// And that of this step.
+    pub best: Option<u64>,
+}
+
+/// Which of these steps (`(step, whole)`) may go. What is not whole is never in the answer, since it may be a save that goes
+/// on just now.
+pub fn plan_deletion(steps: &[(u64, bool)], keep: Retention) -> Vec<u64> {
     let mut whole: Vec<u64> = steps.iter().filter(|(_, whole)| *whole).map(|(step, _)| *step).collect();
     whole.sort_unstable();
-    whole.truncate(whole.len().saturating_sub(keep.max(1)));
+    whole.truncate(whole.len().saturating_sub(keep.newest.max(1)));
+    whole.retain(|step| keep.best != Some(*step) && !keep.every.is_some_and(|every| step.is_multiple_of(every)));
     whole
 }
 
-/// Deletes all but the newest `keep` whole checkpoints (at least one) and gives the folders that are gone. Call it after a
-/// newer one was published.
-pub fn delete_old(checkpoints: &Path, keep: usize) -> Result<Vec<PathBuf>> {
+/// Deletes whole checkpoints that need not stay and gives the folders that are gone. Call it after a newer one was published.
+pub fn delete_old(checkpoints: &Path, keep: Retention) -> Result<Vec<PathBuf>> {
     let steps = steps(checkpoints)?;
     let states: Vec<_> = steps.iter().map(|(step, directory)| (*step, open_step(directory).is_ok())).collect();
     let plan = plan_deletion(&states, keep);
@@ -108,19 +119,28 @@ mod tests {
     use crate::publish::tests::{save, write_step};
     use crate::publish::{newest_whole, publish, step_directory};
 
+    fn newest(newest: usize) -> Retention {
+        Retention { newest, every: None, best: None }
+    }
+
     #[test]
     fn the_plan_keeps_the_newest_whole_ones() {
-        type Case = (&'static [(u64, bool)], usize, &'static [u64]);
-        let cases: [Case; 6] = [
-            (&[], 1, &[]),
-            (&[(1, true)], 0, &[]),
-            (&[(3, true), (1, true), (2, true)], 1, &[1, 2]),
-            (&[(1, true), (2, true), (3, false)], 1, &[1]),
-            (&[(1, true), (2, false), (3, false)], 1, &[]),
-            (&[(1, true), (2, true)], 5, &[]),
+        type Case = (&'static [(u64, bool)], Retention, &'static [u64]);
+        let all: &[(u64, bool)] = &[(1, true), (2, true), (3, true), (4, true), (5, true)];
+        let cases: [Case; 10] = [
+            (&[], newest(1), &[]),
+            (&[(1, true)], newest(0), &[]),
+            (&[(3, true), (1, true), (2, true)], newest(1), &[1, 2]),
+            (&[(1, true), (2, true), (3, false)], newest(1), &[1]),
+            (&[(1, true), (2, false), (3, false)], newest(1), &[]),
+            (&[(1, true), (2, true)], newest(5), &[]),
+            (all, Retention { best: Some(2), ..newest(1) }, &[1, 3, 4]),
+            (all, Retention { best: Some(5), ..newest(1) }, &[1, 2, 3, 4]),
+            (all, Retention { every: Some(2), ..newest(2) }, &[1, 3]),
+            (all, Retention { every: Some(3), best: Some(1), ..newest(1) }, &[2, 4]),
         ];
         for (steps, keep, expected) in cases {
-            assert_eq!(plan_deletion(steps, keep), expected, "{steps:?} {keep}");
+            assert_eq!(plan_deletion(steps, keep), expected, "{steps:?} {keep:?}");
         }
     }
 
@@ -129,10 +149,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let first = save(folder.path(), 10);
         let (second, manifest) = write_step(folder.path(), 20);
-        assert_eq!(delete_old(folder.path(), 1).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(delete_old(folder.path(), newest(1)).unwrap(), Vec::<PathBuf>::new());
         assert!(first.exists() && second.exists());
         publish(&second, &manifest).unwrap();
-        assert_eq!(delete_old(folder.path(), 1).unwrap(), [first]);
+        assert_eq!(delete_old(folder.path(), newest(1)).unwrap(), [first]);
         assert_eq!(newest_whole(folder.path()).unwrap().0.unwrap().directory, second);
     }
 

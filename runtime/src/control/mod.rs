@@ -12,7 +12,7 @@ pub use checkpoint::CheckpointClient;
 pub use store::ControlStore;
 
 use crate::comm::Activity;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -91,6 +91,7 @@ struct Reports {
     evaluations: Mutex<Vec<EvaluationRecord>>,
     changed: Notify,
     stop: AtomicBool,
+    saves: AtomicU64,
 }
 
 /// The connection to the control plane.
@@ -159,6 +160,11 @@ impl Control {
     /// True once `launch` asked for a stop.
     pub fn stop_requested(&self) -> bool {
         self.reports.stop.load(Ordering::Relaxed)
+    }
+
+    /// How many checkpoints a person asked for so far.
+    pub fn saves_requested(&self) -> u64 {
+        self.reports.saves.load(Ordering::Relaxed)
     }
 
     /// Hands a finished step to the next heartbeat, which goes out at once.
@@ -265,7 +271,9 @@ async fn heartbeat(
         match tokio::time::timeout(SILENCE, client.heartbeat(request.clone())).await {
             Ok(Ok(reply)) => {
                 heard = Instant::now();
-                if reply.into_inner().directive() == Directive::Stop {
+                let reply = reply.into_inner();
+                reports.saves.fetch_max(reply.saves, Ordering::Relaxed);
+                if reply.directive() == Directive::Stop {
                     reports.stop.store(true, Ordering::Relaxed);
                 }
             }

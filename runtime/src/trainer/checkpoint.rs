@@ -130,6 +130,7 @@ impl Trainer {
         }
         // A run that goes on in another type begins with a loss scale of its own, or none.
         self.state.skipped = state.skipped;
+        self.state.best = state.best;
         self.state.loss_scale = self.state.loss_scale.map(|fresh| state.loss_scale.unwrap_or(fresh));
         self.shards.share_state()?;
         self.activity.finished_steps(found.manifest.step);

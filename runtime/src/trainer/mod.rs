@@ -14,7 +14,7 @@ mod step;
 pub use checkpoint::{Progress, saved_cursor};
 pub use run::{Job, Outcome, run};
 pub use snapshot::Snapshot;
-pub use step::{StepOptions, StepOutcome, StepState};
+pub use step::{Best, Requests, StepOptions, StepOutcome, StepState};
 
 use crate::comm::{Activity, CommError, Phase};
 use crate::metrics::{Label, Timeline, Track};
@@ -179,7 +179,7 @@ impl Trainer {
         options: StepOptions,
     ) -> Self {
         let loss_scale = (model.kind() == Kind::Half).then(LossScale::default);
-        let state = StepState { skipped: 0, loss_scale };
+        let state = StepState { loss_scale, ..StepState::default() };
         Trainer {
             model,
             shards,

@@ -1,14 +1,14 @@
 //! A whole run: steps, evaluations, checkpoints, and the model at the end.
 
 use super::checkpoint::Progress;
-use super::step::StepOutcome;
+use super::step::{Best, Requests, StepOutcome};
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use crate::control::Control;
 use crate::metrics::Profile;
 use std::path::{Path, PathBuf};
-use zerofold_checkpoint::Found;
-use zerofold_configs::{Resolved, Strategy};
+use zerofold_checkpoint::{Found, open_step, step_directory};
+use zerofold_configs::{Resolved, Strategy, Training};
 use zerofold_data::{Batch, StepPlan, TokenizedDataset};
 use zerofold_proto::v1::{EvaluationRecord, StepRecord};
 
@@ -41,6 +41,8 @@ pub struct Outcome {
     pub stopped: bool,
     /// Where the model was written; `None` when the run was stopped, or writes none.
     pub model: Option<PathBuf>,
+    /// The step whose model it is.
+    pub model_step: u64,
 }
 
 /// Trains from the start, or from a checkpoint, to the end of the plan or to a requested stop.
@@ -56,27 +58,34 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
     crate::torch::restart_peak(trainer.shards.comm().device());
     let rank = job.control.identity().rank;
     let mut profile = job.config.training.profile.map(|steps| Profile::new(steps, rank, job.config.profile_part(rank)));
+    let (training, mut saves) = (&job.config.training, 0);
     let mut stopped = false;
     while finished < total && !stopped {
         if let Some(profile) = &mut profile {
             profile.before_step(finished + 1, trainer.shards.comm())?;
         }
         let window = trainer.window(job, finished)?;
-        let outcome = trainer.step(finished, &window, job.control.stop_requested())?;
+        let requests = Requests { stop: job.control.stop_requested(), saves: job.control.saves_requested() };
+        let outcome = trainer.step(finished, &window, requests)?;
         finished = outcome.step;
         if let Some(profile) = &mut profile {
             profile.after_step(finished, trainer.shards.timeline());
         }
         trainer.live_peak = trainer.live_peak.max(outcome.live_peak_bytes);
-        stopped = outcome.stop && finished < total;
+        stopped = outcome.requests.stop && finished < total;
         trainer.look_after_save()?;
         trainer.report(job, &outcome);
         let ends = stopped || finished == total;
-        if !stopped && due(job.config.training.eval_strategy, job.config.training.eval_steps, finished, ends, &job.plan)
-        {
-            trainer.evaluate_and_report(job, finished)?;
+        let Training { eval_strategy, eval_steps, save_strategy, save_steps, load_best_model_at_end, .. } = *training;
+        let mut held_out_loss = None;
+        if !stopped && due(eval_strategy, eval_steps, finished, ends, &job.plan) {
+            held_out_loss = trainer.evaluate_and_report(job, finished)?;
         }
-        if due(job.config.training.save_strategy, job.config.training.save_steps, finished, ends, &job.plan) {
+        let asked = std::mem::replace(&mut saves, outcome.requests.saves) < outcome.requests.saves;
+        if asked || due(save_strategy, save_steps, finished, ends, &job.plan) {
+            if let Some(loss) = held_out_loss.filter(|_| load_best_model_at_end) {
+                trainer.state.best = better(trainer.state.best, Best { step: finished, loss });
+            }
             trainer.begin_save(job, &Progress { step: finished })?;
         }
     }
@@ -87,13 +96,27 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
         profile.finish(trainer.shards.timeline());
     }
     if stopped || !job.config.export_model {
-        return Ok(Outcome { steps: finished, stopped, model: None });
+        return Ok(Outcome { steps: finished, stopped, model: None, model_step: 0 });
     }
     if finished > 0 && trainer.state.skipped == finished {
         return Err(TrainError::NothingTaken { steps: finished });
     }
+    let mut model_step = finished;
+    if let Some(best) = trainer.state.best.filter(|best| training.load_best_model_at_end && best.step != finished) {
+        let found = open_step(&step_directory(&training.output_dir.join("checkpoints"), best.step))?;
+        model_step = trainer.restore(&found)?.step;
+    }
     let model = trainer.export(job)?;
-    Ok(Outcome { steps: finished, stopped, model: Some(model) })
+    Ok(Outcome { steps: finished, stopped, model: Some(model), model_step })
+}
+
+/// The checkpoint with the lower loss; of two alike the earlier one. What is not a number is not better than anything.
+fn better(best: Option<Best>, new: Best) -> Option<Best> {
+    match best {
+        Some(best) if new.loss < best.loss => Some(new),
+        None if new.loss.is_finite() => Some(new),
+        best => best,
+    }
 }
 
 /// Whether something with this strategy is done after `finished` steps. Whatever is done at all is done at the end too.
@@ -142,8 +165,9 @@ impl Trainer {
         });
     }
 
-    fn evaluate_and_report(&mut self, job: &Job<'_>, finished: u64) -> Result<(), TrainError> {
-        let Some(held_out) = &job.held_out else { return Ok(()) };
+    /// The held-out loss, if there are held-out rows; the same on every rank.
+    fn evaluate_and_report(&mut self, job: &Job<'_>, finished: u64) -> Result<Option<f64>, TrainError> {
+        let Some(held_out) = &job.held_out else { return Ok(None) };
         let batch_size = job.config.training.per_device_eval_batch_size as usize;
         let evaluation = self.evaluate(held_out, batch_size, PAD_ID)?;
         if job.control.identity().rank == 0 {
@@ -154,7 +178,7 @@ impl Trainer {
                 seconds: evaluation.elapsed.as_secs_f64(),
             });
         }
-        Ok(())
+        Ok(Some(evaluation.loss))
     }
 }
 

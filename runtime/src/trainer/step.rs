@@ -43,6 +43,28 @@ pub struct StepState {
     pub skipped: u64,
     /// The loss scale; only float16 has one.
     pub loss_scale: Option<LossScale>,
+    /// The best checkpoint, where a run looks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
+}
+
+/// What a rank is asked to do after a step. Over all ranks it is the most that any was asked for, so they agree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// Leave.
+    pub stop: bool,
+    /// How many checkpoints were asked for so far.
+    pub saves: u64,
+}
+
+/// The checkpoint with the lowest held-out loss so far.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// Its step.
+    pub step: u64,
+    /// Its held-out loss.
+    pub loss: f64,
 }
 
 /// What one step gave, over all ranks.
@@ -77,24 +99,27 @@ pub struct StepOutcome {
     /// The largest rank's peak of live tensors since the last step's gradients were there, in bytes; 0 where they are not
     /// counted.
     pub live_peak_bytes: u64,
-    /// True when any rank was asked to stop: all ranks agree.
-    pub stop: bool,
+    /// What is asked for after it.
+    pub requests: Requests,
 }
 
 impl Trainer {
     /// Takes the optimizer step that follows `finished` finished ones, on this rank's micro-batches of the window.
-    /// `stop` tells that this rank was asked to stop.
-    pub fn step(&mut self, finished: u64, window: &[Batch], stop: bool) -> Result<StepOutcome, TrainError> {
+    /// `requests` is what this rank is asked to do after it.
+    pub fn step(&mut self, finished: u64, window: &[Batch], requests: Requests) -> Result<StepOutcome, TrainError> {
         let _no_grad = tch::no_grad_guard();
         let (began, traffic) = (Instant::now(), self.shards.comm().traffic());
         let step = finished + 1;
 
         // How much each token weighs has to be known before the first backward.
         let count = |of: fn(&Batch) -> usize| window.iter().map(of).sum::<usize>() as f64;
-        let mine = [count(|batch| batch.tokens), count(|batch| batch.supervised), f64::from(u8::from(stop))];
+        let (tokens, supervised) = (count(|batch| batch.tokens), count(|batch| batch.supervised));
+        let mine = [tokens, supervised, f64::from(u8::from(requests.stop)), requests.saves as f64];
         let all = self.shards.comm().exchange(&mine)?;
         let total = |index: usize| all.iter().map(|numbers| numbers[index]).sum::<f64>();
-        let (tokens, supervised_tokens, stop) = (total(0), total(1), total(2) > 0.0);
+        let (tokens, supervised_tokens) = (total(0), total(1));
+        let saves = all.iter().map(|numbers| numbers[3] as u64).max().unwrap_or(0);
+        let requests = Requests { stop: total(2) > 0.0, saves };
         if supervised_tokens == 0.0 {
             return Err(TrainError::NothingSupervised { step });
         }
@@ -165,7 +190,7 @@ impl Trainer {
             logical_bytes: now.logical_bytes - traffic.logical_bytes,
             peak_memory_bytes: largest(2),
             live_peak_bytes: largest(3),
-            stop,
+            requests,
         })
     }
 

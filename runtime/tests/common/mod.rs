@@ -17,7 +17,7 @@ use zerofold_runtime::model::{Llama, ModelConfig};
 use zerofold_runtime::optim::{LossScale, Schedule, ScheduleKind};
 use zerofold_runtime::shard::{Kinds, ShardOptions, Shards};
 use zerofold_runtime::torch::AdamW;
-use zerofold_runtime::trainer::{StepOptions, StepOutcome, Trainer};
+use zerofold_runtime::trainer::{Requests, StepOptions, StepOutcome, Trainer};
 
 pub(crate) const STAGES: [Stage; 4] = [Stage::Zero, Stage::One, Stage::Two, Stage::Three];
 
@@ -187,7 +187,7 @@ impl Spec {
         let rank = comm.rank();
         let mut trainer = self.trainer(comm, activity);
         let outcomes = (0..self.steps())
-            .map(|step| trainer.step(step, &self.window(&dataset, step, rank), false).unwrap())
+            .map(|step| trainer.step(step, &self.window(&dataset, step, rank), Requests::default()).unwrap())
             .collect();
         trainer.shards.forget_gathered().unwrap();
         trainer.shards.comm().barrier().unwrap();

@@ -20,7 +20,7 @@ use zerofold_runtime::model::Llama;
 use zerofold_runtime::optim::{Schedule, ScheduleKind};
 use zerofold_runtime::shard::{Kinds, ShardOptions, Shards};
 use zerofold_runtime::torch::{AdamW, memory};
-use zerofold_runtime::trainer::{StepOptions, Trainer};
+use zerofold_runtime::trainer::{Requests, StepOptions, Trainer};
 
 /// Ranks of the measured jobs.
 const RANKS: usize = 2;
@@ -101,9 +101,9 @@ impl MemorySpec {
         let window = [batch.clone(), batch];
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
         zerofold_runtime::torch::restart_peak(Device::Cpu);
-        trainer.step(0, &window, false).unwrap();
+        trainer.step(0, &window, Requests::default()).unwrap();
         seen.borrow_mut().clear();
-        let outcome = trainer.step(1, &window, false).unwrap();
+        let outcome = trainer.step(1, &window, Requests::default()).unwrap();
         trainer.shards.forget_gathered().unwrap();
         let all = seen.borrow();
         let points = (0..POINTS).map(|point| all[point * (all.len() - 1) / (POINTS - 1)]).collect();

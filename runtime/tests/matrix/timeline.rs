@@ -10,6 +10,7 @@ use std::sync::Arc;
 use zerofold_configs::{ProfileSteps, Stage};
 use zerofold_runtime::comm::{Activity, Collectives};
 use zerofold_runtime::metrics::Profile;
+use zerofold_runtime::trainer::Requests;
 
 const STEPS: u64 = 4;
 const PROFILED: &str = "2..3";
@@ -25,7 +26,7 @@ pub(crate) fn record(spec: &Spec, folder: &Path, comm: Rc<dyn Collectives>, acti
     let mut outcomes = Vec::new();
     for step in 0..STEPS {
         profile.before_step(step + 1, trainer.shards.comm()).unwrap();
-        outcomes.push(trainer.step(step, &spec.window(&dataset, step, rank), false).unwrap());
+        outcomes.push(trainer.step(step, &spec.window(&dataset, step, rank), Requests::default()).unwrap());
         profile.after_step(step + 1, trainer.shards.timeline());
     }
     trainer.shards.forget_gathered().unwrap();

@@ -23,7 +23,7 @@ pub(crate) fn take_steps(rank: &Rank, spec: &Spec) -> Value {
     let mut lengths = vec![rank.log().len()];
     let mut bits = Vec::new();
     for step in 0..spec.steps() {
-        let outcome = trainer.step(step, &spec.window(&dataset, step, rank.rank), false).unwrap();
+        let outcome = trainer.step(step, &spec.window(&dataset, step, rank.rank), Requests::default()).unwrap();
         bits.push((outcome.loss.to_bits(), outcome.grad_norm.to_bits()));
         lengths.push(rank.log().len());
     }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use zerofold_configs::Stage;
 use zerofold_runtime::comm::{Collectives, CommError};
+use zerofold_runtime::trainer::Requests;
 
 /// How long ranks may wait for one that is gone.
 const SOON: Duration = Duration::from_secs(2);
@@ -67,7 +68,7 @@ pub(crate) fn train_until_failure(rank: &Rank, spec: &Spec) -> Value {
     let mut finished = 0;
     let (error, began) = loop {
         let began = Instant::now();
-        match trainer.step(finished, &spec.window(&dataset, finished, rank.rank), false) {
+        match trainer.step(finished, &spec.window(&dataset, finished, rank.rank), Requests::default()) {
             Ok(_) => finished += 1,
             Err(error) => break (error, began),
         }

@@ -1,0 +1,81 @@
+//! When checkpoints are saved, which stay, and which becomes the model.
+
+use std::path::Path;
+
+use zerofold_tests::{Metrics, Scene, checkpoints, fixture};
+
+const MODEL: &str = "tiny-llama";
+const JOB: &str = "--nproc 2 --zero_stage 3 --per_device_train_batch_size 5 --learning_rate 1e-3";
+
+/// The steps of a run that are saved.
+fn saved(run: &Path) -> Vec<u64> {
+    let steps = checkpoints(run).into_iter().filter(|step| step.join("manifest.json").is_file());
+    let number = |step: std::path::PathBuf| step.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok();
+    steps.filter_map(number).collect()
+}
+
+#[test]
+fn a_signal_asks_for_a_checkpoint_and_the_run_goes_on() {
+    let scene = Scene::new();
+    let run = scene.path("run");
+    let words = "--max_steps 100000 --save_strategy no --lr_scheduler_type constant";
+    let mut running = scene.train(MODEL, "run", JOB).words(words).start();
+    running.wait_for("a step", || (Metrics::of(&run).count() >= 1).then_some(()));
+    let mut newest = 0;
+    for _ in 0..2 {
+        running.signal(libc::SIGUSR1);
+        newest = running.wait_for("a newer checkpoint", || saved(&run).last().copied().filter(|&step| step > newest));
+    }
+    running.wait_for("more steps", || (Metrics::of(&run).count() as u64 > newest + 3).then_some(()));
+    running.signal(libc::SIGTERM);
+    let ended = running.finish();
+    assert_eq!(ended.code, Some(143), "{ended}");
+    ended.assert_says(&["SIGUSR1: a checkpoint is saved after the current step"]);
+    assert_eq!(saved(&run).len(), 2, "one for each signal: {:?}", saved(&run));
+    assert_eq!(saved(&run).last(), Some(&newest));
+    scene.train(MODEL, "run", JOB).words("--max_steps 1 --resume").run().assert_done();
+}
+
+#[test]
+fn as_many_checkpoints_stay_as_are_asked_for() {
+    let scene = Scene::new();
+    let words = "--max_steps 7 --save_steps 1 --save_total_limit 2 --save_keep_every 3";
+    scene.train(MODEL, "run", JOB).words(words).run().assert_done();
+    assert_eq!(saved(&scene.path("run")), [3, 6, 7]);
+    scene.train(MODEL, "all", JOB).words("--max_steps 3 --save_steps 1 --save_total_limit 0").run().assert_done();
+    assert_eq!(saved(&scene.path("all")), [1, 2, 3]);
+}
+
+/// A learning rate that soon makes things worse: the best checkpoint is an early one.
+#[test]
+fn the_best_checkpoint_stays_and_becomes_the_model() {
+    let scene = Scene::new();
+    let train = |run: &str, steps: u32| {
+        let words = "--eval_strategy steps --eval_steps 1 --save_steps 1 --save_total_limit 1 --load_best_model_at_end \
+                     --learning_rate 0.3 --lr_scheduler_type constant_with_warmup --warmup_steps 12";
+        let job = scene.train(MODEL, run, JOB).words(words).words(&format!("--max_steps {steps}"));
+        job.with("--eval_dataset", fixture("data/rows.jsonl"))
+    };
+    let ended = train("run", 6).run();
+    ended.assert_done();
+    let run = scene.path("run");
+    let loss = |evaluation: &serde_json::Value| evaluation["eval_loss"].as_f64().unwrap();
+    let evaluations = Metrics::of(&run).evaluations();
+    let best = evaluations.iter().min_by(|one, other| loss(one).total_cmp(&loss(other))).unwrap();
+    let best = best["step"].as_u64().unwrap();
+    assert!((1..6).contains(&best), "the rate is to be such that the best is not the last: {evaluations:?}");
+    assert_eq!(saved(&run), [best, 6]);
+    assert!(ended.out.contains(&format!("(of step {best}, whose held-out loss is the lowest)")), "{ended}");
+
+    // The model is that of a run that ended there, which has the same steps.
+    let short = scene.train(MODEL, "short", JOB).words(&format!("--max_steps {best} --learning_rate 0.3"));
+    short.words("--lr_scheduler_type constant_with_warmup --warmup_steps 12").run().assert_done();
+    let model = |run: &str| std::fs::read(scene.path(run).join("model/model.safetensors")).unwrap();
+    assert!(model("run") == model("short"));
+
+    // What was the best is known after going on as well.
+    let ended = train("run", 8).words("--resume").run();
+    ended.assert_done();
+    assert_eq!(saved(&run), [best, 8]);
+    assert!(model("run") == model("short"));
+}
