@@ -25,6 +25,11 @@ impl Process {
         Some(line.strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
     }
 
+    /// Whether a signal has stopped it.
+    pub fn is_stopped(&self) -> bool {
+        self.line("status", "State").is_some_and(|state| state.starts_with('T'))
+    }
+
     /// Bytes that it has read by calls to the system so far; `None` once it has ended.
     pub fn bytes_read(&self) -> Option<u64> {
         self.line("io", "rchar")?.parse().ok()
@@ -123,6 +128,11 @@ impl Running {
     pub fn finish(mut self) -> Ended {
         let status = wait_for("the end of launch", || self.try_wait());
         self.ended(status)
+    }
+
+    /// Whether `launch` is no more.
+    pub fn has_ended(&mut self) -> bool {
+        self.try_wait().is_some()
     }
 
     fn try_wait(&mut self) -> Option<ExitStatus> {

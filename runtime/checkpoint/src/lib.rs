@@ -7,6 +7,7 @@
 //!   reports a [`Part`]; the launcher assembles the [`Manifest`] and publishes it. Publishing is the commit: a step's folder
 //!   without a manifest is no checkpoint.
 //! - [`units`], [`state`]: where parameters lie in it, and how any other layout reads them.
+//! - [`fault`]: where tests kill a process that saves.
 //! - [`disk`]: free space, syncing, names that may not leave their folder.
 //!
 //! Errors are [`CheckpointError`]: what, where, the values, and on a last line what to do.
@@ -18,6 +19,7 @@ pub mod disk;
 pub mod dtype;
 pub mod error;
 pub mod export;
+pub mod fault;
 pub mod header;
 pub mod manifest;
 pub mod model_files;

@@ -5,6 +5,7 @@
 
 use crate::disk::{Rename, list, read_bounded, rename_with, sync_directory, unique_suffix, write_new};
 use crate::error::{CheckpointError, Result};
+use crate::fault;
 use crate::manifest::{FORMAT_VERSION, FileEntry, Manifest};
 use crate::reader::SafetensorsReader;
 use crate::writer::digest_file;
@@ -59,6 +60,7 @@ pub fn publish(step_directory: &Path, manifest: &Manifest) -> Result<()> {
     let path = step_directory.join(MANIFEST_FILE);
     let mut content = serde_json::to_vec_pretty(manifest).map_err(|error| CheckpointError::bad_json(&path, error))?;
     content.push(b'\n');
+    fault::reach(fault::COLLECTED);
     // The names of the files must last before the manifest does.
     sync_directory(step_directory)?;
     let temporary = step_directory.join(format!("{MANIFEST_FILE}.partial-{}", unique_suffix()));
@@ -66,6 +68,7 @@ pub fn publish(step_directory: &Path, manifest: &Manifest) -> Result<()> {
     // After a rename it is gone already; one that stays is harmless.
     let _ = fs::remove_file(&temporary);
     published?;
+    fault::reach(fault::PUBLISHED);
     sync_directory(step_directory)?;
     step_directory.parent().map_or(Ok(()), sync_directory)
 }

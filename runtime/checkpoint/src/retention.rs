@@ -2,6 +2,7 @@
 
 use crate::disk::{list, sync_directory, unique_suffix};
 use crate::error::{CheckpointError, Result};
+use crate::fault;
 use crate::publish::{MANIFEST_FILE, open_step, steps};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -105,6 +106,7 @@ fn remove_step(directory: &Path) -> Result<()> {
     if manifest.exists() {
         fs::remove_file(&manifest).map_err(CheckpointError::io("delete", &manifest))?;
         sync_directory(directory)?;
+        fault::reach(fault::DELETING);
     }
     for path in list(directory)? {
         // Nobody writes folders here: one is somebody else's, and the error says so.

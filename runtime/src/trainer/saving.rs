@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use zerofold_checkpoint::{CheckpointError, FileEntry, Part, ensure_room, shard_file_name};
+use zerofold_checkpoint::{CheckpointError, FileEntry, Part, ensure_room, fault, shard_file_name};
 
 /// How long the other ranks may take to write their parts.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(1800);
@@ -42,6 +42,7 @@ pub(super) struct Share {
 
 impl Share {
     fn write(&mut self) -> Result<(), ShardError> {
+        fault::reach(fault::BEGIN);
         // Ranks do this at the same time; one of them, or several, make it.
         let create = |path: &Path| std::fs::create_dir_all(path);
         create(&self.directory).map_err(|source| CheckpointError::Io {
@@ -56,6 +57,7 @@ impl Share {
             let file: FileEntry = snapshot.write(&self.directory, &name)?;
             self.part.files = vec![file];
         }
+        fault::reach(fault::WRITTEN);
         Ok(())
     }
 }

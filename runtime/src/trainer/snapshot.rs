@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tch::{Device, Kind, Tensor};
-use zerofold_checkpoint::{Dtype, FileEntry, STATES, SafetensorsWriter, TensorEntry, TensorRange};
+use zerofold_checkpoint::{Dtype, FileEntry, STATES, SafetensorsWriter, TensorEntry, TensorRange, fault};
 
 /// Elements that are written at a time: so long at most does a step wait for a piece that is being written.
 const PIECE: usize = 1 << 20;
@@ -155,6 +155,7 @@ impl Snapshot {
         let _writing = Writing(&self.held);
         let mut writer = SafetensorsWriter::create(&directory.join(name), &self.entries, &BTreeMap::new())?;
         while let Some(mut piece) = self.held.next() {
+            fault::reach(fault::WRITING);
             let values = match &mut piece.source {
                 Source::InPlace(tensor) => values(tensor)?,
                 Source::Copied(values) => values,

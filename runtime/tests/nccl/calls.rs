@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use zerofold_configs::{Sharding, Stage};
+use zerofold_runtime::trainer::Requests;
 
 /// Set to write the files anew. What holds for any step is checked first.
 const WRITE: &str = "ZEROFOLD_WRITE_CALLS";
