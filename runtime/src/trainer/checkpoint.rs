@@ -12,6 +12,7 @@ use crate::comm::Phase;
 use crate::control::Identity;
 use crate::shard::{ShardError, fill_by_float_chunks};
 use std::collections::BTreeSet;
+use std::time::Instant;
 use zerofold_checkpoint::{Found, Part, STATES, SavedParameter, SavedUnit, StateReader, digest_units, step_directory};
 use zerofold_data::Cursor;
 use zerofold_plan::{Layout, UnitLayout};
@@ -60,6 +61,7 @@ impl Trainer {
     /// under way is waited for first.
     pub(super) fn begin_save(&mut self, job: &Job<'_>, progress: &Progress) -> Result<(), TrainError> {
         self.finish_save()?;
+        let began = Instant::now();
         let identity = job.control.identity();
         let checkpoints = job.config.training.output_dir.join("checkpoints");
         let part = self.part(identity, progress, &job.plan.cursor(progress.step));
@@ -69,7 +71,7 @@ impl Trainer {
         let elements: usize = self.shards.layout().units.iter().map(numel).sum();
         let room = (STATES.len() * size_of::<f32>() * elements) as u64;
         let share = Share { directory: step_directory(&checkpoints, progress.step), part, snapshot, room };
-        self.saving = Some(Saving::begin(share, job.control.checkpoints())?);
+        self.saving = Some(Saving::begin(share, job.control.checkpoints(), began)?);
         Ok(())
     }
 
@@ -109,6 +111,7 @@ impl Trainer {
     /// Reads what this rank owns out of a checkpoint, and makes it the state to go on from.
     pub fn restore(&mut self, found: &Found) -> Result<Progress, TrainError> {
         self.enter(Phase::Loading);
+        let began = Instant::now();
         let saved = StateReader::open(found)?;
         self.check_parameters(&saved)?;
         let state: StepState = from_state(found, OPTIMIZER, "the optimizer's state")?;
@@ -134,6 +137,8 @@ impl Trainer {
         self.state.loss_scale = self.state.loss_scale.map(|fresh| state.loss_scale.unwrap_or(fresh));
         self.shards.share_state()?;
         self.activity.finished_steps(found.manifest.step);
+        let (step, millis) = (found.manifest.step, began.elapsed().as_millis());
+        tracing::info!("read the checkpoint of step {step} in {millis} ms");
         Ok(Progress { step: found.manifest.step })
     }
 

@@ -17,6 +17,8 @@ const COMMIT_DEADLINE: Duration = Duration::from_secs(1800);
 pub(super) struct Saving {
     step: u64,
     began: Instant,
+    /// How long training stood still for it.
+    waited: Duration,
     held: Option<Arc<Held>>,
     thread: Option<JoinHandle<Result<Outcome, ControlError>>>,
 }
@@ -63,8 +65,8 @@ impl Share {
 }
 
 impl Saving {
-    /// Begins to write.
-    pub(super) fn begin(mut share: Share, control: CheckpointClient) -> Result<Self, TrainError> {
+    /// Begins to write. Training has stood still for it since `began`.
+    pub(super) fn begin(mut share: Share, control: CheckpointClient, began: Instant) -> Result<Self, TrainError> {
         let (step, held) = (share.part.step, share.snapshot.as_ref().map(Snapshot::held));
         let save = move || {
             let written = share.write();
@@ -77,7 +79,7 @@ impl Saving {
         };
         let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(save);
         let thread = thread.map_err(TrainError::Thread)?;
-        Ok(Saving { step, began: Instant::now(), held, thread: Some(thread) })
+        Ok(Saving { step, began, waited: began.elapsed(), held, thread: Some(thread) })
     }
 
     /// Lets the state change: what is not written yet is copied, or waited for where `copies` is false.
@@ -85,8 +87,8 @@ impl Saving {
         if let Some(held) = self.held.take() {
             let began = Instant::now();
             let bytes = held.release(copies)?;
-            let (step, millis) = (self.step, began.elapsed().as_millis());
-            tracing::debug!("the step waited {millis} ms for the checkpoint of step {step}; {bytes} bytes were copied");
+            self.waited += began.elapsed();
+            tracing::debug!("{bytes} bytes of the checkpoint of step {} were copied", self.step);
         }
         Ok(())
     }
@@ -99,12 +101,15 @@ impl Saving {
     /// Waits until the checkpoint is committed, or known to have failed, which does not end the run.
     pub(super) fn finish(mut self) -> Result<(), TrainError> {
         let Some(thread) = self.thread.take() else { return Ok(()) };
-        let step = self.step;
+        let (step, came) = (self.step, Instant::now());
         let outcome = thread.join().unwrap_or_else(|_| Ok(Outcome::Failed("its thread panicked".to_owned())));
         match outcome? {
             Outcome::Committed => {
                 let millis = self.began.elapsed().as_millis();
-                tracing::info!("the checkpoint of step {step} was committed after {millis} ms");
+                let waited = (self.waited + came.elapsed()).as_millis();
+                tracing::info!(
+                    "the checkpoint of step {step} was committed after {millis} ms; steps waited {waited} ms"
+                );
             }
             // Standard output goes to the log alone: `launch` tells people.
             Outcome::Failed(reason) => println!("no checkpoint of step {step}: {reason}"),
