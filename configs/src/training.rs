@@ -169,7 +169,7 @@ keys! {
         grad_accum_dtype: StateType = (computed "the type of master_dtype"), Allowed::Any, Job;
         /// When gradients are NaN or infinite: end the run and say where, or skip the step
         nonfinite_gradients: NonFinite = "stop", Allowed::Any, Optimizer;
-        /// The collectives: nccl on GPUs, shm (one host) or gloo on the CPU, single for one process
+        /// The collectives: nccl on GPUs, shm or gloo on the CPU, single for one process
         backend: Backend = (computed "nccl, shm on the CPU, single for one process"), Allowed::Any, Job;
         /// Round the factors of float32 matrix products to TF32: faster on GPUs, less exact
         tf32: bool = "false", Allowed::Any, Job;

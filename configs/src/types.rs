@@ -66,7 +66,7 @@ choice! {
         Nccl = "nccl",
         /// Gloo over TCP: several processes.
         Gloo = "gloo",
-        /// Shared memory: several processes of one host.
+        /// Shared memory between the processes of a host, Gloo between hosts.
         Shm = "shm",
         /// No communication: one process.
         Single = "single",

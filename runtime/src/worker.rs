@@ -1,6 +1,6 @@
 //! One rank: joins the job, builds model, shards and trainer, trains, leaves.
 
-use crate::comm::{Activity, Collectives, CommError, Gloo, Nccl, Phase, Shm, Single};
+use crate::comm::{Activity, Collectives, CommError, Gloo, Nccl, Phase, Rendezvous, Single};
 use crate::control::{Control, ControlError, Identity};
 use crate::device;
 use crate::gpu::{self, GpuError};
@@ -222,7 +222,10 @@ pub(crate) fn connect(
         Backend::Gloo => {
             Rc::new(Gloo::connect(store, rank, world_size, &environment.host, COLLECTIVE_TIMEOUT, activity)?)
         }
-        Backend::Shm => Rc::new(Shm::connect(store.as_ref(), rank, world_size, COLLECTIVE_TIMEOUT, activity)?),
+        Backend::Shm => {
+            let (interface, timeout) = (environment.host.as_str(), COLLECTIVE_TIMEOUT);
+            Rendezvous { store, rank, world_size, interface, timeout, activity }.connect()?
+        }
         Backend::Nccl => {
             let nccl = Nccl::connect(store, rank, world_size, device, COLLECTIVE_TIMEOUT, activity)?;
             let abort = nccl.abort_handle();

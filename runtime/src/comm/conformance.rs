@@ -4,25 +4,25 @@ use super::tests::{Backend, tensor};
 use super::*;
 
 /// Types that collectives are used with, and some that they are not.
-const KINDS: [Kind; 6] = [Kind::Float, Kind::Double, Kind::BFloat16, Kind::Half, Kind::Int64, Kind::Uint8];
+pub(super) const KINDS: [Kind; 6] = [Kind::Float, Kind::Double, Kind::BFloat16, Kind::Half, Kind::Int64, Kind::Uint8];
 
 /// Where tensors lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Memory {
+pub(super) enum Memory {
     /// Wherever libtorch puts them.
     Any,
     /// Where the backend wants them.
     Allocated,
 }
 
-const MEMORIES: [Memory; 2] = [Memory::Any, Memory::Allocated];
+pub(super) const MEMORIES: [Memory; 2] = [Memory::Any, Memory::Allocated];
 
 /// What a rank asks for: elements of a shard and their type.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Case {
-    length: i64,
-    kind: Kind,
-    memory: Memory,
+pub(super) struct Case {
+    pub(super) length: i64,
+    pub(super) kind: Kind,
+    pub(super) memory: Memory,
 }
 
 impl Case {
@@ -42,7 +42,7 @@ impl Case {
     }
 
     /// All collectives, apart and in place, started together; their outputs as bytes.
-    fn run(&self, comm: &dyn Collectives) -> Vec<Vec<u8>> {
+    pub(super) fn run(&self, comm: &dyn Collectives) -> Vec<Vec<u8>> {
         let (ranks, rank) = (comm.world_size() as i64, comm.rank() as i64);
         let full = tensor(comm.rank(), (self.length * ranks) as usize, self.kind);
         let shard = full.narrow(0, 0, self.length);
@@ -81,7 +81,7 @@ impl Case {
 }
 
 /// The bytes of a tensor.
-fn bytes(tensor: &Tensor) -> Vec<u8> {
+pub(super) fn bytes(tensor: &Tensor) -> Vec<u8> {
     let mut bytes = vec![0; tensor.numel() * element_size(tensor)];
     tensor.copy_data_u8(&mut bytes, tensor.numel());
     bytes

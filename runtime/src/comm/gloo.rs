@@ -4,14 +4,14 @@
 //! what that one needs, straight from and into the flat buffers, and sums arrive parts in rank order. That sends the
 //! (N − 1)/N of the buffer that a ring would, copies nothing besides, and fixes the order of additions.
 
+use super::ledger::Ledger;
 use super::store::Context;
 use super::{
-    ALL_GATHER, Activity, Collectives, CommError, Pending, REDUCE_SCATTER, Stopwatch, Store, Traffic, check_pair,
-    element_size,
+    ALL_GATHER, Activity, Collectives, CommError, Pending, REDUCE_SCATTER, Store, Traffic, bytes_of, check_pair, cut,
 };
-use crate::metrics::{Begun, Timeline, Track, Transfer};
+use crate::metrics::{Timeline, Track};
 use crate::torch::{self, ShimError, add, checked, handle};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::ffi::{CString, c_int, c_void};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,10 +46,7 @@ impl Drop for Work {
 /// The connection of one rank to all others, which all of its axes share.
 struct Link {
     raw: *mut c_void,
-    activity: Arc<Activity>,
-    traffic: Cell<Traffic>,
-    /// A collective's span ends when it was waited for: Gloo does not tell when it was done.
-    timeline: Timeline,
+    ledger: Rc<Ledger>,
     /// Where reduce-scatters receive the other ranks' parts: as many as were ever under way at once.
     spare: RefCell<Vec<Tensor>>,
     // Dropped after `raw` is freed: Gloo may call the store until then.
@@ -69,9 +66,7 @@ impl Link {
         // SAFETY: group and tensor are live; Gloo holds its own reference to the tensor.
         let status = unsafe { torch::zf_gloo_send(self.raw, handle(tensor), peer as c_int, tag(sequence), &mut raw) };
         checked(status).map_err(|source| CommError::Peer { call, sequence, peer, source })?;
-        let mut traffic = self.traffic.get();
-        traffic.sent_bytes += (tensor.numel() * element_size(tensor)) as u64;
-        self.traffic.set(traffic);
+        self.ledger.sends(bytes_of(tensor));
         Ok(Work { raw, peer })
     }
 
@@ -82,16 +77,6 @@ impl Link {
             unsafe { torch::zf_gloo_receive(self.raw, handle(tensor), peer as c_int, tag(sequence), &mut raw) };
         checked(status).map_err(|source| CommError::Peer { call, sequence, peer, source })?;
         Ok(Work { raw, peer })
-    }
-
-    /// Takes the sequence number of a collective over `full`, and begins its span.
-    fn begin(&self, track: Track, full: &Tensor) -> (u64, Begun) {
-        let bytes = (full.numel() * element_size(full)) as u64;
-        let mut traffic = self.traffic.get();
-        traffic.logical_bytes += bytes;
-        self.traffic.set(traffic);
-        let sequence = self.activity.next_collective();
-        (sequence, self.timeline.begin_transfer(track, Transfer { sequence, bytes }))
     }
 
     /// Takes space for at least `count` elements of `kind`: a spare one that is large enough and not much larger, which
@@ -121,6 +106,7 @@ fn tag(sequence: u64) -> c_int {
 }
 
 /// A group of ranks connected by Gloo: all of a job, or an axis of its mesh.
+#[derive(Clone)]
 pub struct Gloo {
     link: Rc<Link>,
     /// The group's ranks by their place in it, as the link counts them.
@@ -156,15 +142,65 @@ impl Gloo {
             )
         })
         .map_err(backend)?;
-        let (traffic, timeline, spare) = (Cell::default(), Timeline::default(), RefCell::default());
-        let link = Link { raw, activity, traffic, timeline, spare, _context: context };
+        let link = Link { raw, ledger: Ledger::new(activity), spare: RefCell::default(), _context: context };
         Ok(Gloo { link: Rc::new(link), ranks: (0..world_size).collect(), place: rank })
+    }
+
+    /// The account that this connection keeps.
+    pub(super) fn ledger(&self) -> &Rc<Ledger> {
+        &self.link.ledger
+    }
+
+    /// The group of those `ranks` of this group.
+    pub(super) fn part(&self, ranks: &[usize]) -> Result<Self, CommError> {
+        let wrong = || CommError::Axis { rank: self.place, world_size: self.ranks.len(), ranks: ranks.to_vec() };
+        let place = ranks.iter().position(|&rank| rank == self.place).ok_or_else(wrong)?;
+        let ranks = ranks.iter().map(|&rank| self.ranks.get(rank).copied().ok_or_else(wrong));
+        Ok(Gloo { link: self.link.clone(), ranks: ranks.collect::<Result<_, _>>()?, place })
     }
 
     /// The other places of the group, beginning with the next one, so that not all send to the first at once.
     fn peers(&self) -> impl Iterator<Item = usize> + use<> {
         let (place, count) = (self.place, self.ranks.len());
         (1..count).map(move |distance| (place + distance) % count)
+    }
+
+    /// The messages of the all-gather with that number: every rank's part, one for each rank, of which this rank has its own.
+    pub(super) fn gather(&self, sequence: u64, parts: &[Tensor]) -> Result<Pending, CommError> {
+        let mut works = Vec::with_capacity(2 * self.ranks.len());
+        for peer in self.peers() {
+            works.push(self.link.receive(ALL_GATHER, sequence, &parts[peer], self.ranks[peer])?);
+            works.push(self.link.send(ALL_GATHER, sequence, &parts[self.place], self.ranks[peer])?);
+        }
+        let link = self.link.clone();
+        Ok(Pending::new(move || link.finish(works, ALL_GATHER, sequence)))
+    }
+
+    /// The messages and sums of the reduce-scatter with that number: this rank's addends, one for each rank, whose contents are
+    /// lost. `shard` may be this rank's own.
+    pub(super) fn reduce(&self, sequence: u64, shard: &Tensor, addends: Vec<Tensor>) -> Result<Pending, CommError> {
+        let (count, place) = (self.ranks.len(), self.place);
+        let (shard, length) = (shard.f_view([-1])?, shard.numel() as i64);
+        let received = self.link.take_space(length * (count as i64 - 1), addends[place].kind())?;
+        let mut works = Vec::with_capacity(2 * count);
+        // Other ranks' parts lie in `received` by place, this rank's left out.
+        let slot = move |peer: usize| (peer - usize::from(peer > place)) as i64;
+        for peer in self.peers() {
+            let space = received.f_narrow(0, slot(peer) * length, length)?;
+            works.push(self.link.receive(REDUCE_SCATTER, sequence, &space, self.ranks[peer])?);
+            works.push(self.link.send(REDUCE_SCATTER, sequence, &addends[peer], self.ranks[peer])?);
+        }
+        let link = self.link.clone();
+        Ok(Pending::new(move || {
+            link.finish(works, REDUCE_SCATTER, sequence)?;
+            let parts = (0..count).map(|peer| match peer == place {
+                true => Ok(addends[place].shallow_clone()),
+                false => received.f_narrow(0, slot(peer) * length, length),
+            });
+            sum_in_order(&shard, parts.collect::<Result<Vec<_>, _>>()?)?;
+            link.spare.borrow_mut().push(received);
+            Ok(())
+        }))
     }
 }
 
@@ -178,71 +214,34 @@ impl Collectives for Gloo {
     }
 
     fn axis(&self, ranks: &[usize]) -> Result<Rc<dyn Collectives>, CommError> {
-        let wrong = || CommError::Axis { rank: self.place, world_size: self.ranks.len(), ranks: ranks.to_vec() };
-        let place = ranks.iter().position(|&rank| rank == self.place).ok_or_else(wrong)?;
-        let ranks = ranks.iter().map(|&rank| self.ranks.get(rank).copied().ok_or_else(wrong));
-        Ok(Rc::new(Gloo { link: self.link.clone(), ranks: ranks.collect::<Result<_, _>>()?, place }))
+        Ok(Rc::new(self.part(ranks)?))
     }
 
     fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
         check_pair(ALL_GATHER, full, shard, self.ranks.len(), Device::Cpu)?;
-        let (sequence, span) = self.link.begin(Track::Gathers, full);
-        let (full, length) = (full.f_view([-1])?, shard.numel() as i64);
-        let part = |place: usize| full.f_narrow(0, place as i64 * length, length);
-        let mut mine = part(self.place)?;
+        let collective = self.link.ledger.begin(Track::Gathers, bytes_of(full));
+        let mut parts = cut(full, self.ranks.len())?;
+        let mine = &mut parts[self.place];
         if mine.data_ptr() != shard.data_ptr() {
             mine.f_copy_(&shard.f_view([-1])?)?;
         }
-        let mut works = Vec::with_capacity(2 * self.ranks.len());
-        for peer in self.peers() {
-            works.push(self.link.receive(ALL_GATHER, sequence, &part(peer)?, self.ranks[peer])?);
-            works.push(self.link.send(ALL_GATHER, sequence, &mine, self.ranks[peer])?);
-        }
-        let link = self.link.clone();
-        Ok(Pending::new(move || {
-            let _watch = Stopwatch::start(&link.traffic, &link.timeline);
-            link.finish(works, ALL_GATHER, sequence)?;
-            link.timeline.end(span);
-            Ok(())
-        }))
+        let gather = self.gather(collective.sequence(), &parts)?;
+        Ok(collective.after(gather))
     }
 
     fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
         check_pair(REDUCE_SCATTER, full, shard, self.ranks.len(), Device::Cpu)?;
-        let (sequence, span) = self.link.begin(Track::Reductions, full);
-        let (count, place) = (self.ranks.len(), self.place);
-        let (full, shard, length) = (full.f_view([-1])?, shard.f_view([-1])?, shard.numel() as i64);
-        let received = self.link.take_space(length * (count as i64 - 1), full.kind())?;
-        let mut works = Vec::with_capacity(2 * count);
-        // Other ranks' parts lie in `received` by place, this rank's left out.
-        let slot = move |peer: usize| (peer - usize::from(peer > place)) as i64;
-        for peer in self.peers() {
-            let space = received.f_narrow(0, slot(peer) * length, length)?;
-            works.push(self.link.receive(REDUCE_SCATTER, sequence, &space, self.ranks[peer])?);
-            let theirs = full.f_narrow(0, peer as i64 * length, length)?;
-            works.push(self.link.send(REDUCE_SCATTER, sequence, &theirs, self.ranks[peer])?);
-        }
-        let link = self.link.clone();
-        Ok(Pending::new(move || {
-            let _watch = Stopwatch::start(&link.traffic, &link.timeline);
-            link.finish(works, REDUCE_SCATTER, sequence)?;
-            let parts = (0..count).map(|peer| match peer == place {
-                true => full.f_narrow(0, place as i64 * length, length),
-                false => received.f_narrow(0, slot(peer) * length, length),
-            });
-            sum_in_order(&shard, parts.collect::<Result<Vec<_>, _>>()?)?;
-            link.spare.borrow_mut().push(received);
-            link.timeline.end(span);
-            Ok(())
-        }))
+        let collective = self.link.ledger.begin(Track::Reductions, bytes_of(full));
+        let reduction = self.reduce(collective.sequence(), shard, cut(full, self.ranks.len())?)?;
+        Ok(collective.after(reduction))
     }
 
     fn traffic(&self) -> Traffic {
-        self.link.traffic.get()
+        self.link.ledger.traffic()
     }
 
     fn timeline(&self) -> &Timeline {
-        &self.link.timeline
+        self.link.ledger.timeline()
     }
 }
 

@@ -1,29 +1,35 @@
 //! Collectives: one trait, one implementation per backend.
 //!
 //! Every rank calls the same collectives in the same order; each call has a sequence number. Sums are taken in rank order
-//! (rank 0's value first), so a reduction gives the same bits on every rank, every time, and at every ZeRO stage.
+//! (rank 0's value first), or within each host in rank order and then host by host ([`Hierarchical`]), so a reduction gives
+//! the same bits on every rank, every time, and at every ZeRO stage.
 
 mod activity;
 mod gloo;
+mod hierarchical;
+mod ledger;
 mod local_store;
 mod nccl;
+mod rendezvous;
 mod shm;
 mod single;
 mod store;
 
 pub use activity::{Activity, Phase};
 pub use gloo::Gloo;
+pub use hierarchical::Hierarchical;
 pub use local_store::LocalStore;
 pub use nccl::{Abort, Nccl, try_nccl};
+pub use rendezvous::Rendezvous;
 pub use shm::{PeerLoss, Shm, ShmError};
 pub use single::Single;
 pub use store::Store;
 
 use crate::gpu::GpuError;
-use crate::metrics::{Begun, Label, Timeline, Track};
+use crate::metrics::{Label, Timeline, Track};
 use crate::torch::ShimError;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tch::{Device, Kind, TchError, Tensor};
 use thiserror::Error;
 
@@ -275,21 +281,7 @@ pub trait Collectives {
 
     /// Sums `tensor` over all ranks, in place: a reduce-scatter and a gather where the length allows it.
     fn all_reduce(&self, tensor: &Tensor) -> Result<(), CommError> {
-        let (numel, world_size) = (tensor.numel(), self.world_size());
-        if numel % world_size == 0 {
-            let part = (numel / world_size) as i64;
-            let mine = tensor.view([-1]).narrow(0, self.rank() as i64 * part, part);
-            self.reduce_scatter_into(&mine, tensor)?;
-            return self.all_gather_into(tensor, &mine);
-        }
-        let all = Tensor::f_zeros([(numel * world_size) as i64], (tensor.kind(), tensor.device()))?;
-        self.all_gather_into(&all, tensor)?;
-        let mut total = tensor.view([-1]);
-        total.f_copy_(&all.f_narrow(0, 0, numel as i64)?)?;
-        for rank in 1..world_size {
-            total = total.f_add_(&all.f_narrow(0, (rank * numel) as i64, numel as i64)?)?;
-        }
-        Ok(())
+        all_reduce_by_groups(self, tensor, self.world_size())
     }
 
     /// Sums each of `tensors` over all ranks, in place.
@@ -301,6 +293,31 @@ pub trait Collectives {
     fn exchange(&self, numbers: &[f64]) -> Result<Vec<Vec<f64>>, CommError> {
         exchange_by_gather(self, numbers)
     }
+}
+
+/// Sums `tensor` over all ranks, in place: first over each group of `together` neighbours, then over the groups, as the
+/// reduce-scatters of `comm` do.
+fn all_reduce_by_groups<C: Collectives + ?Sized>(comm: &C, tensor: &Tensor, together: usize) -> Result<(), CommError> {
+    let (numel, world_size) = (tensor.numel(), comm.world_size());
+    if numel % world_size == 0 {
+        let part = (numel / world_size) as i64;
+        let mine = tensor.view([-1]).narrow(0, comm.rank() as i64 * part, part);
+        comm.reduce_scatter_into(&mine, tensor)?;
+        return comm.all_gather_into(tensor, &mine);
+    }
+    let all = Tensor::f_zeros([(numel * world_size) as i64], (tensor.kind(), tensor.device()))?;
+    comm.all_gather_into(&all, tensor)?;
+    let mut sums = cut(&all, world_size)?;
+    for index in (0..world_size).filter(|index| index % together != 0) {
+        let _sum = sums[index - index % together].f_add_(&all.f_narrow(0, (index * numel) as i64, numel as i64)?)?;
+    }
+    let mut groups = sums.into_iter().step_by(together);
+    let Some(mut total) = groups.next() else { return Ok(()) };
+    for group in groups {
+        total = total.f_add_(&group)?;
+    }
+    tensor.view([-1]).f_copy_(&total)?;
+    Ok(())
 }
 
 /// An exchange of numbers as a gather of tensors.
@@ -364,30 +381,14 @@ fn element_size(tensor: &Tensor) -> usize {
     tensor.kind().elt_size_in_bytes()
 }
 
-/// Adds the time since it was made to a counter, and to the timeline as a wait, when it is dropped.
-struct Stopwatch<'a> {
-    began: Instant,
-    wait: Option<Begun>,
-    traffic: &'a std::cell::Cell<Traffic>,
-    timeline: &'a Timeline,
+fn bytes_of(tensor: &Tensor) -> usize {
+    tensor.numel() * element_size(tensor)
 }
 
-impl<'a> Stopwatch<'a> {
-    fn start(traffic: &'a std::cell::Cell<Traffic>, timeline: &'a Timeline) -> Self {
-        let wait = Some(timeline.begin(Track::Host, || Label::new("wait")));
-        Stopwatch { began: Instant::now(), wait, traffic, timeline }
-    }
-}
-
-impl Drop for Stopwatch<'_> {
-    fn drop(&mut self) {
-        let mut traffic = self.traffic.get();
-        traffic.blocked += self.began.elapsed();
-        self.traffic.set(traffic);
-        if let Some(wait) = self.wait.take() {
-            self.timeline.end(wait);
-        }
-    }
+/// Cuts a tensor into `count` parts of the same length, flat.
+fn cut(tensor: &Tensor, count: usize) -> Result<Vec<Tensor>, TchError> {
+    let (flat, length) = (tensor.f_view([-1])?, (tensor.numel() / count) as i64);
+    (0..count).map(|part| flat.f_narrow(0, part as i64 * length, length)).collect()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use crate::torch::{STORE_TEXT, StoreCallbacks};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A store shared by all ranks of a job.
@@ -23,8 +24,50 @@ pub trait Store: Send + Sync {
     fn remove(&self, key: &str) -> Result<bool, String>;
 }
 
+/// A store in which all keys have a prefix, so that they are not another group's.
+pub(super) struct Prefixed {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) prefix: &'static str,
+}
+
+impl Prefixed {
+    fn key(&self, key: &str) -> String {
+        format!("{}/{key}", self.prefix)
+    }
+
+    fn keys(&self, keys: &[String]) -> Vec<String> {
+        keys.iter().map(|key| self.key(key)).collect()
+    }
+}
+
+impl Store for Prefixed {
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), String> {
+        self.store.set(&self.key(key), value)
+    }
+
+    fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, String> {
+        self.store.get(&self.key(key), timeout)
+    }
+
+    fn wait(&self, keys: &[String], timeout: Duration) -> Result<(), String> {
+        self.store.wait(&self.keys(keys), timeout)
+    }
+
+    fn add(&self, key: &str, amount: i64) -> Result<i64, String> {
+        self.store.add(&self.key(key), amount)
+    }
+
+    fn check(&self, keys: &[String]) -> Result<bool, String> {
+        self.store.check(&self.keys(keys))
+    }
+
+    fn remove(&self, key: &str) -> Result<bool, String> {
+        self.store.remove(&self.key(key))
+    }
+}
+
 /// What the callbacks' context pointer points at; keeps the store alive as long as C++ may call.
-pub(super) struct Context(pub(super) std::sync::Arc<dyn Store>);
+pub(super) struct Context(pub(super) Arc<dyn Store>);
 
 impl Context {
     /// The callbacks over this context. The context must outlive their use.

@@ -11,6 +11,7 @@ use super::segment::{self, NAME, Segment};
 use crate::comm::{CommError, Store};
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, Hasher};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,10 +19,6 @@ use std::time::{Duration, Instant};
 /// What a rank tells of its segment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Card {
-    /// The name of the host, for people.
-    host: String,
-    /// Equal where processes see each other by the same numbers.
-    place: String,
     process: u32,
     began: u64,
     descriptor: i32,
@@ -32,6 +29,8 @@ struct Card {
 
 /// Another rank.
 pub(super) struct Peer {
+    /// As the job counts.
+    pub(super) rank: usize,
     pub(super) segment: Segment,
     process: Process,
 }
@@ -60,18 +59,6 @@ fn system(what: &'static str) -> impl Fn(std::io::Error) -> ShmError {
     move |source| ShmError::System { what, source }
 }
 
-/// The running system, and the list of processes that this one sees.
-fn place() -> std::io::Result<String> {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    let processes = std::fs::read_link("/proc/self/ns/pid")?;
-    Ok(format!("{} {}", boot.trim(), processes.display()))
-}
-
-fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
-}
-
 /// A number that no other segment is signed with.
 fn token() -> u64 {
     let mut hasher = std::hash::RandomState::new().build_hasher();
@@ -79,63 +66,42 @@ fn token() -> u64 {
     hasher.finish() | 1
 }
 
-/// Makes this rank's segment and maps all others'; `None` stands for this rank.
+/// Makes the segment of the job's rank `rank` and maps those of the other `ranks`; `None` stands for this rank.
 pub(super) fn connect(
     store: &dyn Store,
     rank: usize,
-    world_size: usize,
+    ranks: Range<usize>,
     timeout: Duration,
 ) -> Result<(Own, Vec<Option<Peer>>), CommError> {
     let failed = |source| CommError::SharedMemory { call: "connect", source };
     let deadline = Instant::now() + timeout;
-    let length = segment::size(world_size).map_err(system("reading the size of the memory")).map_err(failed)?;
+    let length = segment::size(ranks.len()).map_err(system("reading the size of the memory")).map_err(failed)?;
     let (segment, file) =
         Segment::create(length).map_err(system("reserving addresses for shared memory")).map_err(failed)?;
     let process = Process::own().map_err(system("looking up this process")).map_err(failed)?;
-    let card = Card {
-        host: host(),
-        place: place().map_err(system("looking up this host")).map_err(failed)?,
-        process: process.number,
-        began: process.began,
-        descriptor: file.as_raw_fd(),
-        length,
-        token: token(),
-    };
+    let card =
+        Card { process: process.number, began: process.began, descriptor: file.as_raw_fd(), length, token: token() };
     segment.control().sign(card.token);
     let own = Own(Arc::new(Arena::new(segment)));
     let text = serde_json::json!(card).to_string();
     store.set(&key(rank), text.as_bytes()).map_err(ShmError::Store).map_err(failed)?;
-    let mut peers = Vec::with_capacity(world_size);
-    for peer in 0..world_size {
-        peers.push(match peer == rank {
-            true => None,
-            false => Some(meet(store, &card, rank, peer, deadline)?),
-        });
-    }
+    let meet = |peer| if peer == rank { Ok(None) } else { meet(store, peer, deadline).map(Some) };
+    let peers = ranks.map(meet).collect::<Result<Vec<_>, _>>()?;
     own.0.segment().control().tell(Deed::Joined);
-    for (peer, other) in peers.iter().enumerate() {
-        let Some(other) = other else { continue };
-        wait_until_joined(peer, other, deadline, timeout)?;
-    }
+    peers.iter().flatten().try_for_each(|peer| wait_until_joined(peer, deadline, timeout))?;
     Ok((own, peers))
 }
 
 /// Maps another rank's segment as soon as that is known.
-fn meet(store: &dyn Store, own: &Card, rank: usize, peer: usize, deadline: Instant) -> Result<Peer, CommError> {
+fn meet(store: &dyn Store, peer: usize, deadline: Instant) -> Result<Peer, CommError> {
     let failed = |source| CommError::SharedMemory { call: "connect", source };
     let left = deadline.saturating_duration_since(Instant::now());
     let bytes = store.get(&key(peer), left).map_err(ShmError::Store).map_err(failed)?;
     let card: Card =
         serde_json::from_slice(&bytes).map_err(|error| failed(ShmError::Card { peer, problem: error.to_string() }))?;
-    if card.place != own.place {
-        let (host, peer_host) = (own.host.clone(), card.host);
-        // Containers of one host may share its name.
-        let peer_host = if host == peer_host { format!("{peer_host}, in another container") } else { peer_host };
-        return Err(failed(ShmError::SeveralHosts { rank, host, peer, peer_host }));
-    }
     let process = Process { number: card.process, began: card.began };
     match open(&card) {
-        Ok(segment) => Ok(Peer { segment, process }),
+        Ok(segment) => Ok(Peer { rank: peer, segment, process }),
         Err(_) if !process.lives() => Err(lost(peer, PeerLoss::Ended)),
         Err(source) => Err(failed(ShmError::Unreachable { peer, process: card.process, source })),
     }
@@ -163,21 +129,21 @@ fn open(card: &Card) -> std::io::Result<Segment> {
     Ok(segment)
 }
 
-fn wait_until_joined(peer: usize, other: &Peer, deadline: Instant, timeout: Duration) -> Result<(), CommError> {
-    let control = other.segment.control();
+fn wait_until_joined(peer: &Peer, deadline: Instant, timeout: Duration) -> Result<(), CommError> {
+    let control = peer.segment.control();
     loop {
         let rings = control.rings();
         if control.has(Deed::Joined) {
             return Ok(());
         }
         if control.has(Deed::Left) {
-            return Err(lost(peer, PeerLoss::Left));
+            return Err(lost(peer.rank, PeerLoss::Left));
         }
         if Instant::now() >= deadline {
-            return Err(lost(peer, PeerLoss::Silent(timeout)));
+            return Err(lost(peer.rank, PeerLoss::Silent(timeout)));
         }
-        if !control.sleep(rings, super::waiting::SLICE) && other.is_lost() {
-            return Err(lost(peer, PeerLoss::Ended));
+        if !control.sleep(rings, super::waiting::SLICE) && peer.is_lost() {
+            return Err(lost(peer.rank, PeerLoss::Ended));
         }
     }
 }
@@ -191,9 +157,7 @@ mod tests {
         let (segment, file) = Segment::create(segment::TENSORS + segment::HUGE_PAGE).unwrap();
         segment.control().sign(7);
         let process = Process::own().unwrap();
-        let own = Card {
-            host: "here".to_owned(),
-            place: place().unwrap(),
+        let mut card = Card {
             process: process.number,
             began: process.began,
             descriptor: file.as_raw_fd(),
@@ -201,25 +165,11 @@ mod tests {
             token: 7,
         };
         let store = LocalStore::default();
-        let mut card = own.clone();
         change(&mut card);
         store.set(&key(1), serde_json::json!(card).to_string().as_bytes()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(1);
-        let result = meet(&store, &own, 0, 1, deadline);
+        let result = meet(&store, 1, deadline);
         result.err().unwrap_or_else(|| lost(9, PeerLoss::Left))
-    }
-
-    #[test]
-    fn a_rank_of_another_host_is_refused_with_a_hint() {
-        let error = meet_card(|card| {
-            card.place = "elsewhere".to_owned();
-            card.host = "there".to_owned();
-        });
-        assert!(!error.is_consequence());
-        let text = error.to_string();
-        assert!(text.contains("rank 0 is on here and rank 1 on there\nhint: use backend: gloo"), "{text}");
-        let text = meet_card(|card| card.place = "elsewhere".to_owned()).to_string();
-        assert!(text.contains("rank 1 on here, in another container"), "{text}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What ranks tell each other: one page for each rank, which it alone writes and all others watch.
 //!
-//! Every collective takes the next *turn*, which all ranks count alike, and every turn has a slot in each rank's page. There
-//! a rank posts where its input lies (or the input itself, if it is small), and later that it has read the inputs of others.
-//! Turns only grow, so a slot can be used again once every rank of the turn has read.
+//! Every collective has one *turn* or several, numbered by its sequence number, which all ranks count alike, and every turn has a
+//! slot in each rank's page. There a rank posts where its input lies (or the input itself, if it is small), and later that it
+//! has read the inputs of others. A slot's turns only grow, so it can be used again once every rank of the turn has read.
 
 use rustix::io::Errno;
 use rustix::thread::futex;

@@ -50,21 +50,6 @@ pub enum ShmError {
         /// All of it.
         size: usize,
     },
-    /// Ranks of more than one host.
-    #[error(
-        "shm is for the ranks of one host, but rank {rank} is on {host} and rank {peer} on {peer_host}\n\
-         hint: use backend: gloo, which works across hosts and containers"
-    )]
-    SeveralHosts {
-        /// This rank.
-        rank: usize,
-        /// Where it is.
-        host: String,
-        /// The other rank.
-        peer: usize,
-        /// Where that is.
-        peer_host: String,
-    },
     /// The other rank's memory cannot be reached.
     #[error(
         "the memory of rank {peer} (process {process}) cannot be opened: {source}\n\

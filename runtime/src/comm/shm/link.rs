@@ -6,9 +6,9 @@ use super::control::{Control, INLINE, SLOTS};
 use super::error::ShmError;
 use super::reduce::Instructions;
 use super::waiting::{Patience, Wait};
-use crate::comm::{Activity, CommError, Traffic};
-use crate::metrics::{Begun, Timeline, Track, Transfer};
-use std::cell::{Cell, RefCell};
+use crate::comm::CommError;
+use crate::comm::ledger::Ledger;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -58,12 +58,10 @@ pub(super) struct Link {
     own: Own,
     peers: Vec<Option<Peer>>,
     patience: Patience,
-    activity: Arc<Activity>,
+    pub(super) ledger: Rc<Ledger>,
     pub(super) instructions: Instructions,
-    pub(super) traffic: Cell<Traffic>,
-    /// A collective's span ends when it was waited for: that is when the work is done.
-    pub(super) timeline: Timeline,
-    turn: Cell<u64>,
+    /// Turns that a collective has.
+    turns: usize,
     taken: RefCell<Vec<Option<Taken>>>,
     retired: RefCell<VecDeque<Retired>>,
     /// Inputs of collectives that were given up: others may still read them.
@@ -71,16 +69,19 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new((own, peers): (Own, Vec<Option<Peer>>), patience: Patience, activity: Arc<Activity>) -> Self {
+    pub(super) fn new(
+        (own, peers): (Own, Vec<Option<Peer>>),
+        patience: Patience,
+        turns: usize,
+        ledger: Rc<Ledger>,
+    ) -> Self {
         Link {
             own,
             peers,
             patience,
-            activity,
+            ledger,
             instructions: Instructions::best(),
-            traffic: Cell::default(),
-            timeline: Timeline::default(),
-            turn: Cell::new(0),
+            turns,
             taken: RefCell::new((0..SLOTS).map(|_| None).collect()),
             retired: RefCell::default(),
             given_up: RefCell::default(),
@@ -100,31 +101,19 @@ impl Link {
         self.own.0.segment().offset_of(pointer.cast(), bytes)
     }
 
-    /// Takes the sequence number of a collective over `bytes` bytes, of which this rank gives away `sent`, and begins its
-    /// span.
-    pub(super) fn begin(&self, track: Track, bytes: usize, sent: usize) -> (u64, Begun) {
-        let mut traffic = self.traffic.get();
-        traffic.logical_bytes += bytes as u64;
-        traffic.sent_bytes += sent as u64;
-        self.traffic.set(traffic);
-        let sequence = self.activity.next_collective();
-        (sequence, self.timeline.begin_transfer(track, Transfer { sequence, bytes: bytes as u64 }))
-    }
-
-    /// Takes the next turn; its slot may be written.
+    /// Takes a turn of the collective with that sequence number; its slot may be written.
     pub(super) fn take_turn(
         self: &Rc<Self>,
         call: &'static str,
-        sequence: u64,
+        (sequence, index): (u64, usize),
         ranks: &Rc<[usize]>,
     ) -> Result<Turn, CommError> {
-        let number = self.turn.get() + 1;
-        self.turn.set(number);
+        let number = sequence * self.turns as u64 + index as u64;
         let mut taken = self.taken.borrow_mut();
         let slot = &mut taken[(number % SLOTS as u64) as usize];
         if let Some(Taken { turn, ranks, open }) = slot {
-            if *open {
-                return Err(CommError::SharedMemory { call, source: ShmError::TooMany(SLOTS) });
+            if *open || *turn > number {
+                return Err(CommError::SharedMemory { call, source: ShmError::TooMany(SLOTS / self.turns) });
             }
             let wait = Wait { call, sequence, peers: &self.peers, ranks };
             ranks.iter().try_for_each(|&peer| self.patience.wait_for(&wait, peer, |other| other.has_read(*turn)))?;
@@ -213,10 +202,6 @@ impl Turn {
             taken.open = false;
         }
         Ok(())
-    }
-
-    pub(super) fn link_handle(&self) -> Rc<Link> {
-        self.link.clone()
     }
 }
 

@@ -22,14 +22,17 @@ mod waiting;
 
 pub use error::{PeerLoss, ShmError};
 
+use super::ledger::Ledger;
 use super::{
-    ALL_GATHER, Activity, Collectives, CommError, Pending, REDUCE_SCATTER, Stopwatch, Store, Traffic, check_pair,
-    element_size, exchange_by_gather,
+    ALL_GATHER, Activity, Collectives, CommError, Pending, REDUCE_SCATTER, Store, Traffic, bytes_of, check_pair,
+    exchange_by_gather,
 };
-use crate::metrics::{Begun, Timeline, Track};
+use crate::metrics::{Timeline, Track};
 use control::INLINE;
 use link::{Input, Link, Turn};
+use reduce::Instructions;
 use spread::{Address, spread};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +43,8 @@ use waiting::Patience;
 /// have read them.
 const SHORT: usize = 128 << 10;
 
-/// A group of ranks that share memory: all of a job, or an axis of its mesh.
+/// A group of ranks that share memory: all of a job, those of one host, or an axis of its mesh.
+#[derive(Clone)]
 pub struct Shm {
     link: Rc<Link>,
     /// The group's ranks by their place in it, as the link counts them.
@@ -54,7 +58,7 @@ impl Shm {
     /// then bounds every wait for another rank.
     ///
     /// # Errors
-    /// A rank does not come, or it is on another host.
+    /// A rank does not come, or its memory cannot be reached: it is on another host, for one.
     pub fn connect(
         store: &dyn Store,
         rank: usize,
@@ -62,15 +66,83 @@ impl Shm {
         timeout: Duration,
         activity: Arc<Activity>,
     ) -> Result<Self, CommError> {
-        let connected = connect::connect(store, rank, world_size, timeout)?;
-        let link = Link::new(connected, Patience::new(world_size, timeout), activity);
-        Ok(Shm { link: Rc::new(link), ranks: (0..world_size).collect(), place: rank })
+        Shm::among(store, rank, 0..world_size, 1, timeout, Ledger::new(activity))
+    }
+
+    /// Connects the job's rank `rank` to those `ranks` of the job, of which it is one, for collectives that have up to `turns`
+    /// parts.
+    pub(super) fn among(
+        store: &dyn Store,
+        rank: usize,
+        ranks: Range<usize>,
+        turns: usize,
+        timeout: Duration,
+        ledger: Rc<Ledger>,
+    ) -> Result<Self, CommError> {
+        let connected = connect::connect(store, rank, ranks.clone(), timeout)?;
+        let link = Link::new(connected, Patience::new(ranks.len(), timeout), turns, ledger);
+        Ok(Shm { link: Rc::new(link), ranks: (0..ranks.len()).collect(), place: rank - ranks.start })
+    }
+
+    /// The group of those `ranks` of this group.
+    pub(super) fn part(&self, ranks: &[usize]) -> Result<Self, CommError> {
+        let wrong = || CommError::Axis { rank: self.place, world_size: self.ranks.len(), ranks: ranks.to_vec() };
+        let place = ranks.iter().position(|&rank| rank == self.place).ok_or_else(wrong)?;
+        let ranks = ranks.iter().map(|&rank| self.ranks.get(rank).copied().ok_or_else(wrong));
+        Ok(Shm { link: self.link.clone(), ranks: ranks.collect::<Result<_, _>>()?, place })
     }
 
     /// The other places of the group, beginning with the next one, so that not all read from the first at once.
     fn others(&self) -> impl Iterator<Item = usize> + use<> {
         let (place, count) = (self.place, self.ranks.len());
         (1..count).map(move |distance| (place + distance) % count)
+    }
+
+    /// An all-gather as that part of the collective with that sequence number; its tensors fit.
+    pub(super) fn gather(&self, part: (u64, usize), full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
+        let (bytes, count) = (bytes_of(shard), self.ranks.len());
+        self.link.ledger.sends(bytes * (count - 1));
+        let mut turn = self.link.take_turn(ALL_GATHER, part, &self.ranks)?;
+        let all = pointer(full);
+        let own = all.wrapping_add(self.place * bytes);
+        // SAFETY: `full` has room for as many shards as there are ranks; this one is at its place there, or apart.
+        unsafe { copy(pointer(shard), own, 0..bytes) };
+        // The shard may lie where others see it, or else its place in `full` may.
+        let shared = self.link.shared(pointer(shard), bytes).is_some();
+        let source = if shared { pointer(shard) } else { own };
+        let input = self.input(&turn, ALL_GATHER, source, bytes, bytes..bytes)?;
+        turn.post(input, vec![full.shallow_clone(), shard.shallow_clone()]);
+        let (others, ranks) = (self.others(), self.ranks.clone());
+        Ok(Pending::new(move || {
+            for place in others {
+                let theirs = turn.input_of(ranks[place], bytes)?;
+                // SAFETY: the turn keeps `full` alive, and others' memory is apart from it.
+                unsafe { copy(theirs, all.wrapping_add(place * bytes), 0..bytes) };
+            }
+            turn.finish()
+        }))
+    }
+
+    /// A reduce-scatter as that part of the collective with that sequence number; its tensors fit.
+    pub(super) fn reduce(&self, part: (u64, usize), shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
+        let (bytes, count, place) = (bytes_of(full), self.ranks.len(), self.place);
+        let length = bytes / count;
+        self.link.ledger.sends(length * (count - 1));
+        let mut turn = self.link.take_turn(REDUCE_SCATTER, part, &self.ranks)?;
+        // Nobody else needs this rank's own part.
+        let input = self.input(&turn, REDUCE_SCATTER, pointer(full), bytes, place * length..(place + 1) * length)?;
+        turn.post(input, vec![full.shallow_clone(), shard.shallow_clone()]);
+        let (full, shard, ranks) = (full.shallow_clone(), shard.shallow_clone(), self.ranks.clone());
+        let instructions = self.link.instructions;
+        Ok(Pending::new(move || {
+            let mut parts = Vec::with_capacity(count);
+            for (other, &rank) in ranks.iter().enumerate() {
+                let all = if other == place { pointer(&full).cast_const() } else { turn.input_of(rank, bytes)? };
+                parts.push(all.wrapping_add(place * length));
+            }
+            sum(instructions, &shard, full.kind(), &parts)?;
+            turn.finish()
+        }))
     }
 
     /// Where others find the `bytes` bytes at `pointer`, which `tensors` keep alive.
@@ -80,7 +152,7 @@ impl Shm {
         call: &'static str,
         pointer: *const u8,
         bytes: usize,
-        left_out: std::ops::Range<usize>,
+        left_out: Range<usize>,
     ) -> Result<Input, CommError> {
         let (target, input) = if bytes <= INLINE {
             (turn.inline(), Input::Inline)
@@ -104,7 +176,7 @@ impl Shm {
 ///
 /// # Safety
 /// The range lies inside both, which are apart or the same.
-unsafe fn copy(from: *const u8, to: *mut u8, range: std::ops::Range<usize>) {
+unsafe fn copy(from: *const u8, to: *mut u8, range: Range<usize>) {
     if range.is_empty() || std::ptr::eq(from, to) {
         return;
     }
@@ -119,18 +191,6 @@ fn pointer(tensor: &Tensor) -> *mut u8 {
     tensor.data_ptr().cast()
 }
 
-fn bytes_of(tensor: &Tensor) -> usize {
-    tensor.numel() * element_size(tensor)
-}
-
-/// Ends a collective: from here on its tensors are the caller's.
-fn end(turn: Turn, span: Begun) -> Result<(), CommError> {
-    let link = turn.link_handle();
-    turn.finish()?;
-    link.timeline.end(span);
-    Ok(())
-}
-
 impl Collectives for Shm {
     fn rank(&self) -> usize {
         self.place
@@ -141,60 +201,21 @@ impl Collectives for Shm {
     }
 
     fn axis(&self, ranks: &[usize]) -> Result<Rc<dyn Collectives>, CommError> {
-        let wrong = || CommError::Axis { rank: self.place, world_size: self.ranks.len(), ranks: ranks.to_vec() };
-        let place = ranks.iter().position(|&rank| rank == self.place).ok_or_else(wrong)?;
-        let ranks = ranks.iter().map(|&rank| self.ranks.get(rank).copied().ok_or_else(wrong));
-        Ok(Rc::new(Shm { link: self.link.clone(), ranks: ranks.collect::<Result<_, _>>()?, place }))
+        Ok(Rc::new(self.part(ranks)?))
     }
 
     fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
         check_pair(ALL_GATHER, full, shard, self.ranks.len(), Device::Cpu)?;
-        let (bytes, count) = (bytes_of(shard), self.ranks.len());
-        let (sequence, span) = self.link.begin(Track::Gathers, bytes * count, bytes * (count - 1));
-        let mut turn = self.link.take_turn(ALL_GATHER, sequence, &self.ranks)?;
-        let all = pointer(full);
-        let own = all.wrapping_add(self.place * bytes);
-        // SAFETY: `full` has room for as many shards as there are ranks; this one is at its place there, or apart.
-        unsafe { copy(pointer(shard), own, 0..bytes) };
-        // The shard may lie where others see it, or else its place in `full` may.
-        let shared = self.link.shared(pointer(shard), bytes).is_some();
-        let source = if shared { pointer(shard) } else { own };
-        let input = self.input(&turn, ALL_GATHER, source, bytes, bytes..bytes)?;
-        turn.post(input, vec![full.shallow_clone(), shard.shallow_clone()]);
-        let (others, ranks) = (self.others(), self.ranks.clone());
-        Ok(Pending::new(move || {
-            let link = turn.link_handle();
-            let _watch = Stopwatch::start(&link.traffic, &link.timeline);
-            for place in others {
-                let theirs = turn.input_of(ranks[place], bytes)?;
-                // SAFETY: the turn keeps `full` alive, and others' memory is apart from it.
-                unsafe { copy(theirs, all.wrapping_add(place * bytes), 0..bytes) };
-            }
-            end(turn, span)
-        }))
+        let collective = self.link.ledger.begin(Track::Gathers, bytes_of(full));
+        let gather = self.gather((collective.sequence(), 0), full, shard)?;
+        Ok(collective.after(gather))
     }
 
     fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
         check_pair(REDUCE_SCATTER, full, shard, self.ranks.len(), Device::Cpu)?;
-        let (bytes, count, place) = (bytes_of(full), self.ranks.len(), self.place);
-        let part = bytes / count;
-        let (sequence, span) = self.link.begin(Track::Reductions, bytes, part * (count - 1));
-        let mut turn = self.link.take_turn(REDUCE_SCATTER, sequence, &self.ranks)?;
-        // Nobody else needs this rank's own part.
-        let input = self.input(&turn, REDUCE_SCATTER, pointer(full), bytes, place * part..(place + 1) * part)?;
-        turn.post(input, vec![full.shallow_clone(), shard.shallow_clone()]);
-        let (full, shard, ranks) = (full.shallow_clone(), shard.shallow_clone(), self.ranks.clone());
-        Ok(Pending::new(move || {
-            let link = turn.link_handle();
-            let _watch = Stopwatch::start(&link.traffic, &link.timeline);
-            let mut parts = Vec::with_capacity(count);
-            for (other, &rank) in ranks.iter().enumerate() {
-                let all = if other == place { pointer(&full).cast_const() } else { turn.input_of(rank, bytes)? };
-                parts.push(all.wrapping_add(place * part));
-            }
-            sum(&link, &shard, full.kind(), &parts)?;
-            end(turn, span)
-        }))
+        let collective = self.link.ledger.begin(Track::Reductions, bytes_of(full));
+        let reduction = self.reduce((collective.sequence(), 0), shard, full)?;
+        Ok(collective.after(reduction))
     }
 
     fn exchange(&self, numbers: &[f64]) -> Result<Vec<Vec<f64>>, CommError> {
@@ -202,20 +223,22 @@ impl Collectives for Shm {
         if bytes > INLINE {
             return exchange_by_gather(self, numbers);
         }
-        self.link.timeline.about("numbers");
-        let (sequence, span) = self.link.begin(Track::Gathers, bytes * count, bytes * (count - 1));
-        let mut turn = self.link.take_turn(ALL_GATHER, sequence, &self.ranks)?;
+        self.timeline().about("numbers");
+        let collective = self.link.ledger.begin(Track::Gathers, bytes * count);
+        self.link.ledger.sends(bytes * (count - 1));
+        let mut turn = self.link.take_turn(ALL_GATHER, (collective.sequence(), 0), &self.ranks)?;
         let input = self.input(&turn, ALL_GATHER, numbers.as_ptr().cast(), bytes, bytes..bytes)?;
         turn.post(input, Vec::new());
-        let _watch = Stopwatch::start(&self.link.traffic, &self.link.timeline);
-        let mut all = vec![vec![0.0; numbers.len()]; count];
-        for (&rank, numbers) in self.ranks.iter().zip(&mut all) {
-            let theirs = turn.input_of(rank, bytes)?;
-            // SAFETY: a slot has room for so many bytes, which were posted; the vector is as long.
-            unsafe { copy(theirs, numbers.as_mut_ptr().cast(), 0..bytes) };
-        }
-        end(turn, span)?;
-        Ok(all)
+        collective.finish(|| {
+            let mut all = vec![vec![0.0; numbers.len()]; count];
+            for (&rank, numbers) in self.ranks.iter().zip(&mut all) {
+                let theirs = turn.input_of(rank, bytes)?;
+                // SAFETY: a slot has room for so many bytes, which were posted; the vector is as long.
+                unsafe { copy(theirs, numbers.as_mut_ptr().cast(), 0..bytes) };
+            }
+            turn.finish()?;
+            Ok(all)
+        })
     }
 
     fn allocate(&self, numel: i64, kind: Kind) -> Result<Tensor, CommError> {
@@ -232,23 +255,23 @@ impl Collectives for Shm {
     }
 
     fn traffic(&self) -> Traffic {
-        self.link.traffic.get()
+        self.link.ledger.traffic()
     }
 
     fn timeline(&self) -> &Timeline {
-        &self.link.timeline
+        self.link.ledger.timeline()
     }
 }
 
 /// Writes the sum of all ranks' parts, in their order, to `shard`, which may be this rank's part.
-fn sum(link: &Link, shard: &Tensor, kind: Kind, parts: &[*const u8]) -> Result<(), CommError> {
+fn sum(instructions: Instructions, shard: &Tensor, kind: Kind, parts: &[*const u8]) -> Result<(), CommError> {
     let (count, kinds) = (shard.numel(), (kind, shard.kind()));
     if count == 0 {
         return Ok(());
     }
     // SAFETY: every part is as long as the shard and posted, so nobody writes to it until all have read; the processor has
     // these instructions.
-    if unsafe { reduce::sum(link.instructions, kinds, parts, pointer(shard), count) } {
+    if unsafe { reduce::sum(instructions, kinds, parts, pointer(shard), count) } {
         return Ok(());
     }
     // Types that gradients do not have.

@@ -70,10 +70,10 @@ impl Patience {
             }
             // What it did before it left still counts.
             if control.has(Deed::Left) && !is_done(control) {
-                return Err(wait.lost(peer, PeerLoss::Left));
+                return Err(wait.lost(other, PeerLoss::Left));
             }
             if began.elapsed() >= self.limit {
-                return Err(wait.lost(peer, PeerLoss::Silent(self.limit)));
+                return Err(wait.lost(other, PeerLoss::Silent(self.limit)));
             }
             if !control.sleep(rings, SLICE.min(self.limit)) {
                 wait.look_for_losses(&is_done)?;
@@ -83,8 +83,8 @@ impl Patience {
 }
 
 impl Wait<'_> {
-    fn lost(&self, peer: usize, loss: PeerLoss) -> CommError {
-        CommError::PeerLost { call: self.call, sequence: self.sequence, peer, loss }
+    fn lost(&self, peer: &Peer, loss: PeerLoss) -> CommError {
+        CommError::PeerLost { call: self.call, sequence: self.sequence, peer: peer.rank, loss }
     }
 
     /// Whoever is waited for may itself wait for a rank that is gone.
@@ -93,10 +93,10 @@ impl Wait<'_> {
             let Some(other) = other else { continue };
             let control = other.segment.control();
             if other.is_lost() && !is_done(control) {
-                return Err(self.lost(peer, PeerLoss::Ended));
+                return Err(self.lost(other, PeerLoss::Ended));
             }
             if self.ranks.contains(&peer) && control.has(Deed::Left) && !is_done(control) {
-                return Err(self.lost(peer, PeerLoss::Left));
+                return Err(self.lost(other, PeerLoss::Left));
             }
         }
         Ok(())
