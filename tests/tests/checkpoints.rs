@@ -81,7 +81,7 @@ fn an_export_is_byte_for_byte_what_the_job_wrote() {
     assert_eq!((exact.code, exact.out.contains("\nequal: 20 tensors, 57,072 values\n")), (Some(0), true), "{exact}");
     // What save_dtype says, `source` goes past.
     export(&scene, &scene.path("sharded"), "as-source", "--dtype source").assert_done();
-    assert_eq!(json(&scene.path("as-source/config.json"))["torch_dtype"], "float32");
+    assert_eq!(json(&scene.path("as-source/config.json"))["dtype"], "float32");
     let earlier = command(&scene, "diff --json", &[&step(&scene.path("tied"), 2), &scene.path("exact")]);
     let answer = answer(&earlier);
     assert_eq!((earlier.code, &answer["equal"], &answer["a"]["step"]), (Some(1), &false.into(), &2.into()));
@@ -137,12 +137,15 @@ fn damage_is_named_with_what_it_may_have_hit() {
     type Damage = fn(&Path);
     let second = "rank-00001-of-00002.g1.safetensors";
     let damages: [(&str, Damage, &[&str]); 6] = [
-        // The last values are the end of the last unit, which has the final norm.
-        ("flipped", |path| write_before_end(path, 260, &[0x55]), &["its hash is ", "lm_head.weight"]),
+        ("flipped", |path| write_before_end(path, 260, &[0x55]), &["its hash is ", "model.embed_tokens.weight"]),
         (
             "cut",
-            |path| File::options().write(true).open(path).unwrap().set_len(400_000).unwrap(),
-            &["it has 400000 bytes, the manifest says ", "lm_head.weight, model.norm.weight"],
+            |path| {
+                let file = File::options().write(true).open(path).unwrap();
+                file.set_len(file.metadata().unwrap().len() - 300).unwrap();
+            },
+            // What is gone is the end of exp_avg_sq of the last unit.
+            &[" bytes, the manifest says ", "affected: lm_head.weight, model.norm.weight\n"],
         ),
         ("missing", |path| std::fs::remove_file(path).unwrap(), &["it is missing", "model.embed_tokens.weight"]),
         ("not-finite", |path| write_before_end(path, 400, &f32::NAN.to_le_bytes()), &["is NaN", "exp_avg_sq of "]),
@@ -186,7 +189,8 @@ fn what_cannot_be_done_is_one_clear_error() {
     refused("", &run.join("model"), &["is a model folder already", "hint: "]);
     refused("", &run.join("config.resolved.yaml"), &["is a file", "hint: give the folder"]);
     let other = model("tiny-llama").display().to_string();
-    let parts = ["is not the model of ", "lm_head.weight is [320, 64] there, and no such parameter in the checkpoint"];
+    let parts =
+        ["is not the model of ", "model.embed_tokens.weight is [320, 64] there, and [320, 48] in the checkpoint"];
     refused(&format!("--model {other}"), &run, &parts);
     refused("--model nowhere", &run, &["--model is nowhere, and there is no config.json in it", "hint: "]);
     export(&scene, &run, "run", "").assert_failed(2, &["run exists already", "hint: nothing is written over"]);

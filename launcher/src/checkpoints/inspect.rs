@@ -69,6 +69,16 @@ struct Unit {
     length: u64,
 }
 
+impl Unit {
+    fn counts(&self) -> [u64; 3] {
+        [self.tensor_count, self.parameters, self.length]
+    }
+
+    fn row(&self, name: &str) -> Vec<String> {
+        [vec![name.to_owned()], self.counts().map(format::count).to_vec()].concat()
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct StoredFile {
     name: String,
@@ -216,11 +226,12 @@ fn lines(summary: &Summary) -> Vec<String> {
         lines.extend(columns::aligned(&[vec![head], rows].concat()));
     };
     if let Some(saved) = &summary.saved {
-        let row = |unit: &Unit| {
-            let counts = [unit.tensor_count, unit.parameters, unit.length].map(format::count);
-            [vec![unit.name.clone()], counts.to_vec()].concat()
+        let alike = |one: &Unit, other: &Unit| one.counts() == other.counts();
+        let row = |group: &[Unit]| {
+            let [first, .., last] = group else { return group.iter().flat_map(|unit| unit.row(&unit.name)).collect() };
+            first.row(&format!("{} to {}, each", first.name, last.name))
         };
-        table(&["unit", "tensors", "parameters", "with padding"], saved.units.iter().map(row).collect());
+        table(&["unit", "tensors", "parameters", "with padding"], saved.units.chunk_by(alike).map(row).collect());
     }
     let row = |file: &StoredFile| vec![file.name.clone(), format::count(file.tensor_count), format::bytes(file.bytes)];
     table(&["file", "tensors", "size"], summary.files.iter().map(row).collect());
