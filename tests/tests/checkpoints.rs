@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 use zerofold_tests::{Ended, Scene, json, model};
@@ -20,11 +21,17 @@ fn step(run: &Path, step: u32) -> PathBuf {
 }
 
 fn command(scene: &Scene, words: &str, paths: &[&Path]) -> Ended {
-    scene.launch(words).adjust(|command| drop(command.args(paths))).run()
+    let add = |command: &mut Command| {
+        command.args(paths);
+    };
+    scene.launch(words).adjust(add).run()
 }
 
 fn export(scene: &Scene, checkpoint: &Path, output: &str, words: &str) -> Ended {
-    scene.launch("export").words(words).with("--output", scene.path(output)).adjust(|it| drop(it.arg(checkpoint))).run()
+    let add = |command: &mut Command| {
+        command.arg(checkpoint);
+    };
+    scene.launch("export").words(words).with("--output", scene.path(output)).adjust(add).run()
 }
 
 #[track_caller]

@@ -125,6 +125,12 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_do_not_overlap() {
+        assert!(overlap(&(0..5), &(4..8)) && overlap(&(5..6), &(4..8)));
+        assert!(!overlap(&(0..4), &(4..8)) && !overlap(&(8..9), &(4..8)) && !overlap(&(5..5), &(4..8)));
+    }
+
+    #[test]
     fn elements_are_told_by_row_and_column() {
         assert_eq!(element_words(7, &[2, 4]), "element 7 ([1, 3])");
         assert_eq!(element_words(7, &[8]), "element 7");
