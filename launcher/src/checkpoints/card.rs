@@ -27,14 +27,12 @@ impl Card<'_> {
     pub(super) fn text(&self) -> String {
         let model = name_of(self.model);
         let manifest = self.manifest;
-        let parameters = manifest.units.iter().flat_map(|unit| &unit.parameters);
-        let parameters: u64 = parameters.filter_map(|parameter| parameter.elements()).sum();
         let ranks = format::plural(u64::from(manifest.world_size), "rank");
         let mut text = format!("# {model}, fine-tuned\n\n");
         let facts = [
             ("base model", format!("`{model}`")),
             ("optimizer steps", format::count(manifest.step)),
-            ("parameters", format::count(parameters)),
+            ("parameters", format::count(manifest.elements())),
             ("type of the weights", self.dtype.config_name().to_owned()),
             ("checkpoint saved by", format!("{ranks}, ZeRO stage {}", manifest.stage)),
             ("exported", format::date(self.exported)),

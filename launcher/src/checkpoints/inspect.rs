@@ -120,7 +120,7 @@ fn of_checkpoint(found: &Found) -> Summary {
     let dtype = dtypes.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     let units = manifest.units.iter().map(|unit| Unit {
         name: unit.name.clone(),
-        parameters: unit.parameters.iter().filter_map(|parameter| parameter.elements()).sum(),
+        parameters: unit.elements(),
         tensor_count: unit.parameters.len() as u64,
         length: unit.length,
     });
@@ -141,7 +141,7 @@ fn of_checkpoint(found: &Found) -> Summary {
     Summary {
         kind: "checkpoint",
         path: found.directory.clone(),
-        parameters: units.iter().map(|unit| unit.parameters).sum(),
+        parameters: manifest.elements(),
         tensor_count: units.iter().map(|unit| unit.tensor_count).sum(),
         bytes: manifest.bytes(),
         files: files.collect(),
@@ -216,7 +216,7 @@ fn lines(summary: &Summary) -> Vec<String> {
         }
     }
     let count = format::plural(summary.tensor_count, "tensor");
-    line("model", format!("{} in {count}, {dtypes}", format::parameters(summary.parameters)));
+    line("weights", format!("{} in {count}, {dtypes}", format::parameters(summary.parameters)));
     let states = if summary.saved.is_some() { format!(": {} of each", STATES.join(", ")) } else { String::new() };
     let files = format::plural(summary.files.len() as u64, "file");
     line("files", format!("{files}, {}{states}", format::bytes(summary.bytes)));

@@ -29,6 +29,20 @@ pub struct Examined {
     pub faults: Vec<Fault>,
 }
 
+impl Examined {
+    /// Nothing is wrong with a folder that holds nothing, and it is no use.
+    fn or_empty(mut self) -> Self {
+        if self.parameters == 0 && self.faults.is_empty() {
+            self.faults.push(Fault {
+                file: None,
+                reason: "there are no parameters in it".to_owned(),
+                parameters: Vec::new(),
+            });
+        }
+        self
+    }
+}
+
 /// Something that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Fault {
@@ -60,7 +74,7 @@ pub fn examine_checkpoint(directory: &Path) -> Examined {
     examined.parameters = manifest.units.iter().map(|unit| unit.parameters.len()).sum();
     let shards = Shards { directory, places: Places::of(&manifest) };
     examined.faults = manifest.files.iter().flat_map(|entry| shards.examine(entry)).collect();
-    examined
+    examined.or_empty()
 }
 
 /// The files of a checkpoint, as its manifest tells of them.
@@ -177,7 +191,7 @@ pub fn examine_model(directory: &Path) -> Examined {
             }
         }
     }
-    examined
+    examined.or_empty()
 }
 
 /// Reads a model's file, in which these tensors should lie, from end to end; how many tensors it has, and what is wrong.
@@ -367,6 +381,7 @@ mod tests {
             (good.replace("rank-00001", "../rank-00001"), "is not of the form"),
             (good.replace("\"step\": 20", "\"step\": 21"), "named for step 20, the manifest is of step 21"),
             (good[..good.len() / 2].to_owned(), "EOF"),
+            (empty(&good), "there are no parameters in it"),
             (good.replace("\"end\": 4", "\"end\": 3"), "no file holds element 3"),
         ];
         for (text, expected) in cases {
@@ -377,6 +392,13 @@ mod tests {
         let other = good.replacen(&good[good.find("\"blake3\": \"").unwrap()..][..19], "\"blake3\": \"00000000", 1);
         fs::write(&path, other).unwrap();
         assert_told(&examine_checkpoint(&directory), &["its hash is ", "the manifest says 00000000", "[bias weight]"]);
+    }
+
+    /// A manifest without units and files.
+    fn empty(manifest: &str) -> String {
+        let mut value: serde_json::Value = serde_json::from_str(manifest).unwrap();
+        (value["units"], value["files"]) = (serde_json::json!([]), serde_json::json!([]));
+        value.to_string()
     }
 
     fn write_model(path: &Path, values: &[(&str, f32)]) {
@@ -390,12 +412,14 @@ mod tests {
     fn a_model_folder_is_examined_too() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        assert_told(&examine_model(folder.path()), &["no model.safetensors"]);
-        write_model(&path("one.safetensors"), &[("a", 1.0), ("b", f32::NAN)]);
-        write_model(&path("two.safetensors"), &[("c", 1.0)]);
         let index = |map: serde_json::Value| {
             fs::write(path(INDEX_FILE), serde_json::json!({ "weight_map": map }).to_string()).unwrap();
         };
+        assert_told(&examine_model(folder.path()), &["no model.safetensors"]);
+        index(serde_json::json!({}));
+        assert_told(&examine_model(folder.path()), &["there are no parameters in it"]);
+        write_model(&path("one.safetensors"), &[("a", 1.0), ("b", f32::NAN)]);
+        write_model(&path("two.safetensors"), &[("c", 1.0)]);
         index(
             serde_json::json!({"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors", "d": "two.safetensors"}),
         );
