@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! main → cli ─ generate → becomes `worker generate`
+//!            ├ inspect, verify, diff, export → checkpoints and model folders on a disk
 //!            ├ doctor → what this machine has, lacks and reaches; asks `worker doctor` and bench
 //!            ├ bench → this machine's rates, by an errand of `worker bench`
 //!            ├ plan → what a job would need, from config.json alone
@@ -18,6 +19,7 @@
 pub mod announce;
 pub mod bench;
 pub mod checkpoint_publisher;
+pub mod checkpoints;
 pub mod cli;
 pub mod columns;
 pub mod compare;

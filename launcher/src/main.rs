@@ -7,7 +7,7 @@ use std::time::Instant;
 use zerofold_launcher::cli::{self, CliError, Meant};
 use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
 use zerofold_launcher::terminal::Terminal;
-use zerofold_launcher::{bench, compare, doctor, environment, generate, plan, train};
+use zerofold_launcher::{bench, checkpoints, compare, doctor, environment, generate, plan, train};
 
 fn main() -> ExitCode {
     let began = Instant::now();
@@ -20,6 +20,10 @@ fn main() -> ExitCode {
         Ok(Meant::Doctor(options)) => doctor::doctor(&options, &Terminal::new(false)),
         Ok(Meant::Bench(options)) => bench::bench(&options, &Terminal::new(false)),
         Ok(Meant::Compare(options)) => compare::compare(&options, &Terminal::new(false)),
+        Ok(Meant::Inspect(options)) => checkpoints::inspect(&options, &Terminal::new(false)),
+        Ok(Meant::Verify(options)) => checkpoints::verify(&options, &Terminal::new(false)),
+        Ok(Meant::Diff(options)) => checkpoints::diff(&options, &Terminal::new(false)),
+        Ok(Meant::Export(options)) => checkpoints::export(&options, &Terminal::new(false)),
         Ok(Meant::Generate(request)) => Err(generate::generate(&request)),
         Err(CliError::Launch(error)) => Err(error),
         Err(CliError::Clap(error)) => {

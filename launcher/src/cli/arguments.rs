@@ -29,11 +29,13 @@ Examples:
       a few steps of each stage: which one is fastest here
   launch generate --model runs/zero3/model --chat \"Hello\"
       ask the result something
+  launch export runs/zero3 --output models/mine
+      the newest checkpoint as a model folder; inspect, verify and diff look at checkpoints too
   launch doctor
       what on this machine would hurt a job, and how to mend it
 
 Presets for --config: ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml.
-`launch train --help` lists every key; `launch COMMAND --help` what plan, compare, generate, doctor and bench can do.";
+`launch train --help` lists every key; `launch COMMAND --help` what each of the others can do.";
 
 const TRAIN_NOTE: &str = "Each of these is also a key of the file, in its section `training:` or in Accelerate's own part, \
     and can be given by --set KEY=VALUE. Flags go before --set, --set before the file, the file before the defaults.";
@@ -94,7 +96,7 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .styles(styles)
         .max_term_width(110)
-        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch generate --model FOLDER [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]")
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch generate --model FOLDER [OPTIONS]\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]")
         .after_help(EXAMPLES)
         .allow_external_subcommands(true)
         .subcommand_required(true)
@@ -106,6 +108,7 @@ pub(super) fn command() -> Command {
         .subcommand(plan())
         .subcommand(compare())
         .subcommand(generate())
+        .subcommands(super::checkpoints::commands())
         .subcommand(doctor())
         .subcommand(bench())
 }
@@ -238,7 +241,7 @@ fn configuration_options() -> Vec<Arg> {
     ]
 }
 
-fn option(name: &'static str, value: &'static str, help: impl Into<StyledStr>) -> Arg {
+pub(super) fn option(name: &'static str, value: &'static str, help: impl Into<StyledStr>) -> Arg {
     Arg::new(name).long(name).value_name(value).help(help.into())
 }
 

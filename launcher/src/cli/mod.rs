@@ -4,6 +4,7 @@
 //! stands after goes before.
 
 mod arguments;
+mod checkpoints;
 mod compare;
 mod generate;
 mod machine;
@@ -16,6 +17,7 @@ use clap::ArgMatches;
 use zerofold_configs::{GenerateRequest, nearest};
 
 use crate::bench::BenchOptions;
+use crate::checkpoints::{DiffOptions, ExportOptions, InspectOptions, VerifyOptions};
 use crate::compare::CompareOptions;
 use crate::doctor::DoctorOptions;
 use crate::error::LaunchError;
@@ -23,7 +25,8 @@ use crate::plan::PlanOptions;
 use crate::train::TrainOptions;
 
 /// The commands.
-const COMMANDS: [&str; 6] = ["train", "plan", "compare", "generate", "doctor", "bench"];
+const COMMANDS: [&str; 10] =
+    ["train", "plan", "compare", "generate", "inspect", "verify", "diff", "export", "doctor", "bench"];
 
 /// What a command line means.
 #[derive(Clone, Debug)]
@@ -36,6 +39,14 @@ pub enum Meant {
     Compare(Box<CompareOptions>),
     /// Generate.
     Generate(Box<GenerateRequest>),
+    /// Tell what lies in a checkpoint or model folder.
+    Inspect(InspectOptions),
+    /// Read every byte of checkpoints and model folders.
+    Verify(VerifyOptions),
+    /// Compare two of them.
+    Diff(DiffOptions),
+    /// Make a model folder out of a checkpoint.
+    Export(ExportOptions),
     /// Look at this machine.
     Doctor(Box<DoctorOptions>),
     /// Measure this machine.
@@ -72,16 +83,33 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
         Some(("plan", after)) => Ok(Meant::Plan(Box::new(plan::meant(&matches, after)?))),
         Some(("compare", after)) => Ok(Meant::Compare(Box::new(compare::meant(&matches, after)?))),
         Some(("generate", after)) => {
-            if let Some(name) = train::job_options_given(&matches, &[]) {
-                let message = format!("--{name} has no meaning for generate");
-                return Err(LaunchError::usage(message, "see `launch generate --help`").into());
-            }
+            refuse_job_options(&matches, "generate")?;
             Ok(Meant::Generate(Box::new(generate::meant(after, on_terminal)?)))
+        }
+        Some((command @ ("inspect" | "verify" | "diff" | "export"), after)) => {
+            refuse_job_options(&matches, command)?;
+            Ok(match command {
+                "inspect" => Meant::Inspect(checkpoints::inspect_meant(after)),
+                "verify" => Meant::Verify(checkpoints::verify_meant(after)),
+                "diff" => Meant::Diff(checkpoints::diff_meant(after)),
+                _ => Meant::Export(checkpoints::export_meant(after)),
+            })
         }
         Some(("doctor", after)) => Ok(Meant::Doctor(Box::new(machine::doctor(&matches, after)?))),
         Some(("bench", after)) => Ok(Meant::Bench(Box::new(machine::bench("bench", &matches, after)?))),
         Some((other, _)) => Err(not_a_command(other).into()),
         None => Err(LaunchError::usage("no command", format!("the commands are {}", COMMANDS.join(", "))).into()),
+    }
+}
+
+/// Options of a job have no meaning for a command that runs none.
+fn refuse_job_options(before: &ArgMatches, command: &str) -> Result<(), LaunchError> {
+    match train::job_options_given(before, &[]) {
+        Some(name) => {
+            let message = format!("--{name} has no meaning for {command}");
+            Err(LaunchError::usage(message, format!("see `launch {command} --help`")))
+        }
+        None => Ok(()),
     }
 }
 
@@ -133,8 +161,10 @@ fn last<'a>(name: &str, before: &'a ArgMatches, after: &'a ArgMatches) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoints::ExportDtype;
     use crate::run_folder::Resume;
     use std::time::Duration;
+    use zerofold_checkpoint::Dtype;
 
     fn parse_line(line: &str) -> Result<Meant, CliError> {
         parse(line.split_whitespace().map(OsString::from), false)
@@ -292,6 +322,45 @@ mod tests {
         assert!(error("launch generate --prompt a").contains("--model"));
         assert!(error("launch generate --model m --top_p 1.5").contains("top_p"));
     }
+
+    #[test]
+    fn checkpoints_are_named_by_their_paths() {
+        match parse_line("launch inspect runs/a --tensors --json") {
+            Ok(Meant::Inspect(it)) => assert_eq!((it.path, it.tensors, it.json), ("runs/a".into(), true, true)),
+            other => panic!("{other:?}"),
+        }
+        match parse_line("launch verify a b --json c") {
+            Ok(Meant::Verify(it)) => assert_eq!((it.paths, it.json), (vec!["a".into(), "b".into(), "c".into()], true)),
+            other => panic!("{other:?}"),
+        }
+        match parse_line("launch diff a b --top 3") {
+            Ok(Meant::Diff(it)) => assert_eq!((it.left, it.right, it.top), ("a".into(), "b".into(), 3)),
+            other => panic!("{other:?}"),
+        }
+        let export = |line: &str| match parse_line(line) {
+            Ok(Meant::Export(options)) => options,
+            other => panic!("{line}: {other:?}"),
+        };
+        let options = export("launch export a --output b");
+        assert_eq!((options.output, options.dtype, options.model), ("b".into(), None, None));
+        let names = ExportDtype::NAMES.map(|name| export(&format!("launch export a --output b --dtype {name}")).dtype);
+        let [f32, bf16, f16] = [Dtype::F32, Dtype::BF16, Dtype::F16].map(|dtype| Some(ExportDtype::Given(dtype)));
+        assert_eq!(names, [Some(ExportDtype::Source), f32, bf16, f16]);
+        for (line, parts) in [
+            ("launch inspect", "PATH"),
+            ("launch inspect a b", "unexpected argument 'b'"),
+            ("launch verify", "PATH"),
+            ("launch diff a", "<B>"),
+            ("launch diff a b --top many", "invalid value 'many'"),
+            ("launch export a", "--output"),
+            ("launch export a --output b --dtype int8", "[possible values: source, float32, bfloat16, float16]"),
+            ("launch --nproc 2 export a --output b", "--nproc has no meaning for export"),
+            ("launch inspct a", "did you mean `inspect`?"),
+        ] {
+            assert!(error(line).contains(parts), "{line}: {}", error(line));
+        }
+    }
+
     #[test]
     fn doctor_and_bench_take_options_of_their_own_and_nproc() {
         let doctor = |line: &str| match parse_line(line) {

@@ -130,6 +130,28 @@ pub enum CheckpointError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A manifest has another form than the one that is read here.
+    #[error("cannot read {}: its format_version is {version}; this program reads {read}\nhint: use the version of launch that wrote it", path.display())]
+    OtherVersion {
+        /// The manifest.
+        path: PathBuf,
+        /// Its version, or `none`.
+        version: String,
+        /// The version that is read.
+        read: u32,
+    },
+    /// A value of a tensor is not one that can be used.
+    #[error("tensor {tensor} of {}: {reason}\nhint: {hint}", path.display())]
+    BadValue {
+        /// The file or folder.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Which element, and what it is.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
     /// The ranks' parts do not make one checkpoint.
     #[error("the ranks' parts do not make one checkpoint: {reason}")]
     BadParts {
@@ -137,7 +159,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// A checkpoint's files are not what its manifest says.
-    #[error("checkpoint {} is not whole: {reason}\nhint: resume from another step", path.display())]
+    #[error("checkpoint {} is not whole: {reason}\nhint: use another step; `launch verify` names all that is wrong with this one", path.display())]
     NotWhole {
         /// The step's folder.
         path: PathBuf,
@@ -155,6 +177,14 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// What is wrong, without the hint and, where the folder is known anyway, without its name.
+    pub fn reason(&self) -> String {
+        match self {
+            CheckpointError::NotWhole { reason, .. } => reason.clone(),
+            other => other.to_string().lines().next().unwrap_or_default().to_owned(),
+        }
+    }
+
     /// For `map_err` on a call to the operating system.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError {
         move |source| CheckpointError::Io { action, path: path.to_owned(), source }

@@ -58,10 +58,17 @@ impl Header {
     /// Reads the JSON of a header before `data_bytes` bytes of tensors. Every byte belongs to exactly one tensor, and every
     /// tensor has the bytes that its shape and type ask for; the error says which has not.
     pub(crate) fn parse(json: &[u8], data_bytes: u64) -> Result<Header, String> {
-        if json.first() != Some(&b'{') {
-            return Err("its header does not begin with {".to_string());
-        }
-        let raw: RawHeader = serde_json::from_slice(json).map_err(|error| format!("its header is wrong: {error}"))?;
+        Header::of(RawHeader::parse(json)?, data_bytes)
+    }
+
+    /// As [`parse`](Header::parse), for a file whose bytes of tensors are not all there: their number is the header's own.
+    pub(crate) fn parse_alone(json: &[u8]) -> Result<Header, String> {
+        let raw = RawHeader::parse(json)?;
+        let data_bytes = raw.tensors.values().map(|tensor| tensor.data_offsets.1).max().unwrap_or(0);
+        Header::of(raw, data_bytes)
+    }
+
+    fn of(raw: RawHeader, data_bytes: u64) -> Result<Header, String> {
         let mut header = Header { metadata: raw.metadata, tensors: BTreeMap::new() };
         for (name, tensor) in raw.tensors {
             let (begin, end) = tensor.data_offsets;
@@ -152,6 +159,15 @@ struct RawTensor {
 struct RawHeader {
     metadata: BTreeMap<String, String>,
     tensors: BTreeMap<String, RawTensor>,
+}
+
+impl RawHeader {
+    fn parse(json: &[u8]) -> Result<RawHeader, String> {
+        if json.first() != Some(&b'{') {
+            return Err("its header does not begin with {".to_string());
+        }
+        serde_json::from_slice(json).map_err(|error| format!("its header is wrong: {error}"))
+    }
 }
 
 impl<'de> Deserialize<'de> for RawHeader {

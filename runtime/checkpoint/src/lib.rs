@@ -6,7 +6,9 @@
 //! - [`manifest`], [`mod@publish`], [`retention`]: a checkpoint. Every rank writes its shard file into the step's folder and
 //!   reports a [`Part`]; the launcher assembles the [`Manifest`] and publishes it. Publishing is the commit: a step's folder
 //!   without a manifest is no checkpoint.
-//! - [`units`], [`state`]: where parameters lie in it, and how any other layout reads them.
+//! - [`units`], [`state`], [`places`]: where parameters lie in it, and how any other layout reads them.
+//! - [`examine`], [`difference`], [`model_export`]: a checkpoint or a model folder looked through, compared with another, made
+//!   a model folder. [`weights`] is what the two have in common.
 //! - [`fault`]: where tests kill a process that saves.
 //! - [`disk`]: free space, syncing, names that may not leave their folder.
 //!
@@ -15,14 +17,18 @@
 #[cfg(not(all(target_endian = "little", target_pointer_width = "64")))]
 compile_error!("safetensors files are read in place: a 64-bit little-endian machine is needed");
 
+pub mod difference;
 pub mod disk;
 pub mod dtype;
 pub mod error;
+pub mod examine;
 pub mod export;
 pub mod fault;
 pub mod header;
 pub mod manifest;
+pub mod model_export;
 pub mod model_files;
+pub mod places;
 pub mod publish;
 pub mod reader;
 pub mod retention;
@@ -30,20 +36,26 @@ pub mod side_files;
 pub mod staging;
 pub mod state;
 pub mod units;
+pub mod weights;
 pub mod writer;
 
+pub use difference::{Difference, Distance, differences};
 pub use disk::ensure_room;
 pub use dtype::{Dtype, decode_f32, encode_f32};
 pub use error::{CheckpointError, Result};
+pub use examine::{Examined, Fault, examine_checkpoint, examine_model};
 pub use export::{ExportFile, ExportPlan, ExportWriter};
 pub use header::TensorEntry;
 pub use manifest::{FileEntry, Manifest, Part, TensorRange, shard_file_name};
+pub use model_export::{ModelExport, refuse_existing};
 pub use model_files::ModelFiles;
-pub use publish::{Found, Skipped, newest_whole, open_step, publish, published_steps, step_directory, verify};
-pub use reader::{SafetensorsReader, StoredTensor};
+pub use places::{Place, Places};
+pub use publish::{Found, Skipped, newest_whole, open_step, publish, published_steps, step_directory, steps, verify};
+pub use reader::{DescribedTensor, SafetensorsReader, StoredTensor};
 pub use retention::{Cleared, ClearedWhat, Retention, delete_old, discard_unfinished, prepare_to_resume};
 pub use side_files::copy_side_files;
 pub use staging::StagingDirectory;
 pub use state::{StateReader, StoredParameter};
 pub use units::{STATES, SavedParameter, SavedUnit, digest_units};
+pub use weights::Weights;
 pub use writer::{FileDigest, SafetensorsWriter, digest_file};

@@ -153,6 +153,11 @@ impl Manifest {
         self.files.iter().map(|file| file.bytes).fold(0, u64::saturating_add)
     }
 
+    /// Elements of all parameters. A manifest that was made up may tell of more than there can be.
+    pub fn elements(&self) -> u64 {
+        self.units.iter().map(SavedUnit::elements).fold(0, u64::saturating_add)
+    }
+
     fn check_agrees(&self, first: &Part, part: &Part) -> Result<()> {
         let differs = |what: &str, ours: &dyn std::fmt::Display, theirs: &dyn std::fmt::Display| {
             Err(bad(format!("rank {} has {what} {ours}, rank {} has {theirs}", first.rank, part.rank)))

@@ -3,7 +3,7 @@
 use crate::disk::{is_plain_name, read_bounded};
 use crate::error::{CheckpointError, Result};
 use crate::header::MAX_HEADER_BYTES;
-use crate::reader::{SafetensorsReader, StoredTensor, nearest};
+use crate::reader::{DescribedTensor, SafetensorsReader, StoredTensor, nearest};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -49,18 +49,13 @@ impl ModelFiles {
     }
 
     fn open_index(directory: &Path, path: &Path) -> Result<Self> {
-        let content = read_bounded(path, MAX_HEADER_BYTES)?;
-        let index: Index = serde_json::from_slice(&content).map_err(|error| CheckpointError::bad_json(path, error))?;
         let mut files: Vec<SafetensorsReader> = Vec::new();
         let mut opened = HashMap::new();
         let mut tensors = BTreeMap::new();
-        for (tensor, name) in index.weight_map {
+        for (tensor, name) in read_index(path)? {
             let number = match opened.get(&name) {
                 Some(number) => *number,
                 None => {
-                    if !is_plain_name(&name) {
-                        return Err(CheckpointError::UnsafeName { path: path.to_owned(), name });
-                    }
                     files.push(SafetensorsReader::open(&directory.join(&name))?);
                     opened.insert(name, files.len() - 1);
                     files.len() - 1
@@ -84,6 +79,16 @@ impl ModelFiles {
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// Its files.
+    pub fn files(&self) -> &[SafetensorsReader] {
+        &self.files
+    }
+
+    /// Every tensor, of whatever type, with the file that it lies in; sorted by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (DescribedTensor<'_>, &SafetensorsReader)> {
+        self.tensors.iter().filter_map(|(name, &file)| Some((self.files[file].describe(name)?, &self.files[file])))
     }
 
     /// True if there is a tensor of that name.
@@ -114,6 +119,33 @@ impl ModelFiles {
             near: nearest(name, self.names()),
         })
     }
+}
+
+/// Which file of its own folder an index says that each tensor lies in.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let content = read_bounded(path, MAX_HEADER_BYTES)?;
+    let index: Index = serde_json::from_slice(&content).map_err(|error| CheckpointError::bad_json(path, error))?;
+    match index.weight_map.values().find(|name| !is_plain_name(name)) {
+        Some(name) => Err(CheckpointError::UnsafeName { path: path.to_owned(), name: name.clone() }),
+        None => Ok(index.weight_map),
+    }
+}
+
+/// The safetensors files of a model folder, each with the tensors that the index says lie in it; the only file of a model
+/// has no index, and no list. The files themselves are not looked at.
+pub(crate) fn listed_files(directory: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+    let index = directory.join(INDEX_FILE);
+    if directory.join(SINGLE_FILE).exists() {
+        return Ok(BTreeMap::from([(SINGLE_FILE.to_string(), Vec::new())]));
+    }
+    if !index.exists() {
+        return Err(CheckpointError::NoModel { path: directory.to_owned(), hint: hint_for(directory) });
+    }
+    let mut files = BTreeMap::<String, Vec<String>>::new();
+    for (tensor, file) in read_index(&index)? {
+        files.entry(file).or_default().push(tensor);
+    }
+    Ok(files)
 }
 
 fn hint_for(directory: &Path) -> String {

@@ -6,7 +6,7 @@
 use crate::disk::{Rename, list, read_bounded, rename_with, sync_directory, unique_suffix, write_new};
 use crate::error::{CheckpointError, Result};
 use crate::fault;
-use crate::manifest::{FORMAT_VERSION, FileEntry, Manifest};
+use crate::manifest::{FORMAT_VERSION, FileEntry, Manifest, TensorRange};
 use crate::reader::SafetensorsReader;
 use crate::writer::digest_file;
 use std::fs;
@@ -75,6 +75,13 @@ pub fn publish(step_directory: &Path, manifest: &Manifest) -> Result<()> {
 
 /// Opens the checkpoint in a step's folder, and checks that its files exist in their sizes.
 pub fn open_step(step_directory: &Path) -> Result<Found> {
+    let manifest = manifest_of(step_directory)?;
+    check_sizes(step_directory, &manifest)?;
+    Ok(Found { directory: step_directory.to_owned(), manifest })
+}
+
+/// The manifest in a step's folder; its files are not looked at.
+pub(crate) fn manifest_of(step_directory: &Path) -> Result<Manifest> {
     let path = step_directory.join(MANIFEST_FILE);
     if !path.exists() {
         let reason = "it has no manifest.json, so its save was never finished";
@@ -83,8 +90,7 @@ pub fn open_step(step_directory: &Path) -> Result<Found> {
     let manifest = read_manifest(&path)?;
     manifest.check().map_err(|reason| CheckpointError::not_whole(step_directory, reason))?;
     check_step(step_directory, &manifest)?;
-    check_sizes(step_directory, &manifest)?;
-    Ok(Found { directory: step_directory.to_owned(), manifest })
+    Ok(manifest)
 }
 
 /// As [`open_step`], and reads every file: its hash and the tensors in it must be what the manifest says.
@@ -110,8 +116,7 @@ pub fn newest_whole(checkpoints: &Path) -> Result<(Option<Found>, Vec<Skipped>)>
     for (_, directory) in steps(checkpoints)?.into_iter().rev() {
         match verify(&directory) {
             Ok(found) => return Ok((Some(found), skipped)),
-            Err(CheckpointError::NotWhole { reason, .. }) => skipped.push(Skipped { directory, reason }),
-            Err(error) => skipped.push(Skipped { directory, reason: error.to_string() }),
+            Err(error) => skipped.push(Skipped { directory, reason: error.reason() }),
         }
     }
     Ok((None, skipped))
@@ -123,8 +128,8 @@ pub fn published_steps(checkpoints: &Path) -> Result<Vec<u64>> {
     Ok(steps.iter().filter(|(_, directory)| directory.join(MANIFEST_FILE).exists()).map(|(step, _)| *step).collect())
 }
 
-/// The steps' folders, oldest first.
-pub(crate) fn steps(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
+/// The steps' folders under `checkpoints`, oldest first, published or not.
+pub fn steps(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
     if !checkpoints.exists() {
         return Ok(Vec::new());
     }
@@ -144,8 +149,7 @@ fn read_manifest(path: &Path) -> Result<Manifest> {
         Some(version) if version == u64::from(FORMAT_VERSION) => {}
         version => {
             let version = version.map_or("none".to_string(), |version| version.to_string());
-            let reason = format!("its format_version is {version}; this program reads {FORMAT_VERSION}");
-            return Err(CheckpointError::bad_json(path, reason));
+            return Err(CheckpointError::OtherVersion { path: path.to_owned(), version, read: FORMAT_VERSION });
         }
     }
     serde_json::from_value(value).map_err(|error| CheckpointError::bad_json(path, error))
@@ -174,21 +178,20 @@ fn check_sizes(directory: &Path, manifest: &Manifest) -> Result<()> {
 }
 
 fn check_tensors(file: &SafetensorsReader, entry: &FileEntry) -> Result<(), String> {
-    for tensor in &entry.tensors {
-        let stored = file.entry(&tensor.name).map_err(|error| error.to_string())?;
-        if stored.dtype != tensor.dtype || stored.elements() as u64 != tensor.end - tensor.begin {
-            return Err(format!(
-                "tensor {} of {} has {} elements of {}, its manifest says {} of {}",
-                tensor.name,
-                entry.name,
-                stored.elements(),
-                stored.dtype,
-                tensor.end - tensor.begin,
-                tensor.dtype
-            ));
-        }
+    entry.tensors.iter().try_for_each(|tensor| check_tensor(file, &entry.name, tensor))
+}
+
+/// A file holds a tensor as the manifest tells of it.
+pub(crate) fn check_tensor(file: &SafetensorsReader, name: &str, tensor: &TensorRange) -> Result<(), String> {
+    let stored = file.entry(&tensor.name).map_err(|error| error.to_string())?;
+    if stored.dtype == tensor.dtype && stored.elements() as u64 == tensor.end - tensor.begin {
+        return Ok(());
     }
-    Ok(())
+    let (elements, dtype, expected) = (stored.elements(), stored.dtype, tensor.end - tensor.begin);
+    Err(format!(
+        "tensor {} of {name} has {elements} elements of {dtype}, its manifest says {expected} of {}",
+        tensor.name, tensor.dtype
+    ))
 }
 
 /// Gives the temporary file its name, if nothing has that name.

@@ -17,8 +17,35 @@ const CHUNK_BYTES: usize = 1 << 20;
 pub struct SafetensorsReader {
     path: PathBuf,
     file: File,
+    bytes: u64,
     data_begin: u64,
     header: Header,
+}
+
+/// A tensor as a file's header describes it, of whatever type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DescribedTensor<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The type of its elements as the file spells it.
+    pub dtype: &'a str,
+    /// Its shape.
+    pub shape: &'a [usize],
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+/// A piece of a file that is read from end to end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece<'a> {
+    /// The tensor that the bytes belong to; `None` for the header.
+    pub(crate) tensor: Option<&'a str>,
+    /// The type of the tensor's elements, if it is one that is read here.
+    pub(crate) dtype: Option<Dtype>,
+    /// The first byte of the tensor that is here; whole elements come.
+    pub(crate) byte_offset: u64,
+    /// The bytes as they lie in the file.
+    pub(crate) bytes: &'a [u8],
 }
 
 /// A tensor in a file.
@@ -51,32 +78,52 @@ impl SafetensorsReader {
             return Err(CheckpointError::bad_file(path, "it is a folder or a device"));
         }
         let bytes = metadata.len();
-        if bytes < 8 {
-            return Err(CheckpointError::bad_file(
-                path,
-                format!("it has {bytes} bytes, the header's length alone is 8"),
-            ));
-        }
-        let mut length = [0; 8];
-        file.read_exact_at(&mut length, 0).map_err(CheckpointError::io("read", path))?;
-        let length = u64::from_le_bytes(length);
-        if length > MAX_HEADER_BYTES || length > bytes - 8 {
-            let reason = format!(
-                "it tells of a header of {length} bytes, and has {bytes} in all; the bound is {MAX_HEADER_BYTES}"
-            );
-            return Err(CheckpointError::bad_file(path, reason));
-        }
-        let mut json = vec![0; length as usize];
-        file.read_exact_at(&mut json, 8).map_err(CheckpointError::io("read", path))?;
-        let data_begin = 8 + length;
+        let json = header_json(&file, path, bytes)?;
+        let data_begin = 8 + json.len() as u64;
         let header =
             Header::parse(&json, bytes - data_begin).map_err(|reason| CheckpointError::bad_file(path, reason))?;
-        Ok(SafetensorsReader { path: path.to_owned(), file, data_begin, header })
+        Ok(SafetensorsReader { path: path.to_owned(), file, bytes, data_begin, header })
     }
 
     /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Bytes of the whole file.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What the header says of a tensor, of whatever type.
+    pub fn describe(&self, name: &str) -> Option<DescribedTensor<'_>> {
+        let (name, tensor) = self.header.tensors.get_key_value(name)?;
+        let (dtype, shape) = (tensor.dtype.as_str(), tensor.shape.as_slice());
+        Some(DescribedTensor { name, dtype, shape, bytes: tensor.end - tensor.begin })
+    }
+
+    /// Reads every byte of the file once, from end to end, in pieces of at most a mebibyte.
+    pub(crate) fn read_through(&self, mut visit: impl FnMut(Piece<'_>)) -> Result<()> {
+        let mut buffer = vec![0; CHUNK_BYTES];
+        let mut section = |tensor: Option<(&str, &HeaderTensor)>, begin: u64, end: u64| {
+            let dtype = tensor.and_then(|(_, tensor)| Dtype::from_name(&tensor.dtype));
+            let tensor = tensor.map(|(name, _)| name);
+            let mut position = begin;
+            while position < end {
+                let bytes = &mut buffer[..CHUNK_BYTES.min((end - position) as usize)];
+                self.read_exact(tensor.unwrap_or("of the header"), position, bytes)?;
+                visit(Piece { tensor, dtype, byte_offset: position - begin, bytes });
+                position += bytes.len() as u64;
+            }
+            Ok(())
+        };
+        section(None, 0, self.data_begin)?;
+        let mut order: Vec<_> = self.header.tensors.iter().collect();
+        order.sort_by_key(|(_, tensor)| (tensor.begin, tensor.end));
+        for (name, tensor) in order {
+            section(Some((name, tensor)), self.data_begin + tensor.begin, self.data_begin + tensor.end)?;
+        }
+        Ok(())
     }
 
     /// The strings about the file.
@@ -171,6 +218,35 @@ impl SafetensorsReader {
     fn bad_range(&self, name: &str, reason: String) -> CheckpointError {
         CheckpointError::BadRange { path: self.path.clone(), tensor: name.to_string(), reason }
     }
+}
+
+/// The JSON of a file's header, which is told to be no longer than the file.
+fn header_json(file: &File, path: &Path, bytes: u64) -> Result<Vec<u8>> {
+    if bytes < 8 {
+        return Err(CheckpointError::bad_file(path, format!("it has {bytes} bytes, the header's length alone is 8")));
+    }
+    let mut length = [0; 8];
+    file.read_exact_at(&mut length, 0).map_err(CheckpointError::io("read", path))?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER_BYTES || length > bytes - 8 {
+        let reason =
+            format!("it tells of a header of {length} bytes, and has {bytes} in all; the bound is {MAX_HEADER_BYTES}");
+        return Err(CheckpointError::bad_file(path, reason));
+    }
+    let mut json = vec![0; length as usize];
+    file.read_exact_at(&mut json, 8).map_err(CheckpointError::io("read", path))?;
+    Ok(json)
+}
+
+/// The tensors of a file whose end is missing that lie beyond it, at least in part; `None` if its header is lost as well.
+pub(crate) fn tensors_cut_off(path: &Path) -> Option<Vec<String>> {
+    let file = File::open(path).ok()?;
+    let bytes = file.metadata().ok()?.len();
+    let json = header_json(&file, path, bytes).ok()?;
+    let data_bytes = bytes - 8 - json.len() as u64;
+    let header = Header::parse_alone(&json).ok()?;
+    let cut = header.tensors.into_iter().filter(|(_, tensor)| tensor.end > data_bytes);
+    Some(cut.map(|(name, _)| name).collect())
 }
 
 /// The name that looks most like the one asked for, if any looks like it at all.

@@ -42,6 +42,11 @@ pub struct SavedUnit {
 }
 
 impl SavedUnit {
+    /// Elements of its parameters, padding left out.
+    pub fn elements(&self) -> u64 {
+        self.parameters.iter().filter_map(SavedParameter::elements).fold(0, u64::saturating_add)
+    }
+
     /// The name under which a state of it is stored.
     pub fn whole(&self, state: &str) -> String {
         format!("{}/{state}", self.name)

@@ -1,0 +1,95 @@
+//! The model card of an exported folder: facts that the run tells, and nothing else.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use zerofold_checkpoint::{Dtype, Manifest};
+use zerofold_configs::Resolved;
+
+use crate::format;
+
+/// What a card is made of.
+pub(super) struct Card<'a> {
+    /// The checkpoint.
+    pub(super) manifest: &'a Manifest,
+    /// The folder of the model that was trained.
+    pub(super) model: &'a Path,
+    /// The type of the weights.
+    pub(super) dtype: Dtype,
+    /// The run's configuration, if it can be read.
+    pub(super) run: Option<&'a Resolved>,
+    /// When, in seconds since 1970.
+    pub(super) exported: u64,
+}
+
+impl Card<'_> {
+    /// The card as Markdown. Folders and files are named without their paths, which are nobody's business elsewhere.
+    pub(super) fn text(&self) -> String {
+        let model = name_of(self.model);
+        let manifest = self.manifest;
+        let ranks = format::plural(u64::from(manifest.world_size), "rank");
+        let mut text = format!("# {model}, fine-tuned\n\n");
+        let facts = [
+            ("base model", format!("`{model}`")),
+            ("optimizer steps", format::count(manifest.step)),
+            ("parameters", format::count(manifest.elements())),
+            ("type of the weights", self.dtype.config_name().to_owned()),
+            ("checkpoint saved by", format!("{ranks}, ZeRO stage {}", manifest.stage)),
+            ("exported", format::date(self.exported)),
+            ("by", format!("`launch export` of Zerofold {}", env!("CARGO_PKG_VERSION"))),
+        ];
+        table(&mut text, facts);
+        match self.run {
+            Some(run) => {
+                text +=
+                    "\n## Training\n\nAs the run's `config.resolved.yaml` had it when this folder was exported.\n\n";
+                table(&mut text, hyperparameters(run));
+            }
+            None => text += "\nThe run's configuration was not there any more when this folder was exported.\n",
+        }
+        text
+    }
+}
+
+fn table<'a>(text: &mut String, rows: impl IntoIterator<Item = (&'a str, String)>) {
+    text.push_str("| | |\n| --- | --- |\n");
+    for (name, value) in rows {
+        let _ = writeln!(text, "| {name} | {} |", value.replace('|', "\\|"));
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
+    let training = &run.training;
+    let length = match training.max_steps {
+        steps @ 1.. => ("max_steps", steps.to_string()),
+        _ => ("num_train_epochs", training.num_train_epochs.to_string()),
+    };
+    let warmup = match training.warmup_steps > 0.0 {
+        true => ("warmup_steps", training.warmup_steps.to_string()),
+        false => ("warmup_ratio", training.warmup_ratio.to_string()),
+    };
+    vec![
+        ("dataset", format!("`{}`", name_of(&training.dataset))),
+        length,
+        ("num_processes", run.num_processes.to_string()),
+        ("per_device_train_batch_size", training.per_device_train_batch_size.to_string()),
+        ("gradient_accumulation_steps", run.gradient_accumulation_steps.to_string()),
+        ("max_length", training.max_length.to_string()),
+        ("assistant_only_loss", training.assistant_only_loss.to_string()),
+        ("learning_rate", format!("{:?}", training.learning_rate)),
+        ("lr_scheduler_type", training.lr_scheduler_type.to_string()),
+        warmup,
+        ("weight_decay", format!("{:?}", training.weight_decay)),
+        ("adam_beta1", format!("{:?}", training.adam_beta1)),
+        ("adam_beta2", format!("{:?}", training.adam_beta2)),
+        ("adam_epsilon", format!("{:?}", training.adam_epsilon)),
+        ("max_grad_norm", format!("{:?}", run.max_grad_norm)),
+        ("mixed_precision", run.mixed_precision.to_string()),
+        ("master_dtype", run.master_dtype.to_string()),
+        ("seed", training.seed.to_string()),
+    ]
+}

@@ -1,0 +1,177 @@
+//! The command `export`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use zerofold_checkpoint::export::MAX_FILE_BYTES;
+use zerofold_checkpoint::{CheckpointError, Dtype, Found, ModelExport, ModelFiles, refuse_existing};
+use zerofold_configs::{ElementType, Resolved, UnitPolicy};
+use zerofold_plan::{ModelConfig, ModelUnits};
+
+use super::card::Card;
+use super::place::Place;
+use crate::error::LaunchError;
+use crate::format;
+use crate::terminal::Terminal;
+
+/// The type of exported weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportDtype {
+    /// That of the source model's own weights.
+    Source,
+    /// This one.
+    Given(Dtype),
+}
+
+impl ExportDtype {
+    /// The written forms.
+    pub const NAMES: [&str; 4] = ["source", "float32", "bfloat16", "float16"];
+
+    /// Reads the written form.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let types = [Dtype::F32, Dtype::BF16, Dtype::F16].into_iter();
+        match name {
+            "source" => Some(ExportDtype::Source),
+            _ => types
+                .map(ExportDtype::Given)
+                .find(|it| matches!(it, ExportDtype::Given(it) if it.config_name() == name)),
+        }
+    }
+}
+
+/// What the command line asks of `export`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// A step's folder, or a run for its newest published step.
+    pub checkpoint: PathBuf,
+    /// The folder to make.
+    pub output: PathBuf,
+    /// The type of the weights; without one, what the run itself would export.
+    pub dtype: Option<ExportDtype>,
+    /// The model folder that config.json and tokenizer come from; without one, the run's model_name_or_path.
+    pub model: Option<PathBuf>,
+}
+
+/// Writes a Hugging Face model folder out of a checkpoint, whole or not at all.
+pub fn export(options: &ExportOptions, terminal: &Terminal) -> Result<u8, LaunchError> {
+    refuse_existing(&options.output)?;
+    let step = match Place::of(&options.checkpoint)?.newest()? {
+        Place::Step(step) => step,
+        Place::Model(folder) | Place::Run(folder, _) => {
+            let message = format!("{} is a model folder already", folder.display());
+            return Err(LaunchError::usage(message, "give a checkpoint: output_dir/checkpoints/step-…"));
+        }
+    };
+    // A flipped bit would otherwise go into the model in silence.
+    let found = zerofold_checkpoint::verify(&step)?;
+    let run = run_of(&step);
+    let source = Source::of(options, run.as_ref(), &step)?;
+    source.check(&found)?;
+    let dtype = source.dtype(options.dtype, run.as_ref().ok(), &found)?;
+    let card = Card {
+        manifest: &found.manifest,
+        model: &source.folder,
+        dtype,
+        run: run.as_ref().ok(),
+        exported: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+    };
+    let card = card.text();
+    let order =
+        ModelExport { found: &found, side_files: &source.folder, dtype, max_file_bytes: MAX_FILE_BYTES, card: &card };
+    let plan = order.write(&options.output)?;
+    terminal.result(&format!(
+        "model: {} (step {}, {} in {}, {}), read back and found to be the checkpoint's",
+        options.output.display(),
+        found.manifest.step,
+        format::parameters(plan.total_elements),
+        dtype.config_name(),
+        format::plural(plan.files.len() as u64, "file"),
+    ));
+    Ok(0)
+}
+
+/// The configuration of the run that a step's folder lies in.
+fn run_of(step: &Path) -> Result<Resolved, LaunchError> {
+    let absolute = crate::train::absolute(step)?;
+    let root = absolute.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+    Ok(Resolved::read(&root.join("config.resolved.yaml"))?)
+}
+
+/// The model that was trained, or another with its configuration.
+struct Source {
+    folder: PathBuf,
+}
+
+impl Source {
+    fn of(options: &ExportOptions, run: Result<&Resolved, &LaunchError>, step: &Path) -> Result<Self, LaunchError> {
+        let hint = "give --model FOLDER, the model that was trained: its config.json and tokenizer go into the export";
+        let folder = match (&options.model, run) {
+            (Some(folder), _) => folder.clone(),
+            (None, Ok(run)) => run.training.model_name_or_path.clone(),
+            (None, Err(error)) => {
+                let reason = error.to_string();
+                let reason = reason.lines().next().unwrap_or_default();
+                let message = format!("the run of {} does not tell which model it trained: {reason}", step.display());
+                return Err(LaunchError::usage(message, hint));
+            }
+        };
+        let Some(missing) = ["config.json", "tokenizer.json"].iter().find(|name| !folder.join(name).is_file()) else {
+            return Ok(Source { folder });
+        };
+        let which = if options.model.is_some() { "--model" } else { "the run's model_name_or_path" };
+        let message = format!("{which} is {}, and there is no {missing} in it", folder.display());
+        Err(LaunchError::usage(message, hint))
+    }
+
+    /// The configuration is that of a model with the checkpoint's parameters in their shapes, and no others. (A head that is
+    /// tied to the embedding is no parameter.)
+    fn check(&self, found: &Found) -> Result<(), LaunchError> {
+        let config = ModelConfig::read(&self.folder)?;
+        let units = ModelUnits::new(&config, UnitPolicy::Blocks).units;
+        let leaves = units.into_iter().flat_map(|unit| unit.leaves).flat_map(|leaf| leaf.parameters);
+        let shape = |shape: Vec<usize>| shape.into_iter().map(|size| size as u64).collect();
+        let expected: BTreeMap<String, Vec<u64>> = leaves.map(|leaf| (leaf.name, shape(leaf.shape))).collect();
+        let saved = found.manifest.units.iter().flat_map(|unit| &unit.parameters);
+        let saved: BTreeMap<String, Vec<u64>> =
+            saved.map(|parameter| (parameter.name.clone(), parameter.shape.clone())).collect();
+        let names = || saved.keys().chain(expected.keys());
+        let Some(name) = names().find(|name| saved.get(*name) != expected.get(*name)) else { return Ok(()) };
+        let words =
+            |shape: Option<&Vec<u64>>| shape.map_or("no such parameter".to_owned(), |shape| format!("{shape:?}"));
+        let message = format!(
+            "{} is not the model of {}: {name} is {} there, and {} in the checkpoint",
+            self.folder.display(),
+            found.directory.display(),
+            words(expected.get(name)),
+            words(saved.get(name)),
+        );
+        Err(LaunchError::usage(message, "give --model FOLDER, the model that was trained"))
+    }
+
+    /// The type to write: what is asked for, else the run's save_dtype, else the source's.
+    fn dtype(&self, asked: Option<ExportDtype>, run: Option<&Resolved>, found: &Found) -> Result<Dtype, LaunchError> {
+        match (asked, run.and_then(|run| run.training.save_dtype)) {
+            (Some(ExportDtype::Given(dtype)), _) => Ok(dtype),
+            (None, Some(ElementType::Float32)) => Ok(Dtype::F32),
+            (None, Some(ElementType::Bfloat16)) => Ok(Dtype::BF16),
+            (None, Some(ElementType::Float16)) => Ok(Dtype::F16),
+            (Some(ExportDtype::Source), _) | (None, None) => self.own_dtype(found),
+        }
+    }
+
+    /// The type of the source's own weights, told by the first of them, as at the end of a training job.
+    fn own_dtype(&self, found: &Found) -> Result<Dtype, LaunchError> {
+        let weights = match ModelFiles::open(&self.folder) {
+            Err(CheckpointError::NoModel { .. }) => {
+                let message = format!("the weights of {} are gone, and with them their type", self.folder.display());
+                return Err(LaunchError::usage(message, "name the type: --dtype bfloat16, float16 or float32"));
+            }
+            other => other?,
+        };
+        match found.manifest.units.iter().flat_map(|unit| &unit.parameters).next() {
+            Some(first) => Ok(weights.entry(&first.name)?.dtype),
+            None => Ok(Dtype::F32),
+        }
+    }
+}
