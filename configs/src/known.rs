@@ -116,7 +116,7 @@ const DEEPSPEED: &[Known] = &[
     known("stage3_max_live_parameters", AUTO, LIVE),
     known("stage3_max_reuse_distance", AUTO, LIVE),
     known("stage3_gather_16bit_weights_on_model_save", ANY, NoEffect("")),
-    known("elastic_checkpoint", NO, NoEffect("a checkpoint is resumed by as many processes as saved it")),
+    known("elastic_checkpoint", NO, NoEffect("a checkpoint is resumed by any number of processes")),
     known("ignore_unused_parameters", ANY, NoEffect("")),
     known("zero_hpz_partition_size", ONE, NotBuilt("use fsdp_reshard_after_forward with the size of a group")),
     known("zero_quantized_weights", NO, NotBuilt("parameters travel in the compute type: remove the key")),

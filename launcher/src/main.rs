@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Ok(Meant::Doctor(options)) => doctor::doctor(&options, &Terminal::new(false)),
         Ok(Meant::Bench(options)) => bench::bench(&options, &Terminal::new(false)),
         Ok(Meant::Compare(options)) => compare::compare(&options, &Terminal::new(false)),
+        Ok(Meant::Checkpoint(run)) => checkpoints::ask(&run, &Terminal::new(false)),
         Ok(Meant::Inspect(options)) => checkpoints::inspect(&options, &Terminal::new(false)),
         Ok(Meant::Verify(options)) => checkpoints::verify(&options, &Terminal::new(false)),
         Ok(Meant::Diff(options)) => checkpoints::diff(&options, &Terminal::new(false)),

@@ -26,12 +26,21 @@ fn a_signal_asks_for_a_checkpoint_and_the_run_goes_on() {
         running.signal(libc::SIGUSR1);
         newest = running.wait_for("a newer checkpoint", || saved(&run).last().copied().filter(|&step| step > newest));
     }
+    let asked = scene.launch("checkpoint").adjust(|command| {
+        command.arg(&run);
+    });
+    let ended = asked.start().finish();
+    assert_eq!(ended.code, Some(0), "{ended}");
+    let told: u64 =
+        ended.out.trim().strip_prefix("checkpoint of step ").unwrap().split(':').next().unwrap().parse().unwrap();
+    assert!(told > newest, "{ended}");
+    newest = told;
     running.wait_for("more steps", || (Metrics::of(&run).count() as u64 > newest + 3).then_some(()));
     running.signal(libc::SIGTERM);
     let ended = running.finish();
     assert_eq!(ended.code, Some(143), "{ended}");
     ended.assert_says(&["SIGUSR1: a checkpoint is saved after the current step"]);
-    assert_eq!(saved(&run).len(), 2, "one for each signal: {:?}", saved(&run));
+    assert_eq!(saved(&run).len(), 3, "one for each request: {:?}", saved(&run));
     assert_eq!(saved(&run).last(), Some(&newest));
     scene.train(MODEL, "run", JOB).words("--max_steps 1 --resume").run().assert_done();
 }

@@ -1,4 +1,4 @@
-//! The commands `inspect`, `verify`, `diff` and `export`: what lies in a checkpoint or a model folder, whether it is whole,
+//! The commands `checkpoint`, which asks a run for one, and `inspect`, `verify`, `diff` and `export`: what lies in a checkpoint or a model folder, whether it is whole,
 //! what differs, and a model folder out of it. No libtorch, and never more than a chunk of a tensor in memory.
 //!
 //! ```text
@@ -8,6 +8,7 @@
 //!               └ export  → zerofold_checkpoint::model_export, with a model card
 //! ```
 
+mod ask;
 mod card;
 mod diff;
 mod export;
@@ -15,6 +16,7 @@ mod inspect;
 mod place;
 mod verify;
 
+pub use ask::ask;
 pub(crate) use diff::DEFAULT_TOP;
 pub use diff::{DiffOptions, diff};
 pub use export::{ExportDtype, ExportOptions, export};

@@ -96,7 +96,7 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .styles(styles)
         .max_term_width(110)
-        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch generate --model FOLDER [OPTIONS]\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]")
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch generate --model FOLDER [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]")
         .after_help(EXAMPLES)
         .allow_external_subcommands(true)
         .subcommand_required(true)

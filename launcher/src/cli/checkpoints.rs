@@ -1,4 +1,4 @@
-//! What can be typed with `inspect`, `verify`, `diff` and `export`, and what it means.
+//! What can be typed with `checkpoint`, `inspect`, `verify`, `diff` and `export`, and what it means.
 
 use std::path::PathBuf;
 
@@ -20,8 +20,16 @@ Examples:
 The folder appears whole or not at all, after every value in it was read back and compared with the checkpoint's.";
 
 /// The commands' definitions.
-pub(super) fn commands() -> [Command; 4] {
-    [inspect(), verify(), diff(), export()]
+pub(super) fn commands() -> [Command; 5] {
+    [checkpoint(), inspect(), verify(), diff(), export()]
+}
+
+fn checkpoint() -> Command {
+    Command::new("checkpoint")
+        .about("Ask a run that is being trained for a checkpoint, and wait until it is saved")
+        .override_usage("launch checkpoint RUN")
+        .after_help("The run saves after its current step and goes on. `kill -USR1` of its launch does the same.")
+        .arg(path("run", "RUN", "The run's output_dir, on this host"))
 }
 
 fn inspect() -> Command {
@@ -90,6 +98,10 @@ fn switch(name: &'static str, help: &'static str) -> Arg {
 
 fn given(matches: &ArgMatches, name: &str) -> PathBuf {
     matches.get_one::<PathBuf>(name).cloned().unwrap_or_default()
+}
+
+pub(super) fn run_meant(matches: &ArgMatches) -> PathBuf {
+    given(matches, "run")
 }
 
 pub(super) fn inspect_meant(matches: &ArgMatches) -> InspectOptions {

@@ -12,6 +12,7 @@ mod plan;
 mod train;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::ArgMatches;
 use zerofold_configs::{GenerateRequest, nearest};
@@ -25,8 +26,8 @@ use crate::plan::PlanOptions;
 use crate::train::TrainOptions;
 
 /// The commands.
-const COMMANDS: [&str; 10] =
-    ["train", "plan", "compare", "generate", "inspect", "verify", "diff", "export", "doctor", "bench"];
+const COMMANDS: [&str; 11] =
+    ["train", "plan", "compare", "generate", "checkpoint", "inspect", "verify", "diff", "export", "doctor", "bench"];
 
 /// What a command line means.
 #[derive(Clone, Debug)]
@@ -39,6 +40,8 @@ pub enum Meant {
     Compare(Box<CompareOptions>),
     /// Generate.
     Generate(Box<GenerateRequest>),
+    /// Ask the run in this folder for a checkpoint.
+    Checkpoint(PathBuf),
     /// Tell what lies in a checkpoint or model folder.
     Inspect(InspectOptions),
     /// Read every byte of checkpoints and model folders.
@@ -86,9 +89,10 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
             refuse_job_options(&matches, "generate")?;
             Ok(Meant::Generate(Box::new(generate::meant(after, on_terminal)?)))
         }
-        Some((command @ ("inspect" | "verify" | "diff" | "export"), after)) => {
+        Some((command @ ("checkpoint" | "inspect" | "verify" | "diff" | "export"), after)) => {
             refuse_job_options(&matches, command)?;
             Ok(match command {
+                "checkpoint" => Meant::Checkpoint(checkpoints::run_meant(after)),
                 "inspect" => Meant::Inspect(checkpoints::inspect_meant(after)),
                 "verify" => Meant::Verify(checkpoints::verify_meant(after)),
                 "diff" => Meant::Diff(checkpoints::diff_meant(after)),

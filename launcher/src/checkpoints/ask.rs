@@ -1,0 +1,95 @@
+//! The command `checkpoint`: asks a run that is at work for a checkpoint, and waits for it.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use zerofold_checkpoint::{published_steps, step_directory};
+
+use crate::error::LaunchError;
+use crate::run_folder::{LOCK, RunFolder};
+use crate::terminal::Terminal;
+
+/// How often the run's folder is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long a step, the save before and this one may take together.
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+/// Returns once the run in `folder` has saved a checkpoint that it had not when this was called.
+///
+/// # Errors
+/// Nobody is at work there, or not where this can reach it; the run ends, or saves nothing.
+pub fn ask(folder: &Path, terminal: &Terminal) -> Result<u8, LaunchError> {
+    let run = RunFolder::new(folder);
+    let refused = |message: String, hint: &str| {
+        Err(LaunchError::RunFolder { path: folder.to_owned(), message, hint: hint.to_owned() })
+    };
+    let lock = folder.join(LOCK);
+    if !is_at_work(&lock) {
+        return refused("no launch is at work in it".to_owned(), "give the output_dir of a run that is being trained");
+    }
+    let pid = std::fs::read_to_string(&lock).unwrap_or_default().trim().parse::<u32>().ok();
+    let Some(pid) = pid.filter(|pid| holds(*pid, &lock)) else {
+        let hint = "ask on the host, in the container and as the user that it runs on, in and as";
+        return refused("the launch at work in it cannot be seen from here".to_owned(), hint);
+    };
+    let newest = || published_steps(&run.checkpoints()).map(|steps| steps.last().copied());
+    let before = newest()?;
+    // SAFETY: takes numbers only; whoever has this number holds the run's lock.
+    if unsafe { libc::kill(pid as libc::pid_t, libc::SIGUSR1) } != 0 {
+        return Err(LaunchError::system(format!("signal launch (pid {pid})"))(std::io::Error::last_os_error()));
+    }
+    let asked = Instant::now();
+    loop {
+        // Looked at first: a run may save and end between two looks.
+        let (works, after) = (is_at_work(&lock), newest()?);
+        if let Some(step) = after.filter(|_| after > before) {
+            let directory = step_directory(&run.checkpoints(), step);
+            terminal.result(&format!("checkpoint of step {step}: {}", directory.display()));
+            return Ok(0);
+        }
+        if !works {
+            return refused(
+                "the run ended without another checkpoint".to_owned(),
+                "what launch printed there tells why",
+            );
+        }
+        if asked.elapsed() > PATIENCE {
+            let message = format!("no checkpoint was saved within {} s", PATIENCE.as_secs());
+            return refused(message, "what launch prints there tells whether the save failed");
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Whether a launch holds the run's lock.
+fn is_at_work(lock: &Path) -> bool {
+    let Ok(file) = File::open(lock) else { return false };
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
+/// Whether a process has this very file open: the number in it may be that of another host.
+fn holds(pid: u32, lock: &Path) -> bool {
+    let Ok(lock) = lock.canonicalize() else { return false };
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let mut paths = descriptors.filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok());
+    paths.any(|path: PathBuf| path == lock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_in_which_nobody_works_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = || ask(folder.path(), &Terminal::silent()).unwrap_err().to_string();
+        assert!(told().contains("no launch is at work in it\nhint: "), "{}", told());
+        std::fs::write(folder.path().join(LOCK), "1\n").unwrap();
+        assert!(told().contains("no launch is at work in it\nhint: "), "{}", told());
+        // Held, but not by the process whose number is in it.
+        let held = File::open(folder.path().join(LOCK)).unwrap();
+        held.lock().unwrap();
+        assert!(told().contains("cannot be seen from here\nhint: "), "{}", told());
+    }
+}
