@@ -4,6 +4,7 @@ use crate::error::{CheckpointError, Result};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +46,20 @@ pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP | libc::ENOSYS)) => Ok(()),
         other => other.map_err(CheckpointError::io("sync", directory)),
     }
+}
+
+/// Lets the system begin to write a range of a file to disk, so that less is left for the sync at the end. That one tells of
+/// errors; this is a wish.
+pub(crate) fn begin_to_sync(file: &File, position: u64, bytes: u64) {
+    // SAFETY: the descriptor is open for the length of the call, which takes numbers only.
+    let _ = unsafe {
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            position as libc::off64_t,
+            bytes as libc::off64_t,
+            libc::SYNC_FILE_RANGE_WRITE,
+        )
+    };
 }
 
 /// Syncs every file and folder below and the folder itself.
@@ -90,7 +105,6 @@ pub(crate) fn read_bounded(path: &Path, bound: u64) -> Result<Vec<u8>> {
 /// Reserves the bytes of a file, so that a full disk is met before the work and not in it. Where the file system cannot
 /// reserve, the file gets its length alone.
 pub(crate) fn reserve(file: &File, path: &Path, bytes: u64) -> Result<()> {
-    use std::os::fd::AsRawFd;
     if bytes == 0 {
         return Ok(());
     }

@@ -1,6 +1,6 @@
 //! Writes one safetensors file at byte ranges, in any order.
 
-use crate::disk::reserve;
+use crate::disk::{begin_to_sync, reserve};
 use crate::dtype::{Dtype, encode_f32};
 use crate::error::{CheckpointError, Result};
 use crate::header::{TensorEntry, encode};
@@ -195,6 +195,7 @@ impl SafetensorsWriter {
 
     fn put(&mut self, position: u64, bytes: &[u8]) -> Result<()> {
         self.file.write_all_at(bytes, position).map_err(CheckpointError::write(&self.path, self.bytes))?;
+        begin_to_sync(&self.file, position, bytes.len() as u64);
         if let Some(hasher) = &mut self.hasher
             && position == self.hashed
         {
