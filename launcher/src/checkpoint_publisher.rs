@@ -29,13 +29,12 @@ pub fn publisher(config: &Resolved) -> Arc<Publish> {
     Arc::new(move |directory, parts| {
         let manifest = publish_parts(directory, parts)?;
         if let (Some(newest), Some(checkpoints)) = (newest, directory.parent()) {
-            let keep = Retention {
-                newest: newest as usize,
-                every: save_keep_every.map(u64::from),
-                best: open_step(directory).ok().and_then(|found| best_step(&found.manifest)),
-            };
-            // The checkpoint is there, whatever becomes of older ones.
-            if let Err(error) = delete_old(checkpoints, keep) {
+            let (newest, every) = (newest as usize, save_keep_every.map(u64::from));
+            // The checkpoint is there, whatever becomes of older ones; nothing goes where the best one is not known.
+            let deleted = open_step(directory).and_then(|found| {
+                delete_old(checkpoints, Retention { newest, every, best: best_step(&found.manifest) })
+            });
+            if let Err(error) = deleted {
                 tracing::warn!("an old checkpoint stays: {error}");
             }
         }

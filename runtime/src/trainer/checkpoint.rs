@@ -7,7 +7,7 @@
 use super::run::{Job, shown};
 use super::saving::{Saving, Share};
 use super::snapshot::Snapshot;
-use super::{StepState, TrainError, Trainer};
+use super::{Best, StepState, TrainError, Trainer};
 use crate::comm::Phase;
 use crate::control::Identity;
 use crate::shard::{ShardError, fill_by_float_chunks};
@@ -57,20 +57,25 @@ fn saved_units(layout: &Layout) -> Vec<SavedUnit> {
 }
 
 impl Trainer {
-    /// Begins to save a checkpoint of the present state, which is written and committed while training goes on. One that is
-    /// under way is waited for first.
-    pub(super) fn begin_save(&mut self, job: &Job<'_>, progress: &Progress) -> Result<(), TrainError> {
-        self.finish_save()?;
+    /// Begins to save a checkpoint of the present state, which is written and committed while training goes on; none is under
+    /// way. `best` is the best one if this is committed.
+    pub(super) fn begin_save(
+        &mut self,
+        job: &Job<'_>,
+        progress: &Progress,
+        best: Option<Best>,
+    ) -> Result<(), TrainError> {
         let began = Instant::now();
         let identity = job.control.identity();
         let checkpoints = job.config.training.output_dir.join("checkpoints");
-        let part = self.part(identity, progress, &job.plan.cursor(progress.step));
+        let mut part = self.part(identity, progress, &job.plan.cursor(progress.step));
+        part.state[OPTIMIZER] = serde_json::json!(StepState { best, ..self.state });
         let snapshot = self.shards.is_first_replica().then(|| Snapshot::new(&self.shards)).transpose()?;
         // The first rank sees to it that there is room for all.
         let numel = |unit: &UnitLayout| if identity.rank == 0 { unit.numel } else { unit.shard_numel };
         let elements: usize = self.shards.layout().units.iter().map(numel).sum();
         let room = (STATES.len() * size_of::<f32>() * elements) as u64;
-        let share = Share { directory: step_directory(&checkpoints, progress.step), part, snapshot, room };
+        let share = Share { directory: step_directory(&checkpoints, progress.step), part, snapshot, room, best };
         self.saving = Some(Saving::begin(share, job.control.checkpoints(), began)?);
         Ok(())
     }
@@ -81,7 +86,11 @@ impl Trainer {
         if !saving.is_finished() {
             self.enter(Phase::Checkpoint);
         }
-        saving.finish()
+        let best = saving.best();
+        if saving.finish()? {
+            self.state.best = best;
+        }
+        Ok(())
     }
 
     /// Looks whether a save has ended.

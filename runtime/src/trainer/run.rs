@@ -83,10 +83,11 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
         }
         let asked = std::mem::replace(&mut saves, outcome.requests.saves) < outcome.requests.saves;
         if asked || due(save_strategy, save_steps, finished, ends, &job.plan) {
-            if let Some(loss) = held_out_loss.filter(|_| load_best_model_at_end) {
-                trainer.state.best = better(trainer.state.best, Best { step: finished, loss });
-            }
-            trainer.begin_save(job, &Progress { step: finished })?;
+            // What came of the save before decides which was the best.
+            trainer.finish_save()?;
+            let loss = held_out_loss.filter(|_| load_best_model_at_end);
+            let new = loss.map(|loss| Best { step: finished, loss });
+            trainer.begin_save(job, &Progress { step: finished }, better(trainer.state.best, new))?;
         }
     }
     trainer.finish_save()?;
@@ -111,12 +112,9 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
 }
 
 /// The checkpoint with the lower loss; of two alike the earlier one. What is not a number is not better than anything.
-fn better(best: Option<Best>, new: Best) -> Option<Best> {
-    match best {
-        Some(best) if new.loss < best.loss => Some(new),
-        None if new.loss.is_finite() => Some(new),
-        best => best,
-    }
+fn better(best: Option<Best>, new: Option<Best>) -> Option<Best> {
+    let new = new.filter(|new| new.loss.is_finite() && best.is_none_or(|best| new.loss < best.loss));
+    new.or(best)
 }
 
 /// Whether something with this strategy is done after `finished` steps. Whatever is done at all is done at the end too.

@@ -1,10 +1,10 @@
 //! A save that goes on behind training: a thread writes this rank's part, tells `launch`, and waits for the commit.
 
-use super::TrainError;
 use super::snapshot::{Held, Snapshot};
+use super::{Best, TrainError};
 use crate::control::{CheckpointClient, ControlError};
 use crate::shard::ShardError;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ pub(super) struct Saving {
     began: Instant,
     /// How long training stood still for it.
     waited: Duration,
+    best: Option<Best>,
     held: Option<Arc<Held>>,
     thread: Option<JoinHandle<Result<Outcome, ControlError>>>,
 }
@@ -40,14 +41,15 @@ pub(super) struct Share {
     pub(super) snapshot: Option<Snapshot>,
     /// Bytes that must be free on the disk.
     pub(super) room: u64,
+    /// The best checkpoint once this one is committed.
+    pub(super) best: Option<Best>,
 }
 
 impl Share {
     fn write(&mut self) -> Result<(), ShardError> {
         fault::reach(fault::BEGIN);
         // Ranks do this at the same time; one of them, or several, make it.
-        let create = |path: &Path| std::fs::create_dir_all(path);
-        create(&self.directory).map_err(|source| CheckpointError::Io {
+        std::fs::create_dir_all(&self.directory).map_err(|source| CheckpointError::Io {
             action: "create",
             path: self.directory.clone(),
             source,
@@ -67,19 +69,21 @@ impl Share {
 impl Saving {
     /// Begins to write. Training has stood still for it since `began`.
     pub(super) fn begin(mut share: Share, control: CheckpointClient, began: Instant) -> Result<Self, TrainError> {
-        let (step, held) = (share.part.step, share.snapshot.as_ref().map(Snapshot::held));
+        let (step, best, held) = (share.part.step, share.best, share.snapshot.as_ref().map(Snapshot::held));
         let save = move || {
-            let written = share.write();
+            // Whatever happens to this rank's part, `launch` hears of it: the other ranks wait for that.
+            let written = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| share.write()));
             let part = match &written {
-                Ok(()) => Ok(serde_json::json!(share.part).to_string().into_bytes()),
-                Err(error) => Err(error.to_string()),
+                Ok(Ok(())) => Ok(serde_json::json!(share.part).to_string().into_bytes()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err("writing panicked; this rank's log tells where".to_owned()),
             };
             let failure = control.written(step, &share.directory.display().to_string(), part, COMMIT_DEADLINE)?;
             Ok(failure.map_or(Outcome::Committed, Outcome::Failed))
         };
         let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(save);
         let thread = thread.map_err(TrainError::Thread)?;
-        Ok(Saving { step, began, waited: began.elapsed(), held, thread: Some(thread) })
+        Ok(Saving { step, began, waited: began.elapsed(), best, held, thread: Some(thread) })
     }
 
     /// Lets the state change: what is not written yet is copied, or waited for where `copies` is false.
@@ -93,17 +97,23 @@ impl Saving {
         Ok(())
     }
 
+    /// The best checkpoint once this one is committed.
+    pub(super) fn best(&self) -> Option<Best> {
+        self.best
+    }
+
     /// True when [`Saving::finish`] returns at once.
     pub(super) fn is_finished(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits until the checkpoint is committed, or known to have failed, which does not end the run.
-    pub(super) fn finish(mut self) -> Result<(), TrainError> {
-        let Some(thread) = self.thread.take() else { return Ok(()) };
+    /// Waits until the checkpoint is committed; false when it is known to have failed, which does not end the run.
+    pub(super) fn finish(mut self) -> Result<bool, TrainError> {
+        let Some(thread) = self.thread.take() else { return Ok(false) };
         let (step, came) = (self.step, Instant::now());
         let outcome = thread.join().unwrap_or_else(|_| Ok(Outcome::Failed("its thread panicked".to_owned())));
-        match outcome? {
+        let outcome = outcome?;
+        match &outcome {
             Outcome::Committed => {
                 let millis = self.began.elapsed().as_millis();
                 let waited = (self.waited + came.elapsed()).as_millis();
@@ -114,7 +124,7 @@ impl Saving {
             // Standard output goes to the log alone: `launch` tells people.
             Outcome::Failed(reason) => println!("no checkpoint of step {step}: {reason}"),
         }
-        Ok(())
+        Ok(matches!(outcome, Outcome::Committed))
     }
 }
 
