@@ -21,6 +21,7 @@ pub(crate) use diff::DEFAULT_TOP;
 pub use diff::{DiffOptions, diff};
 pub use export::{ExportDtype, ExportOptions, export};
 pub use inspect::{InspectOptions, inspect};
+pub(crate) use place::Place;
 pub use verify::{VerifyOptions, verify};
 
 use crate::terminal::Terminal;

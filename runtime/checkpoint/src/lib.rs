@@ -48,7 +48,7 @@ pub use error::{CheckpointError, Result};
 pub use examine::{Examined, Fault, examine_checkpoint, examine_model};
 pub use export::{ExportFile, ExportPlan, ExportWriter};
 pub use header::TensorEntry;
-pub use manifest::{FileEntry, Manifest, Part, TensorRange, shard_file_name};
+pub use manifest::{FileEntry, JobRecord, Manifest, Part, TensorRange, shard_file_name};
 pub use model_export::{ModelExport, refuse_existing};
 pub use model_files::ModelFiles;
 pub use places::{Place, Places};
