@@ -1,13 +1,15 @@
 //! Makes a manifest of every rank's part and publishes it: the commit of a checkpoint.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use zerofold_checkpoint::publish::MANIFEST_FILE;
-use zerofold_checkpoint::{Manifest, Part, Retention, delete_old, discard_unfinished, open_step, publish};
-use zerofold_configs::{Resolved, Training};
+use zerofold_checkpoint::{Manifest, Part, discard_unfinished, publish};
 
 use crate::control::Publish;
+use crate::event::Event;
+use crate::store::{Keep, Uploader};
 
 /// Publishes the checkpoint in `directory` from the ranks' parts (JSON of [`Part`], by rank). Returns the manifest's path.
 ///
@@ -22,29 +24,23 @@ pub fn publish_parts(directory: &Path, parts: Result<Vec<Vec<u8>>, String>) -> R
     })
 }
 
-/// As [`publish_parts`], and then deletes the checkpoints that `config` does not ask to keep.
-pub fn publisher(config: &Resolved) -> Arc<Publish> {
-    let Training { save_total_limit, save_keep_every, .. } = config.training;
-    let newest = save_total_limit.filter(|&limit| limit > 0);
+/// As [`publish_parts`], and then deletes the checkpoints that need not stay. With an uploader, hands the new one to it, which sees
+/// to that; `told` hears of what will not be uploaded.
+pub fn publisher(keep: Keep, uploader: Option<Arc<Uploader>>, told: Sender<Event>) -> Arc<Publish> {
+    let told = Mutex::new(told);
     Arc::new(move |directory, parts| {
         let manifest = publish_parts(directory, parts)?;
-        if let (Some(newest), Some(checkpoints)) = (newest, directory.parent()) {
-            let (newest, every) = (newest as usize, save_keep_every.map(u64::from));
-            // The checkpoint is there, whatever becomes of older ones; nothing goes where the best one is not known.
-            let deleted = open_step(directory).and_then(|found| {
-                delete_old(checkpoints, Retention { newest, every, best: best_step(&found.manifest) })
-            });
-            if let Err(error) = deleted {
-                tracing::warn!("an old checkpoint stays: {error}");
+        match &uploader {
+            None => keep.delete_old(directory, &[]),
+            Some(uploader) => {
+                if let Some(step) = uploader.offer(directory) {
+                    // Nobody listens any more once the job is over.
+                    let _ = told.lock().unwrap_or_else(PoisonError::into_inner).send(Event::StoreSkipped { step });
+                }
             }
         }
         Ok(manifest)
     })
-}
-
-/// The step whose held-out loss was the lowest so far, if the job looks for it.
-fn best_step(manifest: &Manifest) -> Option<u64> {
-    manifest.state["optimizer"]["best"]["step"].as_u64()
 }
 
 fn publish_all(directory: &Path, parts: &[Vec<u8>]) -> Result<String, String> {
