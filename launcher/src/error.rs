@@ -80,7 +80,7 @@ pub enum LaunchError {
         hint: String,
     },
     /// The store of checkpoints cannot be used.
-    #[error("checkpoint_store: {0}")]
+    #[error(transparent)]
     Store(Box<zerofold_store::StoreError>),
     /// The control plane did not start.
     #[error(transparent)]
