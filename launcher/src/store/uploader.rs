@@ -5,6 +5,7 @@
 //!    the run gets fewer checkpoints, never older ones.
 //! 3. In the store nothing is deleted before a newer checkpoint was committed there.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -155,11 +156,15 @@ impl Shared {
     fn run(&self, events: &Sender<Event>) {
         while let Some(job) = self.next() {
             let began = Instant::now();
-            let uploaded = self.store.upload(&job.directory, &self.interrupt);
+            // The end of the job waits for what comes of this, so something must, whatever happens in there.
+            let upload = || self.store.upload(&job.directory, &self.interrupt).map_err(|error| error.to_string());
+            let uploaded = catch_unwind(AssertUnwindSafe(upload));
+            let uploaded =
+                uploaded.unwrap_or_else(|_| Err("launch panicked, which is a fault of this program".to_owned()));
             let (step, url) = (job.step, self.store.step_url(job.step));
             let event = match &uploaded {
                 Ok(found) => Event::Stored { step, url, bytes: found.manifest.bytes(), time: began.elapsed() },
-                Err(error) => Event::StoreFailed { step, url, reason: error.to_string() },
+                Err(reason) => Event::StoreFailed { step, url, reason: reason.clone() },
             };
             // Nobody listens any more once the job is over.
             let _ = events.send(event);

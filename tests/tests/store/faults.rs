@@ -1,10 +1,10 @@
 //! Lines that are cut, and processes that are asked to stop or killed, while a checkpoint is uploaded.
 
-use zerofold_tests::{Dtype, Metrics, RandomModel, Scene, wait_for};
+use zerofold_tests::{Dtype, Metrics, RandomModel, Scene, SmallDisk, wait_for};
 
 use super::proxy::Proxy;
 use super::server::{Server, published};
-use super::{FIRST, assert_ends_as, look, stored, train, whole};
+use super::{FIRST, assert_ends_as, look, names, reaching, stored, train, whole};
 
 #[test]
 fn a_lost_connection_costs_an_upload_and_nothing_else() {
@@ -161,4 +161,62 @@ fn files_of_many_parts_come_and_go_over_a_line_that_is_cut_once() {
     ended.assert_done();
     assert!(ended.out.contains("resuming after step 2 from "), "{ended}");
     assert!(read(&scene.path("run/checkpoints")) == local);
+}
+
+/// Somebody else's manifest appears where this run is about to commit: it stays, and the run goes on without.
+#[test]
+fn another_run_in_the_same_prefix_is_not_written_over() {
+    let scene = Scene::new();
+    let server = Server::start(scene.path("store"));
+    let mut running = train(&scene, "run", server.address(), "--max_steps 60 --save_steps 60").start();
+    running.wait_for("a step", || (Metrics::of(&scene.path("run")).count() >= 1).then_some(()));
+    let theirs = server.objects("run/step-00000060");
+    std::fs::create_dir_all(&theirs).unwrap();
+    std::fs::write(theirs.join("manifest.json"), "theirs").unwrap();
+    let ended = running.finish();
+    ended.assert_done();
+    ended.assert_says(&[
+        "error: the checkpoint of step 60 is not in ",
+        "another run wrote it",
+        "hint: give each run a prefix",
+    ]);
+    assert_eq!(std::fs::read_to_string(theirs.join("manifest.json")).unwrap(), "theirs");
+}
+
+#[test]
+fn a_command_that_is_stopped_leaves_nothing_behind() {
+    let scene = Scene::new();
+    let server = Server::start(scene.path("store"));
+    let proxy = Proxy::to(server.address());
+    train(&scene, "run", server.address(), "--max_steps 2").run().assert_done();
+    let temporary = scene.path("temporary");
+    std::fs::create_dir(&temporary).unwrap();
+    // The list of objects comes, and then nothing more.
+    proxy.cut_after(1000);
+    let job = reaching(scene.launch("verify s3://models/run"), proxy.address()).adjust(|command| {
+        command.env("TMPDIR", &temporary).env("ZEROFOLD_STORE_PATIENCE", "600");
+    });
+    let mut running = job.start();
+    running.wait_for("a folder", || (!names(&temporary).is_empty()).then_some(()));
+    running.wait_for("the cut", || proxy.is_cut().then_some(()));
+    running.signal(libc::SIGTERM);
+    let ended = running.finish();
+    assert_eq!(ended.code, Some(143), "{ended}");
+    assert_eq!(names(&temporary), [""; 0]);
+}
+
+#[test]
+fn what_the_disk_has_no_room_for_is_not_fetched() {
+    let scene = Scene::new();
+    let server = Server::start(scene.path("store"));
+    train(&scene, "run", server.address(), "--max_steps 2").run().assert_done();
+    let run = scene.path("run");
+    std::fs::remove_dir_all(&run).unwrap();
+    let Some(_disk) = SmallDisk::mount(&run, 1 << 20) else {
+        eprintln!("mounting is not permitted here");
+        return;
+    };
+    let ended = train(&scene, "run", server.address(), "--max_steps 4 --resume").run();
+    ended.assert_failed(2, &["not enough space on the disk of ", "hint: free space there"]);
+    assert_eq!(names(&run.join("checkpoints")), [""; 0]);
 }
