@@ -34,6 +34,7 @@ mod resolved;
 mod settings;
 mod sharding;
 mod source;
+mod store_url;
 mod suggestion;
 mod training;
 mod types;
@@ -55,6 +56,7 @@ pub use registry::{Allowed, DefaultValue, Group, Key, Kind, Section, flag_names,
 pub use resolve::{Inputs, resolve};
 pub use resolved::Resolved;
 pub use sharding::{BackwardPrefetch, ElementTypes, ReshardAfterForward, Sharding, Stage, UnitPolicy};
+pub use store_url::StoreUrl;
 pub use training::{KEYS, Training};
 pub use types::{
     Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, Sampling, Scheduler, StateDictType, Strategy,

@@ -3,6 +3,7 @@
 use crate::known::{Role, TABLES};
 use crate::known_training::RENAMED;
 use crate::profile::ProfileSteps;
+use crate::store_url::StoreUrl;
 use crate::training::KEYS;
 
 /// The section of the YAML file that a key stands in.
@@ -58,12 +59,14 @@ pub enum Kind {
     Switch,
     /// A range of optimizer steps.
     Steps,
+    /// A store of checkpoints.
+    Store,
     /// One of these names.
     Choice(&'static [&'static str]),
 }
 
 impl Kind {
-    /// What stands for the value in a usage line: `PATH`, `N`, `X`, `BOOL`, `FIRST..LAST`, or the names.
+    /// What stands for the value in a usage line: `PATH`, `N`, `X`, `BOOL`, `FIRST..LAST`, `URL`, or the names.
     pub fn placeholder(self) -> String {
         match self {
             Kind::Path => "PATH".to_owned(),
@@ -71,6 +74,7 @@ impl Kind {
             Kind::Number => "X".to_owned(),
             Kind::Switch => "BOOL".to_owned(),
             Kind::Steps => "FIRST..LAST".to_owned(),
+            Kind::Store => "URL".to_owned(),
             Kind::Choice(names) => names.join("|"),
         }
     }
@@ -208,6 +212,7 @@ impl Key {
             Kind::Number => "a number".to_owned(),
             Kind::Switch => "true or false".to_owned(),
             Kind::Steps => ProfileSteps::WORDS.to_owned(),
+            Kind::Store => StoreUrl::WORDS.to_owned(),
             Kind::Choice(names) => names.join(", "),
         };
         let one_of = if matches!(self.kind, Kind::Choice(_)) { "one of " } else { "" };

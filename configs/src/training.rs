@@ -6,6 +6,7 @@ use crate::profile::ProfileSteps;
 use crate::registry::{Allowed, DefaultValue, Group, Key, Section};
 use crate::settings::Reader;
 use crate::sharding::BackwardPrefetch;
+use crate::store_url::StoreUrl;
 use crate::types::{
     Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Sampling, Scheduler, StateDictType,
     StateType, Strategy, WrapPolicy,
@@ -133,6 +134,8 @@ keys! {
         save_total_limit: Option<u32> = unset, NOT_NEGATIVE, Reports;
         /// With save_total_limit: also keep those of steps that this number divides
         save_keep_every: Option<u32> = unset, POSITIVE, Reports;
+        /// Also put each checkpoint into this store, and resume from it: s3://BUCKET/PREFIX
+        checkpoint_store: Option<StoreUrl> = unset, Allowed::Any, Reports;
         /// Export the model of the checkpoint with the lowest held-out loss
         load_best_model_at_end: bool = "false", Allowed::Any, Reports;
         /// The seed of everything random

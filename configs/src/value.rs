@@ -4,6 +4,7 @@
 use crate::profile::ProfileSteps;
 use crate::registry::Kind;
 use crate::sharding::BackwardPrefetch;
+use crate::store_url::StoreUrl;
 use crate::types::{
     Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Sampling, Scheduler, StateDictType,
     StateType, Strategy, WrapPolicy,
@@ -118,6 +119,14 @@ impl FromValue for ProfileSteps {
 
     fn from_value(value: &Value) -> Option<Self> {
         ProfileSteps::parse(value.as_str()?)
+    }
+}
+
+impl FromValue for StoreUrl {
+    const KIND: Kind = Kind::Store;
+
+    fn from_value(value: &Value) -> Option<Self> {
+        StoreUrl::parse(value.as_str()?)
     }
 }
 

@@ -1,15 +1,18 @@
 //! Makes a manifest of every rank's part and publishes it: the commit of a checkpoint.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use zerofold_checkpoint::publish::MANIFEST_FILE;
-use zerofold_checkpoint::{JobRecord, Manifest, Part, Retention, delete_old, discard_unfinished, open_step, publish};
-use zerofold_configs::{Resolved, StateDictType, Training};
+use zerofold_checkpoint::{JobRecord, Manifest, Part, discard_unfinished, publish};
+use zerofold_configs::{Resolved, StateDictType};
 
 use crate::control::Publish;
+use crate::event::Event;
 use crate::initial_model::template_digest;
 use crate::model_beside::ModelBeside;
+use crate::store::{Keep, Uploader};
 
 /// Publishes the checkpoint in `directory` from the ranks' parts (JSON of [`Part`], by rank), with the record of the job where one is
 /// to be kept. Returns the manifest's path.
@@ -29,24 +32,23 @@ pub fn publish_parts(
     })
 }
 
-/// As [`publish_parts`], and then deletes the checkpoints that `config` does not ask to keep.
-pub fn publisher(config: &Resolved) -> Arc<Publish> {
-    let Training { save_total_limit, save_keep_every, .. } = config.training;
-    let newest = save_total_limit.filter(|&limit| limit > 0);
-    let job = job_record(config);
+/// As [`publish_parts`], and then deletes the checkpoints that need not stay. With an uploader, hands the new one to it, which sees
+/// to that; `told` hears of what will not be uploaded.
+pub fn publisher(config: &Resolved, uploader: Option<Arc<Uploader>>, told: Sender<Event>) -> Arc<Publish> {
+    let (job, keep) = (job_record(config), Keep::of(config));
     let models = (config.state_dict_type == StateDictType::Full).then(ModelBeside::default);
+    let told = Mutex::new(told);
     Arc::new(move |directory, parts| {
         models.iter().for_each(ModelBeside::wait);
         let manifest = publish_parts(Some(&job), directory, parts)?;
         models.iter().for_each(|models| models.begin(directory));
-        if let (Some(newest), Some(checkpoints)) = (newest, directory.parent()) {
-            let (newest, every) = (newest as usize, save_keep_every.map(u64::from));
-            // The checkpoint is there, whatever becomes of older ones; nothing goes where the best one is not known.
-            let deleted = open_step(directory).and_then(|found| {
-                delete_old(checkpoints, Retention { newest, every, best: best_step(&found.manifest) })
-            });
-            if let Err(error) = deleted {
-                tracing::warn!("an old checkpoint stays: {error}");
+        match &uploader {
+            None => keep.delete_old(directory, &[]),
+            Some(uploader) => {
+                if let Some(step) = uploader.offer(directory) {
+                    // Nobody listens any more once the job is over.
+                    let _ = told.lock().unwrap_or_else(PoisonError::into_inner).send(Event::StoreSkipped { step });
+                }
             }
         }
         Ok(manifest)
@@ -60,11 +62,6 @@ fn job_record(config: &Resolved) -> JobRecord {
     // Wherever a command is run that reads it.
     told.training.model_name_or_path = std::path::absolute(model).unwrap_or_else(|_| model.clone());
     JobRecord { configuration: serde_json::to_value(told).unwrap_or_default(), chat_template: template_digest(model) }
-}
-
-/// The step whose held-out loss was the lowest so far, if the job looks for it.
-fn best_step(manifest: &Manifest) -> Option<u64> {
-    manifest.state["optimizer"]["best"]["step"].as_u64()
 }
 
 fn publish_all(job: Option<&JobRecord>, directory: &Path, parts: &[Vec<u8>]) -> Result<String, String> {

@@ -4,6 +4,9 @@
 pub const WORKER: &str = "ZEROFOLD_WORKER";
 /// Read: which log messages of `launch` itself are shown, such as `debug`.
 pub const LOG: &str = "ZEROFOLD_LOG";
+/// Read: for how many seconds a request to a store that fails is tried again; without it, 180 while a run goes on and 15 at
+/// its start.
+pub const STORE_PATIENCE: &str = "ZEROFOLD_STORE_PATIENCE";
 
 /// Set: the rank, from 0.
 pub const RANK: &str = "RANK";

@@ -79,6 +79,9 @@ pub enum LaunchError {
         /// What to do.
         hint: String,
     },
+    /// The store of checkpoints cannot be used.
+    #[error(transparent)]
+    Store(Box<zerofold_store::StoreError>),
     /// The control plane did not start.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -124,6 +127,15 @@ impl From<zerofold_data::DataError> for LaunchError {
 impl From<zerofold_checkpoint::CheckpointError> for LaunchError {
     fn from(error: zerofold_checkpoint::CheckpointError) -> Self {
         LaunchError::Checkpoint(Box::new(error))
+    }
+}
+
+impl From<zerofold_store::StoreError> for LaunchError {
+    fn from(error: zerofold_store::StoreError) -> Self {
+        match error {
+            zerofold_store::StoreError::Checkpoint(error) => error.into(),
+            other => LaunchError::Store(Box::new(other)),
+        }
     }
 }
 

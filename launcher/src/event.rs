@@ -1,5 +1,7 @@
 //! What the control plane, the children and the terminal tell the main thread, which alone decides.
 
+use std::time::Duration;
+
 use zerofold_proto::v1::{EvaluationRecord, StepRecord};
 
 use crate::control::Left;
@@ -57,6 +59,31 @@ pub enum Event {
         step: u64,
         /// Why there is none.
         reason: String,
+    },
+    /// A checkpoint is in the store.
+    Stored {
+        /// After this step.
+        step: u64,
+        /// Where.
+        url: String,
+        /// Bytes of its files.
+        bytes: u64,
+        /// How long that took.
+        time: Duration,
+    },
+    /// A checkpoint could not be put into the store; the job goes on.
+    StoreFailed {
+        /// After this step.
+        step: u64,
+        /// Where it would have been.
+        url: String,
+        /// Why it is not.
+        reason: String,
+    },
+    /// A checkpoint will not be put into the store, since a newer one is to be.
+    StoreSkipped {
+        /// After this step.
+        step: u64,
     },
     /// A worker tells why it is about to exit with an error.
     Failed {

@@ -44,6 +44,7 @@ pub mod report;
 mod resume;
 pub mod run_folder;
 pub mod signals;
+pub mod store;
 pub mod supervise;
 pub mod terminal;
 pub mod train;

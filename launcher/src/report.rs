@@ -120,6 +120,17 @@ pub fn summary(story: &Story, ended: &Ended<'_>) -> String {
         let reason = reason.lines().next().unwrap_or_default();
         lines.push(format!("{count} failed, the last one after step {step}: {reason}"));
     }
+    if let [.., (step, reason)] = &story.failed_uploads[..] {
+        let count = format::plural(story.failed_uploads.len() as u64, "upload");
+        let newest = match &story.stored {
+            Some((newest, url)) => {
+                format!("the newest checkpoint of this job in the store is that of step {newest}, {url}")
+            }
+            None => "this job put no checkpoint into the store".to_owned(),
+        };
+        let reason = reason.lines().next().unwrap_or_default();
+        lines.push(format!("{count} failed, the last one of step {step}: {reason}; {newest}"));
+    }
     if let Some(time) = story.first_step_after {
         let rest =
             format::median(&story.seconds).map(|median| format!(", median step {median:.3} s")).unwrap_or_default();
@@ -344,6 +355,8 @@ mod tests {
             last_evaluation: evaluation(20, 2.5),
             checkpoint: None,
             failed_saves: vec![(10, "no space left\nhint: free some".to_owned())],
+            stored: Some((10, "s3://b/p/step-00000010".to_owned())),
+            failed_uploads: vec![(20, "cannot write\nhint: look".to_owned())],
         };
         let mut facts = Facts::new(Instant::now(), &[10, 11]);
         for rank in &mut facts.ranks {
@@ -359,6 +372,8 @@ mod tests {
             "20 steps in 30 s\n\
              3 of 20 steps were skipped\n\
              1 save failed, the last one after step 10: no space left\n\
+             1 upload failed, the last one of step 20: cannot write; the newest checkpoint of this job in the store is that of \
+             step 10, s3://b/p/step-00000010\n\
              first step finished after 1.5 s, median step 0.500 s\n\
              loss 2.0000 → 1.0000\n\
              held-out loss 3.0000 → 2.5000 (after step 0 and 20)\n\

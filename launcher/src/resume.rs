@@ -5,11 +5,13 @@ use std::path::Path;
 use zerofold_checkpoint::Found;
 use zerofold_configs::Resolved;
 use zerofold_data::{Cursor, Sampling, StepPlan};
+use zerofold_store::CheckpointStore;
 
 use crate::error::LaunchError;
 use crate::format;
 use crate::initial_model;
 use crate::run_folder::{Resume, RunFolder};
+use crate::store;
 use crate::terminal::Terminal;
 use crate::train::absolute;
 
@@ -18,9 +20,13 @@ pub(crate) fn find(
     run: &RunFolder,
     resume: &Resume,
     config: &Resolved,
+    store: Option<&CheckpointStore>,
     terminal: &Terminal,
 ) -> Result<Found, LaunchError> {
-    let mut found = run.find_resume(resume, |line| terminal.complain(&line))?;
+    let mut found = match store {
+        Some(store) => store::resume::find(run, store, resume, terminal)?,
+        None => run.find_resume(resume, |line| terminal.complain(&line))?,
+    };
     found.directory = absolute(&found.directory)?;
     initial_model::check_template(&found.manifest, &config.training.model_name_or_path)?;
     // A folder whose configuration cannot be read is no obstacle: the workers compare the parameters as well.

@@ -214,12 +214,13 @@ impl RunFolder {
         Ok(())
     }
 
-    /// The number of this membership: higher than that of any before it in this folder.
-    pub fn next_generation(&self, resume: Option<&Found>) -> u64 {
+    /// The number of this membership: higher than that of any before it in this folder, and than `stored`, the highest in the
+    /// store.
+    pub fn next_generation(&self, resume: Option<&Found>, stored: u64) -> u64 {
         let text = std::fs::read_to_string(self.root.join(GENERATION)).unwrap_or_default();
         // The checkpoint may have been copied here.
         let before = text.trim().parse().unwrap_or(0).max(resume.map_or(0, |found| found.manifest.generation));
-        before.saturating_add(FIRST_GENERATION)
+        before.max(stored).saturating_add(FIRST_GENERATION)
     }
 
     /// Notes it, before any worker of this membership is started.

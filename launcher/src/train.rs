@@ -10,14 +10,16 @@ use zerofold_checkpoint::Found;
 use zerofold_configs::{Inputs, Resolved, resolve};
 use zerofold_data::{Prepare, Prepared, StepPlan, StepPlanOptions, prepare};
 use zerofold_plan::ModelConfig;
+use zerofold_store::CheckpointStore;
 
 use crate::checkpoint_publisher::publisher;
 use crate::control::{ControlOptions, ControlPlane};
 use crate::error::{EXIT_FAILED, LaunchError};
-use crate::event::Event;
+use crate::event::{Event, StopSignal};
 use crate::metrics::MetricsFile;
 use crate::plan::{PlanRecord, Prediction};
 use crate::run_folder::{Resume, RunFolder};
+use crate::store::{self, Keep, Uploader};
 use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::view::View;
@@ -68,6 +70,7 @@ pub(crate) struct Job {
     prediction: Option<Prediction>,
     worker: PathBuf,
     control: ControlPlane,
+    uploader: Option<Arc<Uploader>>,
     generation: u64,
     /// Keeps other launches out of the run folder while the job is there.
     _lock: File,
@@ -88,21 +91,36 @@ impl Job {
         let worker = find_worker()?;
         let run = RunFolder::new(absolute(&config.training.output_dir)?);
         let complain = |line: String| terminal.complain(&line);
-        let lock = run.lock_existing(complain)?;
-        let resume = match resume {
-            None => run.check_fresh().map(|()| None)?,
-            Some(resume) => Some(resume::find(&run, resume, &config, terminal)?),
+        let mut lock = run.lock_existing(complain)?;
+        if resume.is_none() {
+            run.check_fresh()?;
+        }
+        let store = config.training.checkpoint_store.as_ref().map(store::for_run).transpose()?;
+        let stored = store.as_ref().map_or(Ok(Vec::new()), CheckpointStore::steps)?;
+        let resume = match (resume, &store) {
+            (None, Some(store)) => store::resume::check_fresh(store, &stored).map(|()| None)?,
+            (None, None) => None,
+            (Some(resume), store) => {
+                // A step may be fetched into it, by one launch at a time.
+                if store.is_some() && lock.is_none() {
+                    lock = Some(run.lock(complain)?);
+                }
+                Some(resume::find(&run, resume, &config, store.as_ref(), terminal)?)
+            }
         };
         if let (None, Some(step)) = (&resume, &config.initial_checkpoint) {
             zerofold_checkpoint::verify(step)?;
         }
-        let generation = run.next_generation(resume.as_ref());
+        let generation = run.next_generation(resume.as_ref(), CheckpointStore::generation(&stored));
+        let keep = Keep::of(&config);
+        let uploader = store.map(|store| Uploader::start(store, keep, events.clone())).transpose();
+        let uploader = uploader.map_err(LaunchError::system("start a thread"))?.map(Arc::new);
         let control = ControlPlane::start(
             ControlOptions {
                 port: config.main_process_port,
                 world_size: config.num_processes,
                 generation,
-                publish: publisher(&config),
+                publish: publisher(&config, uploader.clone(), events.clone()),
             },
             events.clone(),
         )?;
@@ -124,6 +142,9 @@ impl Job {
         let mut plan = step_plan(&config, prepared.dataset.rows())?;
         if let Some(found) = &resume {
             plan = resume::begin(&run, found, &config, plan, terminal)?;
+            if let Some(uploader) = &uploader {
+                store::resume::clear_after(uploader.store(), found.manifest.step, terminal)?;
+            }
         }
         config.write(&run.config())?;
         let prediction = Prediction::of(&config, &prepared.dataset, &plan);
@@ -135,7 +156,7 @@ impl Job {
         let done = resume.as_ref().map_or(0, |found| found.manifest.step);
         let warning = config.training.profile.and_then(|steps| profile::out_of_reach(steps, done, plan.total_steps()));
         warning.iter().for_each(|warning| terminal.complain(warning));
-        Ok(Job { config, run, resume, plan, prediction, worker, control, generation, _lock: lock })
+        Ok(Job { config, run, resume, plan, prediction, worker, control, uploader, generation, _lock: lock })
     }
 
     fn run(
@@ -154,6 +175,11 @@ impl Job {
         let mut view = View::new(terminal.clone(), metrics, began, steps, self.config.training.logging_steps);
         let limits = limits(options.timeout, options.grace);
         let ended = self.supervise(&limits, &terminal, (&events, &received), &mut view);
+        let mut signal = None;
+        if let (Some(uploader), Ok((_, facts))) = (&self.uploader, &ended) {
+            let shown: (&mut dyn Observer, &ControlPlane) = (&mut view, &self.control);
+            signal = store::wait_for_uploads(uploader, facts, limits.stop, &received, shown);
+        }
         let story = view.finish();
         let (verdict, facts) = ended?;
         let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
@@ -170,7 +196,7 @@ impl Job {
                 terminal.say(&report::summary(&story, &ended));
                 self.put_profile_together(&terminal);
                 report::result(&facts).iter().for_each(|line| terminal.result(line));
-                0
+                signal.map_or(0, StopSignal::exit_code)
             }
             Verdict::Stopped(signal) => {
                 terminal.say(&report::summary(&story, &ended));

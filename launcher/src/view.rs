@@ -44,6 +44,10 @@ pub struct Story {
     pub checkpoint: Option<PathBuf>,
     /// Checkpoints that could not be saved: the step, and why.
     pub failed_saves: Vec<(u64, String)>,
+    /// The newest checkpoint in the store: the step, and where.
+    pub stored: Option<(u64, String)>,
+    /// Checkpoints that could not be put into the store: the step, and why.
+    pub failed_uploads: Vec<(u64, String)>,
 }
 
 /// Shows and records what happens.
@@ -150,6 +154,19 @@ impl Observer for View {
             Event::CheckpointFailed { step, reason } => {
                 self.terminal.complain(&format!("error: no checkpoint of step {step}: {reason}"));
                 self.story.failed_saves.push((*step, reason.clone()));
+            }
+            Event::Stored { step, url, bytes, time } => {
+                let (size, time) = (format::bytes(*bytes), format::duration(*time));
+                self.terminal.say(&format!("checkpoint of step {step} in the store: {url} ({size} in {time})"));
+                self.story.stored = Some((*step, url.clone()));
+            }
+            Event::StoreFailed { step, url, reason } => {
+                self.terminal.complain(&format!("error: the checkpoint of step {step} is not in {url}: {reason}"));
+                self.story.failed_uploads.push((*step, reason.clone()));
+            }
+            Event::StoreSkipped { step } => {
+                let why = "a newer one waits for the store by now";
+                self.terminal.complain(&format!("note: the checkpoint of step {step} is not uploaded: {why}"));
             }
             _ => {}
         }

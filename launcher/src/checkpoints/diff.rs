@@ -1,12 +1,13 @@
 //! The command `diff`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use zerofold_checkpoint::{Difference, STATES, Weights, differences};
 
 use super::place::Place;
 use super::print_json;
+use super::remote::{Remote, Temporary};
 use crate::columns;
 use crate::error::LaunchError;
 use crate::format;
@@ -32,12 +33,12 @@ pub struct DiffOptions {
 
 /// Compares two checkpoints or model folders tensor by tensor. Returns the exit code: 0 when all are equal, 1 when not.
 pub fn diff(options: &DiffOptions, terminal: &Terminal) -> Result<u8, LaunchError> {
-    let (left, right) = (Place::open(&options.left)?, Place::open(&options.right)?);
+    let (left, right) = (Side::open(&options.left)?, Side::open(&options.right)?);
     let mut all = Vec::new();
-    differences(&left, &right, |difference| all.push(difference))?;
+    differences(&left.weights, &right.weights, |difference| all.push(difference))?;
     let total = Total::of(&all);
     if options.json {
-        let side = |side: &Weights| json!({"path": side.directory(), "step": step(side)});
+        let side = |side: &Side| json!({"path": side.shown, "step": side.step()});
         let tensors = all.iter().map(|difference| {
             let mut tensor = json!(difference);
             tensor["equal"] = difference.is_equal().into();
@@ -58,18 +59,39 @@ pub fn diff(options: &DiffOptions, terminal: &Terminal) -> Result<u8, LaunchErro
         print_json(&answer, terminal);
     } else {
         for (name, side) in [("A", &left), ("B", &right)] {
-            let step = step(side).map_or("a model folder".to_owned(), |step| format!("step {step}"));
-            terminal.result(&format!("{name}  {} ({step})", side.directory().display()));
+            let step = side.step().map_or("a model folder".to_owned(), |step| format!("step {step}"));
+            terminal.result(&format!("{name}  {} ({step})", side.shown.display()));
         }
         lines(&all, &total, options.top).iter().for_each(|line| terminal.result(line));
     }
     Ok(if total.equal == all.len() { 0 } else { DIFFERENT })
 }
 
-fn step(side: &Weights) -> Option<u64> {
-    match side {
-        Weights::Checkpoint { manifest, .. } => Some(manifest.step),
-        Weights::Model(_) => None,
+/// One of the two.
+struct Side {
+    weights: Weights,
+    /// What it is called.
+    shown: PathBuf,
+    /// Where it lies for now, if it is from a store.
+    _temporary: Option<Temporary>,
+}
+
+impl Side {
+    fn open(path: &Path) -> Result<Side, LaunchError> {
+        let Some(remote) = Remote::of(path)? else {
+            let weights = Place::open(path)?;
+            return Ok(Side { shown: weights.directory().to_owned(), weights, _temporary: None });
+        };
+        let (found, temporary) = remote.fetch()?;
+        let shown = remote.store.step_url(found.manifest.step).into();
+        Ok(Side { weights: Weights::of_checkpoint(&found.directory)?, shown, _temporary: Some(temporary) })
+    }
+
+    fn step(&self) -> Option<u64> {
+        match &self.weights {
+            Weights::Checkpoint { manifest, .. } => Some(manifest.step),
+            Weights::Model(_) => None,
+        }
     }
 }
 

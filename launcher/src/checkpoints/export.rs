@@ -11,10 +11,14 @@ use zerofold_plan::{ModelConfig, ModelUnits};
 
 use super::card::Card;
 use super::place::Place;
+use super::remote::Remote;
 use crate::error::LaunchError;
 use crate::format;
 use crate::initial_model::{check_template, configuration};
 use crate::terminal::Terminal;
+
+const GIVE_THE_MODEL: &str =
+    "give --model FOLDER, the model that was trained: its config.json and tokenizer go into the export";
 
 /// The type of exported weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,15 +61,23 @@ pub struct ExportOptions {
 /// Writes a Hugging Face model folder out of a checkpoint, whole or not at all.
 pub fn export(options: &ExportOptions, terminal: &Terminal) -> Result<u8, LaunchError> {
     refuse_existing(&options.output)?;
-    let step = match Place::of(&options.checkpoint)?.newest()? {
-        Place::Step(step) => step,
-        Place::Model(folder) | Place::Run(folder, _) => {
-            let message = format!("{} is a model folder already", folder.display());
-            return Err(LaunchError::usage(message, "give a checkpoint: output_dir/checkpoints/step-…"));
+    let (found, _temporary) = match Remote::of(&options.checkpoint)? {
+        Some(remote) => {
+            let (found, temporary) = remote.fetch()?;
+            (found, Some(temporary))
+        }
+        None => {
+            let step = match Place::of(&options.checkpoint)?.newest()? {
+                Place::Step(step) => step,
+                Place::Model(folder) | Place::Run(folder, _) => {
+                    let message = format!("{} is a model folder already", folder.display());
+                    return Err(LaunchError::usage(message, "give a checkpoint: output_dir/checkpoints/step-…"));
+                }
+            };
+            // A flipped bit would otherwise go into the model in silence.
+            (zerofold_checkpoint::verify(&step)?, None)
         }
     };
-    // A flipped bit would otherwise go into the model in silence.
-    let found = zerofold_checkpoint::verify(&step)?;
     let (plan, dtype) = write_model(&found, options)?;
     terminal.result(&format!(
         "model: {} (step {}, {} in {}, {}), read back and found to be the checkpoint's",
@@ -104,7 +116,6 @@ struct Source {
 
 impl Source {
     fn of(options: &ExportOptions, run: Result<&Resolved, &LaunchError>, step: &Path) -> Result<Self, LaunchError> {
-        let hint = "give --model FOLDER, the model that was trained: its config.json and tokenizer go into the export";
         let folder = match (&options.model, run) {
             (Some(folder), _) => folder.clone(),
             (None, Ok(run)) => run.training.model_name_or_path.clone(),
@@ -112,7 +123,7 @@ impl Source {
                 let reason = error.to_string();
                 let reason = reason.lines().next().unwrap_or_default();
                 let message = format!("the run of {} does not tell which model it trained: {reason}", step.display());
-                return Err(LaunchError::usage(message, hint));
+                return Err(LaunchError::usage(message, GIVE_THE_MODEL));
             }
         };
         let Some(missing) = ["config.json", "tokenizer.json"].iter().find(|name| !folder.join(name).is_file()) else {
@@ -120,7 +131,7 @@ impl Source {
         };
         let which = if options.model.is_some() { "--model" } else { "the run's model_name_or_path" };
         let message = format!("{which} is {}, and there is no {missing} in it", folder.display());
-        Err(LaunchError::usage(message, hint))
+        Err(LaunchError::usage(message, GIVE_THE_MODEL))
     }
 
     /// The configuration is that of a model with the checkpoint's parameters in their shapes, and no others. (A head that is

@@ -9,6 +9,7 @@ use zerofold_data::{Cursor, Sampling};
 
 use super::place::{Place, is_published};
 use super::print_json;
+use super::remote::Remote;
 use crate::columns;
 use crate::error::LaunchError;
 use crate::format;
@@ -99,9 +100,15 @@ struct Tensor {
 
 /// Prints what lies at a path; of a run, at its newest published step.
 pub fn inspect(options: &InspectOptions, terminal: &Terminal) -> Result<u8, LaunchError> {
-    let mut summary = match Place::of(&options.path)?.newest()? {
-        Place::Step(step) => of_checkpoint(&open_step(&step)?),
-        Place::Model(folder) | Place::Run(folder, _) => of_model(&ModelFiles::open(&folder)?),
+    let mut summary = match Remote::of(&options.path)? {
+        Some(remote) => {
+            let published = remote.steps.iter().filter(|stored| stored.is_published());
+            of_checkpoint(&remote.found()?, published.map(|stored| stored.step).collect())
+        }
+        None => match Place::of(&options.path)?.newest()? {
+            Place::Step(step) => of_checkpoint(&open_step(&step)?, published_beside(&step)),
+            Place::Model(folder) | Place::Run(folder, _) => of_model(&ModelFiles::open(&folder)?),
+        },
     };
     if !options.tensors {
         summary.tensors = None;
@@ -113,7 +120,7 @@ pub fn inspect(options: &InspectOptions, terminal: &Terminal) -> Result<u8, Laun
     Ok(0)
 }
 
-fn of_checkpoint(found: &Found) -> Summary {
+fn of_checkpoint(found: &Found, published_steps: Vec<u64>) -> Summary {
     let (manifest, places) = (&found.manifest, Places::of(&found.manifest));
     let dtypes: BTreeSet<String> =
         manifest.files.iter().flat_map(|file| &file.tensors).map(|tensor| tensor.dtype.name().to_owned()).collect();
@@ -152,7 +159,7 @@ fn of_checkpoint(found: &Found) -> Summary {
             generation: manifest.generation,
             ranks: manifest.world_size,
             stage: manifest.stage,
-            published_steps: published_beside(&found.directory),
+            published_steps,
             state: manifest.state.clone(),
             units,
         }),

@@ -2,10 +2,10 @@
 //! what differs, and a model folder out of it. No libtorch, and never more than a chunk of a tensor in memory.
 //!
 //! ```text
-//! PATH ─ place ─┬ inspect → manifest, headers
-//!               ├ verify  → zerofold_checkpoint::examine
-//!               ├ diff    → zerofold_checkpoint::difference
-//!               └ export  → zerofold_checkpoint::model_export, with a model card
+//! PATH ─ place, remote ─┬ inspect → manifest, headers
+//!                       ├ verify  → zerofold_checkpoint::examine
+//!                       ├ diff    → zerofold_checkpoint::difference
+//!                       └ export  → zerofold_checkpoint::model_export, with a model card
 //! ```
 
 mod ask;
@@ -14,6 +14,7 @@ mod diff;
 mod export;
 mod inspect;
 mod place;
+mod remote;
 mod verify;
 
 pub use ask::ask;

@@ -6,6 +6,7 @@ use zerofold_checkpoint::{Examined, Fault, examine_checkpoint, examine_model};
 
 use super::place::{Place, is_published};
 use super::print_json;
+use super::remote::Remote;
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::format;
 use crate::terminal::Terminal;
@@ -36,6 +37,26 @@ pub fn verify(options: &VerifyOptions, terminal: &Terminal) -> Result<u8, Launch
         all.push(examined);
     };
     for path in &options.paths {
+        match Remote::of(path) {
+            Ok(None) => {}
+            Ok(Some(remote)) => {
+                if !remote.chosen().iter().any(|stored| stored.is_published()) {
+                    tell(unusable(path, "it has no published checkpoint".to_owned()));
+                }
+                for stored in remote.chosen() {
+                    let url = PathBuf::from(remote.store.step_url(stored.step));
+                    match stored.is_published() {
+                        true => tell(remote.examine(stored).unwrap_or_else(|error| unusable(&url, first_line(&error)))),
+                        false => unfinished.push(url),
+                    }
+                }
+                continue;
+            }
+            Err(error) => {
+                tell(unusable(path, first_line(&error)));
+                continue;
+            }
+        }
         match Place::of(path) {
             Ok(Place::Step(step)) => tell(examine_checkpoint(&step)),
             Ok(Place::Model(folder)) => tell(examine_model(&folder)),
@@ -51,10 +72,7 @@ pub fn verify(options: &VerifyOptions, terminal: &Terminal) -> Result<u8, Launch
                     }
                 }
             }
-            Err(error) => {
-                let reason = error.to_string();
-                tell(unusable(path, reason.lines().next().unwrap_or_default().to_owned()));
-            }
+            Err(error) => tell(unusable(path, first_line(&error))),
         }
     }
     let bad = all.iter().any(|examined| !examined.faults.is_empty());
@@ -70,6 +88,10 @@ pub fn verify(options: &VerifyOptions, terminal: &Terminal) -> Result<u8, Launch
         }
     }
     Ok(if bad { EXIT_FAILED } else { 0 })
+}
+
+fn first_line(error: &LaunchError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 fn unusable(path: &Path, reason: String) -> Examined {

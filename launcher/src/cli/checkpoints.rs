@@ -7,8 +7,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::arguments::option;
 use crate::checkpoints::{DEFAULT_TOP, DiffOptions, ExportDtype, ExportOptions, InspectOptions, VerifyOptions};
 
-const PATH_HELP: &str =
-    "A checkpoint (output_dir/checkpoints/step-…), a run's output_dir, or a Hugging Face model folder";
+const PATH_HELP: &str = "A checkpoint (output_dir/checkpoints/step-…), a run's output_dir, s3://BUCKET/PREFIX of a run or of one step, or a Hugging \
+     Face model folder";
 
 const EXPORT_EXAMPLES: &str = "\
 Examples:
@@ -79,7 +79,11 @@ fn export() -> Command {
         .override_usage("launch export CHECKPOINT --output DIR [OPTIONS]")
         .after_help(EXPORT_EXAMPLES)
         .args_override_self(true)
-        .arg(path("checkpoint", "CHECKPOINT", "A checkpoint, or a run's output_dir for its newest one"))
+        .arg(path(
+            "checkpoint",
+            "CHECKPOINT",
+            "A checkpoint, or a run's output_dir or s3://BUCKET/PREFIX for its newest one",
+        ))
         .arg(folder("output", "The folder to make, which must not exist").required(true))
         .arg(
             option("dtype", "NAME", "The type of the weights [default: the run's save_dtype, else source]")

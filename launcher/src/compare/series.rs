@@ -14,8 +14,9 @@ const DEFAULT_FOLDER: &str = "runs/compare";
 /// Flags that say what is sharded. Where `--stages` asks for another stage than the configuration has, it goes before them.
 const FLAGS_OF_THE_STAGE: [&str; 3] = ["zero_stage", "fsdp_sharding_strategy", "fsdp_reshard_after_forward"];
 /// Training that is measured neither evaluates nor saves.
-const OF_EVERY_RUN: [(&str, &str); 5] = [
+const OF_EVERY_RUN: [(&str, &str); 6] = [
     ("save_strategy", "no"),
+    ("checkpoint_store", "null"),
     ("eval_strategy", "no"),
     ("eval_on_start", "false"),
     ("eval_dataset", "null"),

@@ -119,6 +119,7 @@ fn note(facts: &mut Facts, now: Instant, event: Event) {
         }
         Event::Steps(_) | Event::Evaluations(_) => {}
         Event::Checkpoint { .. } | Event::CheckpointFailed { .. } | Event::SaveAsked => {}
+        Event::Stored { .. } | Event::StoreFailed { .. } | Event::StoreSkipped { .. } => {}
     }
 }
 

@@ -18,9 +18,16 @@ pub const COLLECTED: &str = "collected";
 pub const PUBLISHED: &str = "published";
 /// A checkpoint that need not stay has lost its manifest, and nothing else.
 pub const DELETING: &str = "deleting";
+/// Before each piece of a checkpoint that `launch` sends to a store.
+pub const UPLOADING: &str = "uploading";
+/// All files of a checkpoint are in the store, and its manifest is not.
+pub const UPLOADED: &str = "uploaded";
+/// A checkpoint in the store that need not stay has lost its manifest, and nothing else.
+pub const DELETING_STORED: &str = "deleting-stored";
 
 /// All of them.
-pub const POINTS: [&str; 6] = [BEGIN, WRITING, WRITTEN, COLLECTED, PUBLISHED, DELETING];
+pub const POINTS: [&str; 9] =
+    [BEGIN, WRITING, WRITTEN, COLLECTED, PUBLISHED, DELETING, UPLOADING, UPLOADED, DELETING_STORED];
 
 struct Fault {
     point: String,

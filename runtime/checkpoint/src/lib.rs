@@ -6,6 +6,7 @@
 //! - [`manifest`], [`mod@publish`], [`retention`]: a checkpoint. Every rank writes its shard file into the step's folder and
 //!   reports a [`Part`]; the launcher assembles the [`Manifest`] and publishes it. Publishing is the commit: a step's folder
 //!   without a manifest is no checkpoint.
+//! - [`incoming`]: a checkpoint that comes from elsewhere, a folder that is there whole or not at all.
 //! - [`units`], [`state`], [`places`]: where parameters lie in it, and how any other layout reads them.
 //! - [`examine`], [`difference`], [`model_export`]: a checkpoint or a model folder looked through, compared with another, made
 //!   a model folder. [`weights`] is what the two have in common.
@@ -27,6 +28,7 @@ pub mod examine;
 pub mod export;
 pub mod fault;
 pub mod header;
+pub mod incoming;
 pub mod manifest;
 pub mod model_export;
 pub mod model_files;
@@ -48,11 +50,14 @@ pub use error::{CheckpointError, Result};
 pub use examine::{Examined, Fault, examine_checkpoint, examine_model};
 pub use export::{ExportFile, ExportPlan, ExportWriter};
 pub use header::TensorEntry;
+pub use incoming::IncomingStep;
 pub use manifest::{FileEntry, JobRecord, Manifest, Part, TensorRange, shard_file_name};
 pub use model_export::{ModelExport, refuse_existing};
 pub use model_files::ModelFiles;
 pub use places::{Place, Places};
-pub use publish::{Found, Skipped, newest_whole, open_step, publish, published_steps, step_directory, steps, verify};
+pub use publish::{
+    Found, Skipped, manifest_from, newest_whole, open_step, publish, published_steps, step_directory, steps, verify,
+};
 pub use reader::{DescribedTensor, SafetensorsReader, StoredTensor};
 pub use retention::{Cleared, ClearedWhat, Retention, delete_old, discard_unfinished, prepare_to_resume};
 pub use side_files::copy_side_files;

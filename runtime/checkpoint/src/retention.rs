@@ -46,11 +46,13 @@ pub fn plan_deletion(steps: &[(u64, bool)], keep: Retention) -> Vec<u64> {
     whole
 }
 
-/// Deletes whole checkpoints that need not stay and gives the folders that are gone. Call it after a newer one was published.
-pub fn delete_old(checkpoints: &Path, keep: Retention) -> Result<Vec<PathBuf>> {
+/// Deletes whole checkpoints that need not stay and gives the folders that are gone. Those of the steps in `held` are being
+/// read and stay for now. Call it after a newer one was published.
+pub fn delete_old(checkpoints: &Path, keep: Retention, held: &[u64]) -> Result<Vec<PathBuf>> {
     let steps = steps(checkpoints)?;
     let states: Vec<_> = steps.iter().map(|(step, directory)| (*step, open_step(directory).is_ok())).collect();
-    let plan = plan_deletion(&states, keep);
+    let mut plan = plan_deletion(&states, keep);
+    plan.retain(|step| !held.contains(step));
     let mut deleted = Vec::new();
     for (_, directory) in steps.into_iter().filter(|(step, _)| plan.contains(step)) {
         remove_step(&directory)?;
@@ -74,13 +76,7 @@ pub fn prepare_to_resume(checkpoints: &Path, step: u64) -> Result<Vec<Cleared>> 
                 remove_step(&directory)?;
                 ClearedWhat::RemovedUnfinished
             }
-            true if found > step => {
-                let mut name = directory.as_os_str().to_owned();
-                name.push(format!(".replaced-{}", unique_suffix()));
-                let aside = PathBuf::from(name);
-                fs::rename(&directory, &aside).map_err(CheckpointError::io("move aside", &directory))?;
-                ClearedWhat::MovedTo(aside)
-            }
+            true if found > step => ClearedWhat::MovedTo(move_aside(&directory)?),
             true => continue,
         };
         cleared.push(Cleared { directory, what });
@@ -89,6 +85,15 @@ pub fn prepare_to_resume(checkpoints: &Path, step: u64) -> Result<Vec<Cleared>> 
         sync_directory(checkpoints)?;
     }
     Ok(cleared)
+}
+
+/// Gives a step's folder a name that nothing looks at, and returns it.
+pub(crate) fn move_aside(directory: &Path) -> Result<PathBuf> {
+    let mut name = directory.as_os_str().to_owned();
+    name.push(format!(".replaced-{}", unique_suffix()));
+    let aside = PathBuf::from(name);
+    fs::rename(directory, &aside).map_err(CheckpointError::io("move aside", directory))?;
+    Ok(aside)
 }
 
 /// Removes a step's folder whose save failed, once nobody writes to it any more. One with a manifest is a checkpoint, and stays.
@@ -159,10 +164,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let first = save(folder.path(), 10);
         let (second, manifest) = write_step(folder.path(), 20);
-        assert_eq!(delete_old(folder.path(), newest(1)).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(delete_old(folder.path(), newest(1), &[]).unwrap(), Vec::<PathBuf>::new());
         assert!(first.exists() && second.exists());
         publish(&second, &manifest).unwrap();
-        assert_eq!(delete_old(folder.path(), newest(1)).unwrap(), [first]);
+        assert_eq!(delete_old(folder.path(), newest(1), &[10]).unwrap(), Vec::<PathBuf>::new(), "it is being read");
+        assert_eq!(delete_old(folder.path(), newest(1), &[20]).unwrap(), [first]);
         assert_eq!(newest_whole(folder.path()).unwrap().0.unwrap().directory, second);
     }
 
