@@ -2,26 +2,29 @@
 
 use std::path::Path;
 
-use zerofold_checkpoint::Found;
+use zerofold_checkpoint::{Found, newest_fitting};
 use zerofold_configs::Resolved;
 use zerofold_data::{Cursor, Sampling, StepPlan};
+use zerofold_plan::ModelConfig;
 
+use crate::checkpoints::Parameters;
 use crate::error::LaunchError;
 use crate::format;
 use crate::run_folder::{Resume, RunFolder};
 use crate::terminal::Terminal;
-use crate::train::absolute;
+use crate::train::{absolute, step_plan};
 
-/// The checkpoint to go on from, which this job's model must be that of. Nothing is touched.
+const OTHER_MODEL: &str = "was saved from another model";
+
+/// The checkpoint to go on from, which is one of this job's model. Nothing is touched.
 pub(crate) fn find(
     run: &RunFolder,
     resume: &Resume,
     config: &Resolved,
+    model: &ModelConfig,
     terminal: &Terminal,
 ) -> Result<Found, LaunchError> {
-    let mut found = run.find_resume(resume, |line| terminal.complain(&line))?;
-    found.directory = absolute(&found.directory)?;
-    // A folder whose configuration cannot be read is no obstacle: the workers compare the parameters as well.
+    // A folder whose configuration cannot be read is no obstacle: the parameters are compared as well.
     if let Ok(before) = Resolved::read(&run.config()) {
         let folder = |config: &Resolved| config.training.model_name_or_path.clone();
         let same = |path: &Path| path.canonicalize().ok();
@@ -32,36 +35,53 @@ pub(crate) fn find(
             return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
         }
     }
+    let parameters = Parameters::of(model);
+    let mut found = run.find_resume(resume, |found| of_model(found, &parameters), |line| terminal.complain(&line))?;
+    found.directory = absolute(&found.directory)?;
+    of_model(&found, &parameters).map_err(|reason| {
+        let message = format!("{}: {reason}", found.directory.display());
+        let hint = "resume with the model_name_or_path that saved it, or from another step".to_owned();
+        LaunchError::RunFolder { path: run.root().to_owned(), message, hint }
+    })?;
     Ok(found)
 }
 
-/// Once everything is known to fit: clears what an interrupted run left behind, and gives the plan from there on. Before that
-/// nothing of the run is touched.
+/// A checkpoint is one of the model with these parameters, or why not.
+fn of_model(found: &Found, parameters: &Parameters) -> Result<(), String> {
+    parameters.difference(&found.manifest).map_or(Ok(()), |difference| Err(format!("it {OTHER_MODEL}: {difference}")))
+}
+
+/// Once everything is known to fit: clears what an interrupted run left behind, and gives the checkpoint and the plan from there
+/// on. Before that nothing of the run is touched. Where the newest one was asked for and was saved by a job with other data, as one
+/// that was copied here may be, it is the newest that was not.
 pub(crate) fn begin(
     run: &RunFolder,
-    found: &Found,
+    (found, asked): (Found, &Resume),
     config: &Resolved,
-    plan: StepPlan,
+    model: &ModelConfig,
+    rows: usize,
     terminal: &Terminal,
-) -> Result<StepPlan, LaunchError> {
+) -> Result<(Found, StepPlan), LaunchError> {
+    // A plan that cannot be is an error of its own, whatever the checkpoint.
+    step_plan(config, rows)?;
+    let after =
+        |found: &Found| step_plan(config, rows).map_err(Misfit::from).and_then(|plan| Going::after(found, plan));
+    let (found, Going { plan, saved }) = match after(&found) {
+        Ok(going) => (found, going),
+        Err(misfit) => {
+            let older = match asked {
+                Resume::Newest => older_of_same_data(run, &found, model, after, &misfit, terminal)?,
+                Resume::Step(_) => None,
+            };
+            older.ok_or_else(|| LaunchError::RunFolder {
+                path: run.root().to_owned(),
+                message: format!("{} {}", found.directory.display(), misfit.reason),
+                hint: misfit.hint.to_owned(),
+            })?
+        }
+    };
     let (manifest, directory) = (&found.manifest, found.directory.display());
-    let refused = |message: String, hint: &str| {
-        Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint: hint.to_owned() })
-    };
-    let Ok(saved) = serde_json::from_value::<Cursor>(manifest.state["data"].clone()) else {
-        let message = format!("{directory} does not tell its place in the data");
-        return refused(message, "it was written by another version of launch: resume with that one");
-    };
-    let expected = plan.cursor(manifest.step);
-    let differences = differences(&saved, &expected);
-    if !differences.is_empty() {
-        let message = format!("{directory} was saved by a job with other data: {}", differences.join("; "));
-        let hint =
-            "resume with the data, seed and sampling of the job that saved it (its config.resolved.yaml has them)";
-        return refused(message, hint);
-    }
-    let plan = plan.resumed(manifest.step, &saved)?;
-    run.clear_after(found, |line| terminal.complain(&line))?;
+    run.clear_after(&found, |line| terminal.complain(&line))?;
     let (ranks, stage) = (format::plural(u64::from(manifest.world_size), "rank"), manifest.stage);
     let here = (config.num_processes, config.sharding.stage.number());
     let other = match (manifest.world_size, stage) == here {
@@ -78,7 +98,80 @@ pub(crate) fn begin(
             format::plural(plan.total_steps(), "step"),
         ));
     }
-    Ok(plan)
+    Ok((found, plan))
+}
+
+/// The newest checkpoint before `found` that is whole, of the same model and of the same data, if there is one; then tells which
+/// newer ones are skipped for it.
+fn older_of_same_data(
+    run: &RunFolder,
+    found: &Found,
+    model: &ModelConfig,
+    after: impl Fn(&Found) -> Result<Going, Misfit>,
+    misfit: &Misfit,
+    terminal: &Terminal,
+) -> Result<Option<(Found, Going)>, LaunchError> {
+    let parameters = Parameters::of(model);
+    let mut going = None;
+    let fits = |found: &Found| {
+        of_model(found, &parameters)?;
+        going = Some(after(found).map_err(|misfit| format!("it {}", misfit.reason))?);
+        Ok(())
+    };
+    let (older, skipped) = newest_fitting(&run.checkpoints(), Some(found.manifest.step), fits)?;
+    let Some((mut older, going)) = older.zip(going) else { return Ok(None) };
+    terminal.complain(&format!("skipped {}: it {}", found.directory.display(), misfit.reason));
+    for skipped in &skipped {
+        terminal.complain(&format!("skipped {}: {}", skipped.directory.display(), skipped.reason));
+    }
+    older.directory = absolute(&older.directory)?;
+    Ok(Some((older, going)))
+}
+
+/// Why a checkpoint is none to go on from with this job's data, and what to do about it.
+#[derive(Debug)]
+struct Misfit {
+    reason: String,
+    hint: &'static str,
+}
+
+impl From<LaunchError> for Misfit {
+    fn from(error: LaunchError) -> Self {
+        Misfit { reason: error.to_string(), hint: "look at the numbers of this job" }
+    }
+}
+
+/// How a job goes on from a checkpoint.
+#[derive(Debug)]
+struct Going {
+    /// The plan from there on.
+    plan: StepPlan,
+    /// Where in the data it was saved.
+    saved: Cursor,
+}
+
+impl Going {
+    fn after(found: &Found, plan: StepPlan) -> Result<Going, Misfit> {
+        let (state, step) = (&found.manifest.state, found.manifest.step);
+        let Ok(saved) = serde_json::from_value::<Cursor>(state["data"].clone()) else {
+            let hint = "it was written by another version of launch: resume with that one";
+            return Err(Misfit { reason: "does not tell its place in the data".to_owned(), hint });
+        };
+        let hint =
+            "resume with the data, seed and sampling of the job that saved it (its config.resolved.yaml has them)";
+        let differences = differences(&saved, &plan.cursor(step));
+        if !differences.is_empty() {
+            let reason = format!("was saved by a job with other data: {}", differences.join("; "));
+            return Err(Misfit { reason, hint });
+        }
+        match plan.resumed(step, &saved) {
+            Ok(plan) => Ok(Going { plan, saved }),
+            Err(error) => {
+                let reason = error.to_string().lines().next().unwrap_or_default().to_owned();
+                Err(Misfit { reason: format!("tells of a place in the data that there is not: {reason}"), hint })
+            }
+        }
+    }
 }
 
 /// What differs between the data that a checkpoint was saved in and that of this job, in words.

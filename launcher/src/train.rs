@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use zerofold_checkpoint::Found;
+use zerofold_checkpoint::{Found, StorageProof};
 use zerofold_configs::{Inputs, Resolved, resolve};
 use zerofold_data::{Prepare, Prepared, StepPlan, StepPlanOptions, prepare};
 use zerofold_plan::ModelConfig;
 
 use crate::checkpoint_publisher::publisher;
 use crate::control::{ControlOptions, ControlPlane};
+use crate::environment as env;
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::Event;
 use crate::metrics::MetricsFile;
@@ -69,6 +70,8 @@ pub(crate) struct Job {
     worker: PathBuf,
     control: ControlPlane,
     generation: u64,
+    /// That the workers see the same folder.
+    storage: StorageProof,
     /// Keeps other launches out of the run folder while the job is there.
     _lock: File,
 }
@@ -89,11 +92,11 @@ impl Job {
         let run = RunFolder::new(absolute(&config.training.output_dir)?);
         let complain = |line: String| terminal.complain(&line);
         let lock = run.lock_existing(complain)?;
-        let resume = match resume {
+        let found = match resume {
             None => run.check_fresh().map(|()| None)?,
-            Some(resume) => Some(resume::find(&run, resume, &config, terminal)?),
+            Some(resume) => Some((resume::find(&run, resume, &config, &model, terminal)?, resume)),
         };
-        let generation = run.next_generation(resume.as_ref());
+        let generation = run.next_generation(found.as_ref().map(|(found, _)| found));
         let control = ControlPlane::start(
             ControlOptions {
                 port: config.main_process_port,
@@ -105,7 +108,7 @@ impl Job {
         )?;
         // A folder that is not there yet is made for the lock, so this waits until nothing can be refused any more.
         let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
-        run.create(config.num_processes, resume.is_none())?;
+        run.create(config.num_processes, found.is_none())?;
         run.write_generation(generation)?;
         let tokenised;
         let prepared = match data {
@@ -118,11 +121,16 @@ impl Job {
         prepared.dataset.save(&run.train_data())?;
         let warning = model_folder::too_long("rows have up to", prepared.report.longest, &model);
         warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
-        let mut plan = step_plan(&config, prepared.dataset.rows())?;
-        if let Some(found) = &resume {
-            plan = resume::begin(&run, found, &config, plan, terminal)?;
-        }
+        let rows = prepared.dataset.rows();
+        let (resume, plan) = match found {
+            None => (None, step_plan(&config, rows)?),
+            Some(found) => {
+                let (found, plan) = resume::begin(&run, found, &config, &model, rows, terminal)?;
+                (Some(found), plan)
+            }
+        };
         config.write(&run.config())?;
+        let storage = StorageProof::write(&run.checkpoints())?;
         let prediction = Prediction::of(&config, &prepared.dataset, &plan);
         if let Some(planned) = prediction {
             PlanRecord { planned, measured: None }.write(&run.plan())?;
@@ -132,7 +140,7 @@ impl Job {
         let done = resume.as_ref().map_or(0, |found| found.manifest.step);
         let warning = config.training.profile.and_then(|steps| profile::out_of_reach(steps, done, plan.total_steps()));
         warning.iter().for_each(|warning| terminal.complain(warning));
-        Ok(Job { config, run, resume, plan, prediction, worker, control, generation, _lock: lock })
+        Ok(Job { config, run, resume, plan, prediction, worker, control, generation, storage, _lock: lock })
     }
 
     fn run(
@@ -232,6 +240,7 @@ impl Job {
         };
         let spawn = |rank| {
             let mut command = environment.command("train", rank);
+            command.env(env::STORAGE, self.storage.token());
             Worker::spawn(rank, &mut command, &self.run.log(rank), terminal.clone(), events.clone())
         };
         // A rank that cannot be started ends the job: those before it are killed as their handles are dropped.

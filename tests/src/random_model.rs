@@ -67,7 +67,7 @@ impl RandomModel {
                 writer.write_f32(&parameter.name, begin as u64, values)?;
             }
         }
-        writer.finish()
+        writer.finish().map(drop)
     }
 }
 

@@ -196,8 +196,10 @@ fn what_cannot_be_done_is_one_clear_error() {
     refused("", &run.join("model"), &["is a model folder already", "hint: "]);
     refused("", &run.join("config.resolved.yaml"), &["is a file", "hint: give the folder"]);
     let other = model("tiny-llama").display().to_string();
-    let parts =
-        ["is not the model of ", "model.embed_tokens.weight is [320, 64] there, and [320, 48] in the checkpoint"];
+    let parts = [
+        "is not the model of ",
+        "model.embed_tokens.weight is [320, 64] in the model, and [320, 48] in the checkpoint",
+    ];
     refused(&format!("--model {other}"), &run, &parts);
     refused("--model nowhere", &run, &["--model is nowhere, and there is no config.json in it", "hint: "]);
     export(&scene, &run, "run", "").assert_failed(2, &["run exists already", "hint: nothing is written over"]);

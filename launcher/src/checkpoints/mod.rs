@@ -13,6 +13,7 @@ mod card;
 mod diff;
 mod export;
 mod inspect;
+mod parameters;
 mod place;
 mod verify;
 
@@ -21,6 +22,7 @@ pub(crate) use diff::DEFAULT_TOP;
 pub use diff::{DiffOptions, diff};
 pub use export::{ExportDtype, ExportOptions, export};
 pub use inspect::{InspectOptions, inspect};
+pub(crate) use parameters::Parameters;
 pub use verify::{VerifyOptions, verify};
 
 use crate::terminal::Terminal;

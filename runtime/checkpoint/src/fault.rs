@@ -19,8 +19,11 @@ pub const PUBLISHED: &str = "published";
 /// A checkpoint that need not stay has lost its manifest, and nothing else.
 pub const DELETING: &str = "deleting";
 
+/// A model's files are written and synced, and not read back yet.
+pub const EXPORTED: &str = "exported";
+
 /// All of them.
-pub const POINTS: [&str; 6] = [BEGIN, WRITING, WRITTEN, COLLECTED, PUBLISHED, DELETING];
+pub const POINTS: [&str; 7] = [BEGIN, WRITING, WRITTEN, COLLECTED, PUBLISHED, DELETING, EXPORTED];
 
 struct Fault {
     point: String,

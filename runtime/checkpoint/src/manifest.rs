@@ -16,6 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The version of the manifest's form that is written, and the newest that is read.
 pub const FORMAT_VERSION: u32 = 2;
 
+/// No run has more steps, so that nothing that is counted from a step overflows.
+const MAX_STEP: u64 = 1 << 53;
+
 /// A piece of something larger, stored as one tensor of a file: a rank's shard of a unit's masters, say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorRange {
@@ -97,6 +100,10 @@ pub struct Manifest {
     pub state: serde_json::Value,
     /// All files, by rank.
     pub files: Vec<FileEntry>,
+    /// The hash of all the rest (see [`Manifest::sealed`]), so that a manifest that was changed is known for it; none before it
+    /// is published, and in checkpoints of before there were seals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<String>,
 }
 
 /// The name of a rank's shard file: `rank-00001-of-00002.g1.safetensors` for rank 1 (of 0 and 1) in generation 1.
@@ -123,6 +130,7 @@ impl Manifest {
             units: first.units.clone(),
             state: first.state.clone(),
             files: Vec::new(),
+            seal: None,
         };
         for (expected, part) in (0..).zip(&parts) {
             if part.rank != expected {
@@ -185,6 +193,9 @@ impl Manifest {
 
     /// Checks the invariants; the error is the first that does not hold.
     pub(crate) fn check(&self) -> Result<(), String> {
+        if self.step > MAX_STEP {
+            return Err(format!("it is of step {}, and no run has more than {MAX_STEP}", self.step));
+        }
         let own = format!("-of-{:05}.g{}.safetensors", self.world_size, self.generation);
         let mut names = BTreeSet::new();
         for file in &self.files {
