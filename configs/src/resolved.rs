@@ -59,6 +59,10 @@ pub struct Resolved {
     /// Whether the model is written at the end; what only measures does without.
     #[serde(default = "yes")]
     pub export_model: bool,
+    /// The step's folder of the checkpoint whose masters a job begins with; without one, it begins with the weights of
+    /// `model_name_or_path`.
+    #[serde(default)]
+    pub initial_checkpoint: Option<PathBuf>,
     /// The training itself.
     pub training: Training,
     /// Where each value came from, by key: `zero3.yaml:12`, `flag --learning_rate`, `--set learning_rate`, `default`.

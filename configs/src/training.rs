@@ -83,7 +83,7 @@ const NOT_NEGATIVE: Allowed = Allowed::AtLeast(0.0);
 
 keys! {
     training {
-        /// The Hugging Face model folder to start from
+        /// What to start from: a Hugging Face model folder, or a checkpoint's or run's folder for its weights
         model_name_or_path: PathBuf = required, Allowed::Any, Files;
         /// The training data: JSONL with `messages`, or with `input_ids` (and `labels`)
         dataset: PathBuf = required, Allowed::Any, Files;

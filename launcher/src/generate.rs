@@ -6,6 +6,7 @@ use std::process::Command;
 use zerofold_configs::GenerateRequest;
 
 use crate::error::LaunchError;
+use crate::initial_model::InitialModel;
 use crate::{model_folder, worker_command};
 
 /// The longest argument that Linux hands to a program, with its final zero byte.
@@ -25,7 +26,12 @@ pub fn generate(request: &GenerateRequest) -> LaunchError {
 }
 
 fn command(request: &GenerateRequest) -> Result<Command, LaunchError> {
-    model_folder::check(&request.model)?;
+    let model = InitialModel::of(&request.model)?;
+    model_folder::check(&model.folder)?;
+    if let Some(step) = &model.checkpoint {
+        zerofold_checkpoint::verify(step)?;
+    }
+    let request = &GenerateRequest { model: model.folder, checkpoint: model.checkpoint, ..request.clone() };
     let worker = worker_command::find_worker()?;
     let json = serde_json::to_string(request).map_err(|error| {
         let message = format!("the request cannot be written as JSON: {error}");

@@ -32,6 +32,7 @@ pub mod event;
 pub mod format;
 pub mod generate;
 pub mod gpus;
+mod initial_model;
 pub mod memory;
 pub mod metrics;
 pub mod model_folder;

@@ -10,6 +10,7 @@ use zerofold_plan::ModelConfig;
 use crate::checkpoints::Parameters;
 use crate::error::LaunchError;
 use crate::format;
+use crate::initial_model;
 use crate::run_folder::{Resume, RunFolder};
 use crate::terminal::Terminal;
 use crate::train::{absolute, step_plan};
@@ -43,6 +44,9 @@ pub(crate) fn find(
         let hint = "resume with the model_name_or_path that saved it, or from another step".to_owned();
         LaunchError::RunFolder { path: run.root().to_owned(), message, hint }
     })?;
+    if let Resume::Step(_) = resume {
+        initial_model::check_template(&found.manifest, &config.training.model_name_or_path)?;
+    }
     Ok(found)
 }
 
@@ -52,8 +56,8 @@ fn of_model(found: &Found, parameters: &Parameters) -> Result<(), String> {
 }
 
 /// Once everything is known to fit: clears what an interrupted run left behind, and gives the checkpoint and the plan from there
-/// on. Before that nothing of the run is touched. Where the newest one was asked for and was saved by a job with other data, as one
-/// that was copied here may be, it is the newest that was not.
+/// on. Before that nothing of the run is touched. Where the newest one was asked for and was saved by a job with other data or
+/// another chat template, as one that was copied here may be, it is the newest that was not.
 pub(crate) fn begin(
     run: &RunFolder,
     (found, asked): (Found, &Resume),
@@ -62,23 +66,14 @@ pub(crate) fn begin(
     rows: usize,
     terminal: &Terminal,
 ) -> Result<(Found, StepPlan), LaunchError> {
-    // A plan that cannot be is an error of its own, whatever the checkpoint.
-    step_plan(config, rows)?;
-    let after =
-        |found: &Found| step_plan(config, rows).map_err(Misfit::from).and_then(|plan| Going::after(found, plan));
-    let (found, Going { plan, saved }) = match after(&found) {
-        Ok(going) => (found, going),
-        Err(misfit) => {
-            let older = match asked {
-                Resume::Newest => older_of_same_data(run, &found, model, after, &misfit, terminal)?,
-                Resume::Step(_) => None,
-            };
-            older.ok_or_else(|| LaunchError::RunFolder {
-                path: run.root().to_owned(),
-                message: format!("{} {}", found.directory.display(), misfit.reason),
-                hint: misfit.hint.to_owned(),
-            })?
-        }
+    let after = |found: &Found| Going::after(run, found, config, rows);
+    let (found, Going { plan, saved }) = match (after(&found), asked) {
+        (Ok(going), _) => (found, going),
+        (Err(misfit), Resume::Step(_)) => return Err(misfit.error),
+        (Err(misfit), Resume::Newest) => match older(run, &found, model, after, &misfit, terminal)? {
+            Some(older) => older,
+            None => return Err(misfit.error),
+        },
     };
     let (manifest, directory) = (&found.manifest, found.directory.display());
     run.clear_after(&found, |line| terminal.complain(&line))?;
@@ -101,9 +96,9 @@ pub(crate) fn begin(
     Ok((found, plan))
 }
 
-/// The newest checkpoint before `found` that is whole, of the same model and of the same data, if there is one; then tells which
-/// newer ones are skipped for it.
-fn older_of_same_data(
+/// The newest checkpoint before `found` that is whole, of the same model and the same data, if there is one; then tells which newer
+/// ones are skipped for it.
+fn older(
     run: &RunFolder,
     found: &Found,
     model: &ModelConfig,
@@ -115,12 +110,12 @@ fn older_of_same_data(
     let mut going = None;
     let fits = |found: &Found| {
         of_model(found, &parameters)?;
-        going = Some(after(found).map_err(|misfit| format!("it {}", misfit.reason))?);
+        going = Some(after(found).map_err(|misfit| misfit.reason)?);
         Ok(())
     };
     let (older, skipped) = newest_fitting(&run.checkpoints(), Some(found.manifest.step), fits)?;
     let Some((mut older, going)) = older.zip(going) else { return Ok(None) };
-    terminal.complain(&format!("skipped {}: it {}", found.directory.display(), misfit.reason));
+    terminal.complain(&format!("skipped {}: {}", found.directory.display(), misfit.reason));
     for skipped in &skipped {
         terminal.complain(&format!("skipped {}: {}", skipped.directory.display(), skipped.reason));
     }
@@ -128,16 +123,18 @@ fn older_of_same_data(
     Ok(Some((older, going)))
 }
 
-/// Why a checkpoint is none to go on from with this job's data, and what to do about it.
+/// Why a checkpoint is none to go on from with this job's data.
 #[derive(Debug)]
 struct Misfit {
+    /// Where another one is gone on from.
     reason: String,
-    hint: &'static str,
+    /// Where there is no other.
+    error: LaunchError,
 }
 
 impl From<LaunchError> for Misfit {
     fn from(error: LaunchError) -> Self {
-        Misfit { reason: error.to_string(), hint: "look at the numbers of this job" }
+        Misfit { reason: error.to_string().lines().next().unwrap_or_default().to_owned(), error }
     }
 }
 
@@ -151,24 +148,31 @@ struct Going {
 }
 
 impl Going {
-    fn after(found: &Found, plan: StepPlan) -> Result<Going, Misfit> {
-        let (state, step) = (&found.manifest.state, found.manifest.step);
-        let Ok(saved) = serde_json::from_value::<Cursor>(state["data"].clone()) else {
+    fn after(run: &RunFolder, found: &Found, config: &Resolved, rows: usize) -> Result<Going, Misfit> {
+        let (manifest, directory) = (&found.manifest, found.directory.display());
+        let misfit = |reason: String, hint: &str| {
+            let (path, message, hint) = (run.root().to_owned(), format!("{directory} {reason}"), hint.to_owned());
+            Misfit { reason: format!("it {reason}"), error: LaunchError::RunFolder { path, message, hint } }
+        };
+        initial_model::check_template(manifest, &config.training.model_name_or_path)?;
+        let plan = step_plan(config, rows)?;
+        let Ok(saved) = serde_json::from_value::<Cursor>(manifest.state["data"].clone()) else {
             let hint = "it was written by another version of launch: resume with that one";
-            return Err(Misfit { reason: "does not tell its place in the data".to_owned(), hint });
+            return Err(misfit("does not tell its place in the data".to_owned(), hint));
         };
         let hint =
             "resume with the data, seed and sampling of the job that saved it (its config.resolved.yaml has them)";
-        let differences = differences(&saved, &plan.cursor(step));
+        let differences = differences(&saved, &plan.cursor(manifest.step));
         if !differences.is_empty() {
             let reason = format!("was saved by a job with other data: {}", differences.join("; "));
-            return Err(Misfit { reason, hint });
+            return Err(misfit(reason, hint));
         }
-        match plan.resumed(step, &saved) {
+        match plan.resumed(manifest.step, &saved) {
             Ok(plan) => Ok(Going { plan, saved }),
             Err(error) => {
-                let reason = error.to_string().lines().next().unwrap_or_default().to_owned();
-                Err(Misfit { reason: format!("tells of a place in the data that there is not: {reason}"), hint })
+                let reason = error.to_string();
+                let reason = reason.lines().next().unwrap_or_default();
+                Err(misfit(format!("tells of a place in the data that there is not: {reason}"), hint))
             }
         }
     }

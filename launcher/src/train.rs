@@ -23,7 +23,7 @@ use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::view::View;
 use crate::worker_command::{JobEnvironment, find_worker};
-use crate::{announce, model_folder, offload_folder, profile, report, resume, signals};
+use crate::{announce, initial_model, model_folder, offload_folder, profile, report, resume, signals};
 
 /// After a first failure, how long other ranks may still tell the cause.
 const GATHER: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ pub struct TrainOptions {
 pub fn train(options: &TrainOptions, began: Instant) -> Result<u8, LaunchError> {
     let terminal = Arc::new(Terminal::new(options.quiet));
     let (events, received) = mpsc::channel();
-    let config = resolve(&options.inputs)?;
+    let config = initial_model::settle(resolve(&options.inputs)?)?;
     config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
     let job = Job::prepare(config, None, options.resume.as_ref(), &terminal, &events)?;
     job.run(options, began, terminal, (events, received))
@@ -96,6 +96,9 @@ impl Job {
             None => run.check_fresh().map(|()| None)?,
             Some(resume) => Some((resume::find(&run, resume, &config, &model, terminal)?, resume)),
         };
+        if let (None, Some(step)) = (&found, &config.initial_checkpoint) {
+            zerofold_checkpoint::verify(step)?;
+        }
         let generation = run.next_generation(found.as_ref().map(|(found, _)| found));
         let control = ControlPlane::start(
             ControlOptions {

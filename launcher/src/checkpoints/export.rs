@@ -13,6 +13,7 @@ use super::parameters::Parameters;
 use super::place::Place;
 use crate::error::LaunchError;
 use crate::format;
+use crate::initial_model::{check_template, configuration};
 use crate::terminal::Terminal;
 
 /// The type of exported weights.
@@ -65,8 +66,9 @@ pub fn export(options: &ExportOptions, terminal: &Terminal) -> Result<u8, Launch
     };
     // A flipped bit would otherwise go into the model in silence.
     let found = zerofold_checkpoint::verify(&step)?;
-    let run = run_of(&step);
+    let run = configuration(&found);
     let source = Source::of(options, run.as_ref(), &step)?;
+    check_template(&found.manifest, &source.folder)?;
     source.check(&found)?;
     let dtype = source.dtype(options.dtype, run.as_ref().ok(), &found)?;
     let card = Card {
@@ -89,13 +91,6 @@ pub fn export(options: &ExportOptions, terminal: &Terminal) -> Result<u8, Launch
         format::plural(plan.files.len() as u64, "file"),
     ));
     Ok(0)
-}
-
-/// The configuration of the run that a step's folder lies in.
-fn run_of(step: &Path) -> Result<Resolved, LaunchError> {
-    let absolute = crate::train::absolute(step)?;
-    let root = absolute.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-    Ok(Resolved::read(&root.join("config.resolved.yaml"))?)
 }
 
 /// The model that was trained, or another with its configuration.

@@ -23,6 +23,7 @@ pub use diff::{DiffOptions, diff};
 pub use export::{ExportDtype, ExportOptions, export};
 pub use inspect::{InspectOptions, inspect};
 pub(crate) use parameters::Parameters;
+pub(crate) use place::Place;
 pub use verify::{VerifyOptions, verify};
 
 use crate::terminal::Terminal;

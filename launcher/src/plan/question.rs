@@ -6,6 +6,7 @@ use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, PlanInputs, PlannedDe
 use super::{Capacity, PlanOptions};
 use crate::error::LaunchError;
 use crate::format;
+use crate::initial_model::settle;
 use crate::memory::memory_of_rank;
 use crate::model_folder;
 
@@ -40,6 +41,9 @@ impl Question {
             config = resolve_what_matters(&inputs, published.is_some()).unwrap_or(config);
         }
         let device = if for_gpus { PlannedDevice::Gpu } else { config.device.into() };
+        if published.is_none() {
+            config = settle(config)?;
+        }
         let folder = &config.training.model_name_or_path;
         let name = options.model.clone().unwrap_or_else(|| folder.display().to_string());
         let model = match published {

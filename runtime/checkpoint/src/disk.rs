@@ -125,7 +125,7 @@ pub(crate) fn kind_of(metadata: &fs::Metadata) -> &'static str {
 
 /// Reads a file that may not be larger than `bound` bytes.
 pub(crate) fn read_bounded(path: &Path, bound: u64) -> Result<Vec<u8>> {
-    let file = open_file(path, |path, reason| CheckpointError::bad_json(path, reason))?;
+    let file = open_file(path, CheckpointError::bad_json)?;
     let mut content = Vec::new();
     file.take(bound + 1).read_to_end(&mut content).map_err(CheckpointError::io("read", path))?;
     if content.len() as u64 > bound {

@@ -18,9 +18,10 @@ use std::path::{Path, PathBuf};
 /// The name of the file whose presence makes a step's folder a checkpoint.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
-/// No manifest may be larger, and no state in one: this one is kept as it comes, and takes many times its bytes in memory.
+/// No manifest may be larger.
 const MAX_MANIFEST_BYTES: u64 = 256_000_000;
-const MAX_STATE_BYTES: usize = 1_000_000;
+/// Nor what is kept of it as it comes, which takes many times its bytes in memory.
+const MAX_VALUE_BYTES: usize = 1_000_000;
 
 /// So many parameters are named where there may be any number of them.
 const NAMES_TOLD: usize = 3;
@@ -150,10 +151,12 @@ fn read_manifest(path: &Path) -> Result<Manifest> {
         let version = version.chars().take(40).collect();
         return Err(CheckpointError::OtherVersion { path: path.to_owned(), version, read: FORMAT_VERSION });
     }
-    let bytes = outline.state.map_or(0, |state| state.get().len());
-    if bytes > MAX_STATE_BYTES {
-        let reason = format!("its state has {bytes} bytes, and may have {MAX_STATE_BYTES}");
-        return Err(CheckpointError::bad_json(path, reason));
+    for (name, value) in [("state", outline.state), ("job", outline.job)] {
+        let bytes = value.map_or(0, |value| value.get().len());
+        if bytes > MAX_VALUE_BYTES {
+            let reason = format!("its {name} has {bytes} bytes, and may have {MAX_VALUE_BYTES}");
+            return Err(CheckpointError::bad_json(path, reason));
+        }
     }
     serde_json::from_slice(&content).map_err(|error| CheckpointError::bad_json(path, error))
 }
@@ -166,6 +169,8 @@ struct Outline<'a> {
     format_version: Option<&'a RawValue>,
     #[serde(borrow)]
     state: Option<&'a RawValue>,
+    #[serde(borrow)]
+    job: Option<&'a RawValue>,
 }
 
 fn check_step(directory: &Path, manifest: &Manifest) -> Result<()> {

@@ -26,9 +26,10 @@ impl Manifest {
 
     /// The BLAKE3 hash of the compact JSON of a list of all fields but the seal, in their order.
     fn hash(&self) -> String {
-        let Manifest { format_version, step, generation, world_size, stage, units, state, files, seal: _ } = self;
+        let Manifest { format_version, step, generation, world_size, stage, units, state, job, files, seal: _ } = self;
         let mut hasher = blake3::Hasher::new();
-        let fields = (format_version, step, generation, world_size, stage, units, Sorted(state), files);
+        let job = job.as_ref().map(|job| (Sorted(&job.configuration), &job.chat_template));
+        let fields = (format_version, step, generation, world_size, stage, units, Sorted(state), job, files);
         // Writing to a hasher never fails, and nor do these types.
         let _ = serde_json::to_writer(&mut hasher, &fields);
         hasher.finalize().to_hex().to_string()
@@ -60,6 +61,7 @@ impl Serialize for Sorted<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::JobRecord;
     use crate::manifest::tests::part;
     use serde_json::json;
 
@@ -67,14 +69,15 @@ mod tests {
     fn a_seal_is_broken_by_whatever_changes() {
         let manifest = Manifest::assemble(vec![part(0, 2), part(1, 2)]).unwrap();
         manifest.check_seal().unwrap();
-        let sealed = manifest.sealed();
+        let job = JobRecord { configuration: json!({"seed": 42}), chat_template: None };
+        let sealed = Manifest { job: Some(job), ..manifest }.sealed();
         sealed.check_seal().unwrap();
         // Written and read, it holds: numbers come back bit for bit.
         let back: Manifest = serde_json::from_str(&serde_json::to_string_pretty(&sealed).unwrap()).unwrap();
         back.check_seal().unwrap();
         assert_eq!(back, sealed);
         type Change = fn(&mut Manifest);
-        let changes: [Change; 9] = [
+        let changes: [Change; 11] = [
             |manifest| manifest.format_version = 3,
             |manifest| manifest.step = 21,
             |manifest| manifest.generation = 2,
@@ -82,6 +85,8 @@ mod tests {
             |manifest| manifest.stage = 0,
             |manifest| manifest.units[0].parameters[0].shape = vec![1, 1],
             |manifest| manifest.state["row"] = json!(481),
+            |manifest| manifest.job = None,
+            |manifest| manifest.job.iter_mut().for_each(|job| job.configuration = json!({"seed": 43})),
             |manifest| manifest.files.swap(0, 1),
             |manifest| manifest.seal = Some("0".repeat(64)),
         ];
