@@ -3,7 +3,7 @@
 use crate::error::ConfigError;
 use crate::sharding::{ElementTypes, Sharding};
 use crate::training::Training;
-use crate::types::{Backend, DeviceKind, ElementType, NonFinite, Offload, Precision};
+use crate::types::{Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, StateDictType};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -56,6 +56,9 @@ pub struct Resolved {
     pub gradient_checkpointing_every: u32,
     /// Where optimizer state lies.
     pub offload_optimizer: Offload,
+    /// Whether a save writes the whole model too, in a folder beside the shards.
+    #[serde(default = "sharded")]
+    pub state_dict_type: StateDictType,
     /// Whether the model is written at the end; what only measures does without.
     #[serde(default = "yes")]
     pub export_model: bool,
@@ -74,6 +77,11 @@ pub struct Resolved {
 /// A run folder of an earlier version does not say.
 fn yes() -> bool {
     true
+}
+
+/// As in [`yes`].
+fn sharded() -> StateDictType {
+    StateDictType::Sharded
 }
 
 const HEADER: &str =

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use zerofold_checkpoint::publish::MANIFEST_FILE;
 use zerofold_checkpoint::{JobRecord, Manifest, Part, Retention, delete_old, discard_unfinished, open_step, publish};
-use zerofold_configs::{Resolved, Training};
+use zerofold_configs::{Resolved, StateDictType, Training};
 
 use crate::control::Publish;
 use crate::initial_model::template_digest;
+use crate::model_beside::ModelBeside;
 
 /// Publishes the checkpoint in `directory` from the ranks' parts (JSON of [`Part`], by rank), with the record of the job where one is
 /// to be kept. Returns the manifest's path.
@@ -33,8 +34,11 @@ pub fn publisher(config: &Resolved) -> Arc<Publish> {
     let Training { save_total_limit, save_keep_every, .. } = config.training;
     let newest = save_total_limit.filter(|&limit| limit > 0);
     let job = job_record(config);
+    let models = (config.state_dict_type == StateDictType::Full).then(ModelBeside::default);
     Arc::new(move |directory, parts| {
+        models.iter().for_each(ModelBeside::wait);
         let manifest = publish_parts(Some(&job), directory, parts)?;
+        models.iter().for_each(|models| models.begin(directory));
         if let (Some(newest), Some(checkpoints)) = (newest, directory.parent()) {
             let (newest, every) = (newest as usize, save_keep_every.map(u64::from));
             // The checkpoint is there, whatever becomes of older ones; nothing goes where the best one is not known.

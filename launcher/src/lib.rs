@@ -35,6 +35,7 @@ pub mod gpus;
 mod initial_model;
 pub mod memory;
 pub mod metrics;
+mod model_beside;
 pub mod model_folder;
 pub mod offload_folder;
 pub mod plan;

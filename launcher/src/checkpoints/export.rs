@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use zerofold_checkpoint::export::MAX_FILE_BYTES;
-use zerofold_checkpoint::{CheckpointError, Dtype, Found, ModelExport, ModelFiles, refuse_existing};
+use zerofold_checkpoint::{CheckpointError, Dtype, ExportPlan, Found, ModelExport, ModelFiles, refuse_existing};
 use zerofold_configs::{ElementType, Resolved};
 use zerofold_plan::ModelConfig;
 
@@ -66,22 +66,7 @@ pub fn export(options: &ExportOptions, terminal: &Terminal) -> Result<u8, Launch
     };
     // A flipped bit would otherwise go into the model in silence.
     let found = zerofold_checkpoint::verify(&step)?;
-    let run = configuration(&found);
-    let source = Source::of(options, run.as_ref(), &step)?;
-    check_template(&found.manifest, &source.folder)?;
-    source.check(&found)?;
-    let dtype = source.dtype(options.dtype, run.as_ref().ok(), &found)?;
-    let card = Card {
-        manifest: &found.manifest,
-        model: &source.folder,
-        dtype,
-        run: run.as_ref().ok(),
-        exported: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-    };
-    let card = card.text();
-    let order =
-        ModelExport { found: &found, side_files: &source.folder, dtype, max_file_bytes: MAX_FILE_BYTES, card: &card };
-    let plan = order.write(&options.output)?;
+    let (plan, dtype) = write_model(&found, options)?;
     terminal.result(&format!(
         "model: {} (step {}, {} in {}, {}), read back and found to be the checkpoint's",
         options.output.display(),
@@ -91,6 +76,25 @@ pub fn export(options: &ExportOptions, terminal: &Terminal) -> Result<u8, Launch
         format::plural(plan.files.len() as u64, "file"),
     ));
     Ok(0)
+}
+
+/// Writes the model of a checkpoint, reads it back, and gives it its name; with what files, and in which type.
+pub(crate) fn write_model(found: &Found, options: &ExportOptions) -> Result<(ExportPlan, Dtype), LaunchError> {
+    let run = configuration(found);
+    let source = Source::of(options, run.as_ref(), &found.directory)?;
+    check_template(&found.manifest, &source.folder)?;
+    source.check(found)?;
+    let dtype = source.dtype(options.dtype, run.as_ref().ok(), found)?;
+    let card = Card {
+        manifest: &found.manifest,
+        model: &source.folder,
+        dtype,
+        run: run.as_ref().ok(),
+        exported: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+    };
+    let card = card.text();
+    let order = ModelExport { found, side_files: &source.folder, dtype, max_file_bytes: MAX_FILE_BYTES, card: &card };
+    Ok((order.write(&options.output)?, dtype))
 }
 
 /// The model that was trained, or another with its configuration.

@@ -3,7 +3,7 @@
 use crate::disk::{list, sync_directory, unique_suffix};
 use crate::error::{CheckpointError, Result};
 use crate::fault;
-use crate::publish::{MANIFEST_FILE, is_published, open_step, step_of, steps};
+use crate::publish::{MANIFEST_FILE, MODEL_DIRECTORY, is_published, open_step, step_of, steps};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -103,14 +103,18 @@ pub fn discard_unfinished(directory: &Path) -> Result<()> {
     directory.parent().map_or(Ok(()), sync_directory)
 }
 
-/// Whether a folder is what a save that was never finished leaves: no manifest, and nothing that somebody else put there.
+/// Whether a folder is what a save that was never finished leaves, or a deletion: no manifest, and nothing that somebody else put
+/// there. A model is ours beside our shards, which a deletion takes after it.
 fn is_unfinished(directory: &Path) -> Result<bool> {
-    let real = fs::symlink_metadata(directory).is_ok_and(|metadata| metadata.is_dir());
-    Ok(real && !is_published(directory) && list(directory)?.iter().all(|path| is_ours(path)))
+    if !fs::symlink_metadata(directory).is_ok_and(|metadata| metadata.is_dir()) || is_published(directory) {
+        return Ok(false);
+    }
+    let (ours, others): (Vec<_>, Vec<_>) = list(directory)?.into_iter().partition(|path| is_file_of_a_save(path));
+    Ok(others.is_empty() || !ours.is_empty() && others.iter().all(|path| is_model(path)))
 }
 
 /// Whether a save writes files of this name.
-fn is_ours(path: &Path) -> bool {
+fn is_file_of_a_save(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     let shard = name.strip_prefix("rank-").and_then(|rest| rest.strip_suffix(".safetensors"));
     let numbers = |rest: &str| rest.chars().all(|letter| letter.is_ascii_digit() || "-of.g".contains(letter));
@@ -127,10 +131,26 @@ fn remove_step(directory: &Path) -> Result<()> {
         sync_directory(directory)?;
         fault::reach(fault::DELETING);
     }
-    for path in list(directory)?.into_iter().filter(|path| is_ours(path)) {
-        fs::remove_file(&path).map_err(CheckpointError::io("delete", &path))?;
+    for path in list(directory)? {
+        if is_model(&path) {
+            fs::remove_dir_all(&path).map_err(CheckpointError::io("delete", &path))?;
+        } else if is_file_of_a_save(&path) {
+            fs::remove_file(&path).map_err(CheckpointError::io("delete", &path))?;
+        }
+    }
+    if let Some(other) = list(directory)?.first() {
+        let name = other.file_name().unwrap_or_default().display();
+        let reason = std::io::Error::other(format!("no save wrote {name}, which is in it"));
+        return Err(CheckpointError::io("delete", directory)(reason));
     }
     fs::remove_dir(directory).map_err(CheckpointError::io("delete", directory))
+}
+
+/// The model beside a checkpoint's shards, or what is left of an attempt to write it.
+fn is_model(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(MODEL_DIRECTORY));
+    name.is_some_and(|rest| rest.is_empty() || rest.starts_with(".partial-"))
+        && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
 #[cfg(test)]
@@ -178,6 +198,21 @@ mod tests {
     }
 
     #[test]
+    fn a_step_goes_with_the_model_beside_it_and_with_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = save(folder.path(), 10);
+        for name in ["model", "model.partial-7"] {
+            fs::create_dir(first.join(name)).unwrap();
+            fs::write(first.join(name).join("config.json"), "{}").unwrap();
+        }
+        let second = save(folder.path(), 20);
+        fs::create_dir(second.join("models")).unwrap();
+        save(folder.path(), 30);
+        assert!(delete_old(folder.path(), newest(1)).unwrap_err().to_string().contains("models"));
+        assert!(!first.exists() && second.join("models").exists());
+    }
+
+    #[test]
     fn a_resumed_run_finds_its_way_free() {
         let folder = tempfile::tempdir().unwrap();
         let older = save(folder.path(), 10);
@@ -221,6 +256,14 @@ mod tests {
         assert_eq!(list(&moved[1]).unwrap().len(), 3, "the shards are with it");
         // An older step stands in nobody's way.
         assert!(step_directory(folder.path(), 10).join("thesis.tex").exists() && chosen.exists());
+        // A model that nobody's shards are beside is somebody's.
+        for (name, expected) in [("model", false), ("rank-00000-of-00001.g1.safetensors", true)] {
+            fs::create_dir_all(folder.path().join("step-00000050/model")).unwrap();
+            if name != "model" {
+                fs::write(folder.path().join("step-00000050").join(name), "").unwrap();
+            }
+            assert_eq!(is_unfinished(&folder.path().join("step-00000050")).unwrap(), expected, "{name}");
+        }
         // A save that fails removes its own files alone.
         assert!(discard_unfinished(&step_directory(folder.path(), 10)).is_err());
         assert_eq!(list(&step_directory(folder.path(), 10)).unwrap().len(), 1);
@@ -235,7 +278,7 @@ mod tests {
             for name in names {
                 let path = folder.path().join(name);
                 fs::write(&path, "").unwrap();
-                assert_eq!(is_ours(&path), expected, "{name}");
+                assert_eq!(is_file_of_a_save(&path), expected, "{name}");
             }
         }
     }
@@ -248,7 +291,7 @@ mod tests {
         fs::create_dir(directory.join("somebody's")).unwrap();
         fs::write(directory.join("notes.txt"), "mine").unwrap();
         let error = remove_step(&directory).unwrap_err().to_string();
-        assert!(error.contains("cannot delete") && error.contains("not empty"), "{error}");
+        assert!(error.contains("cannot delete") && error.contains("no save wrote notes.txt"), "{error}");
         assert_eq!(list(&directory).unwrap(), [directory.join("notes.txt"), directory.join("somebody's")]);
         let (found, skipped) = newest_whole(folder.path()).unwrap();
         assert_eq!(found.unwrap().directory, step_directory(folder.path(), 10));
