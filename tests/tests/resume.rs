@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use zerofold_tests::{Ended, Metrics, Scene, assert_nothing_half_written, checkpoints, fixture};
+use zerofold_tests::{Ended, Metrics, Scene, assert_nothing_half_written, checkpoints, fixture, json};
 
 const MODEL: &str = "tiny-llama";
 
@@ -63,6 +63,27 @@ fn a_run_stopped_by_sigterm_goes_on_as_if_it_had_not_been() {
     train("whole", done + 6).run().assert_done();
     assert_eq!(Metrics::of(&whole).count(), done + 6);
     assert_identical(&stopped, &whole);
+}
+
+#[test]
+fn dropout_goes_on_with_the_masks_of_the_steps_to_come() {
+    let scene = Scene::new();
+    let source = scene.copy(&fixture("models").join(MODEL), "dropout");
+    let mut config = json(&source.join("config.json"));
+    config["attention_dropout"] = 0.2.into();
+    std::fs::write(source.join("config.json"), config.to_string()).unwrap();
+    let train = |run: &str, words: &str| {
+        let job = scene.launch("train").with("--model", &source).with("--dataset", fixture("data/rows.jsonl"));
+        let job = job.with("--output_dir", scene.path(run)).words("--zero_stage 3").words(BATCHES).words(TWELVE_STEPS);
+        job.words(words).run().assert_done();
+    };
+    train("whole", "");
+    scene.copy(&scene.path("whole"), "resumed");
+    train("resumed", "--resume step-00000005");
+    assert_identical(&scene.path("resumed"), &scene.path("whole"));
+    scene.train(MODEL, "without", BATCHES).words(TWELVE_STEPS).words("--zero_stage 3").run().assert_done();
+    let (with, without) = (scene.path("whole"), scene.path("without"));
+    assert_ne!(Metrics::of(&with).exact()[0], Metrics::of(&without).exact()[0], "nothing is dropped");
 }
 
 #[test]

@@ -51,6 +51,10 @@ pub(super) fn footer(plans: &[Plan], offload: &Offload) -> Vec<String> {
         "bytes of one rank; working is the most beside activations while the head or one block runs".to_owned(),
         format!("disk   {} for each checkpoint, over all ranks", format::bytes(first.checkpoint_disk)),
     ];
+    if !matches!(offload, Offload::Files(_)) {
+        let bytes = format::bytes(first.save_copy);
+        lines.push(format!("save   up to {bytes} of host memory more while a disk is slower than a step"));
+    }
     let offloaded: Vec<String> = plans.iter().map(|plan| cell(plan.offloaded_disk)).collect();
     if plans.iter().any(|plan| plan.offloaded_disk > 0) {
         let place = if *offload == Offload::HostMemory { "host " } else { "files" };

@@ -145,6 +145,9 @@ pub struct Plan {
     pub loading_peak: u64,
     /// Of one checkpoint, over all ranks, on disk.
     pub checkpoint_disk: u64,
+    /// Of host memory, at most, beside all that while a checkpoint is written: the part of this rank's shards that the disk has not
+    /// taken when the next step changes them. (What is offloaded to files is waited for in place of being copied.)
+    pub save_copy: u64,
     /// Masters and moments in this rank's files, with offload.
     pub offloaded_disk: u64,
     /// Sent to other ranks in one optimizer step.
@@ -194,6 +197,7 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
         // Stages 0 to 2 gather full parameters in place, where the state counts them already.
         loading_peak: held + loading_cast(inputs, &layout),
         checkpoint_disk: CHECKPOINT_BYTES * layout.numel() as u64,
+        save_copy: CHECKPOINT_BYTES * layout.shard_numel() as u64,
         offloaded_disk,
         sent_bytes_per_step: wire::sent_bytes(inputs, &cut, &layout),
     })

@@ -114,6 +114,7 @@ fn offloaded_state_lies_on_disk() {
     assert_eq!(with.offloaded_disk, 12 * layout_of(&job).shard_numel() as u64);
     assert_eq!(with.total + with.offloaded_disk, without.total);
     assert_eq!(with.checkpoint_disk, 12 * layout_of(&job).numel() as u64);
+    assert_eq!(with.save_copy, 12 * layout_of(&job).shard_numel() as u64);
     // In float32 the masters are the parameters: whole ones stay, the shards of stage 3 do not.
     let float32 = PlanInputs { types: ElementTypes::of(ElementType::Float32), offload_optimizer: true, ..job };
     for (stage, bytes) in [(Stage::One, 8), (Stage::Three, 12)] {
