@@ -38,5 +38,7 @@ pub const CONTROL: &str = "ZEROFOLD_CONTROL";
 pub const CONFIG: &str = "ZEROFOLD_CONFIG";
 /// Set: the membership of the job.
 pub const GENERATION: &str = "ZEROFOLD_GENERATION";
+/// Set: what a worker must find in the folder of checkpoints, to know that it is the one that `launch` sees.
+pub const STORAGE: &str = "ZEROFOLD_STORAGE";
 /// Set when resuming: the folder of the step to go on from.
 pub const RESUME: &str = "ZEROFOLD_RESUME";

@@ -2,34 +2,33 @@
 
 use std::path::Path;
 
-use zerofold_checkpoint::Found;
+use zerofold_checkpoint::{Found, newest_fitting};
 use zerofold_configs::Resolved;
 use zerofold_data::{Cursor, Sampling, StepPlan};
+use zerofold_plan::ModelConfig;
 use zerofold_store::CheckpointStore;
 
+use crate::checkpoints::Parameters;
 use crate::error::LaunchError;
 use crate::format;
 use crate::initial_model;
 use crate::run_folder::{Resume, RunFolder};
 use crate::store;
 use crate::terminal::Terminal;
-use crate::train::absolute;
+use crate::train::{absolute, step_plan};
 
-/// The checkpoint to go on from, which this job's model must be that of. Nothing is touched.
+const OTHER_MODEL: &str = "was saved from another model";
+
+/// The checkpoint to go on from, which is one of this job's model. Nothing is touched.
 pub(crate) fn find(
     run: &RunFolder,
     resume: &Resume,
     config: &Resolved,
+    model: &ModelConfig,
     store: Option<&CheckpointStore>,
     terminal: &Terminal,
 ) -> Result<Found, LaunchError> {
-    let mut found = match store {
-        Some(store) => store::resume::find(run, store, resume, terminal)?,
-        None => run.find_resume(resume, |line| terminal.complain(&line))?,
-    };
-    found.directory = absolute(&found.directory)?;
-    initial_model::check_template(&found.manifest, &config.training.model_name_or_path)?;
-    // A folder whose configuration cannot be read is no obstacle: the workers compare the parameters as well.
+    // A folder whose configuration cannot be read is no obstacle: the parameters are compared as well.
     if let Ok(before) = Resolved::read(&run.config()) {
         let folder = |config: &Resolved| config.training.model_name_or_path.clone();
         let same = |path: &Path| path.canonicalize().ok();
@@ -40,36 +39,51 @@ pub(crate) fn find(
             return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
         }
     }
+    let parameters = Parameters::of(model);
+    let fits = |found: &Found| of_model(found, &parameters);
+    let mut found = match store {
+        Some(store) => store::resume::find(run, store, resume, fits, terminal)?,
+        None => run.find_resume(resume, fits, |line| terminal.complain(&line))?,
+    };
+    found.directory = absolute(&found.directory)?;
+    of_model(&found, &parameters).map_err(|reason| {
+        let message = format!("{}: {reason}", found.directory.display());
+        let hint = "resume with the model_name_or_path that saved it, or from another step".to_owned();
+        LaunchError::RunFolder { path: run.root().to_owned(), message, hint }
+    })?;
+    if let Resume::Step(_) = resume {
+        initial_model::check_template(&found.manifest, &config.training.model_name_or_path)?;
+    }
     Ok(found)
 }
 
-/// Once everything is known to fit: clears what an interrupted run left behind, and gives the plan from there on. Before that
-/// nothing of the run is touched.
+/// A checkpoint is one of the model with these parameters, or why not.
+fn of_model(found: &Found, parameters: &Parameters) -> Result<(), String> {
+    parameters.difference(&found.manifest).map_or(Ok(()), |difference| Err(format!("it {OTHER_MODEL}: {difference}")))
+}
+
+/// Once everything is known to fit: clears what an interrupted run left behind, and gives the checkpoint and the plan from there
+/// on. Before that nothing of the run is touched. Where the newest one was asked for and was saved by a job with other data or
+/// another chat template, as one that was copied here may be, it is the newest that was not.
 pub(crate) fn begin(
     run: &RunFolder,
-    found: &Found,
+    (found, asked): (Found, &Resume),
     config: &Resolved,
-    plan: StepPlan,
+    model: &ModelConfig,
+    rows: usize,
     terminal: &Terminal,
-) -> Result<StepPlan, LaunchError> {
+) -> Result<(Found, StepPlan), LaunchError> {
+    let after = |found: &Found| Going::after(run, found, config, rows);
+    let (found, Going { plan, saved }) = match (after(&found), asked) {
+        (Ok(going), _) => (found, going),
+        (Err(misfit), Resume::Step(_)) => return Err(misfit.error),
+        (Err(misfit), Resume::Newest) => match older(run, &found, model, after, &misfit, terminal)? {
+            Some(older) => older,
+            None => return Err(misfit.error),
+        },
+    };
     let (manifest, directory) = (&found.manifest, found.directory.display());
-    let refused = |message: String, hint: &str| {
-        Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint: hint.to_owned() })
-    };
-    let Ok(saved) = serde_json::from_value::<Cursor>(manifest.state["data"].clone()) else {
-        let message = format!("{directory} does not tell its place in the data");
-        return refused(message, "it was written by another version of launch: resume with that one");
-    };
-    let expected = plan.cursor(manifest.step);
-    let differences = differences(&saved, &expected);
-    if !differences.is_empty() {
-        let message = format!("{directory} was saved by a job with other data: {}", differences.join("; "));
-        let hint =
-            "resume with the data, seed and sampling of the job that saved it (its config.resolved.yaml has them)";
-        return refused(message, hint);
-    }
-    let plan = plan.resumed(manifest.step, &saved)?;
-    run.clear_after(found, |line| terminal.complain(&line))?;
+    run.clear_after(&found, |line| terminal.complain(&line))?;
     let (ranks, stage) = (format::plural(u64::from(manifest.world_size), "rank"), manifest.stage);
     let here = (config.num_processes, config.sharding.stage.number());
     let other = match (manifest.world_size, stage) == here {
@@ -86,7 +100,89 @@ pub(crate) fn begin(
             format::plural(plan.total_steps(), "step"),
         ));
     }
-    Ok(plan)
+    Ok((found, plan))
+}
+
+/// The newest checkpoint before `found` that is whole, of the same model and the same data, if there is one; then tells which newer
+/// ones are skipped for it.
+fn older(
+    run: &RunFolder,
+    found: &Found,
+    model: &ModelConfig,
+    after: impl Fn(&Found) -> Result<Going, Misfit>,
+    misfit: &Misfit,
+    terminal: &Terminal,
+) -> Result<Option<(Found, Going)>, LaunchError> {
+    let parameters = Parameters::of(model);
+    let mut going = None;
+    let fits = |found: &Found| {
+        of_model(found, &parameters)?;
+        going = Some(after(found).map_err(|misfit| misfit.reason)?);
+        Ok(())
+    };
+    let (older, skipped) = newest_fitting(&run.checkpoints(), Some(found.manifest.step), fits)?;
+    let Some((mut older, going)) = older.zip(going) else { return Ok(None) };
+    terminal.complain(&format!("skipped {}: {}", found.directory.display(), misfit.reason));
+    for skipped in &skipped {
+        terminal.complain(&format!("skipped {}: {}", skipped.directory.display(), skipped.reason));
+    }
+    older.directory = absolute(&older.directory)?;
+    Ok(Some((older, going)))
+}
+
+/// Why a checkpoint is none to go on from with this job's data.
+#[derive(Debug)]
+struct Misfit {
+    /// Where another one is gone on from.
+    reason: String,
+    /// Where there is no other.
+    error: LaunchError,
+}
+
+impl From<LaunchError> for Misfit {
+    fn from(error: LaunchError) -> Self {
+        Misfit { reason: error.to_string().lines().next().unwrap_or_default().to_owned(), error }
+    }
+}
+
+/// How a job goes on from a checkpoint.
+#[derive(Debug)]
+struct Going {
+    /// The plan from there on.
+    plan: StepPlan,
+    /// Where in the data it was saved.
+    saved: Cursor,
+}
+
+impl Going {
+    fn after(run: &RunFolder, found: &Found, config: &Resolved, rows: usize) -> Result<Going, Misfit> {
+        let (manifest, directory) = (&found.manifest, found.directory.display());
+        let misfit = |reason: String, hint: &str| {
+            let (path, message, hint) = (run.root().to_owned(), format!("{directory} {reason}"), hint.to_owned());
+            Misfit { reason: format!("it {reason}"), error: LaunchError::RunFolder { path, message, hint } }
+        };
+        initial_model::check_template(manifest, &config.training.model_name_or_path)?;
+        let plan = step_plan(config, rows)?;
+        let Ok(saved) = serde_json::from_value::<Cursor>(manifest.state["data"].clone()) else {
+            let hint = "it was written by another version of launch: resume with that one";
+            return Err(misfit("does not tell its place in the data".to_owned(), hint));
+        };
+        let hint =
+            "resume with the data, seed and sampling of the job that saved it (its config.resolved.yaml has them)";
+        let differences = differences(&saved, &plan.cursor(manifest.step));
+        if !differences.is_empty() {
+            let reason = format!("was saved by a job with other data: {}", differences.join("; "));
+            return Err(misfit(reason, hint));
+        }
+        match plan.resumed(manifest.step, &saved) {
+            Ok(plan) => Ok(Going { plan, saved }),
+            Err(error) => {
+                let reason = error.to_string();
+                let reason = reason.lines().next().unwrap_or_default();
+                Err(misfit(format!("tells of a place in the data that there is not: {reason}"), hint))
+            }
+        }
+    }
 }
 
 /// What differs between the data that a checkpoint was saved in and that of this job, in words.

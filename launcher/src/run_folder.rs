@@ -6,7 +6,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use zerofold_checkpoint::{
-    ClearedWhat, Found, StagingDirectory, newest_whole, prepare_to_resume, published_steps, step_directory, verify,
+    ClearedWhat, Found, STORAGE_PROOF, StagingDirectory, newest_fitting, prepare_to_resume, published_steps,
+    step_directory, strangers, verify,
 };
 
 use crate::error::LaunchError;
@@ -149,8 +150,14 @@ impl RunFolder {
         Ok(())
     }
 
-    /// The checkpoint to go on from. `told` gets a line for each folder that is skipped, with the reason.
-    pub fn find_resume(&self, resume: &Resume, mut told: impl FnMut(String)) -> Result<Found, LaunchError> {
+    /// The checkpoint to go on from; the newest one is the newest that is whole and `fits`, which tells why one does not. `told`
+    /// gets a line for each that is skipped, with the reason.
+    pub fn find_resume(
+        &self,
+        resume: &Resume,
+        fits: impl FnMut(&Found) -> Result<(), String>,
+        mut told: impl FnMut(String),
+    ) -> Result<Found, LaunchError> {
         let checkpoints = self.checkpoints();
         match resume {
             Resume::Step(path) if path.is_dir() => Ok(verify(path)?),
@@ -174,14 +181,14 @@ impl RunFolder {
                 Ok(verify(&directory)?)
             }
             Resume::Newest => {
-                let (found, skipped) = newest_whole(&checkpoints)?;
-                for skipped in &skipped {
+                let (found, skipped) = newest_fitting(&checkpoints, None, fits)?;
+                for skipped in strangers(&checkpoints)?.iter().chain(&skipped) {
                     told(format!("skipped {}: {}", skipped.directory.display(), skipped.reason));
                 }
                 found.ok_or_else(|| {
                     let message = match skipped.len() {
                         0 => "there is no checkpoint to resume from".to_owned(),
-                        count => format!("none of its {count} checkpoints is whole"),
+                        count => format!("none of its {count} checkpoints is a whole one of this model"),
                     };
                     self.error(message, "leave --resume out and choose an empty output_dir to start from the beginning")
                 })
@@ -254,8 +261,10 @@ impl RunFolder {
     }
 }
 
+/// Nothing is in a folder, but perhaps what a killed job wrote to show its ranks that they see it.
 fn is_empty_folder(path: &Path) -> bool {
-    std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+    let ours = |entry: std::io::Result<std::fs::DirEntry>| entry.is_ok_and(|entry| entry.file_name() == STORAGE_PROOF);
+    std::fs::read_dir(path).is_ok_and(|mut entries| entries.all(ours))
 }
 
 #[cfg(test)]
@@ -268,6 +277,7 @@ mod tests {
         let run = RunFolder::new(folder.path().join("run"));
         run.check_fresh().unwrap();
         run.create(2, true).unwrap();
+        std::fs::write(run.checkpoints().join(STORAGE_PROOF), "").unwrap();
         run.check_fresh().unwrap();
         let step = run.checkpoints().join("step-00000001");
         std::fs::create_dir(&step).unwrap();
@@ -286,12 +296,13 @@ mod tests {
         let run = RunFolder::new(folder.path());
         run.create(1, true).unwrap();
         std::fs::create_dir(run.checkpoints().join("step-00000007")).unwrap();
+        let any = |_: &Found| Ok(());
         let mut told = Vec::new();
-        let error = run.find_resume(&Resume::Newest, |line| told.push(line)).unwrap_err().to_string();
-        assert!(error.contains("none of its 1 checkpoints is whole"), "{error}");
+        let error = run.find_resume(&Resume::Newest, any, |line| told.push(line)).unwrap_err().to_string();
+        assert!(error.contains("none of its 1 checkpoints is a whole one of this model"), "{error}");
         assert!(told[0].contains("step-00000007") && told[0].contains("manifest.json"), "{told:?}");
-        assert!(run.find_resume(&Resume::Step("step-00000007".into()), |_| {}).is_err());
-        let missing = || run.find_resume(&Resume::Step("99".into()), |_| {}).unwrap_err().to_string();
+        assert!(run.find_resume(&Resume::Step("step-00000007".into()), any, |_| {}).is_err());
+        let missing = || run.find_resume(&Resume::Step("99".into()), any, |_| {}).unwrap_err().to_string();
         assert!(missing().contains("step-00000099\nhint: no step of this run was saved"), "{}", missing());
         for step in ["step-00000007", "step-00000020"] {
             let folder = run.checkpoints().join(step);

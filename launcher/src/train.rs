@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use zerofold_checkpoint::Found;
+use zerofold_checkpoint::{Found, StorageProof};
 use zerofold_configs::{Inputs, Resolved, resolve};
 use zerofold_data::{Prepare, Prepared, StepPlan, StepPlanOptions, prepare};
 use zerofold_plan::ModelConfig;
@@ -14,6 +14,7 @@ use zerofold_store::CheckpointStore;
 
 use crate::checkpoint_publisher::publisher;
 use crate::control::{ControlOptions, ControlPlane};
+use crate::environment as env;
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::{Event, StopSignal};
 use crate::metrics::MetricsFile;
@@ -72,6 +73,8 @@ pub(crate) struct Job {
     control: ControlPlane,
     uploader: Option<Arc<Uploader>>,
     generation: u64,
+    /// That the workers see the same folder.
+    storage: StorageProof,
     /// Keeps other launches out of the run folder while the job is there.
     _lock: File,
 }
@@ -97,7 +100,7 @@ impl Job {
         }
         let store = config.training.checkpoint_store.as_ref().map(store::for_run).transpose()?;
         let stored = store.as_ref().map_or(Ok(Vec::new()), CheckpointStore::steps)?;
-        let resume = match (resume, &store) {
+        let found = match (resume, &store) {
             (None, Some(store)) => store::resume::check_fresh(store, &stored).map(|()| None)?,
             (None, None) => None,
             (Some(resume), store) => {
@@ -105,13 +108,14 @@ impl Job {
                 if store.is_some() && lock.is_none() {
                     lock = Some(run.lock(complain)?);
                 }
-                Some(resume::find(&run, resume, &config, store.as_ref(), terminal)?)
+                Some((resume::find(&run, resume, &config, &model, store.as_ref(), terminal)?, resume))
             }
         };
-        if let (None, Some(step)) = (&resume, &config.initial_checkpoint) {
+        if let (None, Some(step)) = (&found, &config.initial_checkpoint) {
             zerofold_checkpoint::verify(step)?;
         }
-        let generation = run.next_generation(resume.as_ref(), CheckpointStore::generation(&stored));
+        let generation =
+            run.next_generation(found.as_ref().map(|(found, _)| found), CheckpointStore::generation(&stored));
         let keep = Keep::of(&config);
         let uploader = store.map(|store| Uploader::start(store, keep, events.clone())).transpose();
         let uploader = uploader.map_err(LaunchError::system("start a thread"))?.map(Arc::new);
@@ -126,7 +130,7 @@ impl Job {
         )?;
         // A folder that is not there yet is made for the lock, so this waits until nothing can be refused any more.
         let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
-        run.create(config.num_processes, resume.is_none())?;
+        run.create(config.num_processes, found.is_none())?;
         run.write_generation(generation)?;
         let tokenised;
         let prepared = match data {
@@ -139,14 +143,19 @@ impl Job {
         prepared.dataset.save(&run.train_data())?;
         let warning = model_folder::too_long("rows have up to", prepared.report.longest, &model);
         warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
-        let mut plan = step_plan(&config, prepared.dataset.rows())?;
-        if let Some(found) = &resume {
-            plan = resume::begin(&run, found, &config, plan, terminal)?;
-            if let Some(uploader) = &uploader {
-                store::resume::clear_after(uploader.store(), found.manifest.step, terminal)?;
+        let rows = prepared.dataset.rows();
+        let (resume, plan) = match found {
+            None => (None, step_plan(&config, rows)?),
+            Some(found) => {
+                let (found, plan) = resume::begin(&run, found, &config, &model, rows, terminal)?;
+                if let Some(uploader) = &uploader {
+                    store::resume::clear_after(uploader.store(), found.manifest.step, terminal)?;
+                }
+                (Some(found), plan)
             }
-        }
+        };
         config.write(&run.config())?;
+        let storage = StorageProof::write(&run.checkpoints())?;
         let prediction = Prediction::of(&config, &prepared.dataset, &plan);
         if let Some(planned) = prediction {
             PlanRecord { planned, measured: None }.write(&run.plan())?;
@@ -156,7 +165,7 @@ impl Job {
         let done = resume.as_ref().map_or(0, |found| found.manifest.step);
         let warning = config.training.profile.and_then(|steps| profile::out_of_reach(steps, done, plan.total_steps()));
         warning.iter().for_each(|warning| terminal.complain(warning));
-        Ok(Job { config, run, resume, plan, prediction, worker, control, uploader, generation, _lock: lock })
+        Ok(Job { config, run, resume, plan, prediction, worker, control, uploader, generation, storage, _lock: lock })
     }
 
     fn run(
@@ -261,6 +270,7 @@ impl Job {
         };
         let spawn = |rank| {
             let mut command = environment.command("train", rank);
+            command.env(env::STORAGE, self.storage.token());
             Worker::spawn(rank, &mut command, &self.run.log(rank), terminal.clone(), events.clone())
         };
         // A rank that cannot be started ends the job: those before it are killed as their handles are dropped.

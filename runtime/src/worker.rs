@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tch::Device;
 use thiserror::Error;
-use zerofold_checkpoint::{Found, Weights, open_step};
+use zerofold_checkpoint::{Found, Weights, check_storage, open_step};
 use zerofold_configs::{Backend, Resolved, Sampling, Scheduler};
 use zerofold_data::{StepPlan, StepPlanOptions, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
@@ -156,6 +156,7 @@ fn train_joined(
     activity: Arc<Activity>,
 ) -> Result<(), WorkerError> {
     activity.enter(Phase::Loading);
+    check_storage(&config.training.output_dir.join("checkpoints"), &variable::<String>("ZEROFOLD_STORAGE")?)?;
     // Held for as long as this rank computes.
     let device = device::claim(&config.into(), environment.local_rank)?;
     let data = config.training.output_dir.join("data");

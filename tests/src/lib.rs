@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub use curve::{CURVE_MODEL, Curve};
-pub use disk::SmallDisk;
+pub use disk::{ReadOnly, SmallDisk, not_tested};
 pub use metrics::{Metrics, assert_close, json};
 pub use process::{Ended, Process, Running, processes_of, signal};
 pub use random_model::{Dtype, RandomModel, random_rows};
@@ -54,7 +54,7 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// The program `name`, built in the same profile as this test.
-fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own path");
     let path = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join(name);
     assert!(

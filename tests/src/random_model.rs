@@ -4,7 +4,7 @@ use std::path::Path;
 
 use zerofold_checkpoint::{ExportPlan, ExportWriter, TensorEntry};
 use zerofold_configs::UnitPolicy;
-use zerofold_plan::{ModelConfig, ModelUnits, ParameterSpec};
+use zerofold_plan::{ModelConfig, ModelUnits, ParameterSpec, UnitSpec};
 
 use crate::model;
 
@@ -35,6 +35,15 @@ pub struct RandomModel {
 impl RandomModel {
     /// Writes the folder, the same whenever it is written; returns how many parameters the model has.
     pub fn write(&self, folder: &Path) -> usize {
+        let units = self.write_configuration(folder);
+        let parameters: Vec<ParameterSpec> =
+            units.into_iter().flat_map(|unit| unit.leaves).flat_map(|leaf| leaf.parameters).collect();
+        self.write_weights(folder, &parameters).expect("the scene can be written");
+        parameters.iter().map(ParameterSpec::numel).sum()
+    }
+
+    /// Writes the folder without weights; returns the model's units.
+    pub fn write_configuration(&self, folder: &Path) -> Vec<UnitSpec> {
         std::fs::create_dir_all(folder).expect("the scene can be written");
         std::fs::copy(model("tiny-llama").join("tokenizer.json"), folder.join("tokenizer.json"))
             .expect("the scene can be written");
@@ -46,11 +55,7 @@ impl RandomModel {
         });
         std::fs::write(folder.join("config.json"), config.to_string()).expect("the scene can be written");
         let config = ModelConfig::read(folder).expect("the configuration is one that is read");
-        let units = ModelUnits::new(&config, UnitPolicy::Blocks).units;
-        let parameters: Vec<ParameterSpec> =
-            units.into_iter().flat_map(|unit| unit.leaves).flat_map(|leaf| leaf.parameters).collect();
-        self.write_weights(folder, &parameters).expect("the scene can be written");
-        parameters.iter().map(ParameterSpec::numel).sum()
+        ModelUnits::new(&config, UnitPolicy::Blocks).units
     }
 
     fn write_weights(&self, folder: &Path, parameters: &[ParameterSpec]) -> zerofold_checkpoint::Result<()> {
@@ -67,7 +72,7 @@ impl RandomModel {
                 writer.write_f32(&parameter.name, begin as u64, values)?;
             }
         }
-        writer.finish()
+        writer.finish().map(drop)
     }
 }
 

@@ -196,8 +196,10 @@ fn what_cannot_be_done_is_one_clear_error() {
     refused("", &run.join("model"), &["is a model folder already", "hint: "]);
     refused("", &run.join("config.resolved.yaml"), &["is a file", "hint: give the folder"]);
     let other = model("tiny-llama").display().to_string();
-    let parts =
-        ["is not the model of ", "model.embed_tokens.weight is [320, 64] there, and [320, 48] in the checkpoint"];
+    let parts = [
+        "is not the model of ",
+        "model.embed_tokens.weight is [320, 64] in the model, and [320, 48] in the checkpoint",
+    ];
     refused(&format!("--model {other}"), &run, &parts);
     refused("--model nowhere", &run, &["--model is nowhere, and there is no config.json in it", "hint: "]);
     export(&scene, &run, "run", "").assert_failed(2, &["run exists already", "hint: nothing is written over"]);
@@ -208,7 +210,9 @@ fn what_cannot_be_done_is_one_clear_error() {
     assert_same_model(&scene.path("told"), &run.join("model"));
     // One of an earlier version does not.
     let mut manifest = json(&alone.join("manifest.json"));
-    manifest.as_object_mut().unwrap().remove("job").expect("a record of the job");
+    for key in ["job", "seal"] {
+        manifest.as_object_mut().unwrap().remove(key).expect("a record of the job, and a seal");
+    }
     std::fs::write(alone.join("manifest.json"), serde_json::to_vec_pretty(&manifest).unwrap()).unwrap();
     refused("", &alone, &["does not tell which model it trained", "hint: give --model FOLDER"]);
     let given = format!("--model {}", model("tiny-llama-tied").display());

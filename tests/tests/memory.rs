@@ -236,8 +236,7 @@ fn a_disk_without_room_for_the_state_is_an_error_at_the_start() {
     let files = scene.path("files");
     // Masters and moments of the tiny model take 2.1 MB.
     let Some(_disk) = SmallDisk::mount(&files, 600_000) else {
-        eprintln!("mounting is not permitted here");
-        return;
+        return zerofold_tests::not_tested("mounting is not permitted here");
     };
     let words = "--nproc 2 --max_steps 2 --zero_stage 3 --offload_optimizer_device nvme";
     let ended = scene.train("tiny-llama", "run", words).with("--offload_optimizer_nvme_path", &files).run();

@@ -139,7 +139,7 @@ fn what_does_not_fit_the_checkpoint_is_one_clear_error() {
     };
     refused("seed", "--seed 7 --resume step-00000005", 2, &["step-00000005", "seed"]);
     refused("no-such-step", "--resume step-00000007", 2, &["step-00000007"]);
-    // Another model: the earlier configuration tells, or where it is gone the workers.
+    // Another model: the earlier configuration tells, or where it is gone the parameters.
     let other = |run: &str| {
         scene.copy(&scene.path("whole"), run);
         scene.train("tiny-llama-tied", run, BATCHES).words(TWELVE_STEPS).words("--zero_stage 1 --resume step-00000005")
@@ -148,9 +148,12 @@ fn what_does_not_fit_the_checkpoint_is_one_clear_error() {
         .run()
         .assert_failed(2, &["the run in it trains ", "tiny-llama-tied", "hint: resume with the same model"]);
     std::fs::remove_file(scene.path("whole").join("config.resolved.yaml")).unwrap();
-    let parts =
-        ["the set of parameters is ", "(lm_head.weight is there alone)", "hint: it was saved from another model"];
-    other("unknown-model").run().assert_failed(1, &parts);
+    let parts = [
+        "step-00000005: it was saved from another model: lm_head.weight is no such parameter in the model, and [320, 64] in the \
+         checkpoint",
+        "hint: resume with the model_name_or_path that saved it",
+    ];
+    other("unknown-model").run().assert_failed(2, &parts);
 }
 
 /// The losses of two runs, step by step.

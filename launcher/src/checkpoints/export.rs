@@ -1,15 +1,15 @@
 //! The command `export`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use zerofold_checkpoint::export::MAX_FILE_BYTES;
 use zerofold_checkpoint::{CheckpointError, Dtype, ExportPlan, Found, ModelExport, ModelFiles, refuse_existing};
-use zerofold_configs::{ElementType, Resolved, UnitPolicy};
-use zerofold_plan::{ModelConfig, ModelUnits};
+use zerofold_configs::{ElementType, Resolved};
+use zerofold_plan::ModelConfig;
 
 use super::card::Card;
+use super::parameters::Parameters;
 use super::place::Place;
 use super::remote::Remote;
 use crate::error::LaunchError;
@@ -134,28 +134,12 @@ impl Source {
         Err(LaunchError::usage(message, GIVE_THE_MODEL))
     }
 
-    /// The configuration is that of a model with the checkpoint's parameters in their shapes, and no others. (A head that is
-    /// tied to the embedding is no parameter.)
+    /// The configuration is that of a model with the checkpoint's parameters in their shapes, and no others.
     fn check(&self, found: &Found) -> Result<(), LaunchError> {
-        let config = ModelConfig::read(&self.folder)?;
-        let units = ModelUnits::new(&config, UnitPolicy::Blocks).units;
-        let leaves = units.into_iter().flat_map(|unit| unit.leaves).flat_map(|leaf| leaf.parameters);
-        let shape = |shape: Vec<usize>| shape.into_iter().map(|size| size as u64).collect();
-        let expected: BTreeMap<String, Vec<u64>> = leaves.map(|leaf| (leaf.name, shape(leaf.shape))).collect();
-        let saved = found.manifest.units.iter().flat_map(|unit| &unit.parameters);
-        let saved: BTreeMap<String, Vec<u64>> =
-            saved.map(|parameter| (parameter.name.clone(), parameter.shape.clone())).collect();
-        let names = || saved.keys().chain(expected.keys());
-        let Some(name) = names().find(|name| saved.get(*name) != expected.get(*name)) else { return Ok(()) };
-        let words =
-            |shape: Option<&Vec<u64>>| shape.map_or("no such parameter".to_owned(), |shape| format!("{shape:?}"));
-        let message = format!(
-            "{} is not the model of {}: {name} is {} there, and {} in the checkpoint",
-            self.folder.display(),
-            found.directory.display(),
-            words(expected.get(name)),
-            words(saved.get(name)),
-        );
+        let parameters = Parameters::of(&ModelConfig::read(&self.folder)?);
+        let Some(difference) = parameters.difference(&found.manifest) else { return Ok(()) };
+        let (folder, checkpoint) = (self.folder.display(), found.directory.display());
+        let message = format!("{folder} is not the model of {checkpoint}: {difference}");
         Err(LaunchError::usage(message, "give --model FOLDER, the model that was trained"))
     }
 

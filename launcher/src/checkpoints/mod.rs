@@ -13,6 +13,7 @@ mod card;
 mod diff;
 mod export;
 mod inspect;
+mod parameters;
 mod place;
 mod remote;
 mod verify;
@@ -23,6 +24,7 @@ pub use diff::{DiffOptions, diff};
 pub(crate) use export::write_model;
 pub use export::{ExportDtype, ExportOptions, export};
 pub use inspect::{InspectOptions, inspect};
+pub(crate) use parameters::Parameters;
 pub(crate) use place::Place;
 pub use verify::{VerifyOptions, verify};
 

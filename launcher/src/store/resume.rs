@@ -28,11 +28,13 @@ impl Candidate {
     }
 }
 
-/// Finds it, and brings it here if it is in the store. What is damaged is told, and the next older one is taken.
+/// Finds it, and brings it here if it is in the store. What is damaged, or where the newest is asked for is none that `fits`, is told,
+/// and the next older one is taken.
 pub(crate) fn find(
     run: &RunFolder,
     store: &CheckpointStore,
     resume: &Resume,
+    mut fits: impl FnMut(&Found) -> Result<(), String>,
     terminal: &Terminal,
 ) -> Result<Found, LaunchError> {
     let checkpoints = run.checkpoints();
@@ -47,23 +49,29 @@ pub(crate) fn find(
         let in_store = |candidate: &Candidate| matches!(candidate, Candidate::Stored(it) if Some(it.step) == step);
         // A path, or a step that is in the folder alone, is as without a store.
         if name.is_dir() || !candidates.iter().any(in_store) {
-            return run.find_resume(resume, |line| terminal.complain(&line));
+            return run.find_resume(resume, fits, |line| terminal.complain(&line));
         }
         candidates.retain(|candidate| Some(candidate.order().0) == step);
     }
     candidates.sort_by_key(Candidate::order);
+    // What is asked for by its name is refused elsewhere.
+    let asked = matches!(resume, Resume::Step(_));
     let mut count = 0;
     while let Some(candidate) = candidates.pop() {
         count += 1;
         let (place, reason) = match candidate {
-            Candidate::Local(_, directory) => match verify(&directory) {
-                Ok(found) => return Ok(found),
+            Candidate::Local(_, directory) => match verify(&directory).map(|found| (fits(&found), found)) {
+                Ok((Ok(()), found)) => return Ok(found),
+                Ok((Err(_), found)) if asked => return Ok(found),
+                Ok((Err(reason), _)) => (directory.display().to_string(), reason),
                 Err(error) => (directory.display().to_string(), error.reason()),
             },
             Candidate::Stored(stored) => {
                 terminal.say(&format!("fetching {}", store.step_url(stored.step)));
-                match store.fetch(&stored, &checkpoints) {
-                    Ok(found) => return Ok(found),
+                match store.fetch(&stored, &checkpoints).map(|found| (fits(&found), found)) {
+                    Ok((Ok(()), found)) => return Ok(found),
+                    Ok((Err(_), found)) if asked => return Ok(found),
+                    Ok((Err(reason), _)) => (store.step_url(stored.step), reason),
                     Err(error) if error.is_damage() => (store.step_url(stored.step), error.reason()),
                     // An older one in place of what could not be reached would lose steps without need.
                     Err(error) => return Err(error.into()),

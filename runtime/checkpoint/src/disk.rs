@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -62,6 +63,14 @@ pub(crate) fn begin_to_sync(file: &File, position: u64, bytes: u64) {
     };
 }
 
+/// Lets the system forget what it keeps of a synced file in memory, so that it is read from the disk again. A wish as well.
+pub(crate) fn forget_cached(path: &Path) {
+    if let Ok(file) = File::open(path) {
+        // SAFETY: the descriptor is open for the length of the call, which takes numbers only.
+        let _ = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    }
+}
+
 /// Syncs every file and folder below and the folder itself.
 pub(crate) fn sync_tree(directory: &Path) -> Result<()> {
     for entry in list(directory)? {
@@ -91,9 +100,32 @@ pub(crate) fn write_new(path: &Path, content: &[u8]) -> Result<()> {
     written.map_err(CheckpointError::write(path, content.len() as u64))
 }
 
+/// Opens a file to be read. Anything else that has its name is `refused`, and never waited for: a pipe that nobody writes to would
+/// be opened only once somebody did.
+pub(crate) fn open_file(path: &Path, refused: impl FnOnce(&Path, String) -> CheckpointError) -> Result<File> {
+    let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(CheckpointError::io("open", path))?;
+    let metadata = file.metadata().map_err(CheckpointError::io("read", path))?;
+    match metadata.is_file() {
+        true => Ok(file),
+        false => Err(refused(path, format!("it is {}, not a file", kind_of(&metadata)))),
+    }
+}
+
+/// What something is that is no ordinary file.
+pub(crate) fn kind_of(metadata: &fs::Metadata) -> &'static str {
+    let kind = metadata.file_type();
+    match () {
+        () if kind.is_dir() => "a folder",
+        () if kind.is_fifo() => "a pipe",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    }
+}
+
 /// Reads a file that may not be larger than `bound` bytes.
 pub(crate) fn read_bounded(path: &Path, bound: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(CheckpointError::io("open", path))?;
+    let file = open_file(path, CheckpointError::bad_json)?;
     let mut content = Vec::new();
     file.take(bound + 1).read_to_end(&mut content).map_err(CheckpointError::io("read", path))?;
     if content.len() as u64 > bound {

@@ -166,6 +166,20 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
+    /// A rank sees another folder than `launch`.
+    #[error(
+        "on host {host}, {} is not the folder that launch made there: {reason}\nhint: all ranks must see one output_dir: give a \
+         folder on a disk that they share, at the same path",
+        path.display()
+    )]
+    OtherStorage {
+        /// The folder, as it is called on both.
+        path: PathBuf,
+        /// The rank's host.
+        host: String,
+        /// What was found there.
+        reason: String,
+    },
     /// Something stands where a new file or folder is to be.
     #[error("{} exists already\nhint: {hint}", path.display())]
     Exists {

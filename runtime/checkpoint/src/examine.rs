@@ -3,12 +3,13 @@
 //! Unlike [`verify`](crate::verify), which stops at the first fault, this goes on, and tells which parameters each fault may
 //! have hit. Each file is read once.
 
+use crate::disk::kind_of;
 use crate::dtype::decode_f32;
 use crate::error::{CheckpointError, Result};
 use crate::manifest::{FileEntry, TensorRange};
 use crate::model_files::listed_files;
 use crate::places::{Places, element_words};
-use crate::publish::{check_tensor, manifest_of};
+use crate::publish::{MANIFEST_FILE, check_tensor, manifest_of};
 use crate::reader::{Piece, SafetensorsReader, tensors_cut_off};
 use serde::Serialize;
 use std::fs;
@@ -73,7 +74,13 @@ pub fn examine_checkpoint(directory: &Path) -> Examined {
     (examined.files, examined.bytes) = (manifest.files.len(), manifest.bytes());
     examined.parameters = manifest.units.iter().map(|unit| unit.parameters.len()).sum();
     let shards = Shards { directory, places: Places::of(&manifest) };
-    examined.faults = manifest.files.iter().flat_map(|entry| shards.examine(entry)).collect();
+    let changed = manifest.check_seal().err().map(|reason| Fault {
+        file: Some(MANIFEST_FILE.to_owned()),
+        reason: format!("it {reason}"),
+        parameters: Vec::new(),
+    });
+    let files = manifest.files.iter().flat_map(|entry| shards.examine(entry));
+    examined.faults = changed.into_iter().chain(files).collect();
     examined.or_empty()
 }
 
@@ -93,7 +100,10 @@ impl<'a> Shards<'a> {
         match fs::metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return fault("it is missing".into(), all()),
             Err(error) => return fault(error.to_string(), all()),
-            Ok(metadata) if metadata.is_file() && metadata.len() != entry.bytes => {
+            Ok(metadata) if !metadata.is_file() => {
+                return fault(format!("it is {}, not a file", kind_of(&metadata)), all());
+            }
+            Ok(metadata) if metadata.len() != entry.bytes => {
                 let reason = format!("it has {} bytes, the manifest says {}", metadata.len(), entry.bytes);
                 let hit = match metadata.len() < entry.bytes {
                     true => tensors_cut_off(&path).map(|cut| self.parameters_of_tensors(entry, &cut)),
@@ -220,22 +230,22 @@ fn read_model_file(path: &Path, name: &str, listed: &[String]) -> Result<(usize,
 }
 
 /// The first value of a file that is not finite.
-struct NotFinite {
-    tensor: String,
-    element: u64,
-    value: f32,
+pub(crate) struct NotFinite {
+    pub(crate) tensor: String,
+    pub(crate) element: u64,
+    pub(crate) value: f32,
 }
 
 /// The values of a file as they pass by.
 #[derive(Default)]
-struct Values {
+pub(crate) struct Values {
     count: u64,
-    first: Option<NotFinite>,
+    pub(crate) first: Option<NotFinite>,
     buffer: Vec<f32>,
 }
 
 impl Values {
-    fn look(&mut self, piece: Piece<'_>) {
+    pub(crate) fn look(&mut self, piece: Piece<'_>) {
         let (Some(tensor), Some(dtype)) = (piece.tensor, piece.dtype) else { return };
         self.buffer.resize(piece.bytes.len() / dtype.size(), 0.0);
         decode_f32(piece.bytes, dtype, &mut self.buffer);
@@ -389,14 +399,26 @@ mod tests {
             fs::write(&path, text).unwrap();
             assert_told(&examine_checkpoint(&directory), &[expected]);
         }
+        // What could be is known by its seal, and the rest is looked at all the same.
         let other = good.replacen(&good[good.find("\"blake3\": \"").unwrap()..][..19], "\"blake3\": \"00000000", 1);
-        fs::write(&path, other).unwrap();
+        fs::write(&path, &other).unwrap();
+        let told = told(&examine_checkpoint(&directory));
+        assert!(told[0].starts_with("manifest.json: it was changed after it was published: its seal is "), "{told:?}");
+        assert!(told[1].contains("the manifest says 00000000") && told[1].ends_with("[bias weight]"), "{told:?}");
+        fs::write(&path, unsealed(&other).to_string()).unwrap();
         assert_told(&examine_checkpoint(&directory), &["its hash is ", "the manifest says 00000000", "[bias weight]"]);
+    }
+
+    /// A manifest of before there were seals.
+    fn unsealed(manifest: &str) -> serde_json::Value {
+        let mut value: serde_json::Value = serde_json::from_str(manifest).unwrap();
+        value["seal"].take();
+        value
     }
 
     /// A manifest without units and files.
     fn empty(manifest: &str) -> String {
-        let mut value: serde_json::Value = serde_json::from_str(manifest).unwrap();
+        let mut value = unsealed(manifest);
         (value["units"], value["files"]) = (serde_json::json!([]), serde_json::json!([]));
         value.to_string()
     }

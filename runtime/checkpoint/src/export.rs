@@ -1,12 +1,17 @@
 //! Writing a model as Hugging Face's safetensors files: one, or several with an index.
 
-use crate::disk::write_new;
+use crate::disk::{forget_cached, write_new};
+use crate::dtype::{Dtype, encode_f32};
 use crate::error::{CheckpointError, Result};
 use crate::header::TensorEntry;
 use crate::model_files::{INDEX_FILE, SINGLE_FILE};
+use crate::read_back::WrittenModel;
 use crate::writer::SafetensorsWriter;
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Bytes converted at a time.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// The size that no file exceeds unless a single tensor does: 5 GB, as `transformers` has it.
 pub const MAX_FILE_BYTES: u64 = 5_000_000_000;
@@ -86,13 +91,25 @@ fn bad_plan(reason: String) -> CheckpointError {
     CheckpointError::BadLayout { path: SINGLE_FILE.into(), reason }
 }
 
-/// Writes the files of a plan; which file a tensor lies in is its own business.
+/// Writes the files of a plan; which file a tensor lies in is its own business. Each tensor is written from front to back and
+/// hashed on the way, so that what was written can be read back and compared.
 #[derive(Debug)]
 pub struct ExportWriter {
     writers: Vec<SafetensorsWriter>,
-    file_of: HashMap<String, usize>,
+    names: HashMap<String, usize>,
+    targets: Vec<Target>,
     index: Option<String>,
-    directory: std::path::PathBuf,
+    directory: PathBuf,
+    conversion: Vec<u8>,
+}
+
+/// A tensor that is being written.
+#[derive(Debug)]
+struct Target {
+    file: usize,
+    entry: TensorEntry,
+    hasher: blake3::Hasher,
+    written: u64,
 }
 
 impl ExportWriter {
@@ -101,44 +118,74 @@ impl ExportWriter {
     pub fn create(directory: &Path, plan: &ExportPlan) -> Result<Self> {
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
         let mut writers = Vec::with_capacity(plan.files.len());
-        let mut file_of = HashMap::new();
+        let (mut names, mut targets) = (HashMap::new(), Vec::new());
         for (number, file) in plan.files.iter().enumerate() {
             let path = directory.join(&file.name);
             for tensor in &file.tensors {
-                if file_of.insert(tensor.name.clone(), number).is_some() {
+                let (entry, hasher) = (tensor.clone(), blake3::Hasher::new());
+                if names.insert(tensor.name.clone(), targets.len()).is_some() {
                     return Err(bad_plan(format!("tensor {} is given twice", tensor.name)));
                 }
+                targets.push(Target { file: number, entry, hasher, written: 0 });
             }
             writers.push(SafetensorsWriter::create_without_digest(&path, &file.tensors, &metadata)?);
         }
-        Ok(ExportWriter { writers, file_of, index: plan.index(), directory: directory.to_owned() })
+        let (index, directory) = (plan.index(), directory.to_owned());
+        Ok(ExportWriter { writers, names, targets, index, directory, conversion: Vec::new() })
     }
 
     /// Writes values of a tensor, beginning at `element_offset` of it, rounded to the tensor's type.
     pub fn write_f32(&mut self, name: &str, element_offset: u64, values: &[f32]) -> Result<()> {
-        self.writer_of(name)?.write_f32(name, element_offset, values)
-    }
-
-    /// Writes bytes of a tensor, beginning at `byte_offset` of it.
-    pub fn write_at(&mut self, name: &str, byte_offset: u64, bytes: &[u8]) -> Result<()> {
-        self.writer_of(name)?.write_at(name, byte_offset, bytes)
-    }
-
-    /// Checks that every byte was written, syncs the files, and writes the index where there is one.
-    pub fn finish(self) -> Result<()> {
-        for writer in self.writers {
-            writer.finish()?;
+        let dtype = self.target(name)?.entry.dtype;
+        let size = dtype.size() as u64;
+        if dtype == Dtype::F32 {
+            return self.write_at(name, element_offset.saturating_mul(size), bytemuck::cast_slice(values));
         }
-        self.index.map_or(Ok(()), |index| write_new(&self.directory.join(INDEX_FILE), index.as_bytes()))
+        let mut element = element_offset;
+        let mut conversion = std::mem::take(&mut self.conversion);
+        for chunk in values.chunks(CHUNK_BYTES / dtype.size()) {
+            encode_f32(chunk, dtype, &mut conversion);
+            self.write_at(name, element.saturating_mul(size), &conversion)?;
+            element += chunk.len() as u64;
+        }
+        self.conversion = conversion;
+        Ok(())
     }
 
-    fn writer_of(&mut self, name: &str) -> Result<&mut SafetensorsWriter> {
-        match self.file_of.get(name) {
-            Some(number) => Ok(&mut self.writers[*number]),
+    /// Writes bytes of a tensor, beginning at `byte_offset` of it, where those before them end.
+    pub fn write_at(&mut self, name: &str, byte_offset: u64, bytes: &[u8]) -> Result<()> {
+        let directory = self.directory.clone();
+        let target = self.target(name)?;
+        if byte_offset != target.written {
+            let reason = format!("bytes from {byte_offset} on come when {} were written", target.written);
+            return Err(CheckpointError::BadRange { path: directory, tensor: name.to_owned(), reason });
+        }
+        target.hasher.update(bytes);
+        target.written += bytes.len() as u64;
+        let file = target.file;
+        self.writers[file].write_at(name, byte_offset, bytes)
+    }
+
+    /// Checks that every byte was written, syncs the files, and writes the index where there is one. What was written can be read
+    /// back then, from the disk and not from memory where the system allows it.
+    pub fn finish(self) -> Result<WrittenModel> {
+        for writer in self.writers {
+            let path = writer.path().to_owned();
+            writer.finish()?;
+            forget_cached(&path);
+        }
+        self.index.map_or(Ok(()), |index| write_new(&self.directory.join(INDEX_FILE), index.as_bytes()))?;
+        let tensors = self.targets.into_iter().map(|target| (target.entry, target.hasher.finalize()));
+        Ok(WrittenModel::new(self.directory, tensors))
+    }
+
+    fn target(&mut self, name: &str) -> Result<&mut Target> {
+        match self.names.get(name) {
+            Some(&number) => Ok(&mut self.targets[number]),
             None => Err(CheckpointError::MissingTensor {
                 path: self.directory.clone(),
                 tensor: name.to_string(),
-                near: crate::reader::nearest(name, self.file_of.keys().map(String::as_str)),
+                near: crate::reader::nearest(name, self.names.keys().map(String::as_str)),
             }),
         }
     }
@@ -184,7 +231,7 @@ mod tests {
                 writer.write_at(&entry.name, 2 * (elements as u64 - 1), &[0, 0]).unwrap();
             }
             assert!(writer.write_f32("dd", 0, &[0.0]).unwrap_err().to_string().contains("tensor dd"));
-            writer.finish().unwrap();
+            writer.finish().unwrap().check().unwrap();
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), count);
             let model = ModelFiles::open(folder.path()).unwrap();
             assert_eq!(model.names().collect::<Vec<_>>(), ["a", "b", "c", "d"]);

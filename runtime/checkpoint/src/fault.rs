@@ -25,9 +25,12 @@ pub const UPLOADED: &str = "uploaded";
 /// A checkpoint in the store that need not stay has lost its manifest, and nothing else.
 pub const DELETING_STORED: &str = "deleting-stored";
 
+/// A model's files are written and synced, and not read back yet.
+pub const EXPORTED: &str = "exported";
+
 /// All of them.
-pub const POINTS: [&str; 9] =
-    [BEGIN, WRITING, WRITTEN, COLLECTED, PUBLISHED, DELETING, UPLOADING, UPLOADED, DELETING_STORED];
+pub const POINTS: [&str; 10] =
+    [BEGIN, WRITING, WRITTEN, COLLECTED, PUBLISHED, DELETING, UPLOADING, UPLOADED, DELETING_STORED, EXPORTED];
 
 struct Fault {
     point: String,

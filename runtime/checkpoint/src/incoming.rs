@@ -86,7 +86,7 @@ impl Drop for IncomingStep {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::publish::newest_whole;
+    use crate::newest::newest_whole;
     use crate::publish::tests::{save, write_step};
 
     /// Copies the files of a step but for its manifest, which is returned.

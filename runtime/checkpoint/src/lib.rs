@@ -2,14 +2,15 @@
 //!
 //! - [`dtype`], [`header`], [`writer`], [`reader`]: one safetensors file, written and read at byte ranges.
 //! - [`model_files`]: a Hugging Face model folder, one file or several with an index.
-//! - [`export`], [`side_files`], [`staging`]: such a folder written, and put in place whole or not at all.
-//! - [`manifest`], [`mod@publish`], [`retention`]: a checkpoint. Every rank writes its shard file into the step's folder and
+//! - [`export`], [`read_back`], [`side_files`], [`staging`]: such a folder written, read back, and put in place whole or not at all.
+//! - [`manifest`], [`mod@publish`], [`newest`], [`retention`]: a checkpoint. Every rank writes its shard file into the step's folder and
 //!   reports a [`Part`]; the launcher assembles the [`Manifest`] and publishes it. Publishing is the commit: a step's folder
 //!   without a manifest is no checkpoint.
 //! - [`incoming`]: a checkpoint that comes from elsewhere, a folder that is there whole or not at all.
 //! - [`units`], [`state`], [`places`]: where parameters lie in it, and how any other layout reads them.
 //! - [`examine`], [`difference`], [`model_export`]: a checkpoint or a model folder looked through, compared with another, made
 //!   a model folder. [`weights`] is what the two have in common.
+//! - [`storage_proof`]: all ranks see one folder.
 //! - [`fault`]: where tests kill a process that saves.
 //! - `direct`: writing past the page cache.
 //! - [`disk`]: free space, syncing, names that may not leave their folder.
@@ -32,13 +33,17 @@ pub mod incoming;
 pub mod manifest;
 pub mod model_export;
 pub mod model_files;
+pub mod newest;
 pub mod places;
 pub mod publish;
+pub mod read_back;
 pub mod reader;
 pub mod retention;
+mod seal;
 pub mod side_files;
 pub mod staging;
 pub mod state;
+pub mod storage_proof;
 pub mod units;
 pub mod weights;
 pub mod writer;
@@ -54,15 +59,16 @@ pub use incoming::IncomingStep;
 pub use manifest::{FileEntry, JobRecord, Manifest, Part, TensorRange, shard_file_name};
 pub use model_export::{ModelExport, refuse_existing};
 pub use model_files::ModelFiles;
+pub use newest::{Skipped, newest_fitting, newest_whole, strangers};
 pub use places::{Place, Places};
-pub use publish::{
-    Found, Skipped, manifest_from, newest_whole, open_step, publish, published_steps, step_directory, steps, verify,
-};
+pub use publish::{Found, manifest_from, open_step, publish, published_steps, step_directory, steps, verify};
+pub use read_back::WrittenModel;
 pub use reader::{DescribedTensor, SafetensorsReader, StoredTensor};
 pub use retention::{Cleared, ClearedWhat, Retention, delete_old, discard_unfinished, prepare_to_resume};
 pub use side_files::copy_side_files;
 pub use staging::StagingDirectory;
 pub use state::{StateReader, StoredParameter};
+pub use storage_proof::{STORAGE_PROOF, StorageProof, check_storage};
 pub use units::{STATES, SavedParameter, SavedUnit, digest_units};
 pub use weights::Weights;
 pub use writer::{FileDigest, SafetensorsWriter, digest_file};

@@ -16,6 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The version of the manifest's form that is written, and the newest that is read.
 pub const FORMAT_VERSION: u32 = 2;
 
+/// No run has more steps, so that nothing that is counted from a step overflows.
+const MAX_STEP: u64 = 1 << 53;
+
 /// A piece of something larger, stored as one tensor of a file: a rank's shard of a unit's masters, say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorRange {
@@ -100,6 +103,10 @@ pub struct Manifest {
     pub job: Option<JobRecord>,
     /// All files, by rank.
     pub files: Vec<FileEntry>,
+    /// The hash of all the rest (see [`Manifest::sealed`]), so that a manifest that was changed is known for it; none before it
+    /// is published, and in checkpoints of before there were seals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<String>,
 }
 
 /// What `launch` knows of the job that saves, so that a checkpoint tells it wherever it is copied to.
@@ -136,6 +143,7 @@ impl Manifest {
             state: first.state.clone(),
             job: None,
             files: Vec::new(),
+            seal: None,
         };
         for (expected, part) in (0..).zip(&parts) {
             if part.rank != expected {
@@ -198,6 +206,9 @@ impl Manifest {
 
     /// Checks the invariants; the error is the first that does not hold.
     pub(crate) fn check(&self) -> Result<(), String> {
+        if self.step > MAX_STEP {
+            return Err(format!("it is of step {}, and no run has more than {MAX_STEP}", self.step));
+        }
         let own = format!("-of-{:05}.g{}.safetensors", self.world_size, self.generation);
         let mut names = BTreeSet::new();
         for file in &self.files {

@@ -9,6 +9,7 @@ use crate::header::TensorEntry;
 use crate::model_files::ModelFiles;
 use crate::places::element_words;
 use crate::publish::Found;
+use crate::read_back::LOOK_AT_MACHINE;
 use crate::side_files::copy_side_files;
 use crate::staging::StagingDirectory;
 use crate::state::StateReader;
@@ -110,9 +111,11 @@ pub fn refuse_existing(target: &Path) -> Result<()> {
 /// checkpoint's, rounded.
 pub fn check_written(saved: &StateReader, directory: &Path, entries: &[TensorEntry]) -> Result<()> {
     let written = ModelFiles::open(directory)?;
-    let bad = |path: PathBuf, tensor: &str, reason: String| {
-        let hint = "it was written otherwise a moment ago: check the disk and the memory of this machine";
-        CheckpointError::BadValue { path, tensor: tensor.to_owned(), reason, hint }
+    let bad = |path: PathBuf, tensor: &str, reason: String| CheckpointError::BadValue {
+        path,
+        tensor: tensor.to_owned(),
+        reason,
+        hint: LOOK_AT_MACHINE,
     };
     if let Some(other) = written.names().find(|name| !entries.iter().any(|entry| entry.name == *name)) {
         return Err(bad(directory.to_owned(), other, "the checkpoint has no such parameter".to_owned()));

@@ -1,14 +1,17 @@
-//! Publishing a checkpoint, and finding the newest whole one.
+//! Publishing a checkpoint, and opening one that was published.
 //!
 //! Publishing the manifest is the commit. A step's folder without `manifest.json` is no checkpoint, whatever lies in it;
 //! there is no file that points to the latest one, so none can be stale.
 
-use crate::disk::{Rename, list, read_bounded, rename_with, sync_directory, unique_suffix, write_new};
+use crate::disk::{Rename, kind_of, list, read_bounded, rename_with, sync_directory, unique_suffix, write_new};
 use crate::error::{CheckpointError, Result};
 use crate::fault;
 use crate::manifest::{FORMAT_VERSION, FileEntry, Manifest, TensorRange};
-use crate::reader::SafetensorsReader;
+use crate::places::Places;
+use crate::reader::{SafetensorsReader, tensors_cut_off};
 use crate::writer::digest_file;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +23,11 @@ pub const MODEL_DIRECTORY: &str = "model";
 
 /// No manifest may be larger.
 pub const MAX_MANIFEST_BYTES: u64 = 256_000_000;
+/// Nor what is kept of it as it comes, which takes many times its bytes in memory.
+const MAX_VALUE_BYTES: usize = 1_000_000;
+
+/// So many parameters are named where there may be any number of them.
+const NAMES_TOLD: usize = 3;
 
 /// A whole checkpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,15 +36,6 @@ pub struct Found {
     pub directory: PathBuf,
     /// What it holds.
     pub manifest: Manifest,
-}
-
-/// A step's folder that is no whole checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Skipped {
-    /// The step's folder.
-    pub directory: PathBuf,
-    /// Why it is none.
-    pub reason: String,
 }
 
 /// The folder of a step: `step-00000020`.
@@ -61,7 +60,8 @@ pub fn publish(step_directory: &Path, manifest: &Manifest) -> Result<()> {
     check_step(step_directory, manifest)?;
     check_sizes(step_directory, manifest)?;
     let path = step_directory.join(MANIFEST_FILE);
-    let mut content = serde_json::to_vec_pretty(manifest).map_err(|error| CheckpointError::bad_json(&path, error))?;
+    let mut content =
+        serde_json::to_vec_pretty(&manifest.sealed()).map_err(|error| CheckpointError::bad_json(&path, error))?;
     content.push(b'\n');
     fault::reach(fault::COLLECTED);
     // The names of the files must last before the manifest does.
@@ -76,17 +76,25 @@ pub fn publish(step_directory: &Path, manifest: &Manifest) -> Result<()> {
     step_directory.parent().map_or(Ok(()), sync_directory)
 }
 
-/// Opens the checkpoint in a step's folder, and checks that its files exist in their sizes.
+/// Opens the checkpoint in a step's folder, and checks that its files exist in their sizes, and that the manifest is the one that
+/// was published.
 pub fn open_step(step_directory: &Path) -> Result<Found> {
     let manifest = manifest_of(step_directory)?;
     check_sizes(step_directory, &manifest)?;
+    let changed = |reason| CheckpointError::not_whole(step_directory, format!("{MANIFEST_FILE} {reason}"));
+    manifest.check_seal().map_err(changed)?;
     Ok(Found { directory: step_directory.to_owned(), manifest })
 }
 
-/// The manifest in a step's folder; its files are not looked at.
+/// Whether a step's folder has a manifest, or anything else of that name.
+pub(crate) fn is_published(step_directory: &Path) -> bool {
+    fs::symlink_metadata(step_directory.join(MANIFEST_FILE)).is_ok()
+}
+
+/// The manifest in a step's folder; neither its files nor its seal are looked at.
 pub(crate) fn manifest_of(step_directory: &Path) -> Result<Manifest> {
     let path = step_directory.join(MANIFEST_FILE);
-    if !path.exists() {
+    if !is_published(step_directory) {
         let reason = "it has no manifest.json, so its save was never finished";
         return Err(CheckpointError::not_whole(step_directory, reason));
     }
@@ -104,6 +112,13 @@ pub fn manifest_from(step_directory: &Path, content: &[u8]) -> Result<Manifest> 
 /// As [`open_step`], and reads every file: its hash and the tensors in it must be what the manifest says.
 pub fn verify(step_directory: &Path) -> Result<Found> {
     let found = open_step(step_directory)?;
+    check_files(&found)?;
+    Ok(found)
+}
+
+/// Every file of a checkpoint has the hash that its manifest tells, and holds the tensors.
+pub(crate) fn check_files(found: &Found) -> Result<()> {
+    let step_directory = &found.directory;
     for entry in &found.manifest.files {
         let path = step_directory.join(&entry.name);
         let digest = digest_file(&path)?;
@@ -112,8 +127,7 @@ pub fn verify(step_directory: &Path) -> Result<Found> {
             return Err(CheckpointError::not_whole(step_directory, reason));
         }
     }
-    check_headers(&found)?;
-    Ok(found)
+    check_headers(found)
 }
 
 /// The tensors that the manifest lists are in its files; no values and no hashes are looked at.
@@ -122,19 +136,6 @@ pub(crate) fn check_headers(found: &Found) -> Result<()> {
         check_tensors(&SafetensorsReader::open(&found.directory.join(&entry.name))?, entry)
             .map_err(|reason| CheckpointError::not_whole(&found.directory, reason))
     })
-}
-
-/// The newest whole checkpoint of a folder of steps, and the newer ones that are not whole. A folder that does not exist has
-/// none. Every file of the chosen one is read and its hash checked, as by [`verify`].
-pub fn newest_whole(checkpoints: &Path) -> Result<(Option<Found>, Vec<Skipped>)> {
-    let mut skipped = Vec::new();
-    for (_, directory) in steps(checkpoints)?.into_iter().rev() {
-        match verify(&directory) {
-            Ok(found) => return Ok((Some(found), skipped)),
-            Err(error) => skipped.push(Skipped { directory, reason: error.reason() }),
-        }
-    }
-    Ok((None, skipped))
 }
 
 /// The published steps under `checkpoints`, in order; whether their files are whole is not looked at.
@@ -156,17 +157,33 @@ pub fn steps(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
 }
 
 fn parse_manifest(path: &Path, content: &[u8]) -> Result<Manifest> {
-    let value: serde_json::Value =
+    let outline: Outline<'_> =
         serde_json::from_slice(content).map_err(|error| CheckpointError::bad_json(path, error))?;
-    // Asked first: a newer form may lack what this one needs.
-    match value.get("format_version").and_then(serde_json::Value::as_u64) {
-        Some(version) if version == u64::from(FORMAT_VERSION) => {}
-        version => {
-            let version = version.map_or("none".to_string(), |version| version.to_string());
-            return Err(CheckpointError::OtherVersion { path: path.to_owned(), version, read: FORMAT_VERSION });
+    let version = outline.format_version.map_or("none", RawValue::get);
+    if version.parse() != Ok(FORMAT_VERSION) {
+        let version = version.chars().take(40).collect();
+        return Err(CheckpointError::OtherVersion { path: path.to_owned(), version, read: FORMAT_VERSION });
+    }
+    for (name, value) in [("state", outline.state), ("job", outline.job)] {
+        let bytes = value.map_or(0, |value| value.get().len());
+        if bytes > MAX_VALUE_BYTES {
+            let reason = format!("its {name} has {bytes} bytes, and may have {MAX_VALUE_BYTES}");
+            return Err(CheckpointError::bad_json(path, reason));
         }
     }
-    serde_json::from_value(value).map_err(|error| CheckpointError::bad_json(path, error))
+    serde_json::from_slice(content).map_err(|error| CheckpointError::bad_json(path, error))
+}
+
+/// What is looked at before the rest is believed: a newer form may lack what this one needs.
+#[derive(Deserialize)]
+#[serde(expecting = "a manifest")]
+struct Outline<'a> {
+    #[serde(borrow)]
+    format_version: Option<&'a RawValue>,
+    #[serde(borrow)]
+    state: Option<&'a RawValue>,
+    #[serde(borrow)]
+    job: Option<&'a RawValue>,
 }
 
 fn check_step(directory: &Path, manifest: &Manifest) -> Result<()> {
@@ -181,14 +198,33 @@ fn check_step(directory: &Path, manifest: &Manifest) -> Result<()> {
 
 fn check_sizes(directory: &Path, manifest: &Manifest) -> Result<()> {
     for file in &manifest.files {
-        let reason = match fs::metadata(directory.join(&file.name)) {
-            Ok(metadata) if metadata.len() == file.bytes && metadata.is_file() => continue,
-            Ok(metadata) => format!("{} has {} bytes, its manifest says {}", file.name, metadata.len(), file.bytes),
+        let path = directory.join(&file.name);
+        let reason = match fs::metadata(&path) {
+            Ok(metadata) if !metadata.is_file() => format!("{} is {}, not a file", file.name, kind_of(&metadata)),
+            Ok(metadata) if metadata.len() == file.bytes => continue,
+            Ok(metadata) => {
+                let cut =
+                    if metadata.len() < file.bytes { words_cut_off(&path, manifest, file) } else { String::new() };
+                format!("{} has {} bytes, its manifest says {}{cut}", file.name, metadata.len(), file.bytes)
+            }
             Err(error) => format!("{}: {error}", file.name),
         };
         return Err(CheckpointError::not_whole(directory, reason));
     }
     Ok(())
+}
+
+/// Which parameters a file that was cut short has lost, at least in part, if its header still tells.
+fn words_cut_off(path: &Path, manifest: &Manifest, file: &FileEntry) -> String {
+    let lost = tensors_cut_off(path).unwrap_or_default();
+    let places = Places::of(manifest);
+    let names = places.parameters_in(file.tensors.iter().filter(|range| lost.contains(&range.name)));
+    let told = names[..names.len().min(NAMES_TOLD)].join(", ");
+    match names.len().saturating_sub(NAMES_TOLD) {
+        _ if names.is_empty() => String::new(),
+        0 => format!(": of {told} something is missing"),
+        more => format!(": of {told} and {more} more something is missing"),
+    }
 }
 
 fn check_tensors(file: &SafetensorsReader, entry: &FileEntry) -> Result<(), String> {
@@ -197,7 +233,7 @@ fn check_tensors(file: &SafetensorsReader, entry: &FileEntry) -> Result<(), Stri
 
 /// A file holds a tensor as the manifest tells of it.
 pub(crate) fn check_tensor(file: &SafetensorsReader, name: &str, tensor: &TensorRange) -> Result<(), String> {
-    let stored = file.entry(&tensor.name).map_err(|error| error.to_string())?;
+    let stored = file.entry(&tensor.name).map_err(|error| error.reason())?;
     if stored.dtype == tensor.dtype && stored.elements() as u64 == tensor.end - tensor.begin {
         return Ok(());
     }
@@ -263,13 +299,9 @@ pub(crate) mod tests {
     #[test]
     fn what_was_published_is_found_and_verified() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(newest_whole(&folder.path().join("nowhere")).unwrap(), (None, vec![]));
-        save(folder.path(), 20);
         let newest = save(folder.path(), 100);
-        fs::write(folder.path().join("notes.txt"), "").unwrap();
-        let (found, skipped) = newest_whole(folder.path()).unwrap();
-        let found = found.unwrap();
-        assert_eq!((&found.directory, skipped), (&newest, vec![]));
+        let found = open_step(&newest).unwrap();
+        assert_eq!((&found.directory, found.manifest.step), (&newest, 100));
         assert_eq!(found.manifest.state["learning_rate"].as_f64().unwrap().to_bits(), (0.1f64 + 0.2).to_bits());
         assert_eq!(verify(&newest).unwrap(), found);
         let names: Vec<_> = list(&newest).unwrap();
@@ -299,41 +331,7 @@ pub(crate) mod tests {
         let elsewhere = step_directory(folder.path(), 21);
         fs::create_dir(&elsewhere).unwrap();
         assert!(publish(&elsewhere, &manifest).unwrap_err().to_string().contains("named for step 21"));
-        assert_eq!(newest_whole(folder.path()).unwrap().0, None);
-    }
-
-    #[test]
-    fn what_is_not_whole_is_skipped_with_its_reason() {
-        let folder = tempfile::tempdir().unwrap();
-        let whole = save(folder.path(), 10);
-        // Killed before the manifest.
-        write_step(folder.path(), 20);
-        // Killed between the temporary manifest and its name.
-        let (killed, manifest) = write_step(folder.path(), 30);
-        fs::write(killed.join("manifest.json.partial-1"), serde_json::to_vec(&manifest).unwrap()).unwrap();
-        let cut = save(folder.path(), 40);
-        fs::File::options().write(true).open(cut.join(&manifest.files[0].name)).unwrap().set_len(8).unwrap();
-        let garbled = save(folder.path(), 50);
-        fs::write(garbled.join(MANIFEST_FILE), "{").unwrap();
-        let newer = save(folder.path(), 60);
-        fs::write(newer.join(MANIFEST_FILE), r#"{"format_version": 3}"#).unwrap();
-        let renamed = save(folder.path(), 70);
-        fs::rename(&renamed, step_directory(folder.path(), 80)).unwrap();
-        let (found, skipped) = newest_whole(folder.path()).unwrap();
-        assert_eq!(found.unwrap().directory, whole);
-        let expected = [
-            (80, "named for step 80"),
-            (60, "its format_version is 3; this program reads 2"),
-            (50, "EOF"),
-            (40, "has 8 bytes, its manifest says"),
-            (30, "no manifest.json"),
-            (20, "no manifest.json"),
-        ];
-        assert_eq!(skipped.len(), expected.len());
-        for (skipped, (step, reason)) in skipped.iter().zip(expected) {
-            assert_eq!(step_of(&skipped.directory), Some(step));
-            assert!(skipped.reason.contains(reason), "{}", skipped.reason);
-        }
+        assert!(!is_published(&directory) && !is_published(&elsewhere));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Reads one safetensors file at byte ranges: never more than was asked for.
 
+use crate::disk::open_file;
 use crate::dtype::{Dtype, decode_f32};
 use crate::error::{CheckpointError, Result};
 use crate::header::{Header, HeaderTensor, MAX_HEADER_BYTES};
@@ -72,12 +73,8 @@ impl SafetensorsReader {
     /// Opens a file and checks its header against its size: every byte belongs to one tensor, and every tensor has the bytes
     /// that its shape and type ask for.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(CheckpointError::io("open", path))?;
-        let metadata = file.metadata().map_err(CheckpointError::io("read", path))?;
-        if !metadata.is_file() {
-            return Err(CheckpointError::bad_file(path, "it is a folder or a device"));
-        }
-        let bytes = metadata.len();
+        let file = open_file(path, CheckpointError::bad_file)?;
+        let bytes = file.metadata().map_err(CheckpointError::io("read", path))?.len();
         let json = header_json(&file, path, bytes)?;
         let data_begin = 8 + json.len() as u64;
         let header =
@@ -240,7 +237,7 @@ fn header_json(file: &File, path: &Path, bytes: u64) -> Result<Vec<u8>> {
 
 /// The tensors of a file whose end is missing that lie beyond it, at least in part; `None` if its header is lost as well.
 pub(crate) fn tensors_cut_off(path: &Path) -> Option<Vec<String>> {
-    let file = File::open(path).ok()?;
+    let file = open_file(path, CheckpointError::bad_file).ok()?;
     let bytes = file.metadata().ok()?.len();
     let json = header_json(&file, path, bytes).ok()?;
     let data_bytes = bytes - 8 - json.len() as u64;

@@ -3,7 +3,7 @@
 use crate::disk::{list, sync_directory, unique_suffix};
 use crate::error::{CheckpointError, Result};
 use crate::fault;
-use crate::publish::{MANIFEST_FILE, MODEL_DIRECTORY, open_step, steps};
+use crate::publish::{MANIFEST_FILE, MODEL_DIRECTORY, is_published, open_step, step_of, steps};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,8 @@ pub struct Cleared {
 pub enum ClearedWhat {
     /// Its save was never finished: it is gone.
     RemovedUnfinished,
-    /// It was published, and stood in the way of the steps to come: it is kept under this name, which nothing looks at.
+    /// It was published, or holds what no save writes, and stood in the way of the steps to come: it is kept under this name,
+    /// which nothing looks at.
     MovedTo(PathBuf),
 }
 
@@ -66,18 +67,20 @@ pub fn delete_old(checkpoints: &Path, keep: Retention, held: &[u64]) -> Result<V
 
 /// Makes way for a run that goes on after `step` (0: from the start), before any of its workers is started: folders whose save was
 /// never finished are removed; published ones of later steps (not whole, or left behind by choosing an older one) would stand
-/// in the way when those steps are saved again, and are moved aside. `step` itself and older published ones stay.
+/// in the way when those steps are saved again, and are moved aside, and so is whatever else has the name of such a step: it
+/// may be somebody's. `step` itself and older published ones stay.
 pub fn prepare_to_resume(checkpoints: &Path, step: u64) -> Result<Vec<Cleared>> {
     let mut cleared = Vec::new();
-    for (found, directory) in steps(checkpoints)? {
-        let published = directory.join(MANIFEST_FILE).exists();
-        let what = match published {
-            false => {
+    let named = if checkpoints.exists() { list(checkpoints)? } else { Vec::new() };
+    for directory in named {
+        let Some(found) = step_of(&directory) else { continue };
+        let what = match is_unfinished(&directory)? {
+            true => {
                 remove_step(&directory)?;
                 ClearedWhat::RemovedUnfinished
             }
-            true if found > step => ClearedWhat::MovedTo(move_aside(&directory)?),
-            true => continue,
+            false if found > step => ClearedWhat::MovedTo(move_aside(&directory)?),
+            false => continue,
         };
         cleared.push(Cleared { directory, what });
     }
@@ -98,25 +101,52 @@ pub(crate) fn move_aside(directory: &Path) -> Result<PathBuf> {
 
 /// Removes a step's folder whose save failed, once nobody writes to it any more. One with a manifest is a checkpoint, and stays.
 pub fn discard_unfinished(directory: &Path) -> Result<()> {
-    if !directory.exists() || directory.join(MANIFEST_FILE).exists() {
+    if !directory.exists() || is_published(directory) {
         return Ok(());
     }
     remove_step(directory)?;
     directory.parent().map_or(Ok(()), sync_directory)
 }
 
-/// Removes a step's folder, its manifest first: killed half-way, it is no checkpoint.
+/// Whether a folder is what a save that was never finished leaves, or a deletion: no manifest, and nothing that somebody else put
+/// there. A model is ours beside our shards, which a deletion takes after it.
+fn is_unfinished(directory: &Path) -> Result<bool> {
+    if !fs::symlink_metadata(directory).is_ok_and(|metadata| metadata.is_dir()) || is_published(directory) {
+        return Ok(false);
+    }
+    let (ours, others): (Vec<_>, Vec<_>) = list(directory)?.into_iter().partition(|path| is_file_of_a_save(path));
+    Ok(others.is_empty() || !ours.is_empty() && others.iter().all(|path| is_model(path)))
+}
+
+/// Whether a save writes files of this name.
+fn is_file_of_a_save(path: &Path) -> bool {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+    let shard = name.strip_prefix("rank-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    let numbers = |rest: &str| rest.chars().all(|letter| letter.is_ascii_digit() || "-of.g".contains(letter));
+    let file = fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_dir());
+    file && (name.starts_with(MANIFEST_FILE) || shard.is_some_and(numbers))
+}
+
+/// Removes a step's folder, its manifest first: killed half-way, it is no checkpoint. What no save writes stays, and with it
+/// the folder, and the error says so.
 fn remove_step(directory: &Path) -> Result<()> {
     let manifest = directory.join(MANIFEST_FILE);
-    if manifest.exists() {
+    if is_published(directory) {
         fs::remove_file(&manifest).map_err(CheckpointError::io("delete", &manifest))?;
         sync_directory(directory)?;
         fault::reach(fault::DELETING);
     }
     for path in list(directory)? {
-        // The only folder that is written here is the model's: another is somebody else's, and the error says so.
-        let removed = if is_model(&path) { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.map_err(CheckpointError::io("delete", &path))?;
+        if is_model(&path) {
+            fs::remove_dir_all(&path).map_err(CheckpointError::io("delete", &path))?;
+        } else if is_file_of_a_save(&path) {
+            fs::remove_file(&path).map_err(CheckpointError::io("delete", &path))?;
+        }
+    }
+    if let Some(other) = list(directory)?.first() {
+        let name = other.file_name().unwrap_or_default().display();
+        let reason = std::io::Error::other(format!("no save wrote {name}, which is in it"));
+        return Err(CheckpointError::io("delete", directory)(reason));
     }
     fs::remove_dir(directory).map_err(CheckpointError::io("delete", directory))
 }
@@ -131,8 +161,9 @@ fn is_model(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::newest::newest_whole;
     use crate::publish::tests::{save, write_step};
-    use crate::publish::{newest_whole, publish, step_directory};
+    use crate::publish::{publish, step_directory};
 
     fn newest(newest: usize) -> Retention {
         Retention { newest, every: None, best: None }
@@ -183,7 +214,7 @@ mod tests {
         let second = save(folder.path(), 20);
         fs::create_dir(second.join("models")).unwrap();
         save(folder.path(), 30);
-        assert!(delete_old(folder.path(), newest(1)).unwrap_err().to_string().contains("models"));
+        assert!(delete_old(folder.path(), newest(1), &[]).unwrap_err().to_string().contains("models"));
         assert!(!first.exists() && second.join("models").exists());
     }
 
@@ -207,14 +238,67 @@ mod tests {
         save(folder.path(), 30);
     }
 
+    /// A folder of a step that is not saved yet, with files that no save writes, and a file of such a name.
+    #[test]
+    fn what_somebody_else_put_there_is_moved_and_never_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let chosen = save(folder.path(), 20);
+        for step in [10, 99] {
+            let (directory, _) = write_step(folder.path(), step);
+            fs::write(directory.join("thesis.tex"), "all of it").unwrap();
+        }
+        fs::write(step_directory(folder.path(), 98), "a file").unwrap();
+        let cleared = prepare_to_resume(folder.path(), 20).unwrap();
+        let moved: Vec<_> = cleared
+            .iter()
+            .map(|cleared| match &cleared.what {
+                ClearedWhat::MovedTo(aside) => aside.clone(),
+                ClearedWhat::RemovedUnfinished => panic!("{cleared:?}"),
+            })
+            .collect();
+        assert_eq!(moved.len(), 2, "{cleared:?}");
+        assert_eq!(fs::read(&moved[0]).unwrap(), b"a file");
+        assert_eq!(fs::read(moved[1].join("thesis.tex")).unwrap(), b"all of it");
+        assert_eq!(list(&moved[1]).unwrap().len(), 3, "the shards are with it");
+        // An older step stands in nobody's way.
+        assert!(step_directory(folder.path(), 10).join("thesis.tex").exists() && chosen.exists());
+        // A model that nobody's shards are beside is somebody's.
+        for (name, expected) in [("model", false), ("rank-00000-of-00001.g1.safetensors", true)] {
+            fs::create_dir_all(folder.path().join("step-00000050/model")).unwrap();
+            if name != "model" {
+                fs::write(folder.path().join("step-00000050").join(name), "").unwrap();
+            }
+            assert_eq!(is_unfinished(&folder.path().join("step-00000050")).unwrap(), expected, "{name}");
+        }
+        // A save that fails removes its own files alone.
+        assert!(discard_unfinished(&step_directory(folder.path(), 10)).is_err());
+        assert_eq!(list(&step_directory(folder.path(), 10)).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn names_that_a_save_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = ["rank-00001-of-00002.g1.safetensors", "manifest.json", "manifest.json.partial-1-2-3"];
+        let others = ["model.safetensors", "rank-of-mine.safetensors", "optimizer.pt", "rank-00001-of-00002.g1"];
+        for (names, expected) in [(&ours[..], true), (&others[..], false)] {
+            for name in names {
+                let path = folder.path().join(name);
+                fs::write(&path, "").unwrap();
+                assert_eq!(is_file_of_a_save(&path), expected, "{name}");
+            }
+        }
+    }
+
     #[test]
     fn a_step_killed_while_it_is_deleted_is_no_checkpoint() {
         let folder = tempfile::tempdir().unwrap();
         save(folder.path(), 10);
         let directory = save(folder.path(), 20);
         fs::create_dir(directory.join("somebody's")).unwrap();
+        fs::write(directory.join("notes.txt"), "mine").unwrap();
         let error = remove_step(&directory).unwrap_err().to_string();
-        assert!(error.contains("cannot delete"), "{error}");
+        assert!(error.contains("cannot delete") && error.contains("no save wrote notes.txt"), "{error}");
+        assert_eq!(list(&directory).unwrap(), [directory.join("notes.txt"), directory.join("somebody's")]);
         let (found, skipped) = newest_whole(folder.path()).unwrap();
         assert_eq!(found.unwrap().directory, step_directory(folder.path(), 10));
         assert_eq!(skipped.len(), 1);

@@ -66,6 +66,9 @@ pub struct Cursor {
     pub sampling: Sampling,
 }
 
+/// No run comes so far: a number in a file that is higher was never counted.
+const MAX_EPOCH: u64 = 1 << 53;
+
 /// The rows of every step, micro-batch and rank of a run.
 #[derive(Debug)]
 pub struct StepPlan {
@@ -119,7 +122,8 @@ impl StepPlan {
     pub fn resumed(mut self, step: u64, cursor: &Cursor) -> Result<StepPlan, DataError> {
         let here = self.cursor(step);
         let Cursor { rows, epoch, row, global_batch: _, row_seed, sampling } = *cursor;
-        if (rows, row_seed, sampling) != (here.rows, here.row_seed, here.sampling) || row >= rows as u64 {
+        let beyond = row >= rows as u64 || epoch > MAX_EPOCH;
+        if (rows, row_seed, sampling) != (here.rows, here.row_seed, here.sampling) || beyond {
             return Err(DataError::Plan {
                 message: format!("the run was in {cursor:?}, and would go on in {here:?}"),
                 hint: "go on with the data set, seed and order that the checkpoint was saved with".into(),

@@ -5,7 +5,7 @@ use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use std::path::PathBuf;
 use zerofold_checkpoint::{
-    Dtype, ExportPlan, ExportWriter, ModelFiles, StagingDirectory, TensorEntry, copy_side_files, ensure_room,
+    Dtype, ExportPlan, ExportWriter, ModelFiles, StagingDirectory, TensorEntry, copy_side_files, ensure_room, fault,
 };
 use zerofold_configs::ElementType;
 
@@ -14,7 +14,7 @@ const MAX_FILE_BYTES: u64 = 5_000_000_000;
 
 impl Trainer {
     /// Writes the model to `output_dir/model`, whole or not at all, in the type of its source unless told otherwise. Rank 0
-    /// writes while all ranks gather unit by unit; nobody holds more than one unit in full.
+    /// writes while all ranks gather unit by unit, and reads back what it wrote; nobody holds more than one unit in full.
     pub(super) fn export(&mut self, job: &Job<'_>) -> Result<PathBuf, TrainError> {
         self.enter(Phase::Export);
         let target = job.config.training.output_dir.join("model");
@@ -48,8 +48,10 @@ impl Trainer {
             }
             Ok::<(), TrainError>(())
         })?;
-        writer.finish()?;
+        let written = writer.finish()?;
         copy_side_files(source, staging.path(), dtype)?;
+        fault::reach(fault::EXPORTED);
+        written.check()?;
         Ok(staging.commit(true)?)
     }
 }

@@ -107,7 +107,9 @@ impl CheckpointStore {
             return Err(StoreError::NotWhole { url, reason });
         };
         let manifest = manifest_from(FilePath::new(&url), &content)
-            .map_err(|error| StoreError::NotWhole { url, reason: error.reason() })?;
+            .map_err(|error| StoreError::NotWhole { url: url.clone(), reason: error.reason() })?;
+        let changed = |reason| StoreError::NotWhole { url, reason: format!("{MANIFEST_FILE} {reason}") };
+        manifest.check_seal().map_err(changed)?;
         Ok((manifest, content))
     }
 
