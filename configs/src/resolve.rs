@@ -131,6 +131,7 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
         gradient_checkpointing_every,
         offload_optimizer,
         export_model: true,
+        hub_model: None,
         training,
         provenance: reader.provenance,
         notes: reader.notes,

@@ -59,12 +59,27 @@ pub struct Resolved {
     /// Whether the model is written at the end; what only measures does without.
     #[serde(default = "yes")]
     pub export_model: bool,
+    /// Where the model came from, if from the hub; its folder then lies in the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub_model: Option<HubModel>,
     /// The training itself.
     pub training: Training,
     /// Where each value came from, by key: `zero3.yaml:12`, `flag --learning_rate`, `--set learning_rate`, `default`.
     pub provenance: BTreeMap<String, String>,
     /// What was written but has no effect here, one sentence each.
     pub notes: Vec<String>,
+}
+
+/// A model of the Hugging Face hub, as it was at one commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HubModel {
+    /// `owner/name`.
+    pub id: String,
+    /// The branch, tag or commit that was asked for.
+    pub revision: String,
+    /// The hash of the commit that it was.
+    pub commit: String,
 }
 
 /// A run folder of an earlier version does not say.

@@ -8,6 +8,7 @@ use zerofold_configs::{
 use zerofold_data::{DataReport, RowKind, Segment, StepPlan};
 
 use crate::format;
+use crate::hub;
 use crate::run_folder::RunFolder;
 use crate::worker_command::threads_per_rank;
 
@@ -81,7 +82,7 @@ pub fn header(config: &Resolved, run: &RunFolder, plan: &StepPlan, report: &Data
     let rows = plan.rows_after(plan.total_steps());
     let tokens = rows as f64 * report.tokens as f64 / report.rows.max(1) as f64;
     vec![
-        format!("model  {}", training.model_name_or_path.display()),
+        format!("model  {}", hub::shown(config)),
         format!(
             "job    {} × {}, backend {}",
             format::plural(u64::from(ranks), "rank"),

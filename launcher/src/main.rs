@@ -7,7 +7,7 @@ use std::time::Instant;
 use zerofold_launcher::cli::{self, CliError, Meant};
 use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
 use zerofold_launcher::terminal::Terminal;
-use zerofold_launcher::{bench, checkpoints, compare, doctor, environment, generate, plan, train};
+use zerofold_launcher::{bench, checkpoints, compare, doctor, environment, generate, hub, plan, train};
 
 fn main() -> ExitCode {
     let began = Instant::now();
@@ -25,7 +25,8 @@ fn main() -> ExitCode {
         Ok(Meant::Verify(options)) => checkpoints::verify(&options, &Terminal::new(false)),
         Ok(Meant::Diff(options)) => checkpoints::diff(&options, &Terminal::new(false)),
         Ok(Meant::Export(options)) => checkpoints::export(&options, &Terminal::new(false)),
-        Ok(Meant::Generate(request)) => Err(generate::generate(&request)),
+        Ok(Meant::Push(options)) => hub::push(&options, &Terminal::new(false)),
+        Ok(Meant::Generate(options)) => Err(generate::generate(*options, &Terminal::new(false))),
         Err(CliError::Launch(error)) => Err(error),
         Err(CliError::Clap(error)) => {
             let _ = error.print();

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object a step, and one an evaluation. Numbers that are not finite are written as null.
+//! `metrics.jsonl`: one JSON object a step, one an evaluation, and one each time a model of the hub is begun with. Numbers that are not finite are written as null.
 //! docs/metrics.md tells every field.
 
 use std::fs::File;
@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
+use zerofold_configs::HubModel;
 use zerofold_proto::v1::{EvaluationRecord, StepRecord};
 
 #[derive(Serialize)]
@@ -40,6 +41,14 @@ struct Evaluation {
     eval_seconds: f64,
 }
 
+#[derive(Serialize)]
+struct Model<'a> {
+    step: u64,
+    model: &'a str,
+    model_revision: &'a str,
+    model_commit: &'a str,
+}
+
 /// The open file. Every line is written at once, so that a reader sees whole lines.
 #[derive(Debug)]
 pub struct MetricsFile {
@@ -63,6 +72,11 @@ impl MetricsFile {
         std::fs::write(&partial, kept)?;
         std::fs::rename(&partial, path)?;
         Ok(MetricsFile { file: File::options().append(true).open(path)? })
+    }
+
+    /// Tells which model of the hub is trained from here on.
+    pub fn model(&mut self, step: u64, HubModel { id, revision, commit }: &HubModel) -> std::io::Result<()> {
+        self.line(&Model { step, model: id, model_revision: revision, model_commit: commit })
     }
 
     /// Adds a step.

@@ -13,6 +13,7 @@ use super::card::Card;
 use super::place::Place;
 use crate::error::LaunchError;
 use crate::format;
+use crate::hub::{Extent, ModelName};
 use crate::terminal::Terminal;
 
 /// The type of exported weights.
@@ -49,8 +50,10 @@ pub struct ExportOptions {
     pub output: PathBuf,
     /// The type of the weights; without one, what the run itself would export.
     pub dtype: Option<ExportDtype>,
-    /// The model folder that config.json and tokenizer come from; without one, the run's model_name_or_path.
+    /// The model that config.json and tokenizer come from, a folder or one of the hub; without one, the run's.
     pub model: Option<PathBuf>,
+    /// Of a model of the hub: the branch, tag or commit.
+    pub model_revision: Option<String>,
 }
 
 /// Writes a Hugging Face model folder out of a checkpoint, whole or not at all.
@@ -66,12 +69,12 @@ pub fn export(options: &ExportOptions, terminal: &Terminal) -> Result<u8, Launch
     // A flipped bit would otherwise go into the model in silence.
     let found = zerofold_checkpoint::verify(&step)?;
     let run = run_of(&step);
-    let source = Source::of(options, run.as_ref(), &step)?;
+    let source = Source::of(options, run.as_ref(), &step, terminal)?;
     source.check(&found)?;
     let dtype = source.dtype(options.dtype, run.as_ref().ok(), &found)?;
     let card = Card {
         manifest: &found.manifest,
-        model: &source.folder,
+        model: &source.name,
         dtype,
         run: run.as_ref().ok(),
         exported: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
@@ -101,23 +104,40 @@ fn run_of(step: &Path) -> Result<Resolved, LaunchError> {
 /// The model that was trained, or another with its configuration.
 struct Source {
     folder: PathBuf,
+    /// Its name: on the hub, or that of its folder.
+    name: String,
 }
 
 impl Source {
-    fn of(options: &ExportOptions, run: Result<&Resolved, &LaunchError>, step: &Path) -> Result<Self, LaunchError> {
-        let hint = "give --model FOLDER, the model that was trained: its config.json and tokenizer go into the export";
-        let folder = match (&options.model, run) {
-            (Some(folder), _) => folder.clone(),
-            (None, Ok(run)) => run.training.model_name_or_path.clone(),
-            (None, Err(error)) => {
-                let reason = error.to_string();
+    fn of(
+        options: &ExportOptions,
+        run: Result<&Resolved, &LaunchError>,
+        step: &Path,
+        terminal: &Terminal,
+    ) -> Result<Self, LaunchError> {
+        let hint = "give --model NAME, the model that was trained: its config.json and tokenizer go into the export";
+        let of_run = run.as_ref().ok().map(|run| &run.training.model_name_or_path);
+        // What was downloaded for the run may have been deleted since; the hub has it under the same commit.
+        let of_hub = run.as_ref().ok().and_then(|run| run.hub_model.as_ref());
+        let (name, revision) = match (&options.model, of_run, of_hub) {
+            (Some(name), _, _) => (name.as_path(), options.model_revision.as_deref()),
+            (None, _, Some(model)) => (Path::new(&model.id), Some(model.commit.as_str())),
+            (None, Some(folder), None) => (folder.as_path(), None),
+            (None, None, _) => {
+                let reason = run.err().map(ToString::to_string).unwrap_or_default();
                 let reason = reason.lines().next().unwrap_or_default();
                 let message = format!("the run of {} does not tell which model it trained: {reason}", step.display());
                 return Err(LaunchError::usage(message, hint));
             }
         };
+        let given = options.dtype.map(|dtype| dtype != ExportDtype::Source);
+        let has_dtype = given.unwrap_or_else(|| run.is_ok_and(|run| run.training.save_dtype.is_some()));
+        let extent = if has_dtype { Extent::WithoutWeights } else { Extent::Whole };
+        let (folder, model) = ModelName { name, revision }.find(extent, terminal)?;
         let Some(missing) = ["config.json", "tokenizer.json"].iter().find(|name| !folder.join(name).is_file()) else {
-            return Ok(Source { folder });
+            let own = || folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
+            let name = model.map_or_else(own, |model| model.id);
+            return Ok(Source { folder, name });
         };
         let which = if options.model.is_some() { "--model" } else { "the run's model_name_or_path" };
         let message = format!("{which} is {}, and there is no {missing} in it", folder.display());
@@ -146,7 +166,7 @@ impl Source {
             words(expected.get(name)),
             words(saved.get(name)),
         );
-        Err(LaunchError::usage(message, "give --model FOLDER, the model that was trained"))
+        Err(LaunchError::usage(message, "give --model NAME, the model that was trained"))
     }
 
     /// The type to write: what is asked for, else the run's save_dtype, else the source's.
