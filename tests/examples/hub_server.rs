@@ -1,5 +1,5 @@
 //! The hub of the tests, for other clients: serves the model folder of the first argument as `owner/model` on a free port,
-//! prints its address and runs until standard input ends. `scripts/compare_hub` uses it.
+//! prints its address and runs until standard input ends. `scripts/compare hub` uses it.
 
 use std::io::Read;
 use std::path::Path;

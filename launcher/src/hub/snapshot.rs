@@ -137,8 +137,8 @@ impl Request<'_> {
 
     /// Whether of every other file it is known that it is there, or that there is none.
     fn is_settled(&self, cache: &RepoCache, commit: &str) -> bool {
-        let known = |name: &&str| cache.has(commit, name) || cache.is_known_missing(commit, name);
-        self.extent == Extent::Shape || OPTIONAL.iter().all(|name| known(&name))
+        let known = |name: &str| cache.has(commit, name) || cache.is_known_missing(commit, name);
+        self.extent == Extent::Shape || OPTIONAL.iter().all(|name| known(name))
     }
 
     /// Downloads what is missing.
