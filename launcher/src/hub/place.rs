@@ -48,7 +48,8 @@ impl ModelName<'_> {
         if error.trouble != HubTrouble::NotFound && !offline {
             return error;
         }
-        error.message = format!("there is no such folder, and {}", error.message);
+        let joined = if offline { ";" } else { ", and" };
+        error.message = format!("there is no such folder{joined} {}", error.message);
         if let Some(near) = near(self.name) {
             error.hint = format!("did you mean the folder {}? Else: {}", near.display(), error.hint);
         }
