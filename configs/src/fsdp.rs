@@ -5,12 +5,13 @@ use crate::error::ConfigError;
 use crate::registry::Section;
 use crate::settings::{Opinion, Reader, Setting, agree};
 use crate::sharding::{ReshardAfterForward, Stage};
-use crate::types::FsdpStrategy;
+use crate::types::{FsdpStrategy, StateDictType};
 use crate::value::{FromValue, number};
 
 const STRATEGY: &str = "fsdp_sharding_strategy";
 const RESHARD: &str = "fsdp_reshard_after_forward";
 const VERSION: &str = "fsdp_version";
+const STATE_DICT: &str = "fsdp_state_dict_type";
 
 /// What one of the keys above asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,25 @@ pub(crate) fn version<'a>(reader: &Reader<'a>, distributed: &DistributedType<'a>
         Some(version @ (1 | 2)) => Ok(Some(version)),
         _ => Err(setting.not_allowed("it must be 1 or 2", None)),
     }
+}
+
+/// What a save writes. Version 2 has two of the names.
+pub(crate) fn state_dict_type<'a>(
+    reader: &mut Reader<'a>,
+    distributed: &DistributedType<'a>,
+) -> Result<StateDictType, ConfigError> {
+    let held = match distributed.find(reader, Section::Fsdp, STATE_DICT) {
+        Some(setting) => {
+            let value: StateDictType = setting.read(Reader::key(STATE_DICT))?;
+            if value == StateDictType::Local && version(reader, distributed)? == Some(2) {
+                let allowed = "with fsdp_version: 2 it must be FULL_STATE_DICT or SHARDED_STATE_DICT";
+                return Err(setting.not_allowed(allowed, None));
+            }
+            Some(Opinion { value, setting })
+        }
+        None => None,
+    };
+    Ok(reader.settle("state_dict_type", held, StateDictType::Sharded))
 }
 
 /// A strategy by name or number.

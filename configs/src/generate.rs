@@ -21,6 +21,9 @@ choice! {
 pub struct GenerateRequest {
     /// The Hugging Face model folder.
     pub model: PathBuf,
+    /// The step's folder of the checkpoint whose masters are the weights, in place of the folder's.
+    #[serde(default)]
+    pub checkpoint: Option<PathBuf>,
     /// What to answer or continue. Without a prompt and a data set, prompts are read from standard input.
     #[serde(default)]
     pub prompt: Option<String>,
@@ -80,6 +83,7 @@ impl GenerateRequest {
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {
             model: model.into(),
+            checkpoint: None,
             prompt: None,
             chat: false,
             system: None,

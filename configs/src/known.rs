@@ -131,11 +131,6 @@ const FSDP: &[Known] = &[
     known("fsdp_cpu_offload", &[], Used),
     // The next unit is always gathered ahead, which is what `true` asks for.
     known("fsdp_forward_prefetch", ANY, NoEffect("")),
-    known(
-        "fsdp_state_dict_type",
-        &["full_state_dict", "1"],
-        NoEffect("checkpoints are always sharded, and the model is exported whole at the end"),
-    ),
     known("fsdp_use_orig_params", ANY, NoEffect("")),
     known("fsdp_cpu_ram_efficient_loading", ANY, NoEffect("")),
     known("fsdp_sync_module_states", ANY, NoEffect("")),

@@ -56,4 +56,6 @@ pub use resolve::{Inputs, resolve};
 pub use resolved::{HubModel, Resolved};
 pub use sharding::{BackwardPrefetch, ElementTypes, ReshardAfterForward, Sharding, Stage, UnitPolicy};
 pub use training::{KEYS, Training};
-pub use types::{Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, Sampling, Scheduler, Strategy};
+pub use types::{
+    Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, Sampling, Scheduler, StateDictType, Strategy,
+};

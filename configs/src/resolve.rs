@@ -9,7 +9,7 @@ use crate::settings::{Layer, Reader, Setting, Settings, agree, missing};
 use crate::sharding::{ReshardAfterForward, Sharding, Stage};
 use crate::training::{KEYS, Training};
 use crate::types::{DeviceKind, Strategy};
-use crate::{device, mesh, offload, precision, presets, source, units};
+use crate::{device, fsdp, mesh, offload, precision, presets, source, units};
 use serde_yaml::Value;
 
 /// What the user gave, as written.
@@ -97,6 +97,7 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
         backward_prefetch: units::backward_prefetch(&mut reader, &distributed)?,
     };
     let offload_optimizer = offload::optimizer(&mut reader, &distributed, &asked, device)?;
+    let state_dict_type = fsdp::state_dict_type(&mut reader, &distributed)?;
     let types = precision::types(&mut reader)?;
     let gradient_accumulation_steps =
         shared(&mut reader, "gradient_accumulation_steps", "gradient_accumulation_steps")?;
@@ -130,8 +131,10 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
         gradient_checkpointing,
         gradient_checkpointing_every,
         offload_optimizer,
+        state_dict_type,
         export_model: true,
         hub_model: None,
+        initial_checkpoint: None,
         training,
         provenance: reader.provenance,
         notes: reader.notes,

@@ -3,7 +3,7 @@
 use crate::error::ConfigError;
 use crate::sharding::{ElementTypes, Sharding};
 use crate::training::Training;
-use crate::types::{Backend, DeviceKind, ElementType, NonFinite, Offload, Precision};
+use crate::types::{Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, StateDictType};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -56,12 +56,19 @@ pub struct Resolved {
     pub gradient_checkpointing_every: u32,
     /// Where optimizer state lies.
     pub offload_optimizer: Offload,
+    /// Whether a save writes the whole model too, in a folder beside the shards.
+    #[serde(default = "sharded")]
+    pub state_dict_type: StateDictType,
     /// Whether the model is written at the end; what only measures does without.
     #[serde(default = "yes")]
     pub export_model: bool,
     /// Where the model came from, if from the hub; its folder then lies in the cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub_model: Option<HubModel>,
+    /// The step's folder of the checkpoint whose masters a job begins with; without one, it begins with the weights of
+    /// `model_name_or_path`.
+    #[serde(default)]
+    pub initial_checkpoint: Option<PathBuf>,
     /// The training itself.
     pub training: Training,
     /// Where each value came from, by key: `zero3.yaml:12`, `flag --learning_rate`, `--set learning_rate`, `default`.
@@ -85,6 +92,11 @@ pub struct HubModel {
 /// A run folder of an earlier version does not say.
 fn yes() -> bool {
     true
+}
+
+/// As in [`yes`].
+fn sharded() -> StateDictType {
+    StateDictType::Sharded
 }
 
 const HEADER: &str =

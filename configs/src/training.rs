@@ -7,8 +7,8 @@ use crate::registry::{Allowed, DefaultValue, Group, Key, Section};
 use crate::settings::Reader;
 use crate::sharding::BackwardPrefetch;
 use crate::types::{
-    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Sampling, Scheduler, StateType, Strategy,
-    WrapPolicy,
+    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Sampling, Scheduler, StateDictType,
+    StateType, Strategy, WrapPolicy,
 };
 use crate::value::FromValue;
 use serde::{Deserialize, Serialize};
@@ -83,7 +83,7 @@ const NOT_NEGATIVE: Allowed = Allowed::AtLeast(0.0);
 
 keys! {
     training {
-        /// The model to start from: a Hugging Face folder, or the hub's id owner/name
+        /// The model to start from: a Hugging Face folder, the hub's id owner/name, or a checkpoint
         model_name_or_path: PathBuf = required, Allowed::Any, Files;
         /// Of a model of the hub: the branch, tag or commit
         model_revision: String = "main", Allowed::Any, Files;
@@ -209,6 +209,8 @@ keys! {
         fsdp_min_num_params: u64 = "1e8", NOT_NEGATIVE, Job;
         /// When the backward pass of stage 3 gathers the next unit
         fsdp_backward_prefetch: BackwardPrefetch = "BACKWARD_PRE", Allowed::Any, Job;
+        /// What a save writes: shards, or with FULL_STATE_DICT the whole model beside them too
+        fsdp_state_dict_type: StateDictType = "SHARDED_STATE_DICT", Allowed::Any, Job;
     }
     [Parallelism] {
         /// Hybrid sharding: copies of everything sharded, each over its share of the processes

@@ -190,6 +190,18 @@ choice! {
 }
 
 choice! {
+    /// FSDP's names for what a save writes. Version 1 also has them as numbers, from 1 on in this order.
+    pub StateDictType {
+        /// Shards, and the whole model beside them.
+        Full = "FULL_STATE_DICT",
+        /// As SHARDED_STATE_DICT; only version 1 has it.
+        Local = "LOCAL_STATE_DICT",
+        /// Shards.
+        Sharded = "SHARDED_STATE_DICT",
+    }
+}
+
+choice! {
     /// FSDP's names for how the model is cut into units.
     pub(crate) WrapPolicy {
         /// By class: decoder blocks, or their halves.

@@ -5,8 +5,8 @@ use crate::profile::ProfileSteps;
 use crate::registry::Kind;
 use crate::sharding::BackwardPrefetch;
 use crate::types::{
-    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Sampling, Scheduler, StateType, Strategy,
-    WrapPolicy,
+    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Sampling, Scheduler, StateDictType,
+    StateType, Strategy, WrapPolicy,
 };
 use serde_yaml::Value;
 use std::path::PathBuf;
@@ -176,6 +176,7 @@ macro_rules! numbered_choices {
 numbered_choices! {
     FsdpStrategy: 1 FullShard, 2 ShardGradOp, 3 NoShard, 4 HybridShard, 5 HybridShardZero2;
     BackwardPrefetch: 1 Pre, 2 Post;
+    StateDictType: 1 Full, 2 Local, 3 Sharded;
 }
 
 impl<T: FromValue> FromValue for Option<T> {

@@ -82,7 +82,10 @@ pub fn header(config: &Resolved, run: &RunFolder, plan: &StepPlan, report: &Data
     let rows = plan.rows_after(plan.total_steps());
     let tokens = rows as f64 * report.tokens as f64 / report.rows.max(1) as f64;
     vec![
-        format!("model  {}", hub::shown(config)),
+        match &config.initial_checkpoint {
+            None => format!("model  {}", hub::shown(config)),
+            Some(step) => format!("model  {}, weights of {}", hub::shown(config), step.display()),
+        },
         format!(
             "job    {} × {}, backend {}",
             format::plural(u64::from(ranks), "rank"),

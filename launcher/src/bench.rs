@@ -74,7 +74,7 @@ pub(crate) fn measure(request: &BenchRequest, ranks: u32, gpu_ids: Option<&[u32]
         port: None,
         world_size: ranks,
         generation: FIRST_GENERATION,
-        publish: Arc::new(publish_parts),
+        publish: Arc::new(|directory, parts| publish_parts(None, directory, parts)),
     };
     let control = ControlPlane::start(options, events)?;
     let environment = JobEnvironment {

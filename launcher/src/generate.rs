@@ -7,6 +7,7 @@ use zerofold_configs::GenerateRequest;
 
 use crate::error::LaunchError;
 use crate::hub::{Extent, ModelName};
+use crate::initial_model::InitialModel;
 use crate::terminal::Terminal;
 use crate::{model_folder, worker_command};
 
@@ -36,11 +37,14 @@ pub fn generate(options: GenerateOptions, terminal: &Terminal) -> LaunchError {
 }
 
 fn command(options: GenerateOptions, terminal: &Terminal) -> Result<Command, LaunchError> {
-    let GenerateOptions { mut request, model_revision } = options;
+    let GenerateOptions { request, model_revision } = options;
     let name = ModelName { name: &request.model, revision: model_revision.as_deref() };
-    let (folder, _) = name.find(Extent::Whole, terminal)?;
-    request.model = folder;
-    model_folder::check(&request.model)?;
+    let model = InitialModel::of(&name.find(Extent::Whole, terminal)?.0)?;
+    model_folder::check(&model.folder)?;
+    if let Some(step) = &model.checkpoint {
+        zerofold_checkpoint::verify(step)?;
+    }
+    let request = GenerateRequest { model: model.folder, checkpoint: model.checkpoint, ..request };
     let worker = worker_command::find_worker()?;
     let json = serde_json::to_string(&request).map_err(|error| {
         let message = format!("the request cannot be written as JSON: {error}");

@@ -9,6 +9,7 @@ use zerofold_data::{Cursor, Sampling, StepPlan};
 use crate::error::LaunchError;
 use crate::format;
 use crate::hub;
+use crate::initial_model;
 use crate::run_folder::{Resume, RunFolder};
 use crate::terminal::Terminal;
 use crate::train::absolute;
@@ -22,6 +23,7 @@ pub(crate) fn find(
 ) -> Result<Found, LaunchError> {
     let mut found = run.find_resume(resume, |line| terminal.complain(&line))?;
     found.directory = absolute(&found.directory)?;
+    initial_model::check_template(&found.manifest, &config.training.model_name_or_path)?;
     // A folder whose configuration cannot be read is no obstacle: the workers compare the parameters as well.
     if let Ok(before) = Resolved::read(&run.config()) {
         let folder = |config: &Resolved| config.training.model_name_or_path.clone();

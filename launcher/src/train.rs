@@ -23,7 +23,7 @@ use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::view::View;
 use crate::worker_command::{JobEnvironment, find_worker};
-use crate::{announce, model_folder, offload_folder, profile, report, resume, signals};
+use crate::{announce, initial_model, model_folder, offload_folder, profile, report, resume, signals};
 
 /// After a first failure, how long other ranks may still tell the cause.
 const GATHER: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ pub struct TrainOptions {
 pub fn train(options: &TrainOptions, began: Instant) -> Result<u8, LaunchError> {
     let terminal = Arc::new(Terminal::new(options.quiet));
     let (events, received) = mpsc::channel();
-    let mut config = resolve(&options.inputs)?;
+    let mut config = initial_model::settle(resolve(&options.inputs)?)?;
     config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
     let earlier = options.resume.as_ref().and_then(|_| earlier(&config));
     hub::bring(&mut config, earlier.as_ref(), Extent::Whole, &terminal)?;
@@ -101,6 +101,9 @@ impl Job {
             None => run.check_fresh().map(|()| None)?,
             Some(resume) => Some(resume::find(&run, resume, &config, terminal)?),
         };
+        if let (None, Some(step)) = (&resume, &config.initial_checkpoint) {
+            zerofold_checkpoint::verify(step)?;
+        }
         let generation = run.next_generation(resume.as_ref());
         let control = ControlPlane::start(
             ControlOptions {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tch::Device;
 use thiserror::Error;
-use zerofold_checkpoint::{Found, ModelFiles, open_step};
+use zerofold_checkpoint::{Found, Weights, open_step};
 use zerofold_configs::{Backend, Resolved, Sampling, Scheduler};
 use zerofold_data::{StepPlan, StepPlanOptions, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
@@ -174,7 +174,10 @@ fn train_joined(
         device::tell_attention(&trainer.model, config.training.max_length as usize)?;
     }
     if resume.is_none() {
-        trainer.shards.load(&ModelFiles::open(model_directory)?)?;
+        trainer.shards.load(&match &config.initial_checkpoint {
+            Some(step) => Weights::of_checkpoint(step)?,
+            None => Weights::of_model(model_directory)?,
+        })?;
     }
     let loading_peak = crate::torch::memory(device.torch()).peak;
     let job = Job { config, control, train, held_out, plan, resume };

@@ -199,11 +199,17 @@ fn what_cannot_be_done_is_one_clear_error() {
     let parts =
         ["is not the model of ", "model.embed_tokens.weight is [320, 64] there, and [320, 48] in the checkpoint"];
     refused(&format!("--model {other}"), &run, &parts);
-    refused("--model nowhere", &run, &["--model is nowhere, and there is no config.json in it", "hint: "]);
+    refused("--model ./nowhere", &run, &["--model is ./nowhere, and there is no config.json in it", "hint: "]);
     export(&scene, &run, "run", "").assert_failed(2, &["run exists already", "hint: nothing is written over"]);
 
-    // A checkpoint alone, without its run.
+    // A checkpoint alone, without its run, tells its job itself.
     let alone = scene.copy(&step(&run, 4), "step-00000004");
+    export(&scene, &alone, "told", "").assert_done();
+    assert_same_model(&scene.path("told"), &run.join("model"));
+    // One of an earlier version does not.
+    let mut manifest = json(&alone.join("manifest.json"));
+    manifest.as_object_mut().unwrap().remove("job").expect("a record of the job");
+    std::fs::write(alone.join("manifest.json"), serde_json::to_vec_pretty(&manifest).unwrap()).unwrap();
     refused("", &alone, &["does not tell which model it trained", "hint: give --model FOLDER"]);
     let given = format!("--model {}", model("tiny-llama-tied").display());
     export(&scene, &alone, "alone", &given).assert_done();

@@ -304,6 +304,10 @@ fn every_command_takes_a_model_of_the_hub() {
     std::fs::remove_dir_all(folder).unwrap();
 
     train(&scene, ID, "run", "--save_steps 1", ask(&hub, None)).assert_done();
+    // A warm start from its checkpoint knows where the model came from, and asks nobody.
+    let warm = train(&scene, "run", "warm", "", |_| ());
+    warm.assert_done();
+    assert!(warm.out.contains(&format!("model  owner/model at {} (main), weights of ", &commit[..7])), "{warm}");
     // The cache may be emptied: an export asks for the commit again, and for no weights where it has their type.
     std::fs::remove_dir_all(scene.path("hf")).unwrap();
     hub.publish(ID, &model("tiny-llama-tied"));

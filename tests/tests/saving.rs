@@ -55,6 +55,28 @@ fn as_many_checkpoints_stay_as_are_asked_for() {
     assert_eq!(saved(&scene.path("all")), [1, 2, 3]);
 }
 
+#[test]
+fn a_full_state_dict_is_a_model_beside_each_checkpoint() {
+    let scene = Scene::new();
+    let words = "--fsdp_state_dict_type FULL_STATE_DICT --max_steps 6 --save_steps 2 --save_total_limit 2";
+    let ended = scene.train(MODEL, "run", JOB).words(words).run();
+    ended.assert_done();
+    assert!(!ended.err.contains("no model beside"), "{ended}");
+    let run = scene.path("run");
+    assert_eq!(saved(&run), [4, 6], "a step goes with its model");
+    let weights = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
+    let steps = checkpoints(&run);
+    assert!(weights(&steps[1].join("model")) == weights(&run.join("model")), "the last step's is the run's");
+    let export = |command: &mut std::process::Command| {
+        command.arg(&steps[0]);
+    };
+    scene.launch("export").with("--output", scene.path("export")).adjust(export).run().assert_done();
+    assert!(weights(&steps[0].join("model")) == weights(&scene.path("export")));
+    // What resumes, verifies and begins again does not mind.
+    scene.train(MODEL, "run", JOB).words(words).words("--max_steps 7 --resume").run().assert_done();
+    assert_eq!(saved(&run), [6, 7]);
+}
+
 /// A learning rate that soon makes things worse: the best checkpoint is an early one.
 #[test]
 fn the_best_checkpoint_stays_and_becomes_the_model() {

@@ -1,7 +1,7 @@
 //! The files that users have.
 
 use super::{TRAINING, resolved, with_flags};
-use crate::{Backend, Inputs, PRESETS, Precision, Resolved, Scheduler, Stage, Strategy, resolve};
+use crate::{Backend, Inputs, PRESETS, Precision, Resolved, Scheduler, Stage, StateDictType, Strategy, resolve};
 
 /// What every file of TRL's kind has at the top level.
 const COMMON: &str = "compute_environment: LOCAL_MACHINE\ndebug: false\ndowncast_bf16: 'no'\nmachine_rank: 0\n\
@@ -176,4 +176,28 @@ fn a_resolved_configuration_survives_its_file() {
     assert!(error.contains("config.resolved.yaml") && error.contains("4 is no ZeRO stage"), "{error}");
     let error = job.write(&folder.path().join("absent/file.yaml")).unwrap_err().to_string();
     assert!(error.contains("cannot write") && error.contains("absent/file.yaml"), "{error}");
+}
+
+#[test]
+fn a_state_dict_type_says_what_a_save_writes() {
+    let job = |version: &str, entry: &str| {
+        let text =
+            format!("distributed_type: FSDP\nnum_processes: 2\nfsdp_config:\n  fsdp_version: {version}\n{entry}");
+        resolved(&text, "").map(|job| (job.state_dict_type, job.notes)).map_err(|error| error.to_string())
+    };
+    for (written, expected) in [
+        ("FULL_STATE_DICT", StateDictType::Full),
+        ("1", StateDictType::Full),
+        ("local_state_dict", StateDictType::Local),
+        ("SHARDED_STATE_DICT", StateDictType::Sharded),
+        ("3", StateDictType::Sharded),
+    ] {
+        let told = job("1", &format!("  fsdp_state_dict_type: {written}\n"));
+        assert_eq!(told, Ok((expected, Vec::new())), "{written}");
+    }
+    assert_eq!(job("2", "").unwrap().0, StateDictType::Sharded);
+    let told = job("2", "  fsdp_state_dict_type: LOCAL_STATE_DICT\n").unwrap_err();
+    assert!(told.contains("with fsdp_version: 2 it must be FULL_STATE_DICT or SHARDED_STATE_DICT"), "{told}");
+    let told = job("1", "  fsdp_state_dict_type: FUL_STATE_DICT\n").unwrap_err();
+    assert!(told.contains("did you mean FULL_STATE_DICT"), "{told}");
 }

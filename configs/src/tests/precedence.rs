@@ -36,8 +36,9 @@ fn the_highest_place_wins_and_is_remembered() {
 fn every_decision_has_a_place() {
     let job = with_flags(TRAINING, &[], &[]).unwrap();
     let fields = serde_json::to_value(&job).unwrap();
-    // Whether a model is exported is the command's to say.
-    let parts = ["training", "sharding", "sharding_as_written", "provenance", "notes", "export_model"];
+    // Whether a model is exported, and from which checkpoint its weights come, is the command's to say.
+    let parts =
+        ["training", "sharding", "sharding_as_written", "provenance", "notes", "export_model", "initial_checkpoint"];
     let decided = fields.as_object().unwrap().keys().filter(|key| !parts.contains(&key.as_str()));
     let inside = |part: &str| fields[part].as_object().unwrap().keys();
     for key in decided.chain(inside("training")).chain(inside("sharding")) {

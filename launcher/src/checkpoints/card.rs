@@ -41,8 +41,7 @@ impl Card<'_> {
         table(&mut text, facts);
         match self.run {
             Some(run) => {
-                text +=
-                    "\n## Training\n\nAs the run's `config.resolved.yaml` had it when this folder was exported.\n\n";
+                text += "\n## Training\n\nAs the run's configuration had it.\n\n";
                 table(&mut text, hyperparameters(run));
             }
             None => text += "\nThe run's configuration was not there any more when this folder was exported.\n",

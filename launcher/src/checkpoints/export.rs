@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use zerofold_checkpoint::export::MAX_FILE_BYTES;
-use zerofold_checkpoint::{CheckpointError, Dtype, Found, ModelExport, ModelFiles, refuse_existing};
+use zerofold_checkpoint::{CheckpointError, Dtype, ExportPlan, Found, ModelExport, ModelFiles, refuse_existing};
 use zerofold_configs::{ElementType, Resolved, UnitPolicy};
 use zerofold_plan::{ModelConfig, ModelUnits};
 
@@ -14,6 +14,7 @@ use super::place::Place;
 use crate::error::LaunchError;
 use crate::format;
 use crate::hub::{Extent, ModelName};
+use crate::initial_model::{check_template, configuration};
 use crate::terminal::Terminal;
 
 /// The type of exported weights.
@@ -68,21 +69,7 @@ pub fn export(options: &ExportOptions, terminal: &Terminal) -> Result<u8, Launch
     };
     // A flipped bit would otherwise go into the model in silence.
     let found = zerofold_checkpoint::verify(&step)?;
-    let run = run_of(&step);
-    let source = Source::of(options, run.as_ref(), &step, terminal)?;
-    source.check(&found)?;
-    let dtype = source.dtype(options.dtype, run.as_ref().ok(), &found)?;
-    let card = Card {
-        manifest: &found.manifest,
-        model: &source.name,
-        dtype,
-        run: run.as_ref().ok(),
-        exported: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-    };
-    let card = card.text();
-    let order =
-        ModelExport { found: &found, side_files: &source.folder, dtype, max_file_bytes: MAX_FILE_BYTES, card: &card };
-    let plan = order.write(&options.output)?;
+    let (plan, dtype) = write_model(&found, options, terminal)?;
     terminal.result(&format!(
         "model: {} (step {}, {} in {}, {}), read back and found to be the checkpoint's",
         options.output.display(),
@@ -94,11 +81,44 @@ pub fn export(options: &ExportOptions, terminal: &Terminal) -> Result<u8, Launch
     Ok(0)
 }
 
-/// The configuration of the run that a step's folder lies in.
-fn run_of(step: &Path) -> Result<Resolved, LaunchError> {
-    let absolute = crate::train::absolute(step)?;
-    let root = absolute.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-    Ok(Resolved::read(&root.join("config.resolved.yaml"))?)
+/// Writes the model of a checkpoint, reads it back, and gives it its name; with what files, and in which type.
+pub(crate) fn write_model(
+    found: &Found,
+    options: &ExportOptions,
+    terminal: &Terminal,
+) -> Result<(ExportPlan, Dtype), LaunchError> {
+    let run = configuration(found);
+    let source = Source::of(options, run.as_ref(), &found.directory, terminal)?;
+    check_template(&found.manifest, &source.folder)?;
+    source.check(found)?;
+    let dtype = source.dtype(options.dtype, run.as_ref().ok(), found)?;
+    let card = Card {
+        manifest: &found.manifest,
+        model: &source.name,
+        dtype,
+        run: run.as_ref().ok(),
+        exported: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+    };
+    let card = card.text();
+    let order = ModelExport { found, side_files: &source.folder, dtype, max_file_bytes: MAX_FILE_BYTES, card: &card };
+    Ok((order.write(&options.output)?, dtype))
+}
+
+/// The folder of the model that a run trained. What was downloaded for it may have been deleted since: the hub has it under the
+/// same commit.
+fn folder_of(run: &Resolved, extent: Extent, terminal: &Terminal) -> Result<PathBuf, LaunchError> {
+    let folder = &run.training.model_name_or_path;
+    let is_there = match extent {
+        Extent::Whole => ModelFiles::open(folder).is_ok(),
+        Extent::Shape | Extent::WithoutWeights => folder.join("tokenizer.json").is_file(),
+    };
+    match &run.hub_model {
+        Some(model) if !is_there => {
+            let name = ModelName { name: Path::new(&model.id), revision: Some(&model.commit) };
+            Ok(name.find(extent, terminal)?.0)
+        }
+        _ => Ok(folder.clone()),
+    }
 }
 
 /// The model that was trained, or another with its configuration.
@@ -116,27 +136,28 @@ impl Source {
         terminal: &Terminal,
     ) -> Result<Self, LaunchError> {
         let hint = "give --model NAME, the model that was trained: its config.json and tokenizer go into the export";
-        let of_run = run.as_ref().ok().map(|run| &run.training.model_name_or_path);
-        // What was downloaded for the run may have been deleted since; the hub has it under the same commit.
-        let of_hub = run.as_ref().ok().and_then(|run| run.hub_model.as_ref());
-        let (name, revision) = match (&options.model, of_run, of_hub) {
-            (Some(name), _, _) => (name.as_path(), options.model_revision.as_deref()),
-            (None, _, Some(model)) => (Path::new(&model.id), Some(model.commit.as_str())),
-            (None, Some(folder), None) => (folder.as_path(), None),
-            (None, None, _) => {
-                let reason = run.err().map(ToString::to_string).unwrap_or_default();
+        let given = options.dtype.map(|dtype| dtype != ExportDtype::Source);
+        let has_dtype = given.unwrap_or_else(|| run.is_ok_and(|run| run.training.save_dtype.is_some()));
+        let extent = if has_dtype { Extent::WithoutWeights } else { Extent::Whole };
+        let (folder, id) = match (&options.model, run) {
+            (Some(name), _) => {
+                let name = ModelName { name, revision: options.model_revision.as_deref() };
+                let (folder, model) = name.find(extent, terminal)?;
+                (folder, model.map(|model| model.id))
+            }
+            (None, Ok(run)) => {
+                (folder_of(run, extent, terminal)?, run.hub_model.as_ref().map(|model| model.id.clone()))
+            }
+            (None, Err(error)) => {
+                let reason = error.to_string();
                 let reason = reason.lines().next().unwrap_or_default();
                 let message = format!("the run of {} does not tell which model it trained: {reason}", step.display());
                 return Err(LaunchError::usage(message, hint));
             }
         };
-        let given = options.dtype.map(|dtype| dtype != ExportDtype::Source);
-        let has_dtype = given.unwrap_or_else(|| run.is_ok_and(|run| run.training.save_dtype.is_some()));
-        let extent = if has_dtype { Extent::WithoutWeights } else { Extent::Whole };
-        let (folder, model) = ModelName { name, revision }.find(extent, terminal)?;
         let Some(missing) = ["config.json", "tokenizer.json"].iter().find(|name| !folder.join(name).is_file()) else {
             let own = || folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
-            let name = model.map_or_else(own, |model| model.id);
+            let name = id.unwrap_or_else(own);
             return Ok(Source { folder, name });
         };
         let which = if options.model.is_some() { "--model" } else { "the run's model_name_or_path" };

@@ -19,8 +19,10 @@ mod verify;
 pub use ask::ask;
 pub(crate) use diff::DEFAULT_TOP;
 pub use diff::{DiffOptions, diff};
+pub(crate) use export::write_model;
 pub use export::{ExportDtype, ExportOptions, export};
 pub use inspect::{InspectOptions, inspect};
+pub(crate) use place::Place;
 pub use verify::{VerifyOptions, verify};
 
 use crate::terminal::Terminal;

@@ -13,7 +13,7 @@ const WHAT_TO_GIVE: &str =
 
 /// What lies at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// A step's folder, published or not.
     Step(PathBuf),
     /// A run, or its folder of checkpoints: the steps' folders, oldest first, published or not.
@@ -24,7 +24,7 @@ pub(super) enum Place {
 
 impl Place {
     /// Looks at the names in a folder.
-    pub(super) fn of(path: &Path) -> Result<Place, LaunchError> {
+    pub(crate) fn of(path: &Path) -> Result<Place, LaunchError> {
         let shown = path.display();
         if !path.exists() {
             return Err(LaunchError::usage(format!("there is no {shown}"), WHAT_TO_GIVE));
@@ -57,7 +57,7 @@ impl Place {
     }
 
     /// The same, with the newest published step in place of a run.
-    pub(super) fn newest(self) -> Result<Place, LaunchError> {
+    pub(crate) fn newest(self) -> Result<Place, LaunchError> {
         let Place::Run(path, steps) = self else { return Ok(self) };
         match steps.iter().rfind(|step| is_published(step)) {
             Some(step) => Ok(Place::Step(step.clone())),

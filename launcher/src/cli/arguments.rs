@@ -124,6 +124,7 @@ fn train() -> Command {
         .args_override_self(true)
         .args(job_options())
         .args(key_flags(false))
+        .mut_arg("model_name_or_path", |arg| arg.visible_alias("model"))
         // Somebody who comes from `accelerate launch … train.py`.
         .arg(Arg::new("script").hide(true).num_args(0..).trailing_var_arg(true))
 }
@@ -167,6 +168,7 @@ fn compare() -> Command {
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON in place of the table"))
         .args(waiting_options())
         .args(key_flags(true))
+        .mut_arg("model_name_or_path", |arg| arg.visible_alias("model"))
 }
 
 fn doctor() -> Command {

@@ -7,6 +7,7 @@ use zerofold_configs::{Backend, ConfigError, Inputs, Resolved, Stage, resolve};
 
 use super::CompareOptions;
 use crate::error::LaunchError;
+use crate::initial_model::settle;
 
 /// Where a comparison is written unless the command line names a folder: the file's is that of a run.
 const DEFAULT_FOLDER: &str = "runs/compare";
@@ -81,7 +82,8 @@ pub(super) fn series(options: &CompareOptions) -> Result<Vec<(Configuration, Res
             let at = |stage: Stage| at(&inputs, stage, own);
             for &stage in &options.stages {
                 let refused = |error| refused(stage, error, options.stages.iter().filter(|stage| at(**stage).is_ok()));
-                let config = Resolved { export_model: false, ..at(stage).map_err(refused)? };
+                let config = settle(at(stage).map_err(refused)?)?;
+                let config = Resolved { export_model: false, ..config };
                 series.push((Configuration::of(&config), config));
             }
         }

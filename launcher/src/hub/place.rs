@@ -85,13 +85,14 @@ pub(crate) fn bring(
         Path::new(&model.id) == name && (told.is_none() || [&model.revision, &model.commit].contains(&&revision))
     });
     let pinned = same.map_or(revision.as_str(), |model| model.commit.as_str());
-    let (folder, mut model) = ModelName { name: &name, revision: Some(pinned) }.find(extent, terminal)?;
-    match (&mut model, told) {
-        (Some(model), _) => {
+    let (folder, model) = ModelName { name: &name, revision: Some(pinned) }.find(extent, terminal)?;
+    match (model, told) {
+        (Some(mut model), _) => {
             if let Some(same) = same {
                 model.revision = same.revision.clone();
             }
             config.training.model_name_or_path = folder;
+            config.hub_model = Some(model);
         }
         (None, Some(place)) if name.exists() => {
             let note = format!("model_revision ({place}) has no effect: {} is a folder", name.display());
@@ -100,7 +101,6 @@ pub(crate) fn bring(
         }
         (None, _) => {}
     }
-    config.hub_model = model;
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use super::{Capacity, PlanOptions};
 use crate::error::LaunchError;
 use crate::format;
 use crate::hub::{self, Extent};
+use crate::initial_model::settle;
 use crate::memory::memory_of_rank;
 use crate::model_folder;
 use crate::terminal::Terminal;
@@ -43,6 +44,7 @@ impl Question {
         let (name, model) = match published {
             Some((name, model)) => (name.clone(), model.clone()),
             None => {
+                config = settle(config)?;
                 hub::bring(&mut config, None, Extent::Shape, terminal)?;
                 (hub::shown(&config), ModelConfig::read(&config.training.model_name_or_path)?)
             }

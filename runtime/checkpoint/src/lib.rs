@@ -10,6 +10,7 @@
 //! - [`examine`], [`difference`], [`model_export`]: a checkpoint or a model folder looked through, compared with another, made
 //!   a model folder. [`weights`] is what the two have in common.
 //! - [`fault`]: where tests kill a process that saves.
+//! - `direct`: writing past the page cache.
 //! - [`disk`]: free space, syncing, names that may not leave their folder.
 //!
 //! Errors are [`CheckpointError`]: what, where, the values, and on a last line what to do.
@@ -18,6 +19,7 @@
 compile_error!("safetensors files are read in place: a 64-bit little-endian machine is needed");
 
 pub mod difference;
+mod direct;
 pub mod disk;
 pub mod dtype;
 pub mod error;
@@ -46,7 +48,7 @@ pub use error::{CheckpointError, Result};
 pub use examine::{Examined, Fault, examine_checkpoint, examine_model};
 pub use export::{ExportFile, ExportPlan, ExportWriter};
 pub use header::TensorEntry;
-pub use manifest::{FileEntry, Manifest, Part, TensorRange, shard_file_name};
+pub use manifest::{FileEntry, JobRecord, Manifest, Part, TensorRange, shard_file_name};
 pub use model_export::{ModelExport, refuse_existing};
 pub use model_files::{ModelFiles, listed_files};
 pub use places::{Place, Places};

@@ -95,8 +95,20 @@ pub struct Manifest {
     pub units: Vec<SavedUnit>,
     /// What the ranks agreed on (see [`Part::state`]).
     pub state: serde_json::Value,
+    /// What `launch` knows of the job; a checkpoint of an earlier version does not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobRecord>,
     /// All files, by rank.
     pub files: Vec<FileEntry>,
+}
+
+/// What `launch` knows of the job that saves, so that a checkpoint tells it wherever it is copied to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// The resolved configuration, as in `config.resolved.yaml`.
+    pub configuration: serde_json::Value,
+    /// The BLAKE3 hash of the model's chat template, 64 hexadecimal digits; none if the model has no template.
+    pub chat_template: Option<String>,
 }
 
 /// The name of a rank's shard file: `rank-00001-of-00002.g1.safetensors` for rank 1 (of 0 and 1) in generation 1.
@@ -122,6 +134,7 @@ impl Manifest {
             stage: first.stage,
             units: first.units.clone(),
             state: first.state.clone(),
+            job: None,
             files: Vec::new(),
         };
         for (expected, part) in (0..).zip(&parts) {

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 /// The name of the file whose presence makes a step's folder a checkpoint.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
+/// The folder in a step's folder that holds the model, where one is asked for beside the shards.
+pub const MODEL_DIRECTORY: &str = "model";
+
 /// No manifest may be larger.
 const MAX_MANIFEST_BYTES: u64 = 256_000_000;
 

@@ -3,7 +3,7 @@
 use crate::disk::{list, sync_directory, unique_suffix};
 use crate::error::{CheckpointError, Result};
 use crate::fault;
-use crate::publish::{MANIFEST_FILE, open_step, steps};
+use crate::publish::{MANIFEST_FILE, MODEL_DIRECTORY, open_step, steps};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -109,10 +109,18 @@ fn remove_step(directory: &Path) -> Result<()> {
         fault::reach(fault::DELETING);
     }
     for path in list(directory)? {
-        // Nobody writes folders here: one is somebody else's, and the error says so.
-        fs::remove_file(&path).map_err(CheckpointError::io("delete", &path))?;
+        // The only folder that is written here is the model's: another is somebody else's, and the error says so.
+        let removed = if is_model(&path) { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(CheckpointError::io("delete", &path))?;
     }
     fs::remove_dir(directory).map_err(CheckpointError::io("delete", directory))
+}
+
+/// The model beside a checkpoint's shards, or what is left of an attempt to write it.
+fn is_model(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(MODEL_DIRECTORY));
+    name.is_some_and(|rest| rest.is_empty() || rest.starts_with(".partial-"))
+        && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
 #[cfg(test)]
@@ -156,6 +164,21 @@ mod tests {
         publish(&second, &manifest).unwrap();
         assert_eq!(delete_old(folder.path(), newest(1)).unwrap(), [first]);
         assert_eq!(newest_whole(folder.path()).unwrap().0.unwrap().directory, second);
+    }
+
+    #[test]
+    fn a_step_goes_with_the_model_beside_it_and_with_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = save(folder.path(), 10);
+        for name in ["model", "model.partial-7"] {
+            fs::create_dir(first.join(name)).unwrap();
+            fs::write(first.join(name).join("config.json"), "{}").unwrap();
+        }
+        let second = save(folder.path(), 20);
+        fs::create_dir(second.join("models")).unwrap();
+        save(folder.path(), 30);
+        assert!(delete_old(folder.path(), newest(1)).unwrap_err().to_string().contains("models"));
+        assert!(!first.exists() && second.join("models").exists());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::manifest::Manifest;
 use crate::model_files::ModelFiles;
-use crate::publish::open_step;
+use crate::publish::{Found, open_step};
 use crate::state::StateReader;
 use crate::units::STATES;
 use std::ops::Range;
@@ -27,9 +27,13 @@ pub enum Weights {
 impl Weights {
     /// Opens the checkpoint in a step's folder.
     pub fn of_checkpoint(step_directory: &Path) -> Result<Self> {
-        let found = open_step(step_directory)?;
-        let state = StateReader::open(&found)?;
-        Ok(Weights::Checkpoint { manifest: Box::new(found.manifest), state })
+        Weights::of_found(&open_step(step_directory)?)
+    }
+
+    /// Opens the files of a checkpoint whose manifest was read.
+    pub fn of_found(found: &Found) -> Result<Self> {
+        let state = StateReader::open(found)?;
+        Ok(Weights::Checkpoint { manifest: Box::new(found.manifest.clone()), state })
     }
 
     /// Opens a model folder.

@@ -1,6 +1,7 @@
 //! Writes one safetensors file at byte ranges, in any order.
 
-use crate::disk::{begin_to_sync, reserve};
+use crate::direct::DirectFile;
+use crate::disk::reserve;
 use crate::dtype::{Dtype, encode_f32};
 use crate::error::{CheckpointError, Result};
 use crate::header::{TensorEntry, encode};
@@ -38,7 +39,7 @@ pub fn digest_file(path: &Path) -> Result<FileDigest> {
 #[derive(Debug)]
 pub struct SafetensorsWriter {
     path: PathBuf,
-    file: File,
+    file: DirectFile,
     names: HashMap<String, usize>,
     tensors: Vec<Target>,
     bytes: u64,
@@ -101,7 +102,7 @@ impl SafetensorsWriter {
         });
         let mut writer = SafetensorsWriter {
             path: path.to_owned(),
-            file,
+            file: DirectFile::new(file, path),
             names: entries.iter().enumerate().map(|(index, entry)| (entry.name.clone(), index)).collect(),
             tensors: tensors.collect(),
             bytes,
@@ -110,7 +111,7 @@ impl SafetensorsWriter {
             finished: false,
             conversion: Vec::new(),
         };
-        reserve(&writer.file, path, bytes)?;
+        reserve(writer.file.file(), path, bytes)?;
         writer.put(0, &header)?;
         Ok(writer)
     }
@@ -175,12 +176,13 @@ impl SafetensorsWriter {
                 expected: target.bytes,
             });
         }
+        self.file.flush().map_err(CheckpointError::write(&self.path, self.bytes))?;
         let mut blake3 = String::new();
         if let Some(hasher) = &mut self.hasher {
-            hash_range(&self.file, &self.path, self.hashed, self.bytes, hasher)?;
+            hash_range(self.file.file(), &self.path, self.hashed, self.bytes, hasher)?;
             blake3 = hasher.finalize().to_hex().to_string();
         }
-        self.file.sync_all().map_err(CheckpointError::write(&self.path, self.bytes))?;
+        self.file.file().sync_all().map_err(CheckpointError::write(&self.path, self.bytes))?;
         self.finished = true;
         Ok(FileDigest { bytes: self.bytes, blake3 })
     }
@@ -195,7 +197,6 @@ impl SafetensorsWriter {
 
     fn put(&mut self, position: u64, bytes: &[u8]) -> Result<()> {
         self.file.write_all_at(bytes, position).map_err(CheckpointError::write(&self.path, self.bytes))?;
-        begin_to_sync(&self.file, position, bytes.len() as u64);
         if let Some(hasher) = &mut self.hasher
             && position == self.hashed
         {

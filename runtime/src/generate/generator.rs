@@ -30,14 +30,15 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Loads model and tokenizer from a model folder; the model computes in `kind`.
+    /// Loads model and tokenizer from a model folder, the weights from the checkpoint if there is one; the model computes in
+    /// `kind`.
     ///
     /// # Errors
     /// Options out of range, an unsupported model, missing or broken files.
-    pub fn load(model_dir: &Path, kind: Kind, options: Options) -> Result<Self> {
+    pub fn load(model_dir: &Path, checkpoint: Option<&Path>, kind: Kind, options: Options) -> Result<Self> {
         let sampler = Sampler::new(options.sample)?;
         let tokenizer = Tokenizer::load(model_dir)?;
-        let model = WholeModel::load(model_dir, kind)?;
+        let model = WholeModel::load(model_dir, checkpoint, kind)?;
         let caches = model.empty_caches();
         Ok(Generator { model, tokenizer, sampler, max_new_tokens: options.max_new_tokens, caches, seen: Vec::new() })
     }

@@ -58,7 +58,7 @@ pub fn logits(model_dir: &Path, ids: &Path, out: &Path) -> Result<()> {
         input_ids.f_kind()?,
         input_ids.size()
     );
-    let model = WholeModel::load(model_dir, Kind::Float)?;
+    let model = WholeModel::load(model_dir, None, Kind::Float)?;
     let logits = model.logits(input_ids)?;
     Tensor::write_safetensors(&[("logits", &logits)], out).with_context(|| format!("cannot write {}", out.display()))
 }
@@ -77,7 +77,7 @@ fn answer(request: &GenerateRequest) -> Result<()> {
             seed: request.seed,
         },
     };
-    let mut generator = Generator::load(&request.model, kind, options)?;
+    let mut generator = Generator::load(&request.model, request.checkpoint.as_deref(), kind, options)?;
     if let Some(path) = &request.dataset {
         let template = ChatTemplate::load(&request.model)?;
         return dataset::run(&mut generator, &template, path, request);

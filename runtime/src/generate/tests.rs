@@ -28,7 +28,7 @@ fn greedy_tokens_equal_those_of_transformers() {
     let models = fixture["models"].as_object().expect("models");
     assert!(!models.is_empty());
     for (name, cases) in models {
-        let model = WholeModel::load(&folder(name), Kind::Float).expect("a model");
+        let model = WholeModel::load(&folder(name), None, Kind::Float).expect("a model");
         let mut sampler = Sampler::new(GREEDY).expect("options");
         for case in cases.as_array().expect("cases") {
             let expected = ids(&case["new_ids"]);
@@ -53,7 +53,7 @@ fn a_generator_gives_the_same_text_up_to_the_end_of_the_turn() {
     let max_new_tokens = fixture["max_new_tokens"].as_u64().expect("a number") as usize;
     for (name, cases) in fixture["models"].as_object().expect("models") {
         let options = Options { max_new_tokens, sample: GREEDY };
-        let mut generator = Generator::load(&folder(name), Kind::Float, options).expect("a generator");
+        let mut generator = Generator::load(&folder(name), None, Kind::Float, options).expect("a generator");
         let tokenizer = zerofold_data::Tokenizer::load(&folder(name)).expect("a tokenizer");
         // All cases go through one generator, forwards and then backwards: what one leaves behind must not reach the next.
         let cases = cases.as_array().expect("cases");
@@ -81,7 +81,7 @@ fn sampling_repeats_with_its_seed() {
     let text = |seed| {
         let sample = SampleOptions { temperature: 1.0, top_k: 50, top_p: 0.95, seed };
         let options = Options { max_new_tokens: 16, sample };
-        let mut generator = Generator::load(&folder("tiny-llama"), Kind::BFloat16, options).expect("a generator");
+        let mut generator = Generator::load(&folder("tiny-llama"), None, Kind::BFloat16, options).expect("a generator");
         let prompt = generator.encode("The harbour master", true).expect("ids");
         generator.generate(&prompt, &mut |_| Ok(())).expect("text")
     };
@@ -174,7 +174,7 @@ fn weights_of_another_shape_name_the_tensor() {
     let change = |from: &str, to: &str| {
         assert!(text.contains(from));
         std::fs::write(&config, text.replace(from, to)).expect("written");
-        format!("{:#}", WholeModel::load(copy.path(), Kind::Float).err().expect("refused"))
+        format!("{:#}", WholeModel::load(copy.path(), None, Kind::Float).err().expect("refused"))
     };
     let error = change("\"intermediate_size\": 160", "\"intermediate_size\": 161");
     assert!(error.contains("model.layers.0.mlp.gate_proj.weight has shape [160, 64]"), "{error}");

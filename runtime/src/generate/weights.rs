@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
-use zerofold_checkpoint::ModelFiles;
+use zerofold_checkpoint::{STATES, Weights};
 use zerofold_configs::UnitPolicy;
 use zerofold_plan::{LeafSpec, ModelUnits, SegmentKind};
 
@@ -23,13 +23,17 @@ pub struct WholeModel {
 }
 
 impl WholeModel {
-    /// Reads a model folder; weights are converted to `kind`, the type to compute in.
+    /// Reads a model folder, or its configuration and the masters of the checkpoint in a step's folder; weights are converted to
+    /// `kind`, the type to compute in.
     ///
     /// # Errors
     /// An unsupported model, a tensor that is missing or of another shape, unreadable files.
-    pub fn load(model_dir: &Path, kind: Kind) -> Result<Self> {
+    pub fn load(model_dir: &Path, checkpoint: Option<&Path>, kind: Kind) -> Result<Self> {
         let llama = Llama::new(ModelConfig::read(model_dir)?, kind, Device::Cpu)?;
-        let files = ModelFiles::open(model_dir)?;
+        let files = match checkpoint {
+            Some(step) => Weights::of_checkpoint(step)?,
+            None => Weights::of_model(model_dir)?,
+        };
         let read_unit = |leaves: &[LeafSpec]| leaves.iter().map(|leaf| read_leaf(&files, leaf, kind)).collect();
         let units = ModelUnits::new(&llama.config, UnitPolicy::Blocks).units;
         let units = units.iter().map(|unit| read_unit(&unit.leaves)).collect::<Result<_>>()?;
@@ -90,25 +94,25 @@ impl WholeModel {
 }
 
 /// One leaf: its parameters read one under the other.
-fn read_leaf(files: &ModelFiles, leaf: &LeafSpec, kind: Kind) -> Result<Tensor> {
+fn read_leaf(files: &Weights, leaf: &LeafSpec, kind: Kind) -> Result<Tensor> {
     let shape: Vec<i64> = leaf.shape().iter().map(|size| *size as i64).collect();
     let flat = Tensor::f_empty([leaf.numel() as i64], (kind, Device::Cpu))?;
     let mut values = vec![0f32; leaf.numel().min(CHUNK)];
     let mut at = 0;
     for parameter in &leaf.parameters {
-        let stored = files.entry(&parameter.name)?;
+        let (stored, _) = files.describe(&parameter.name)?;
         ensure!(
-            stored.shape == parameter.shape,
+            stored.iter().copied().eq(parameter.shape.iter().map(|&size| size as u64)),
             "{}: {} has shape {:?}, but config.json makes it {:?}\nhint: config.json and weights do not belong together",
-            stored.file.display(),
+            files.directory().display(),
             parameter.name,
-            stored.shape,
+            stored,
             parameter.shape
         );
         for begin in (0..parameter.numel()).step_by(CHUNK) {
             let end = parameter.numel().min(begin + CHUNK);
             let chunk = &mut values[..end - begin];
-            files.read_f32(&parameter.name, begin..end, chunk)?;
+            files.read(&parameter.name, STATES[0], begin as u64..end as u64, chunk)?;
             flat.f_narrow(0, (at + begin) as i64, (end - begin) as i64)?
                 .f_copy_(&Tensor::f_from_slice(chunk)?)
                 .with_context(|| format!("loading {}", parameter.name))?;

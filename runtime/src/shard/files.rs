@@ -3,7 +3,7 @@
 use super::{ShardError, Shards};
 use crate::torch::float_slice_mut;
 use tch::{Device, Kind, TchError, Tensor};
-use zerofold_checkpoint::{CheckpointError, ModelFiles};
+use zerofold_checkpoint::{CheckpointError, STATES, Weights};
 
 /// Elements that are converted or copied at a time where a state is not float32 in host memory: as many bytes as are read
 /// from a file at a time.
@@ -65,40 +65,44 @@ pub fn fill_by_float_chunks<E: From<ShardError>>(
 }
 
 impl Shards {
-    /// Reads this rank's shards, and nothing else, from a model's files, whatever type they are in; then makes the
-    /// parameters exist as the stage wants them.
-    pub fn load(&mut self, files: &ModelFiles) -> Result<(), ShardError> {
-        for unit in &self.units {
-            for parameter in unit.layout.parameters() {
-                let found = files.entry(&parameter.name)?.shape.clone();
-                if found != parameter.shape {
-                    return Err(ShardError::Shape {
-                        name: parameter.name.clone(),
-                        found,
-                        expected: parameter.shape.clone(),
-                    });
-                }
+    /// Reads this rank's shards of the masters, and nothing else, from a model's files or a checkpoint, whatever type they
+    /// are in; then makes the parameters exist as the stage wants them.
+    pub fn load(&mut self, weights: &Weights) -> Result<(), ShardError> {
+        for parameter in self.layout.units.iter().flat_map(|unit| unit.parameters()) {
+            let (shape, _) = weights.describe(&parameter.name)?;
+            let found: Vec<usize> = shape.into_iter().map(|size| size as usize).collect();
+            if found != parameter.shape {
+                let (name, expected) = (parameter.name.clone(), parameter.shape.clone());
+                return Err(ShardError::Shape { name, found, expected });
             }
+        }
+        self.read_state(weights, &STATES[..1])
+    }
+
+    /// Reads this rank's shards of these [`STATES`], and nothing else, of parameters that have this model's shapes; then
+    /// makes the parameters exist as the stage wants them.
+    pub fn read_state(&mut self, weights: &Weights, states: &[&str]) -> Result<(), ShardError> {
+        for unit in &self.units {
             let shard = unit.layout.shard(self.place());
-            let [master, _, _] = unit.own_state()?;
-            fill_by_float_chunks(&master, |range, values| {
-                let wanted = shard.start + range.start..shard.start + range.end;
-                for parameter in unit.layout.parameters() {
-                    let (begin, end) = (parameter.begin.max(wanted.start), parameter.end.min(wanted.end));
-                    if begin < end {
-                        let elements = begin - parameter.begin..end - parameter.begin;
-                        let target = &mut values[begin - wanted.start..end - wanted.start];
-                        files.read_f32(&parameter.name, elements, target)?;
+            for (state, tensor) in states.iter().zip(unit.own_state()?) {
+                fill_by_float_chunks(&tensor, |range, values| {
+                    let wanted = shard.start + range.start..shard.start + range.end;
+                    for parameter in unit.layout.parameters() {
+                        let (begin, end) = (parameter.begin.max(wanted.start), parameter.end.min(wanted.end));
+                        if begin < end {
+                            let elements = (begin - parameter.begin) as u64..(end - parameter.begin) as u64;
+                            let target = &mut values[begin - wanted.start..end - wanted.start];
+                            weights.read(&parameter.name, state, elements, target)?;
+                        }
                     }
-                }
-                Ok::<(), ShardError>(())
-            })?;
+                    Ok::<(), ShardError>(())
+                })?;
+            }
         }
         self.share_state()
     }
 
-    /// After this rank's shards of masters and moments were written (by [`Shards::load`] or from a checkpoint): gives
-    /// every rank what its stage owns, and publishes the parameters.
+    /// After this rank's shards of masters and moments were written: gives every rank what its stage owns, and publishes the parameters.
     pub fn share_state(&mut self) -> Result<(), ShardError> {
         if !self.shards_optimizer() {
             for index in 0..self.units.len() {

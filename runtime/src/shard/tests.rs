@@ -5,7 +5,7 @@ use crate::comm::Single;
 use crate::model::{Llama, ModelConfig};
 use crate::torch::autograd_grad;
 use std::path::PathBuf;
-use zerofold_checkpoint::ModelFiles;
+use zerofold_checkpoint::Weights;
 use zerofold_configs::{Stage, UnitPolicy};
 use zerofold_plan::{Mesh, ModelUnits, SegmentKind};
 
@@ -17,7 +17,7 @@ fn loaded(stage: Stage, compute: Kind) -> (Llama, Shards) {
     let kinds = Kinds { compute, master: Kind::Float, reduce: Kind::Float, accumulate: Kind::Float };
     let options = ShardOptions { sharding: Sharding::of(stage), kinds, offload: Offload::No, device: Device::Cpu };
     let mut shards = Shards::new(layout, &options, Rc::new(Single::new(Device::Cpu).unwrap())).unwrap();
-    shards.load(&ModelFiles::open(&directory).unwrap()).unwrap();
+    shards.load(&Weights::of_model(&directory).unwrap()).unwrap();
     (model, shards)
 }
 

@@ -10,10 +10,9 @@ use super::snapshot::Snapshot;
 use super::{Best, StepState, TrainError, Trainer};
 use crate::comm::Phase;
 use crate::control::Identity;
-use crate::shard::{ShardError, fill_by_float_chunks};
 use std::collections::BTreeSet;
 use std::time::Instant;
-use zerofold_checkpoint::{Found, Part, STATES, SavedParameter, SavedUnit, StateReader, digest_units, step_directory};
+use zerofold_checkpoint::{Found, Part, STATES, SavedParameter, SavedUnit, Weights, digest_units, step_directory};
 use zerofold_data::Cursor;
 use zerofold_plan::{Layout, UnitLayout};
 
@@ -121,30 +120,14 @@ impl Trainer {
     pub fn restore(&mut self, found: &Found) -> Result<Progress, TrainError> {
         self.enter(Phase::Loading);
         let began = Instant::now();
-        let saved = StateReader::open(found)?;
+        let saved = Weights::of_found(found)?;
         self.check_parameters(&saved)?;
         let state: StepState = from_state(found, OPTIMIZER, "the optimizer's state")?;
-        for unit in &self.shards.units {
-            let shard = unit.layout.shard(self.shards.place());
-            for (state, tensor) in STATES.iter().zip(unit.own_state()?) {
-                fill_by_float_chunks(&tensor, |range, values| {
-                    let (first, last) = (shard.start + range.start, shard.start + range.end);
-                    for parameter in unit.layout.parameters() {
-                        let (begin, end) = (parameter.begin.max(first), parameter.end.min(last));
-                        if begin < end {
-                            let elements = (begin - parameter.begin) as u64..(end - parameter.begin) as u64;
-                            saved.read(&parameter.name, state, elements, &mut values[begin - first..end - first])?;
-                        }
-                    }
-                    Ok::<(), ShardError>(())
-                })?;
-            }
-        }
+        self.shards.read_state(&saved, &STATES)?;
         // A run that goes on in another type begins with a loss scale of its own, or none.
         self.state.skipped = state.skipped;
         self.state.best = state.best;
         self.state.loss_scale = self.state.loss_scale.map(|fresh| state.loss_scale.unwrap_or(fresh));
-        self.shards.share_state()?;
         self.activity.finished_steps(found.manifest.step);
         let (step, millis) = (found.manifest.step, began.elapsed().as_millis());
         tracing::info!("read the checkpoint of step {step} in {millis} ms");
@@ -152,7 +135,7 @@ impl Trainer {
     }
 
     /// The checkpoint has this model's parameters in their shapes, and no others.
-    fn check_parameters(&self, saved: &StateReader) -> Result<(), TrainError> {
+    fn check_parameters(&self, saved: &Weights) -> Result<(), TrainError> {
         let mismatch = |what, found: String, expected: String| {
             let hint = "it was saved from another model: resume with the model_name_or_path that saved it";
             Err(TrainError::Mismatch { path: shown(saved.directory()), what, found, expected, hint })
@@ -160,7 +143,7 @@ impl Trainer {
         let layout = self.shards.layout();
         let own: BTreeSet<&str> =
             layout.units.iter().flat_map(|unit| unit.parameters()).map(|parameter| parameter.name.as_str()).collect();
-        let theirs: BTreeSet<&str> = saved.parameters().map(|(name, _)| name).collect();
+        let theirs: BTreeSet<&str> = saved.names().into_iter().collect();
         if own != theirs {
             let some = |one: &BTreeSet<&str>, other: &BTreeSet<&str>| match one.difference(other).next() {
                 Some(first) => format!("{} ({first} is there alone)", one.len()),
@@ -169,7 +152,7 @@ impl Trainer {
             return mismatch("the set of parameters", some(&theirs, &own), some(&own, &theirs));
         }
         for parameter in layout.units.iter().flat_map(|unit| unit.parameters()) {
-            let shape = &saved.parameter(&parameter.name)?.shape;
+            let (shape, _) = saved.describe(&parameter.name)?;
             if !shape.iter().copied().eq(parameter.shape.iter().map(|&size| size as u64)) {
                 let (found, expected) = (format!("{shape:?}"), format!("{:?}", parameter.shape));
                 return mismatch("the shape of a parameter", format!("{found} ({})", parameter.name), expected);

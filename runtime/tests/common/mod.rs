@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use zerofold_checkpoint::ModelFiles;
+use zerofold_checkpoint::Weights;
 use zerofold_configs::{ElementType, ElementTypes, NonFinite, Offload, Sharding, Stage};
 use zerofold_data::{Batch, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
@@ -133,7 +133,7 @@ impl Spec {
         let offload = self.offload.clone().map_or(Offload::No, Offload::Files);
         let options = ShardOptions { sharding: self.sharding, kinds, offload, device: comm.device() };
         let mut shards = Shards::new(Layout::new(&units, mesh).unwrap(), &options, comm).unwrap();
-        shards.load(&ModelFiles::open(&directory).unwrap()).unwrap();
+        shards.load(&Weights::of_model(&directory).unwrap()).unwrap();
         let options = StepOptions {
             schedule: Schedule {
                 kind: ScheduleKind::Linear,

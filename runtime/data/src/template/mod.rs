@@ -99,6 +99,11 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// The BLAKE3 hash of [`source`](ChatTemplate::source), 64 hexadecimal digits.
+    pub fn digest(&self) -> String {
+        blake3::hash(self.source.as_bytes()).to_hex().to_string()
+    }
+
     /// Whether the template marks with `{% generation %}` what the assistant writes.
     pub fn has_generation_marks(&self) -> bool {
         self.marked
