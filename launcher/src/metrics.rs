@@ -153,6 +153,8 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut metrics = MetricsFile::create(&path).unwrap();
         metrics.step(&StepRecord { loss_scale: 2.0, skipped: "why".into(), ..step(1) }).unwrap();
+        let model = HubModel { id: "a/b".to_owned(), revision: "main".to_owned(), commit: "c".to_owned() };
+        metrics.model(0, &model).unwrap();
         metrics.evaluation(&EvaluationRecord::default()).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let written = text.lines().map(|line| {
@@ -160,7 +162,7 @@ mod tests {
             object.as_object().unwrap().keys().cloned().collect::<BTreeSet<String>>()
         });
         let document = include_str!("../../docs/metrics.md");
-        // A table for steps, then one for evaluations.
+        // A table for steps, one for models, one for evaluations.
         let documented = document.split("\n## ").skip(1).map(|section| {
             let fields = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
             fields.map(str::to_owned).collect::<BTreeSet<String>>()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use zerofold_tests::{Ended, Fault, Hub, Scene, fixture, model, wait_for};
+use zerofold_tests::{Ended, Fault, Hub, Scene, SmallDisk, fixture, model, wait_for};
 
 const STEP: &str = "--nproc 1 --gradient_checkpointing false --max_steps 1 --per_device_train_batch_size 2 --seed 1";
 const ID: &str = "owner/model";
@@ -221,6 +221,25 @@ fn a_killed_download_is_gone_on_with() {
         .assert_done();
     assert!(hub.take_requests().iter().any(|it| it.ends_with(" bytes=300000-")));
     assert_eq!(blobs(&scene).1, 0);
+}
+
+#[test]
+fn a_disk_that_is_too_small_is_told_before_the_download() {
+    let (scene, hub) = (Scene::new(), Hub::new());
+    hub.publish(ID, &model("tiny-llama"));
+    let path = scene.path("small");
+    // Mounting is not permitted everywhere.
+    let Some(_disk) = SmallDisk::mount(&path, 400 << 10) else { return };
+    let allow = ask(&hub, None);
+    let ended = train(&scene, ID, "run", "", |command| {
+        allow(command);
+        command.env("HF_HUB_CACHE", &path);
+    });
+    ended.assert_failed(
+        1,
+        &["owner/model: ", "small", "hint: free some space, or set HF_HOME to a folder on another disk"],
+    );
+    assert!(!hub.take_requests().iter().any(|it| it.contains("/cdn/")));
 }
 
 #[test]

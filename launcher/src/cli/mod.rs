@@ -358,6 +358,13 @@ mod tests {
             Ok(Meant::Diff(it)) => assert_eq!((it.left, it.right, it.top), ("a".into(), "b".into(), 3)),
             other => panic!("{other:?}"),
         }
+        match parse_line("launch push runs/a --repo me/m --private") {
+            Ok(Meant::Push(it)) => {
+                assert_eq!((it.folder, it.repo.as_str(), it.private), ("runs/a".into(), "me/m", true))
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(error("launch push runs/a").contains("--repo"));
         let export = |line: &str| match parse_line(line) {
             Ok(Meant::Export(options)) => options,
             other => panic!("{line}: {other:?}"),

@@ -191,6 +191,11 @@ impl Client {
     /// The network, or the hub itself, is not there.
     pub(super) fn unreachable(&self, id: &RepoId, error: &dyn std::fmt::Display) -> Failed {
         let message = format!("{} does not answer: {error}", self.settings.endpoint);
+        if message.contains("certificate") {
+            let hint = "the system's certificates do not fit it, as behind a company's proxy: install that one's, or name a file \
+                        that has them by SSL_CERT_FILE";
+            return Failed::Lasting(HubError::new(HubTrouble::Unreachable, id, message, hint));
+        }
         let hint = "see that this machine reaches it (HTTPS_PROXY names a proxy, HF_ENDPOINT another hub); what was \
                     downloaded before is used with HF_HUB_OFFLINE=1";
         Failed::Passing(HubError::new(HubTrouble::Unreachable, id, message, hint), None)
