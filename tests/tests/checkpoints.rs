@@ -210,7 +210,7 @@ fn what_cannot_be_done_is_one_clear_error() {
     let mut manifest = json(&alone.join("manifest.json"));
     manifest.as_object_mut().unwrap().remove("job").expect("a record of the job");
     std::fs::write(alone.join("manifest.json"), serde_json::to_vec_pretty(&manifest).unwrap()).unwrap();
-    refused("", &alone, &["does not tell which model it trained", "hint: give --model FOLDER"]);
+    refused("", &alone, &["does not tell which model it trained", "hint: give --model NAME"]);
     let given = format!("--model {}", model("tiny-llama-tied").display());
     export(&scene, &alone, "alone", &given).assert_done();
     assert_same_model(&scene.path("alone"), &run.join("model"));
