@@ -136,7 +136,6 @@ pub(crate) const TRAINING: &[Known] = &[
     known("torch_dtype", &["float32", "auto", "none"], MASTERS),
     known("attn_implementation", NONE, NoEffect("there is one implementation of attention")),
     known("trust_remote_code", NO, NoEffect("no code of a model folder is ever run")),
-    known("model_revision", &["main", "none", ""], NotBuilt("model_name_or_path is a local folder")),
     known("model_init_kwargs", NONE, REMOVE),
     known("use_peft", NO, NO_PEFT),
     known("lora_r", NONE, NO_LORA),

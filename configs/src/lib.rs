@@ -54,7 +54,7 @@ pub use presets::{PRESETS, Preset};
 pub use profile::ProfileSteps;
 pub use registry::{Allowed, DefaultValue, Group, Key, Kind, Section, flag_names, key, nearest, other_keys};
 pub use resolve::{Inputs, resolve};
-pub use resolved::Resolved;
+pub use resolved::{HubModel, Resolved};
 pub use sharding::{BackwardPrefetch, ElementTypes, ReshardAfterForward, Sharding, Stage, UnitPolicy};
 pub use store_url::StoreUrl;
 pub use training::{KEYS, Training};

@@ -51,6 +51,8 @@ impl Section {
 pub enum Kind {
     /// A path, relative to the working directory.
     Path,
+    /// Words.
+    Text,
     /// A whole number.
     Integer,
     /// A number.
@@ -66,10 +68,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What stands for the value in a usage line: `PATH`, `N`, `X`, `BOOL`, `FIRST..LAST`, `URL`, or the names.
+    /// What stands for the value in a usage line: `PATH`, `TEXT`, `N`, `X`, `BOOL`, `FIRST..LAST`, `URL`, or the names.
     pub fn placeholder(self) -> String {
         match self {
             Kind::Path => "PATH".to_owned(),
+            Kind::Text => "TEXT".to_owned(),
             Kind::Integer => "N".to_owned(),
             Kind::Number => "X".to_owned(),
             Kind::Switch => "BOOL".to_owned(),
@@ -208,6 +211,7 @@ impl Key {
     pub fn allowed_words(&self) -> String {
         let kind = match self.kind {
             Kind::Path => "a path".to_owned(),
+            Kind::Text => "words".to_owned(),
             Kind::Integer => "a whole number".to_owned(),
             Kind::Number => "a number".to_owned(),
             Kind::Switch => "true or false".to_owned(),

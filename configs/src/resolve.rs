@@ -133,6 +133,7 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
         offload_optimizer,
         state_dict_type,
         export_model: true,
+        hub_model: None,
         initial_checkpoint: None,
         training,
         provenance: reader.provenance,

@@ -62,6 +62,9 @@ pub struct Resolved {
     /// Whether the model is written at the end; what only measures does without.
     #[serde(default = "yes")]
     pub export_model: bool,
+    /// Where the model came from, if from the hub; its folder then lies in the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub_model: Option<HubModel>,
     /// The step's folder of the checkpoint whose masters a job begins with; without one, it begins with the weights of
     /// `model_name_or_path`.
     #[serde(default)]
@@ -72,6 +75,18 @@ pub struct Resolved {
     pub provenance: BTreeMap<String, String>,
     /// What was written but has no effect here, one sentence each.
     pub notes: Vec<String>,
+}
+
+/// A model of the Hugging Face hub, as it was at one commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HubModel {
+    /// `owner/name`.
+    pub id: String,
+    /// The branch, tag or commit that was asked for.
+    pub revision: String,
+    /// The hash of the commit that it was.
+    pub commit: String,
 }
 
 /// A run folder of an earlier version does not say.

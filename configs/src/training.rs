@@ -84,8 +84,10 @@ const NOT_NEGATIVE: Allowed = Allowed::AtLeast(0.0);
 
 keys! {
     training {
-        /// The Hugging Face model folder to start from, or a checkpoint
+        /// The model to start from: a Hugging Face folder, the hub's id owner/name, or a checkpoint
         model_name_or_path: PathBuf = required, Allowed::Any, Files;
+        /// Of a model of the hub: the branch, tag or commit
+        model_revision: String = "main", Allowed::Any, Files;
         /// The training data: JSONL with `messages`, or with `input_ids` (and `labels`)
         dataset: PathBuf = required, Allowed::Any, Files;
         /// The held-out data, of the same form

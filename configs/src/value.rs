@@ -114,6 +114,14 @@ impl FromValue for PathBuf {
     }
 }
 
+impl FromValue for String {
+    const KIND: Kind = Kind::Text;
+
+    fn from_value(value: &Value) -> Option<Self> {
+        text(value).filter(|text| !text.is_empty())
+    }
+}
+
 impl FromValue for ProfileSteps {
     const KIND: Kind = Kind::Steps;
 

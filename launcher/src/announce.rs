@@ -8,6 +8,7 @@ use zerofold_configs::{
 use zerofold_data::{DataReport, RowKind, Segment, StepPlan};
 
 use crate::format;
+use crate::hub;
 use crate::run_folder::RunFolder;
 use crate::worker_command::threads_per_rank;
 
@@ -82,8 +83,8 @@ pub fn header(config: &Resolved, run: &RunFolder, plan: &StepPlan, report: &Data
     let tokens = rows as f64 * report.tokens as f64 / report.rows.max(1) as f64;
     vec![
         match &config.initial_checkpoint {
-            None => format!("model  {}", training.model_name_or_path.display()),
-            Some(step) => format!("model  {}, weights of {}", training.model_name_or_path.display(), step.display()),
+            None => format!("model  {}", hub::shown(config)),
+            Some(step) => format!("model  {}, weights of {}", hub::shown(config), step.display()),
         },
         format!(
             "job    {} × {}, backend {}",

@@ -8,6 +8,27 @@ pub const LOG: &str = "ZEROFOLD_LOG";
 /// its start.
 pub const STORE_PATIENCE: &str = "ZEROFOLD_STORE_PATIENCE";
 
+/// Read: the address of the Hugging Face hub; without it, the public one.
+pub const HF_ENDPOINT: &str = "HF_ENDPOINT";
+/// Read: the token that the hub knows its user by.
+pub const HF_TOKEN: &str = "HF_TOKEN";
+/// Read: the older name of the same.
+pub const HUGGING_FACE_HUB_TOKEN: &str = "HUGGING_FACE_HUB_TOKEN";
+/// Read: the file that keeps the token; without it, `token` in the folder of `HF_HOME`.
+pub const HF_TOKEN_PATH: &str = "HF_TOKEN_PATH";
+/// Read: the folder of everything of the hub; without it, `huggingface` in the user's folder of caches.
+pub const HF_HOME: &str = "HF_HOME";
+/// Read: the folder of downloaded models; without it, `hub` in the folder of `HF_HOME`.
+pub const HF_HUB_CACHE: &str = "HF_HUB_CACHE";
+/// Read: the older name of the same.
+pub const HUGGINGFACE_HUB_CACHE: &str = "HUGGINGFACE_HUB_CACHE";
+/// Read: the user's folder of caches; without it, `.cache` in the user's folder.
+pub const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
+/// Read: with 1, the hub is not asked, and what was downloaded before is used.
+pub const HF_HUB_OFFLINE: &str = "HF_HUB_OFFLINE";
+/// Read: the same, in the words of transformers.
+pub const TRANSFORMERS_OFFLINE: &str = "TRANSFORMERS_OFFLINE";
+
 /// Set: the rank, from 0.
 pub const RANK: &str = "RANK";
 /// Set: the rank on this host.

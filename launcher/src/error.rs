@@ -43,6 +43,9 @@ pub enum LaunchError {
         /// What to do.
         hint: String,
     },
+    /// The hub, or what it keeps on this machine.
+    #[error(transparent)]
+    Hub(Box<crate::hub::HubError>),
     /// The model's `config.json` cannot be used.
     #[error(transparent)]
     ModelConfig(Box<zerofold_plan::ModelConfigError>),
@@ -112,6 +115,12 @@ impl From<zerofold_configs::ConfigError> for LaunchError {
     }
 }
 
+impl From<crate::hub::HubError> for LaunchError {
+    fn from(error: crate::hub::HubError) -> Self {
+        LaunchError::Hub(Box::new(error))
+    }
+}
+
 impl From<zerofold_plan::ModelConfigError> for LaunchError {
     fn from(error: zerofold_plan::ModelConfigError) -> Self {
         LaunchError::ModelConfig(Box::new(error))
@@ -156,6 +165,7 @@ impl LaunchError {
         match self {
             LaunchError::Spawn(_) | LaunchError::Worker { .. } | LaunchError::System { .. } => EXIT_FAILED,
             LaunchError::Control(ControlError::Start { .. }) => EXIT_FAILED,
+            LaunchError::Hub(error) if error.is_failure() => EXIT_FAILED,
             _ => EXIT_USAGE,
         }
     }

@@ -6,16 +6,27 @@ use std::process::Command;
 use zerofold_configs::GenerateRequest;
 
 use crate::error::LaunchError;
+use crate::hub::{Extent, ModelName};
 use crate::initial_model::InitialModel;
+use crate::terminal::Terminal;
 use crate::{model_folder, worker_command};
+
+/// What the command line asks of `generate`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// What the worker is asked; its model may still be one of the hub.
+    pub request: GenerateRequest,
+    /// Of a model of the hub: the branch, tag or commit.
+    pub model_revision: Option<String>,
+}
 
 /// The longest argument that Linux hands to a program, with its final zero byte.
 const MAX_ARGUMENT_BYTES: usize = 128 << 10;
 
 /// Becomes the worker that generates; returns only if that fails. There is nothing to supervise with one process, so
 /// `launch` does not stay between it and the terminal.
-pub fn generate(request: &GenerateRequest) -> LaunchError {
-    match command(request) {
+pub fn generate(options: GenerateOptions, terminal: &Terminal) -> LaunchError {
+    match command(options, terminal) {
         Ok(mut command) => {
             let program = command.get_program().to_string_lossy().into_owned();
             let error = command.exec();
@@ -25,15 +36,17 @@ pub fn generate(request: &GenerateRequest) -> LaunchError {
     }
 }
 
-fn command(request: &GenerateRequest) -> Result<Command, LaunchError> {
-    let model = InitialModel::of(&request.model)?;
+fn command(options: GenerateOptions, terminal: &Terminal) -> Result<Command, LaunchError> {
+    let GenerateOptions { request, model_revision } = options;
+    let name = ModelName { name: &request.model, revision: model_revision.as_deref() };
+    let model = InitialModel::of(&name.find(Extent::Whole, terminal)?.0)?;
     model_folder::check(&model.folder)?;
     if let Some(step) = &model.checkpoint {
         zerofold_checkpoint::verify(step)?;
     }
-    let request = &GenerateRequest { model: model.folder, checkpoint: model.checkpoint, ..request.clone() };
+    let request = GenerateRequest { model: model.folder, checkpoint: model.checkpoint, ..request };
     let worker = worker_command::find_worker()?;
-    let json = serde_json::to_string(request).map_err(|error| {
+    let json = serde_json::to_string(&request).map_err(|error| {
         let message = format!("the request cannot be written as JSON: {error}");
         LaunchError::usage(message, "paths and prompts must be valid UTF-8")
     })?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use zerofold_checkpoint::{Found, Manifest, open_step};
-use zerofold_configs::Resolved;
+use zerofold_configs::{HubModel, Resolved};
 use zerofold_data::ChatTemplate;
 
 use crate::checkpoints::Place;
@@ -14,6 +14,8 @@ use crate::error::LaunchError;
 pub(crate) struct InitialModel {
     pub(crate) folder: PathBuf,
     pub(crate) checkpoint: Option<PathBuf>,
+    /// Where that folder came from, if the checkpoint's job had it from the hub.
+    pub(crate) hub_model: Option<HubModel>,
 }
 
 impl InitialModel {
@@ -23,7 +25,7 @@ impl InitialModel {
     /// # Errors
     /// A run without a checkpoint; a checkpoint whose model is not known or not there any more.
     pub(crate) fn of(path: &Path) -> Result<Self, LaunchError> {
-        let model = || Ok(InitialModel { folder: path.to_owned(), checkpoint: None });
+        let model = || Ok(InitialModel { folder: path.to_owned(), checkpoint: None, hub_model: None });
         if !path.is_dir() || path.join("config.json").is_file() {
             return model();
         }
@@ -38,8 +40,8 @@ impl InitialModel {
             Place::Model(_) | Place::Run(..) => return model(),
         };
         let found = open_step(&step)?;
-        let folder = configuration(&found).map(|run| run.training.model_name_or_path);
-        let Ok(folder) = folder.inspect_err(|error| tracing::debug!("{}: {error}", step.display())) else {
+        let run = configuration(&found).map(|run| (run.training.model_name_or_path, run.hub_model));
+        let Ok((folder, hub_model)) = run.inspect_err(|error| tracing::debug!("{}: {error}", step.display())) else {
             let message = format!("{} does not tell which model it was trained from", step.display());
             return Err(LaunchError::usage(message, EXPORT));
         };
@@ -49,7 +51,7 @@ impl InitialModel {
             return Err(LaunchError::usage(message, EXPORT));
         }
         check_template(&found.manifest, &folder)?;
-        Ok(InitialModel { folder, checkpoint: Some(step) })
+        Ok(InitialModel { folder, checkpoint: Some(step), hub_model })
     }
 }
 
@@ -61,6 +63,7 @@ pub(crate) fn settle(mut config: Resolved) -> Result<Resolved, LaunchError> {
     let model = InitialModel::of(&config.training.model_name_or_path)?;
     config.training.model_name_or_path = model.folder;
     config.initial_checkpoint = model.checkpoint;
+    config.hub_model = model.hub_model;
     Ok(config)
 }
 

@@ -4,6 +4,7 @@
 //! ```text
 //! main → cli ─ generate → becomes `worker generate`
 //!            ├ inspect, verify, diff, export → checkpoints and model folders on a disk
+//!            ├ push → a model folder into a repository of the Hugging Face hub
 //!            ├ doctor → what this machine has, lacks and reaches; asks `worker doctor` and bench
 //!            ├ bench → this machine's rates, by an errand of `worker bench`
 //!            ├ plan → what a job would need, from config.json alone
@@ -32,6 +33,7 @@ pub mod event;
 pub mod format;
 pub mod generate;
 pub mod gpus;
+pub mod hub;
 mod initial_model;
 pub mod memory;
 pub mod metrics;

@@ -7,12 +7,13 @@ use std::time::Instant;
 use zerofold_launcher::cli::{self, CliError, Meant};
 use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
 use zerofold_launcher::terminal::Terminal;
-use zerofold_launcher::{bench, checkpoints, compare, doctor, environment, generate, plan, train};
+use zerofold_launcher::{bench, checkpoints, compare, doctor, environment, generate, hub, plan, train};
 
 fn main() -> ExitCode {
     let began = Instant::now();
     let filter = tracing_subscriber::EnvFilter::try_from_env(environment::LOG)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        // What is wrong with a certificate is told once, by the error that it leads to.
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,rustls_platform_verifier=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let ended = match cli::parse(std::env::args_os(), std::io::stdin().is_terminal()) {
         Ok(Meant::Train(options)) => train::train(&options, began),
@@ -25,7 +26,8 @@ fn main() -> ExitCode {
         Ok(Meant::Verify(options)) => checkpoints::verify(&options, &Terminal::new(false)),
         Ok(Meant::Diff(options)) => checkpoints::diff(&options, &Terminal::new(false)),
         Ok(Meant::Export(options)) => checkpoints::export(&options, &Terminal::new(false)),
-        Ok(Meant::Generate(request)) => Err(generate::generate(&request)),
+        Ok(Meant::Push(options)) => hub::push(&options, &Terminal::new(false)),
+        Ok(Meant::Generate(options)) => Err(generate::generate(*options, &Terminal::new(false))),
         Err(CliError::Launch(error)) => Err(error),
         Err(CliError::Clap(error)) => {
             let _ = error.print();

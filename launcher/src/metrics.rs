@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object a step, and one an evaluation. Numbers that are not finite are written as null.
+//! `metrics.jsonl`: one JSON object a step, one an evaluation, and one each time a model of the hub is begun with. Numbers that are not finite are written as null.
 //! docs/metrics.md tells every field.
 
 use std::fs::File;
@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
+use zerofold_configs::HubModel;
 use zerofold_proto::v1::{EvaluationRecord, StepRecord};
 
 #[derive(Serialize)]
@@ -40,6 +41,14 @@ struct Evaluation {
     eval_seconds: f64,
 }
 
+#[derive(Serialize)]
+struct Model<'a> {
+    step: u64,
+    model: &'a str,
+    model_revision: &'a str,
+    model_commit: &'a str,
+}
+
 /// The open file. Every line is written at once, so that a reader sees whole lines.
 #[derive(Debug)]
 pub struct MetricsFile {
@@ -63,6 +72,11 @@ impl MetricsFile {
         std::fs::write(&partial, kept)?;
         std::fs::rename(&partial, path)?;
         Ok(MetricsFile { file: File::options().append(true).open(path)? })
+    }
+
+    /// Tells which model of the hub is trained from here on.
+    pub fn model(&mut self, step: u64, HubModel { id, revision, commit }: &HubModel) -> std::io::Result<()> {
+        self.line(&Model { step, model: id, model_revision: revision, model_commit: commit })
     }
 
     /// Adds a step.
@@ -139,6 +153,8 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut metrics = MetricsFile::create(&path).unwrap();
         metrics.step(&StepRecord { loss_scale: 2.0, skipped: "why".into(), ..step(1) }).unwrap();
+        let model = HubModel { id: "a/b".to_owned(), revision: "main".to_owned(), commit: "c".to_owned() };
+        metrics.model(0, &model).unwrap();
         metrics.evaluation(&EvaluationRecord::default()).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let written = text.lines().map(|line| {
@@ -146,7 +162,7 @@ mod tests {
             object.as_object().unwrap().keys().cloned().collect::<BTreeSet<String>>()
         });
         let document = include_str!("../../docs/metrics.md");
-        // A table for steps, then one for evaluations.
+        // A table for steps, one for models, one for evaluations.
         let documented = document.split("\n## ").skip(1).map(|section| {
             let fields = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
             fields.map(str::to_owned).collect::<BTreeSet<String>>()

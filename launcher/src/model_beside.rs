@@ -9,6 +9,7 @@ use zerofold_checkpoint::publish::MODEL_DIRECTORY;
 
 use crate::checkpoints::{ExportOptions, write_model};
 use crate::error::LaunchError;
+use crate::terminal::Terminal;
 
 /// Writes one model at a time.
 #[derive(Debug, Default)]
@@ -49,6 +50,7 @@ impl Drop for ModelBeside {
 
 fn write(step_directory: &Path) -> Result<(), LaunchError> {
     let output = step_directory.join(MODEL_DIRECTORY);
-    let options = ExportOptions { checkpoint: step_directory.to_owned(), output, dtype: None, model: None };
-    write_model(&open_step(step_directory)?, &options).map(|_| ())
+    let checkpoint = step_directory.to_owned();
+    let options = ExportOptions { checkpoint, output, dtype: None, model: None, model_revision: None };
+    write_model(&open_step(step_directory)?, &options, &Terminal::silent()).map(|_| ())
 }

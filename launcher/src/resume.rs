@@ -11,6 +11,7 @@ use zerofold_store::CheckpointStore;
 use crate::checkpoints::Parameters;
 use crate::error::LaunchError;
 use crate::format;
+use crate::hub;
 use crate::initial_model;
 use crate::run_folder::{Resume, RunFolder};
 use crate::store;
@@ -32,10 +33,16 @@ pub(crate) fn find(
     if let Ok(before) = Resolved::read(&run.config()) {
         let folder = |config: &Resolved| config.training.model_name_or_path.clone();
         let same = |path: &Path| path.canonicalize().ok();
-        if same(&folder(&before)) != same(&folder(config)) {
-            let (saved, asked) = (folder(&before), folder(config));
-            let message = format!("the run in it trains {}, this job {}", saved.display(), asked.display());
-            let hint = format!("resume with the same model: --model_name_or_path {}", saved.display());
+        let same_commit = before.hub_model.as_ref().zip(config.hub_model.as_ref());
+        let same_commit =
+            same_commit.is_some_and(|(before, now)| (&before.id, &before.commit) == (&now.id, &now.commit));
+        if !same_commit && same(&folder(&before)) != same(&folder(config)) {
+            let message = format!("the run in it trains {}, this job {}", hub::shown(&before), hub::shown(config));
+            let saved = match before.hub_model {
+                Some(model) => format!("{} --model_revision {}", model.id, model.commit),
+                None => folder(&before).display().to_string(),
+            };
+            let hint = format!("resume with the same model: --model_name_or_path {saved}");
             return Err(LaunchError::RunFolder { path: run.root().to_owned(), message, hint });
         }
     }

@@ -62,6 +62,13 @@ impl Terminal {
         }
     }
 
+    /// A line of the story on standard error, beside an answer on standard output; not in quiet.
+    pub fn tell(&self, text: &str) {
+        if self.voice == Voice::Full {
+            self.write(true, text);
+        }
+    }
+
     /// A line that a worker wrote to its standard error.
     pub fn worker_line(&self, rank: u32, text: &str) {
         if self.voice == Voice::Full {
@@ -71,11 +78,19 @@ impl Terminal {
 
     /// Shows a progress line of `total` steps, `done` of which lie behind. Does nothing where there is no terminal.
     pub fn start_progress(&self, total: u64, done: u64) {
+        // What does not fit is cut: a line that wraps could not be redrawn.
+        self.start_bar("step {pos}/{len} {bar:10} {wide_msg}", total, done);
+    }
+
+    /// Shows a progress line of `bytes` that are on their way. Does nothing where there is no terminal.
+    pub fn start_transfer(&self, bytes: u64) {
+        self.start_bar("{bytes}/{total_bytes} {bar:10} {bytes_per_sec} {eta} {wide_msg}", bytes, 0);
+    }
+
+    fn start_bar(&self, template: &str, total: u64, done: u64) {
         if !self.live {
             return;
         }
-        // What does not fit is cut: a line that wraps could not be redrawn.
-        let template = "step {pos}/{len} {bar:10} {wide_msg}";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stdout()).with_style(style);
         bar.set_position(done);

@@ -17,6 +17,7 @@ use crate::control::{ControlOptions, ControlPlane};
 use crate::environment as env;
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::{Event, StopSignal};
+use crate::hub::{self, Extent};
 use crate::metrics::MetricsFile;
 use crate::plan::{PlanRecord, Prediction};
 use crate::run_folder::{Resume, RunFolder};
@@ -51,10 +52,17 @@ pub struct TrainOptions {
 pub fn train(options: &TrainOptions, began: Instant) -> Result<u8, LaunchError> {
     let terminal = Arc::new(Terminal::new(options.quiet));
     let (events, received) = mpsc::channel();
-    let config = initial_model::settle(resolve(&options.inputs)?)?;
+    let mut config = initial_model::settle(resolve(&options.inputs)?)?;
     config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
+    let earlier = options.resume.as_ref().and_then(|_| earlier(&config));
+    hub::bring(&mut config, earlier.as_ref(), Extent::Whole, &terminal)?;
     let job = Job::prepare(config, None, options.resume.as_ref(), &terminal, &events)?;
     job.run(options, began, terminal, (events, received))
+}
+
+/// The configuration of the run that is gone on with, if it can be read.
+fn earlier(config: &Resolved) -> Option<Resolved> {
+    Resolved::read(&RunFolder::new(config.training.output_dir.clone()).config()).ok()
 }
 
 /// How long to wait for what: ranks that are `silence` long not heard from, and `stop` long at work when asked to stop.
@@ -178,7 +186,11 @@ impl Job {
         let done = self.resume.as_ref().map_or(0, |found| found.manifest.step);
         let path = self.run.metrics();
         let metrics = if self.resume.is_some() { MetricsFile::resume(&path, done) } else { MetricsFile::create(&path) };
-        let metrics = metrics.map_err(LaunchError::system(format!("write {}", path.display())))?;
+        let cannot_write = || LaunchError::system(format!("write {}", path.display()));
+        let mut metrics = metrics.map_err(cannot_write())?;
+        if let Some(model) = &self.config.hub_model {
+            metrics.model(done, model).map_err(cannot_write())?;
+        }
         signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
         let steps = (self.plan.total_steps(), done);
         let mut view = View::new(terminal.clone(), metrics, began, steps, self.config.training.logging_steps);

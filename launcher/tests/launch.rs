@@ -39,6 +39,7 @@ impl Fixture {
         let worker = stand_in_worker();
         let mut command = Command::new(env!("CARGO_BIN_EXE_launch"));
         command.args(words).current_dir(self.folder.path()).env("ZEROFOLD_WORKER", worker);
+        command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", self.folder.path().join("hf"));
         command.env_remove("STAND_IN").env_remove("STAND_IN_STEPS").stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command

@@ -5,6 +5,7 @@
 
 mod curve;
 mod disk;
+mod hub;
 mod metrics;
 mod process;
 mod random_model;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 pub use curve::{CURVE_MODEL, Curve};
 pub use disk::{ReadOnly, SmallDisk, not_tested};
+pub use hub::{Fault, Hub, Repo, WRITER};
 pub use metrics::{Metrics, assert_close, json};
 pub use process::{Ended, Process, Running, processes_of, signal};
 pub use random_model::{Dtype, RandomModel, random_rows};
@@ -108,10 +110,13 @@ impl Scene {
     pub fn launch(&self, words: &str) -> Job<'_> {
         let mut command = Command::new(program("launch"));
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("ZEROFOLD_") {
-                command.env_remove(name);
+            let name = name.to_string_lossy();
+            if ["ZEROFOLD_", "HF_", "HUGGING", "TRANSFORMERS_"].iter().any(|start| name.starts_with(start)) {
+                command.env_remove(&*name);
             }
         }
+        // Nobody's own models and tokens are touched, and the real hub is never asked.
+        command.env("HF_HOME", self.path("hf")).env("HF_HUB_OFFLINE", "1").env("NO_PROXY", "*");
         command.args(words.split_whitespace()).current_dir(self.folder.path());
         command.env(MARKER, self.folder.path()).env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
         Job { scene: self, command }

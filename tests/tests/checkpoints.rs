@@ -201,7 +201,7 @@ fn what_cannot_be_done_is_one_clear_error() {
         "model.embed_tokens.weight is [320, 64] in the model, and [320, 48] in the checkpoint",
     ];
     refused(&format!("--model {other}"), &run, &parts);
-    refused("--model nowhere", &run, &["--model is nowhere, and there is no config.json in it", "hint: "]);
+    refused("--model ./nowhere", &run, &["--model is ./nowhere, and there is no config.json in it", "hint: "]);
     export(&scene, &run, "run", "").assert_failed(2, &["run exists already", "hint: nothing is written over"]);
 
     // A checkpoint alone, without its run, tells its job itself.
@@ -214,7 +214,7 @@ fn what_cannot_be_done_is_one_clear_error() {
         manifest.as_object_mut().unwrap().remove(key).expect("a record of the job, and a seal");
     }
     std::fs::write(alone.join("manifest.json"), serde_json::to_vec_pretty(&manifest).unwrap()).unwrap();
-    refused("", &alone, &["does not tell which model it trained", "hint: give --model FOLDER"]);
+    refused("", &alone, &["does not tell which model it trained", "hint: give --model NAME"]);
     let given = format!("--model {}", model("tiny-llama-tied").display());
     export(&scene, &alone, "alone", &given).assert_done();
     assert_same_model(&scene.path("alone"), &run.join("model"));

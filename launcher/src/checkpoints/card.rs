@@ -12,8 +12,8 @@ use crate::format;
 pub(super) struct Card<'a> {
     /// The checkpoint.
     pub(super) manifest: &'a Manifest,
-    /// The folder of the model that was trained.
-    pub(super) model: &'a Path,
+    /// The name of the model that was trained: the hub's, or its folder's.
+    pub(super) model: &'a str,
     /// The type of the weights.
     pub(super) dtype: Dtype,
     /// The run's configuration, if it can be read.
@@ -25,7 +25,7 @@ pub(super) struct Card<'a> {
 impl Card<'_> {
     /// The card as Markdown. Folders and files are named without their paths, which are nobody's business elsewhere.
     pub(super) fn text(&self) -> String {
-        let model = name_of(self.model);
+        let model = self.model;
         let manifest = self.manifest;
         let ranks = format::plural(u64::from(manifest.world_size), "rank");
         let mut text = format!("# {model}, fine-tuned\n\n");

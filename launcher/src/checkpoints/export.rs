@@ -14,11 +14,12 @@ use super::place::Place;
 use super::remote::Remote;
 use crate::error::LaunchError;
 use crate::format;
+use crate::hub::{Extent, ModelName};
 use crate::initial_model::{check_template, configuration};
 use crate::terminal::Terminal;
 
 const GIVE_THE_MODEL: &str =
-    "give --model FOLDER, the model that was trained: its config.json and tokenizer go into the export";
+    "give --model NAME, the model that was trained: its config.json and tokenizer go into the export";
 
 /// The type of exported weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +55,10 @@ pub struct ExportOptions {
     pub output: PathBuf,
     /// The type of the weights; without one, what the run itself would export.
     pub dtype: Option<ExportDtype>,
-    /// The model folder that config.json and tokenizer come from; without one, the run's model_name_or_path.
+    /// The model that config.json and tokenizer come from, a folder or one of the hub; without one, the run's.
     pub model: Option<PathBuf>,
+    /// Of a model of the hub: the branch, tag or commit.
+    pub model_revision: Option<String>,
 }
 
 /// Writes a Hugging Face model folder out of a checkpoint, whole or not at all.
@@ -78,7 +81,7 @@ pub fn export(options: &ExportOptions, terminal: &Terminal) -> Result<u8, Launch
             (zerofold_checkpoint::verify(&step)?, None)
         }
     };
-    let (plan, dtype) = write_model(&found, options)?;
+    let (plan, dtype) = write_model(&found, options, terminal)?;
     terminal.result(&format!(
         "model: {} (step {}, {} in {}, {}), read back and found to be the checkpoint's",
         options.output.display(),
@@ -91,15 +94,19 @@ pub fn export(options: &ExportOptions, terminal: &Terminal) -> Result<u8, Launch
 }
 
 /// Writes the model of a checkpoint, reads it back, and gives it its name; with what files, and in which type.
-pub(crate) fn write_model(found: &Found, options: &ExportOptions) -> Result<(ExportPlan, Dtype), LaunchError> {
+pub(crate) fn write_model(
+    found: &Found,
+    options: &ExportOptions,
+    terminal: &Terminal,
+) -> Result<(ExportPlan, Dtype), LaunchError> {
     let run = configuration(found);
-    let source = Source::of(options, run.as_ref(), &found.directory)?;
+    let source = Source::of(options, run.as_ref(), &found.directory, terminal)?;
     check_template(&found.manifest, &source.folder)?;
     source.check(found)?;
     let dtype = source.dtype(options.dtype, run.as_ref().ok(), found)?;
     let card = Card {
         manifest: &found.manifest,
-        model: &source.folder,
+        model: &source.name,
         dtype,
         run: run.as_ref().ok(),
         exported: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
@@ -109,16 +116,49 @@ pub(crate) fn write_model(found: &Found, options: &ExportOptions) -> Result<(Exp
     Ok((order.write(&options.output)?, dtype))
 }
 
+/// The folder of the model that a run trained. What was downloaded for it may have been deleted since: the hub has it under the
+/// same commit.
+fn folder_of(run: &Resolved, extent: Extent, terminal: &Terminal) -> Result<PathBuf, LaunchError> {
+    let folder = &run.training.model_name_or_path;
+    let is_there = match extent {
+        Extent::Whole => ModelFiles::open(folder).is_ok(),
+        Extent::Shape | Extent::WithoutWeights => folder.join("tokenizer.json").is_file(),
+    };
+    match &run.hub_model {
+        Some(model) if !is_there => {
+            let name = ModelName { name: Path::new(&model.id), revision: Some(&model.commit) };
+            Ok(name.find(extent, terminal)?.0)
+        }
+        _ => Ok(folder.clone()),
+    }
+}
+
 /// The model that was trained, or another with its configuration.
 struct Source {
     folder: PathBuf,
+    /// Its name: on the hub, or that of its folder.
+    name: String,
 }
 
 impl Source {
-    fn of(options: &ExportOptions, run: Result<&Resolved, &LaunchError>, step: &Path) -> Result<Self, LaunchError> {
-        let folder = match (&options.model, run) {
-            (Some(folder), _) => folder.clone(),
-            (None, Ok(run)) => run.training.model_name_or_path.clone(),
+    fn of(
+        options: &ExportOptions,
+        run: Result<&Resolved, &LaunchError>,
+        step: &Path,
+        terminal: &Terminal,
+    ) -> Result<Self, LaunchError> {
+        let given = options.dtype.map(|dtype| dtype != ExportDtype::Source);
+        let has_dtype = given.unwrap_or_else(|| run.is_ok_and(|run| run.training.save_dtype.is_some()));
+        let extent = if has_dtype { Extent::WithoutWeights } else { Extent::Whole };
+        let (folder, id) = match (&options.model, run) {
+            (Some(name), _) => {
+                let name = ModelName { name, revision: options.model_revision.as_deref() };
+                let (folder, model) = name.find(extent, terminal)?;
+                (folder, model.map(|model| model.id))
+            }
+            (None, Ok(run)) => {
+                (folder_of(run, extent, terminal)?, run.hub_model.as_ref().map(|model| model.id.clone()))
+            }
             (None, Err(error)) => {
                 let reason = error.to_string();
                 let reason = reason.lines().next().unwrap_or_default();
@@ -127,7 +167,9 @@ impl Source {
             }
         };
         let Some(missing) = ["config.json", "tokenizer.json"].iter().find(|name| !folder.join(name).is_file()) else {
-            return Ok(Source { folder });
+            let own = || folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
+            let name = id.unwrap_or_else(own);
+            return Ok(Source { folder, name });
         };
         let which = if options.model.is_some() { "--model" } else { "the run's model_name_or_path" };
         let message = format!("{which} is {}, and there is no {missing} in it", folder.display());
@@ -140,7 +182,7 @@ impl Source {
         let Some(difference) = parameters.difference(&found.manifest) else { return Ok(()) };
         let (folder, checkpoint) = (self.folder.display(), found.directory.display());
         let message = format!("{folder} is not the model of {checkpoint}: {difference}");
-        Err(LaunchError::usage(message, "give --model FOLDER, the model that was trained"))
+        Err(LaunchError::usage(message, "give --model NAME, the model that was trained"))
     }
 
     /// The type to write: what is asked for, else the run's save_dtype, else the source's.

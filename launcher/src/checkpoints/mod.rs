@@ -68,7 +68,8 @@ mod tests {
         let told = diff(&both, &terminal).unwrap_err().to_string();
         assert!(told.contains("tensor a/master is not in "), "{told}");
         let output = folder.path().join("model");
-        let order = ExportOptions { checkpoint: step, output: output.clone(), dtype: None, model: None };
+        let order =
+            ExportOptions { checkpoint: step, output: output.clone(), dtype: None, model: None, model_revision: None };
         let told = export(&order, &terminal).unwrap_err().to_string();
         assert!(told.contains("has the hash ") && !output.exists(), "{told}");
     }

@@ -96,7 +96,7 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .styles(styles)
         .max_term_width(110)
-        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch generate --model FOLDER [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]")
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch generate --model NAME [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]")
         .after_help(EXAMPLES)
         .allow_external_subcommands(true)
         .subcommand_required(true)
@@ -139,7 +139,7 @@ fn plan() -> Command {
         .arg(option(
             "model",
             "NAME",
-            format!("A published shape in place of a folder: {}", ModelConfig::PUBLISHED.join(", ")),
+            format!("A published shape in place of a model: {}", ModelConfig::PUBLISHED.join(", ")),
         ))
         .arg(
             option("gpu-memory", "SIZE", "Memory of one GPU, such as 80GiB [default: this machine's, over its ranks]")
@@ -293,11 +293,12 @@ fn generate() -> Command {
         flag(name).value_name(value).help(format!("{help} [default: {default}]")).help_heading("Sampling")
     };
     Command::new("generate")
-        .about("Answer, continue or chat with a model folder")
-        .override_usage("launch generate --model FOLDER [OPTIONS]")
+        .about("Answer, continue or chat with a model")
+        .override_usage("launch generate --model NAME [OPTIONS]")
         .after_help(GENERATE_EXAMPLES)
         .args_override_self(true)
-        .arg(option("model", "FOLDER", "The Hugging Face model folder").required(true))
+        .arg(option("model", "NAME", "The model: a Hugging Face folder, or the hub's id owner/name").required(true))
+        .arg(super::checkpoints::model_revision())
         .arg(option("prompt", "TEXT", "Continue this text").conflicts_with_all(["chat", "dataset"]))
         .arg(
             option("chat", "TEXT", "Answer this message by the chat template; without a text, chat")

@@ -1,4 +1,4 @@
-//! What can be typed with `checkpoint`, `inspect`, `verify`, `diff` and `export`, and what it means.
+//! What can be typed with `checkpoint`, `inspect`, `verify`, `diff`, `export` and `push`, and what it means.
 
 use std::path::PathBuf;
 
@@ -6,6 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::arguments::option;
 use crate::checkpoints::{DEFAULT_TOP, DiffOptions, ExportDtype, ExportOptions, InspectOptions, VerifyOptions};
+use crate::hub::PushOptions;
 
 const PATH_HELP: &str = "A checkpoint (output_dir/checkpoints/step-…), a run's output_dir, s3://BUCKET/PREFIX of a run or of one step, or a Hugging \
      Face model folder";
@@ -19,9 +20,19 @@ Examples:
 
 The folder appears whole or not at all, after every value in it was read back and compared with the checkpoint's.";
 
+const PUSH_EXAMPLES: &str = "\
+Examples:
+  launch push runs/first --repo me/my-model
+      the model of a run
+  launch push models/first --repo me/my-model --revision experiment --private --message \"Three epochs\"
+      an exported model folder, to a branch
+
+Needs a token that may write: HF_TOKEN, or the file of `hf auth login`. The repository is made if it is not there. All files
+become one commit, which comes last: what is interrupted before it changes nothing.";
+
 /// The commands' definitions.
-pub(super) fn commands() -> [Command; 5] {
-    [checkpoint(), inspect(), verify(), diff(), export()]
+pub(super) fn commands() -> [Command; 6] {
+    [checkpoint(), inspect(), verify(), diff(), export(), push()]
 }
 
 fn checkpoint() -> Command {
@@ -89,7 +100,34 @@ fn export() -> Command {
             option("dtype", "NAME", "The type of the weights [default: the run's save_dtype, else source]")
                 .value_parser(clap::builder::PossibleValuesParser::new(ExportDtype::NAMES)),
         )
-        .arg(folder("model", "Where config.json and tokenizer come from [default: the run's model_name_or_path]"))
+        .arg(
+            option(
+                "model",
+                "NAME",
+                "Where config.json and tokenizer come from: a folder, or a model of the hub [default: the run's model]",
+            )
+            .value_parser(value_parser!(PathBuf)),
+        )
+        .arg(model_revision().requires("model"))
+}
+
+fn push() -> Command {
+    Command::new("push")
+        .about("Upload a model folder to the Hugging Face hub, as one commit")
+        .override_usage("launch push FOLDER --repo OWNER/NAME [OPTIONS]")
+        .after_help(PUSH_EXAMPLES)
+        .args_override_self(true)
+        .arg(path("folder", "FOLDER", "A model folder, or a run's output_dir for its model"))
+        .arg(option("repo", "OWNER/NAME", "The repository").required(true))
+        .arg(option("revision", "BRANCH", "The branch, made if it is not there [default: main]"))
+        .arg(switch("private", "If the repository has to be made, make it private"))
+        .arg(option("message", "TEXT", "What is said about the commit"))
+}
+
+/// Which commit of a model of the hub is meant.
+pub(super) fn model_revision() -> Arg {
+    option("model_revision", "NAME", "Of a model of the hub: the branch, tag or commit [default: main]")
+        .alias("model-revision")
 }
 
 fn path(name: &'static str, value: &'static str, help: &'static str) -> Arg {
@@ -126,5 +164,18 @@ pub(super) fn diff_meant(matches: &ArgMatches) -> DiffOptions {
 pub(super) fn export_meant(matches: &ArgMatches) -> ExportOptions {
     let dtype = matches.get_one::<String>("dtype").and_then(|name| ExportDtype::from_name(name));
     let (checkpoint, output) = (given(matches, "checkpoint"), given(matches, "output"));
-    ExportOptions { checkpoint, output, dtype, model: matches.get_one::<PathBuf>("model").cloned() }
+    let model = matches.get_one::<PathBuf>("model").cloned();
+    let model_revision = matches.get_one::<String>("model_revision").cloned();
+    ExportOptions { checkpoint, output, dtype, model, model_revision }
+}
+
+pub(super) fn push_meant(matches: &ArgMatches) -> PushOptions {
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    PushOptions {
+        folder: given(matches, "folder"),
+        repo: text("repo").unwrap_or_default(),
+        revision: text("revision"),
+        private: matches.get_flag("private"),
+        message: text("message"),
+    }
 }

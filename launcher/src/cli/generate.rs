@@ -4,8 +4,9 @@ use clap::ArgMatches;
 use zerofold_configs::{ComputeDtype, GenerateRequest};
 
 use crate::error::LaunchError;
+use crate::generate::GenerateOptions;
 
-pub(super) fn meant(matches: &ArgMatches, on_terminal: bool) -> Result<GenerateRequest, LaunchError> {
+pub(super) fn meant(matches: &ArgMatches, on_terminal: bool) -> Result<GenerateOptions, LaunchError> {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     let mut request = GenerateRequest::new(text("model").unwrap_or_default());
     let message = text("chat");
@@ -38,5 +39,5 @@ pub(super) fn meant(matches: &ArgMatches, on_terminal: bool) -> Result<GenerateR
     if request.system.is_some() && !request.chat && request.dataset.is_none() {
         return Err(LaunchError::usage("--system needs a chat", "give --chat TEXT in place of --prompt TEXT"));
     }
-    Ok(request)
+    Ok(GenerateOptions { request, model_revision: text("model_revision") })
 }

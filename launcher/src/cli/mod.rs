@@ -15,19 +15,33 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::ArgMatches;
-use zerofold_configs::{GenerateRequest, nearest};
+use zerofold_configs::nearest;
 
 use crate::bench::BenchOptions;
 use crate::checkpoints::{DiffOptions, ExportOptions, InspectOptions, VerifyOptions};
 use crate::compare::CompareOptions;
 use crate::doctor::DoctorOptions;
 use crate::error::LaunchError;
+use crate::generate::GenerateOptions;
+use crate::hub::PushOptions;
 use crate::plan::PlanOptions;
 use crate::train::TrainOptions;
 
 /// The commands.
-const COMMANDS: [&str; 11] =
-    ["train", "plan", "compare", "generate", "checkpoint", "inspect", "verify", "diff", "export", "doctor", "bench"];
+const COMMANDS: [&str; 12] = [
+    "train",
+    "plan",
+    "compare",
+    "generate",
+    "checkpoint",
+    "inspect",
+    "verify",
+    "diff",
+    "export",
+    "push",
+    "doctor",
+    "bench",
+];
 
 /// What a command line means.
 #[derive(Clone, Debug)]
@@ -39,7 +53,7 @@ pub enum Meant {
     /// Train a few steps in several configurations.
     Compare(Box<CompareOptions>),
     /// Generate.
-    Generate(Box<GenerateRequest>),
+    Generate(Box<GenerateOptions>),
     /// Ask the run in this folder for a checkpoint.
     Checkpoint(PathBuf),
     /// Tell what lies in a checkpoint or model folder.
@@ -50,6 +64,8 @@ pub enum Meant {
     Diff(DiffOptions),
     /// Make a model folder out of a checkpoint.
     Export(ExportOptions),
+    /// Upload a model folder to the hub.
+    Push(PushOptions),
     /// Look at this machine.
     Doctor(Box<DoctorOptions>),
     /// Measure this machine.
@@ -89,13 +105,14 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
             refuse_job_options(&matches, "generate")?;
             Ok(Meant::Generate(Box::new(generate::meant(after, on_terminal)?)))
         }
-        Some((command @ ("checkpoint" | "inspect" | "verify" | "diff" | "export"), after)) => {
+        Some((command @ ("checkpoint" | "inspect" | "verify" | "diff" | "export" | "push"), after)) => {
             refuse_job_options(&matches, command)?;
             Ok(match command {
                 "checkpoint" => Meant::Checkpoint(checkpoints::run_meant(after)),
                 "inspect" => Meant::Inspect(checkpoints::inspect_meant(after)),
                 "verify" => Meant::Verify(checkpoints::verify_meant(after)),
                 "diff" => Meant::Diff(checkpoints::diff_meant(after)),
+                "push" => Meant::Push(checkpoints::push_meant(after)),
                 _ => Meant::Export(checkpoints::export_meant(after)),
             })
         }
@@ -309,7 +326,7 @@ mod tests {
     fn generate_asks_for_what_was_meant() {
         let request =
             |line: &str, on_terminal| match parse(line.split_whitespace().map(OsString::from), on_terminal).unwrap() {
-                Meant::Generate(request) => *request,
+                Meant::Generate(options) => options.request,
                 other => panic!("{other:?}"),
             };
         let chat = request("launch generate --model m --chat Hello --temperature 0.7 --dtype bfloat16", false);
@@ -341,6 +358,13 @@ mod tests {
             Ok(Meant::Diff(it)) => assert_eq!((it.left, it.right, it.top), ("a".into(), "b".into(), 3)),
             other => panic!("{other:?}"),
         }
+        match parse_line("launch push runs/a --repo me/m --private") {
+            Ok(Meant::Push(it)) => {
+                assert_eq!((it.folder, it.repo.as_str(), it.private), ("runs/a".into(), "me/m", true))
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(error("launch push runs/a").contains("--repo"));
         let export = |line: &str| match parse_line(line) {
             Ok(Meant::Export(options)) => options,
             other => panic!("{line}: {other:?}"),

@@ -8,6 +8,7 @@ use zerofold_proto::v1::StepRecord;
 use super::choice::{Candidate, Choice, choose};
 use super::series::Configuration;
 use crate::format::median;
+use crate::hub;
 use crate::memory::machine_memory;
 use crate::metrics::rate;
 use crate::plan::{Measured, parameters};
@@ -91,7 +92,7 @@ impl Model {
     /// `longest` tokens are in the longest row.
     pub(super) fn of(config: &Resolved, model: &ModelConfig, longest: usize) -> Model {
         Model {
-            name: config.training.model_name_or_path.display().to_string(),
+            name: hub::shown(config),
             parameters: parameters(model, config.sharding.units),
             compute_dtype: config.element_types().compute,
             per_device_train_batch_size_rows: config.training.per_device_train_batch_size,

@@ -27,6 +27,7 @@ use zerofold_configs::{Backend, BenchRequest, DeviceKind, Inputs, Stage};
 use zerofold_data::Prepared;
 
 use crate::error::{EXIT_FAILED, LaunchError};
+use crate::hub::{self, Extent};
 use crate::memory::memory_of_rank;
 use crate::terminal::Terminal;
 use crate::worker_command::find_worker;
@@ -105,7 +106,11 @@ impl Progress<'_> {
 pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, LaunchError> {
     let began = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()));
     let progress = Progress { terminal, quiet: options.quiet };
-    let series = series::series(options)?;
+    let mut series = series::series(options)?;
+    let quiet = Terminal::new(true);
+    for (_, config) in &mut series {
+        hub::bring(config, None, Extent::Whole, if options.quiet { &quiet } else { terminal })?;
+    }
     let Some((_, first)) = series.first().cloned() else {
         return Err(LaunchError::usage("there is nothing to compare", "name a stage: --stages 0,1,2,3"));
     };

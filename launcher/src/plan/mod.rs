@@ -54,7 +54,7 @@ struct Capacity {
 /// A configuration that `train` would refuse too (but for missing data and output), no model, a `config.json` that
 /// cannot be used.
 pub fn plan(options: &PlanOptions, terminal: &Terminal) -> Result<u8, LaunchError> {
-    let question = Question::of(options)?;
+    let question = Question::of(options, terminal)?;
     let inputs = question.inputs();
     let plans = plan_all_stages(&inputs)?;
     let capacity = question.capacity(options.gpu_memory);

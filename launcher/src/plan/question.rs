@@ -1,14 +1,18 @@
 //! What is asked: a resolved configuration, a model's shape, and the memory there is.
 
+use std::path::Path;
+
 use zerofold_configs::{ConfigError, DeviceKind, Inputs, Precision, Resolved, Stage, UnitPolicy, nearest, resolve};
 use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, PlanInputs, PlannedDevice};
 
 use super::{Capacity, PlanOptions};
 use crate::error::LaunchError;
 use crate::format;
+use crate::hub::{self, Extent};
 use crate::initial_model::settle;
 use crate::memory::memory_of_rank;
 use crate::model_folder;
+use crate::terminal::Terminal;
 
 /// Required keys that a plan does without.
 const NOT_NEEDED: [&str; 4] = ["dataset", "eval_dataset", "output_dir", "offload_optimizer_nvme_path"];
@@ -19,19 +23,15 @@ const MODEL: &str = "model_name_or_path";
 pub(super) struct Question {
     /// What is configured.
     pub(super) config: Resolved,
-    /// The model's name or folder.
+    /// The model's name, or its folder.
     pub(super) name: String,
     model: ModelConfig,
     device: PlannedDevice,
 }
 
 impl Question {
-    pub(super) fn of(options: &PlanOptions) -> Result<Question, LaunchError> {
-        let published = options.model.as_deref().map(published).transpose()?;
-        if published.is_some() && options.inputs.flags.iter().any(|(name, _)| name == MODEL) {
-            let message = "--model and --model_name_or_path both name a model";
-            return Err(LaunchError::usage(message, "give one of the two"));
-        }
+    pub(super) fn of(options: &PlanOptions, terminal: &Terminal) -> Result<Question, LaunchError> {
+        let (options, published) = &named(options)?;
         let for_gpus = published.is_some() || options.gpu_memory.is_some();
         let mut config = resolve_what_matters(&options.inputs, published.is_some())?;
         if for_gpus && config.device == DeviceKind::Cpu {
@@ -41,14 +41,13 @@ impl Question {
             config = resolve_what_matters(&inputs, published.is_some()).unwrap_or(config);
         }
         let device = if for_gpus { PlannedDevice::Gpu } else { config.device.into() };
-        if published.is_none() {
-            config = settle(config)?;
-        }
-        let folder = &config.training.model_name_or_path;
-        let name = options.model.clone().unwrap_or_else(|| folder.display().to_string());
-        let model = match published {
-            Some(model) => model,
-            None => ModelConfig::read(folder)?,
+        let (name, model) = match published {
+            Some((name, model)) => (name.clone(), model.clone()),
+            None => {
+                config = settle(config)?;
+                hub::bring(&mut config, None, Extent::Shape, terminal)?;
+                (hub::shown(&config), ModelConfig::read(&config.training.model_name_or_path)?)
+            }
         };
         model_folder::check_layer_classes(&config, &model)?;
         config.notes.extend(model_folder::too_long("max_length is", config.training.max_length as usize, &model));
@@ -117,12 +116,31 @@ pub(crate) fn parameters(model: &ModelConfig, units: UnitPolicy) -> u64 {
     layout.map_or(0, |layout| layout.parameter_numel() as u64)
 }
 
+/// What `--model` names: a published shape, which is given beside the options, or a folder or model of the hub, which then is
+/// `--model_name_or_path`.
+fn named(options: &PlanOptions) -> Result<(PlanOptions, Option<(String, ModelConfig)>), LaunchError> {
+    let Some(name) = &options.model else { return Ok((options.clone(), None)) };
+    let mut options = options.clone();
+    if options.inputs.flags.iter().any(|(name, _)| name == MODEL) {
+        let message = "--model and --model_name_or_path both name a model";
+        return Err(LaunchError::usage(message, "give one of the two"));
+    }
+    // A name alone may be a misspelt shape, so that the hub is not asked for it.
+    if name.contains('/') || Path::new(name).is_dir() {
+        options.inputs.flags.push((MODEL.to_owned(), name.clone()));
+        return Ok((options, None));
+    }
+    let model = published(name)?;
+    Ok((options, Some((name.clone(), model))))
+}
+
 fn published(name: &str) -> Result<ModelConfig, LaunchError> {
     ModelConfig::published(name).ok_or_else(|| {
         let names = ModelConfig::PUBLISHED.join(", ");
         let near = nearest(name, ModelConfig::PUBLISHED.iter().copied());
         let near = near.map(|near| format!("did you mean {near}? ")).unwrap_or_default();
-        let hint = format!("{near}known are {names}; a model folder of yours is given by --model_name_or_path FOLDER");
+        let hint =
+            format!("{near}known are {names}; a model folder or a model of the hub is given by --model_name_or_path");
         LaunchError::usage(format!("--model {name}: no published shape of this name"), hint)
     })
 }

@@ -133,7 +133,10 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
 
 /// The safetensors files of a model folder, each with the tensors that the index says lie in it; the only file of a model
 /// has no index, and no list. The files themselves are not looked at.
-pub(crate) fn listed_files(directory: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+///
+/// # Errors
+/// If there is neither, or the index cannot be read or names files of other folders.
+pub fn listed_files(directory: &Path) -> Result<BTreeMap<String, Vec<String>>> {
     let index = directory.join(INDEX_FILE);
     if directory.join(SINGLE_FILE).exists() {
         return Ok(BTreeMap::from([(SINGLE_FILE.to_string(), Vec::new())]));

@@ -27,6 +27,12 @@ const COPIED: [&str; 10] = [
     "LICENSE",
 ];
 
+/// Whether a file of this name belongs to a model beside its weights and is kept with it.
+pub fn is_side_file(name: &str) -> bool {
+    let tokenizer = name.starts_with("tokenizer") && name.ends_with(".json");
+    name == CONFIG_FILE || tokenizer || COPIED.contains(&name)
+}
+
 /// Copies what a model folder holds besides weights into another folder, and gives the names. `config.json` must be there and
 /// gets the type of the weights that were written; `tokenizer*.json` and the other files of a tokenizer, its chat template
 /// and the generation defaults are copied as they are.
@@ -40,9 +46,8 @@ pub fn copy_side_files(source: &Path, target: &Path, dtype: Dtype) -> Result<Vec
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
             continue;
         };
-        let tokenizer = name.starts_with("tokenizer") && name.ends_with(".json");
         // A link into a cache of models is followed.
-        if (tokenizer || COPIED.contains(&name)) && path.is_file() {
+        if name != CONFIG_FILE && is_side_file(name) && path.is_file() {
             copy(&path, &target.join(name))?;
             copied.push(name.to_string());
         }
