@@ -1,9 +1,16 @@
 //! A worker for tests: it speaks the control plane's protocol but trains nothing. `STAND_IN` says what its ranks do, as
 //! `RANK:BEHAVIOUR` separated by commas; other ranks train for `STAND_IN_STEPS` steps (default 3) and leave.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tonic::transport::Channel;
+use zerofold_checkpoint::{
+    Dtype, FileEntry, Part, STATES, SafetensorsWriter, SavedParameter, SavedUnit, TensorEntry, TensorRange,
+    digest_units, shard_file_name,
+};
+use zerofold_configs::{Resolved, UnitPolicy};
+use zerofold_plan::{ModelConfig, ModelUnits};
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::*;
 
@@ -145,14 +152,29 @@ impl Rank {
         // The place in the data of the fixture's job: 8 rows, 2 ranks × 8 rows a step.
         let cursor = serde_json::json!({"rows": 8, "epoch": step, "row": 0, "global_batch": 16, "row_seed": 42,
             "sampling": "random"});
-        let part = serde_json::json!({"rank": self.rank, "world_size": self.world_size, "step": step,
-            "generation": self.generation, "stage": 0, "layout": zerofold_checkpoint::digest_units(&[]), "state": {"data": cursor}, "files": []});
+        let units = [unit_of(&config)?];
+        let mut part = Part {
+            rank: self.rank,
+            world_size: self.world_size,
+            step,
+            generation: self.generation,
+            stage: 0,
+            layout: digest_units(&units),
+            units: Vec::new(),
+            state: serde_json::json!({"data": cursor}),
+            files: Vec::new(),
+        };
+        if self.rank == 0 {
+            part.files.push(write_zeros(&folder, &units[0], &part)?);
+            part.units = units.to_vec();
+        }
+        let part = serde_json::to_string(&part)?;
         let part = CheckpointPart {
             rank: self.rank,
             generation: self.generation,
             step,
             directory: folder.display().to_string(),
-            part: part.to_string().into_bytes(),
+            part: part.into_bytes(),
             failure: String::new(),
         };
         self.client.checkpoint_written(part).await?;
@@ -164,6 +186,39 @@ impl Rank {
         self.client.fail(FailRequest { rank, generation, message: message.to_owned(), consequence }).await?;
         std::process::exit(code);
     }
+}
+
+/// All parameters of the job's model, end to end.
+fn unit_of(config: &Path) -> Result<SavedUnit> {
+    let model = ModelConfig::read(&Resolved::read(config)?.training.model_name_or_path)?;
+    let units = ModelUnits::new(&model, UnitPolicy::Whole).units;
+    let (mut length, mut parameters) = (0, Vec::new());
+    for leaf in units.into_iter().flat_map(|unit| unit.leaves).flat_map(|leaf| leaf.parameters) {
+        let shape: Vec<u64> = leaf.shape.iter().map(|&size| size as u64).collect();
+        let elements: u64 = shape.iter().product();
+        parameters.push(SavedParameter { name: leaf.name, shape, begin: length });
+        length += elements;
+    }
+    Ok(SavedUnit { name: "model".to_owned(), length, parameters })
+}
+
+/// A file with all of a unit's state, which is zero.
+fn write_zeros(folder: &Path, unit: &SavedUnit, part: &Part) -> Result<FileEntry> {
+    let name = shard_file_name(part.rank, part.world_size, part.generation);
+    let entries = STATES.map(|state| TensorEntry::new(unit.whole(state), Dtype::F32, [unit.length as usize]));
+    let mut writer = SafetensorsWriter::create(&folder.join(&name), &entries, &Default::default())?;
+    for entry in &entries {
+        writer.write_f32(&entry.name, 0, &vec![0.0; unit.length as usize])?;
+    }
+    let range = |entry: &TensorEntry| TensorRange {
+        name: entry.name.clone(),
+        dtype: Dtype::F32,
+        whole: entry.name.clone(),
+        length: unit.length,
+        begin: 0,
+        end: unit.length,
+    };
+    Ok(FileEntry::new(name, writer.finish()?, entries.iter().map(range).collect()))
 }
 
 fn ignore_terminate() {
