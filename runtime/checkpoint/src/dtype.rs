@@ -83,6 +83,29 @@ pub fn encode_f32(values: &[f32], dtype: Dtype, bytes: &mut Vec<u8>) {
     }
 }
 
+/// Bytes handed over at a time by [`for_each_encoded_chunk`].
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Hands `visit` the bytes of the values in that type, rounded as by [`encode_f32`], piece by piece with the byte that each begins
+/// at. `buffer` is what they are converted in; float32 needs none and comes in one piece.
+pub(crate) fn for_each_encoded_chunk<E>(
+    values: &[f32],
+    dtype: Dtype,
+    buffer: &mut Vec<u8>,
+    mut visit: impl FnMut(u64, &[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    if dtype == Dtype::F32 {
+        return visit(0, bytemuck::cast_slice(values));
+    }
+    let mut begin = 0;
+    for chunk in values.chunks(CHUNK_BYTES / dtype.size()) {
+        encode_f32(chunk, dtype, buffer);
+        visit(begin, buffer)?;
+        begin += buffer.len() as u64;
+    }
+    Ok(())
+}
+
 /// The `f32` values of these bytes.
 ///
 /// # Panics

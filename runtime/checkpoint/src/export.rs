@@ -1,7 +1,7 @@
 //! Writing a model as Hugging Face's safetensors files: one, or several with an index.
 
 use crate::disk::{forget_cached, write_new};
-use crate::dtype::{Dtype, encode_f32};
+use crate::dtype::for_each_encoded_chunk;
 use crate::error::{CheckpointError, Result};
 use crate::header::TensorEntry;
 use crate::model_files::{INDEX_FILE, SINGLE_FILE};
@@ -9,9 +9,6 @@ use crate::read_back::WrittenModel;
 use crate::writer::SafetensorsWriter;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-
-/// Bytes converted at a time.
-const CHUNK_BYTES: usize = 1 << 20;
 
 /// The size that no file exceeds unless a single tensor does: 5 GB, as `transformers` has it.
 pub const MAX_FILE_BYTES: u64 = 5_000_000_000;
@@ -137,19 +134,12 @@ impl ExportWriter {
     /// Writes values of a tensor, beginning at `element_offset` of it, rounded to the tensor's type.
     pub fn write_f32(&mut self, name: &str, element_offset: u64, values: &[f32]) -> Result<()> {
         let dtype = self.target(name)?.entry.dtype;
-        let size = dtype.size() as u64;
-        if dtype == Dtype::F32 {
-            return self.write_at(name, element_offset.saturating_mul(size), bytemuck::cast_slice(values));
-        }
-        let mut element = element_offset;
+        let begin = element_offset.saturating_mul(dtype.size() as u64);
         let mut conversion = std::mem::take(&mut self.conversion);
-        for chunk in values.chunks(CHUNK_BYTES / dtype.size()) {
-            encode_f32(chunk, dtype, &mut conversion);
-            self.write_at(name, element.saturating_mul(size), &conversion)?;
-            element += chunk.len() as u64;
-        }
+        let write = |offset, bytes: &[u8]| self.write_at(name, begin.saturating_add(offset), bytes);
+        let written = for_each_encoded_chunk(values, dtype, &mut conversion, write);
         self.conversion = conversion;
-        Ok(())
+        written
     }
 
     /// Writes bytes of a tensor, beginning at `byte_offset` of it, where those before them end.

@@ -2,7 +2,7 @@
 
 use crate::direct::DirectFile;
 use crate::disk::reserve;
-use crate::dtype::{Dtype, encode_f32};
+use crate::dtype::for_each_encoded_chunk;
 use crate::error::{CheckpointError, Result};
 use crate::header::{TensorEntry, encode};
 use serde::{Deserialize, Serialize};
@@ -151,19 +151,12 @@ impl SafetensorsWriter {
     /// Writes values of a tensor, beginning at `element_offset` of it, rounded to the tensor's type.
     pub fn write_f32(&mut self, name: &str, element_offset: u64, values: &[f32]) -> Result<()> {
         let dtype = self.tensors[self.index(name)?].entry.dtype;
-        let size = dtype.size() as u64;
-        if dtype == Dtype::F32 {
-            return self.write_at(name, element_offset.saturating_mul(size), bytemuck::cast_slice(values));
-        }
-        let mut element = element_offset;
+        let begin = element_offset.saturating_mul(dtype.size() as u64);
         let mut conversion = std::mem::take(&mut self.conversion);
-        for chunk in values.chunks(CHUNK_BYTES / dtype.size()) {
-            encode_f32(chunk, dtype, &mut conversion);
-            self.write_at(name, element.saturating_mul(size), &conversion)?;
-            element += chunk.len() as u64;
-        }
+        let write = |offset, bytes: &[u8]| self.write_at(name, begin.saturating_add(offset), bytes);
+        let written = for_each_encoded_chunk(values, dtype, &mut conversion, write);
         self.conversion = conversion;
-        Ok(())
+        written
     }
 
     /// Checks that every byte was written, syncs the file to disk, and gives its size and hash.
@@ -263,6 +256,7 @@ impl Ranges {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::Dtype;
 
     fn entries() -> Vec<TensorEntry> {
         vec![TensorEntry::new("first", Dtype::F32, [2, 3]), TensorEntry::new("second", Dtype::BF16, [4])]
