@@ -12,7 +12,8 @@ pub struct StoreUrl {
 
 impl StoreUrl {
     /// What it has to be, to follow "it must be".
-    pub const WORDS: &'static str = "s3://BUCKET or s3://BUCKET/PREFIX, the only kind of store that is supported";
+    pub const WORDS: &'static str = "s3://BUCKET or s3://BUCKET/PREFIX, the only kind of store there is (a bucket's name has 3 to 63 letters, digits, `.`, \
+         `-` or `_`; a prefix no spaces, no `..` and no empty parts)";
 
     /// Reads `s3://BUCKET/PREFIX`, a slash at the end or none; nothing for other schemes, and for names that stores and paths
     /// read in more than one way.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use zerofold_checkpoint::publish::MANIFEST_FILE;
 use zerofold_checkpoint::{JobRecord, Manifest, Part, discard_unfinished, publish};
@@ -10,7 +10,7 @@ use zerofold_configs::{Resolved, StateDictType};
 
 use crate::control::Publish;
 use crate::event::Event;
-use crate::initial_model::template_digest;
+use crate::initial_model::{self, template_digest};
 use crate::model_beside::ModelBeside;
 use crate::store::{Keep, Uploader};
 
@@ -34,12 +34,19 @@ pub fn publish_parts(
 
 /// As [`publish_parts`], and then deletes the checkpoints that need not stay. With an uploader, hands the new one to it, which sees
 /// to that; `told` hears of what will not be uploaded.
-pub fn publisher(config: &Resolved, uploader: Option<Arc<Uploader>>, told: Sender<Event>) -> Arc<Publish> {
+/// `data` is the hash of the rows, once they are there.
+pub fn publisher(
+    config: &Resolved,
+    data: Arc<OnceLock<String>>,
+    uploader: Option<Arc<Uploader>>,
+    told: Sender<Event>,
+) -> Arc<Publish> {
     let (job, keep) = (job_record(config), Keep::of(config));
     let models = (config.state_dict_type == StateDictType::Full).then(ModelBeside::default);
     let told = Mutex::new(told);
     Arc::new(move |directory, parts| {
         models.iter().for_each(ModelBeside::wait);
+        let job = JobRecord { data: data.get().cloned(), ..job.clone() };
         let manifest = publish_parts(Some(&job), directory, parts)?;
         models.iter().for_each(|models| models.begin(directory));
         match &uploader {
@@ -58,10 +65,8 @@ pub fn publisher(config: &Resolved, uploader: Option<Arc<Uploader>>, told: Sende
 /// What every checkpoint tells of its job.
 fn job_record(config: &Resolved) -> JobRecord {
     let model = &config.training.model_name_or_path;
-    let mut told = config.clone();
-    // Wherever a command is run that reads it.
-    told.training.model_name_or_path = std::path::absolute(model).unwrap_or_else(|_| model.clone());
-    JobRecord { configuration: serde_json::to_value(told).unwrap_or_default(), chat_template: template_digest(model) }
+    let configuration = serde_json::to_value(initial_model::anywhere(config)).unwrap_or_default();
+    JobRecord { configuration, chat_template: template_digest(model), data: None }
 }
 
 fn publish_all(job: Option<&JobRecord>, directory: &Path, parts: &[Vec<u8>]) -> Result<String, String> {

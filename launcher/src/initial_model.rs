@@ -81,6 +81,15 @@ pub(crate) fn configuration(found: &Found) -> Result<Resolved, LaunchError> {
     Ok(Resolved::read(&root.join("config.resolved.yaml"))?)
 }
 
+/// The same configuration, which tells its model wherever a command is run that reads it.
+pub(crate) fn anywhere(config: &Resolved) -> Resolved {
+    let mut config = config.clone();
+    if let Ok(model) = std::path::absolute(&config.training.model_name_or_path) {
+        config.training.model_name_or_path = model;
+    }
+    config
+}
+
 /// The BLAKE3 hash of a model folder's chat template, if it has one.
 pub(crate) fn template_digest(folder: &Path) -> Option<String> {
     ChatTemplate::load(folder).ok().map(|template| template.digest())
@@ -117,7 +126,7 @@ mod tests {
     use zerofold_checkpoint::JobRecord;
 
     fn manifest(chat_template: Option<String>) -> Manifest {
-        let job = JobRecord { configuration: json!({}), chat_template };
+        let job = JobRecord { configuration: json!({}), chat_template, data: None };
         serde_json::from_value(
             json!({"format_version": 2, "step": 7, "generation": 1, "world_size": 1, "stage": 0, "units": [],
             "state": {}, "job": job, "files": []}),

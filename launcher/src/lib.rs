@@ -19,6 +19,7 @@
 
 pub mod announce;
 pub mod bench;
+mod best_checkpoint;
 pub mod checkpoint_publisher;
 pub mod checkpoints;
 pub mod cli;

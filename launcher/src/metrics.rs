@@ -1,4 +1,5 @@
-//! `metrics.jsonl`: one JSON object a step, one an evaluation, and one each time a model of the hub is begun with. Numbers that are not finite are written as null.
+//! `metrics.jsonl`: one JSON object a step, one an evaluation, one a save that failed, and one each time a
+//! model of the hub is begun with. Numbers that are not finite are written as null.
 //! docs/metrics.md tells every field.
 
 use std::fs::File;
@@ -42,6 +43,12 @@ struct Evaluation {
 }
 
 #[derive(Serialize)]
+struct CheckpointFailed<'a> {
+    step: u64,
+    checkpoint_failed: &'a str,
+}
+
+#[derive(Serialize)]
 struct Model<'a> {
     step: u64,
     model: &'a str,
@@ -72,6 +79,11 @@ impl MetricsFile {
         std::fs::write(&partial, kept)?;
         std::fs::rename(&partial, path)?;
         Ok(MetricsFile { file: File::options().append(true).open(path)? })
+    }
+
+    /// Tells of a save that failed, and why.
+    pub fn checkpoint_failed(&mut self, step: u64, reason: &str) -> std::io::Result<()> {
+        self.line(&CheckpointFailed { step, checkpoint_failed: reason })
     }
 
     /// Tells which model of the hub is trained from here on.

@@ -18,12 +18,9 @@ pub fn check(path: &Path) -> Result<(), LaunchError> {
         Err(LaunchError::Model { path: path.to_owned(), message: message.to_owned(), hint })
     };
     if !path.exists() {
-        let hint = format!(
-            "give the path of a local folder; a model of the Hugging Face hub is downloaded with `hf download {} --local-dir \
-             FOLDER`",
-            path.display()
-        );
-        return fail("there is no such folder", hint);
+        let hint = "give the path of a folder that is there, or OWNER/NAME, a model of the Hugging Face hub \
+                    (--model_revision names a branch or a commit)";
+        return fail("there is no such folder", hint.to_owned());
     }
     if !path.is_dir() {
         return fail("this is a file", "give the folder that holds config.json".to_owned());
@@ -92,7 +89,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         let message = |path: &Path| check(path).unwrap_err().to_string();
-        assert!(message(&path.join("no/such")).contains("hf download"));
+        assert!(message(&path.join("no/such")).contains("or OWNER/NAME"));
         assert!(message(path).contains("it has no config.json"));
         std::fs::write(path.join("config.json"), "{}").unwrap();
         assert!(message(&path.join("config.json")).contains("this is a file"));

@@ -36,7 +36,10 @@ pub(crate) fn find(
         let same_commit = before.hub_model.as_ref().zip(config.hub_model.as_ref());
         let same_commit =
             same_commit.is_some_and(|(before, now)| (&before.id, &before.commit) == (&now.id, &now.commit));
-        if !same_commit && same(&folder(&before)) != same(&folder(config)) {
+        // A folder that was moved is the same model; what the weights are comes from the checkpoint.
+        let alike = || ModelConfig::read(&folder(&before)).ok().is_none_or(|before| before == *model);
+        let moved = before.hub_model.is_none() && config.hub_model.is_none() && alike();
+        if !same_commit && !moved && same(&folder(&before)) != same(&folder(config)) {
             let message = format!("the run in it trains {}, this job {}", hub::shown(&before), hub::shown(config));
             let saved = match before.hub_model {
                 Some(model) => format!("{} --model_revision {}", model.id, model.commit),
@@ -77,10 +80,10 @@ pub(crate) fn begin(
     (found, asked): (Found, &Resume),
     config: &Resolved,
     model: &ModelConfig,
-    rows: usize,
+    data: (usize, &str),
     terminal: &Terminal,
 ) -> Result<(Found, StepPlan), LaunchError> {
-    let after = |found: &Found| Going::after(run, found, config, rows);
+    let after = |found: &Found| Going::after(run, found, config, data);
     let (found, Going { plan, saved }) = match (after(&found), asked) {
         (Ok(going), _) => (found, going),
         (Err(misfit), Resume::Step(_)) => return Err(misfit.error),
@@ -107,7 +110,37 @@ pub(crate) fn begin(
             format::plural(plan.total_steps(), "step"),
         ));
     }
+    if manifest.step >= plan.total_steps() {
+        terminal.complain(&format!(
+            "note: the run is at step {} and is to have {}: nothing is trained (max_steps and num_train_epochs decide)",
+            manifest.step,
+            format::plural(plan.total_steps(), "step"),
+        ));
+    }
+    let changes = changes(&found, config);
+    if !changes.is_empty() {
+        terminal.complain(&format!("note: changed since the checkpoint: {}", changes.join(", ")));
+    }
     Ok((found, plan))
+}
+
+/// Keys of `training:` that do not matter to what is computed, or of which more is told elsewhere.
+const TOLD_ELSEWHERE: [&str; 5] =
+    ["model_name_or_path", "model_revision", "output_dir", "dataset", "per_device_train_batch_size"];
+
+/// What was set otherwise in the job that saved the checkpoint, in words.
+fn changes(found: &Found, config: &Resolved) -> Vec<String> {
+    let Some(job) = &found.manifest.job else { return Vec::new() };
+    let here = serde_json::to_value(&config.training).unwrap_or_default();
+    let mut changes = Vec::new();
+    for (key, now) in here.as_object().into_iter().flatten() {
+        let before = &job.configuration["training"][key];
+        if before != now && !TOLD_ELSEWHERE.contains(&key.as_str()) {
+            let words = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            changes.push(format!("{key} {} → {}", words(before), words(now)));
+        }
+    }
+    changes
 }
 
 /// The newest checkpoint before `found` that is whole, of the same model and the same data, if there is one; then tells which newer
@@ -162,7 +195,12 @@ struct Going {
 }
 
 impl Going {
-    fn after(run: &RunFolder, found: &Found, config: &Resolved, rows: usize) -> Result<Going, Misfit> {
+    fn after(
+        run: &RunFolder,
+        found: &Found,
+        config: &Resolved,
+        (rows, digest): (usize, &str),
+    ) -> Result<Going, Misfit> {
         let (manifest, directory) = (&found.manifest, found.directory.display());
         let misfit = |reason: String, hint: &str| {
             let (path, message, hint) = (run.root().to_owned(), format!("{directory} {reason}"), hint.to_owned());
@@ -176,7 +214,12 @@ impl Going {
         };
         let hint =
             "resume with the data, seed and sampling of the job that saved it (its config.resolved.yaml has them)";
-        let differences = differences(&saved, &plan.cursor(manifest.step));
+        let mut differences = differences(&saved, &plan.cursor(manifest.step));
+        let there = manifest.job.as_ref().and_then(|job| job.data.as_deref());
+        if differences.is_empty() && there.is_some_and(|there| there != digest) {
+            let from = "dataset, tokenizer, max_length and assistant_only_loss decide";
+            differences.push(format!("as many rows, and other tokens in them ({from})"));
+        }
         if !differences.is_empty() {
             let reason = format!("was saved by a job with other data: {}", differences.join("; "));
             return Err(misfit(reason, hint));

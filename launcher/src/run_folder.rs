@@ -5,6 +5,7 @@ use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use zerofold_checkpoint::publish::{MANIFEST_FILE, step_of};
 use zerofold_checkpoint::{
     ClearedWhat, Found, STORAGE_PROOF, StagingDirectory, newest_fitting, prepare_to_resume, published_steps,
     step_directory, strangers, verify,
@@ -160,12 +161,22 @@ impl RunFolder {
     ) -> Result<Found, LaunchError> {
         let checkpoints = self.checkpoints();
         match resume {
-            Resume::Step(path) if path.is_dir() => Ok(verify(path)?),
+            Resume::Step(path) if path.is_dir() => {
+                if step_of(path).is_none() && !path.join(MANIFEST_FILE).exists() {
+                    let message = format!("--resume names {}, which is no checkpoint", path.display());
+                    return Err(
+                        self.error(message, "name a folder such as output_dir/checkpoints/step-00000020, or its step")
+                    );
+                }
+                Ok(verify(path)?)
+            }
             Resume::Step(name) => {
                 let step = name.to_str().and_then(|name| name.parse().ok());
                 let directory = step.map_or_else(|| checkpoints.join(name), |step| step_directory(&checkpoints, step));
                 if !directory.is_dir() {
-                    let message = format!("there is no checkpoint {}", directory.display());
+                    let is_path = name.components().count() > 1;
+                    let missing = if is_path { name } else { &directory };
+                    let message = format!("there is no checkpoint {}", missing.display());
                     let steps: Vec<String> = published_steps(&checkpoints)?.iter().map(u64::to_string).collect();
                     let hint = match steps.is_empty() {
                         true => {

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use zerofold_checkpoint::{Found, StorageProof};
@@ -26,7 +26,7 @@ use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::view::View;
 use crate::worker_command::{JobEnvironment, find_worker};
-use crate::{announce, initial_model, model_folder, offload_folder, profile, report, resume, signals};
+use crate::{announce, best_checkpoint, initial_model, model_folder, offload_folder, profile, report, resume, signals};
 
 /// After a first failure, how long other ranks may still tell the cause.
 const GATHER: Duration = Duration::from_secs(1);
@@ -127,12 +127,13 @@ impl Job {
         let keep = Keep::of(&config);
         let uploader = store.map(|store| Uploader::start(store, keep, events.clone())).transpose();
         let uploader = uploader.map_err(LaunchError::system("start a thread"))?.map(Arc::new);
+        let digest = Arc::new(OnceLock::new());
         let control = ControlPlane::start(
             ControlOptions {
                 port: config.main_process_port,
                 world_size: config.num_processes,
                 generation,
-                publish: publisher(&config, uploader.clone(), events.clone()),
+                publish: publisher(&config, digest.clone(), uploader.clone(), events.clone()),
             },
             events.clone(),
         )?;
@@ -152,17 +153,25 @@ impl Job {
         let warning = model_folder::too_long("rows have up to", prepared.report.longest, &model);
         warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
         let rows = prepared.dataset.rows();
+        let data = digest.get_or_init(|| prepared.dataset.digest());
         let (resume, plan) = match found {
             None => (None, step_plan(&config, rows)?),
             Some(found) => {
-                let (found, plan) = resume::begin(&run, found, &config, &model, rows, terminal)?;
+                let (found, plan) = resume::begin(&run, found, &config, &model, (rows, data), terminal)?;
+                best_checkpoint::see_to(
+                    &run,
+                    &found,
+                    &config,
+                    uploader.as_ref().map(|uploader| uploader.store()),
+                    terminal,
+                )?;
                 if let Some(uploader) = &uploader {
                     store::resume::clear_after(uploader.store(), found.manifest.step, terminal)?;
                 }
                 (Some(found), plan)
             }
         };
-        config.write(&run.config())?;
+        initial_model::anywhere(&config).write(&run.config())?;
         let storage = StorageProof::write(&run.checkpoints())?;
         let prediction = Prediction::of(&config, &prepared.dataset, &plan);
         if let Some(planned) = prediction {

@@ -153,6 +153,8 @@ impl Observer for View {
             }
             Event::CheckpointFailed { step, reason } => {
                 self.terminal.complain(&format!("error: no checkpoint of step {step}: {reason}"));
+                let written = self.metrics.checkpoint_failed(*step, reason);
+                self.check_written(written);
                 self.story.failed_saves.push((*step, reason.clone()));
             }
             Event::Stored { step, url, bytes, time } => {

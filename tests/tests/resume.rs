@@ -156,6 +156,25 @@ fn what_does_not_fit_the_checkpoint_is_one_clear_error() {
     other("unknown-model").run().assert_failed(2, &parts);
 }
 
+#[test]
+fn other_tokens_are_other_data_and_other_settings_are_told() {
+    let scene = Scene::new();
+    twelve_steps(&scene, 1);
+    let text = std::fs::read_to_string(fixture("data/rows.jsonl")).unwrap();
+    let turned: Vec<&str> = text.lines().rev().collect();
+    let turned = scene.write("turned.jsonl", turned.join("\n"));
+    let whole =
+        |words: &str| scene.train(MODEL, "whole", BATCHES).words(TWELVE_STEPS).words("--zero_stage 1").words(words);
+    let refused = whole("--resume").with("--dataset", &turned).run();
+    refused.assert_failed(2, &["other data: as many rows, and other tokens in them (dataset, tokenizer, "]);
+    let ended = whole("--resume --max_steps 13 --learning_rate 2e-3 --seed 42").run();
+    ended.assert_done();
+    ended.assert_says(&["note: changed since the checkpoint: ", "learning_rate 0.001 → 0.002", "max_steps 12 → 13"]);
+    let ended = whole("--resume --max_steps 5").run();
+    ended.assert_done();
+    ended.assert_says(&["the run is at step 13 and is to have 5 steps: nothing is trained"]);
+}
+
 /// The losses of two runs, step by step.
 #[track_caller]
 fn assert_same_losses(one: &Path, other: &Path) {

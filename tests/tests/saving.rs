@@ -110,3 +110,53 @@ fn the_best_checkpoint_stays_and_becomes_the_model() {
     assert_eq!(saved(&run), [best, 8]);
     assert!(model("run") == model("short"));
 }
+
+#[test]
+fn a_best_checkpoint_that_is_gone_costs_no_model() {
+    let scene = Scene::new();
+    let best = "--save_steps 2 --eval_steps 2 --eval_strategy steps --load_best_model_at_end --save_total_limit 1 \
+                --learning_rate 3e-1 --lr_scheduler_type constant";
+    let train = |words: &str| {
+        let held_out = fixture("data/rows.jsonl");
+        scene
+            .train(MODEL, "run", "--nproc 2 --zero_stage 3")
+            .with("--eval_dataset", held_out)
+            .words(best)
+            .words(words)
+            .run()
+    };
+    train("--max_steps 6").assert_done();
+    let run = scene.path("run");
+    let steps = saved(&run);
+    assert_eq!(steps.len(), 2, "the best and the newest: {steps:?}");
+    let shard = checkpoints(&run)[0].join("rank-00000-of-00002.g1.safetensors");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    let ended = train("--max_steps 8 --resume");
+    ended.assert_done();
+    let told = format!("warning: the best checkpoint so far, of step {}, cannot become the model: ", steps[0]);
+    ended.assert_says(&[&told, "has the hash", "the best is looked for anew"]);
+    assert!(run.join("model/model.safetensors").is_file());
+}
+
+#[test]
+fn who_asks_for_a_checkpoint_hears_why_there_is_none() {
+    let scene = Scene::new();
+    let run = scene.path("run");
+    let words = "--max_steps 100000 --save_strategy no --lr_scheduler_type constant";
+    let mut running = scene.train(MODEL, "run", JOB).words(words).start();
+    let newest = running.wait_for("steps", || Some(Metrics::of(&run).count()).filter(|&count| count >= 1));
+    // Files in the way of the steps to come, whichever is saved.
+    let checkpoints = run.join("checkpoints");
+    for step in newest..newest + 4000 {
+        std::fs::write(checkpoints.join(format!("step-{step:08}")), "").unwrap();
+    }
+    let ask = |command: &mut std::process::Command| {
+        command.arg(&run);
+    };
+    scene.launch("checkpoint").adjust(ask).start().finish().assert_failed(2, &["the save failed: ", "step-"]);
+    assert!(!running.has_ended(), "training goes on");
+    running.signal(libc::SIGTERM);
+    running.finish();
+}

@@ -35,6 +35,7 @@ pub fn ask(folder: &Path, terminal: &Terminal) -> Result<u8, LaunchError> {
     };
     let newest = || published_steps(&run.checkpoints()).map(|steps| steps.last().copied());
     let before = newest()?;
+    let failed = failures(&run.metrics())?.len();
     // SAFETY: takes numbers only; whoever has this number holds the run's lock.
     if unsafe { libc::kill(pid as libc::pid_t, libc::SIGUSR1) } != 0 {
         return Err(LaunchError::system(format!("signal launch (pid {pid})"))(std::io::Error::last_os_error()));
@@ -48,6 +49,9 @@ pub fn ask(folder: &Path, terminal: &Terminal) -> Result<u8, LaunchError> {
             terminal.result(&format!("checkpoint of step {step}: {}", directory.display()));
             return Ok(0);
         }
+        if let Some(reason) = failures(&run.metrics())?.get(failed) {
+            return refused(format!("the save failed: {reason}"), "the run goes on; mend that and ask again");
+        }
         if !works {
             return refused(
                 "the run ended without another checkpoint".to_owned(),
@@ -60,6 +64,20 @@ pub fn ask(folder: &Path, terminal: &Terminal) -> Result<u8, LaunchError> {
         }
         std::thread::sleep(LOOK);
     }
+}
+
+/// Why saves of a run failed, as its `metrics.jsonl` tells.
+fn failures(metrics: &Path) -> Result<Vec<String>, LaunchError> {
+    let text = match std::fs::read_to_string(metrics) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        other => other.map_err(LaunchError::system(format!("read {}", metrics.display())))?,
+    };
+    let failure = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some(line.get("checkpoint_failed")?.as_str()?.to_owned())
+    };
+    // Most lines are steps.
+    Ok(text.lines().filter(|line| line.contains("\"checkpoint_failed\"")).filter_map(failure).collect())
 }
 
 /// Whether a launch holds the run's lock.
@@ -79,6 +97,17 @@ fn holds(pid: u32, lock: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failed_saves_are_read_from_the_metrics() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        assert!(failures(&path).unwrap().is_empty());
+        let mut metrics = crate::metrics::MetricsFile::create(&path).unwrap();
+        metrics.checkpoint_failed(7, "rank 1: no \"room\"").unwrap();
+        std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        assert_eq!(failures(&path).unwrap(), ["rank 1: no \"room\""]);
+    }
 
     #[test]
     fn a_folder_in_which_nobody_works_is_told() {

@@ -45,7 +45,7 @@ impl ModelName<'_> {
     /// What the hub does not have may be the misspelt name of a folder.
     fn explained(self, mut error: HubError) -> HubError {
         let offline = error.trouble != HubTrouble::NotFound && Settings::from_environment().offline;
-        if error.trouble != HubTrouble::NotFound && !offline {
+        if matches!(error.trouble, HubTrouble::Refused | HubTrouble::Failed) && !offline {
             return error;
         }
         let joined = if offline { ";" } else { ", and" };

@@ -16,6 +16,7 @@ use zerofold_checkpoint::{Found, Manifest, Retention, delete_old, open_step};
 use zerofold_configs::{Resolved, Training};
 use zerofold_store::{CheckpointStore, Interrupt};
 
+use crate::best_checkpoint::best_step;
 use crate::event::Event;
 
 /// Which checkpoints stay, as the configuration has it.
@@ -35,8 +36,7 @@ impl Keep {
 
     /// What stays once this checkpoint is there; nothing where all do. It knows the best one so far.
     fn retention(&self, manifest: &Manifest) -> Option<Retention> {
-        let best = manifest.state["optimizer"]["best"]["step"].as_u64();
-        self.newest.map(|newest| Retention { newest, every: self.every, best })
+        self.newest.map(|newest| Retention { newest, every: self.every, best: best_step(manifest) })
     }
 
     /// Deletes the checkpoints in a run's folder that need not stay beside this published one. The checkpoint is there, whatever

@@ -4,7 +4,7 @@
 use crate::disk::{Rename, list, rename_with, sync_tree, unique_suffix, write_new};
 use crate::error::{CheckpointError, Result};
 use crate::publish::{Found, MANIFEST_FILE, check_headers, manifest_from, open_step, step_directory, step_of};
-use crate::retention::{discard_unfinished, move_aside};
+use crate::retention::{discard_unfinished, set_aside};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -44,7 +44,7 @@ impl IncomingStep {
         check_headers(&open_step(&self.directory)?)?;
         sync_tree(&self.directory)?;
         if self.target.join(MANIFEST_FILE).exists() {
-            move_aside(&self.target)?;
+            set_aside(&self.target)?;
         }
         discard_unfinished(&self.target)?;
         match rename_with(&self.directory, &self.target, Rename::NoReplace) {

@@ -64,7 +64,7 @@ pub use places::{Place, Places};
 pub use publish::{Found, manifest_from, open_step, publish, published_steps, step_directory, steps, verify};
 pub use read_back::WrittenModel;
 pub use reader::{DescribedTensor, SafetensorsReader, StoredTensor};
-pub use retention::{Cleared, ClearedWhat, Retention, delete_old, discard_unfinished, prepare_to_resume};
+pub use retention::{Cleared, ClearedWhat, Retention, delete_old, discard_unfinished, prepare_to_resume, set_aside};
 pub use side_files::{copy_side_files, is_side_file};
 pub use staging::StagingDirectory;
 pub use state::{StateReader, StoredParameter};

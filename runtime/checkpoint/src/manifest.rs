@@ -116,6 +116,8 @@ pub struct JobRecord {
     pub configuration: serde_json::Value,
     /// The BLAKE3 hash of the model's chat template, 64 hexadecimal digits; none if the model has no template.
     pub chat_template: Option<String>,
+    /// The BLAKE3 hash of the tokenised rows that are trained on, 64 hexadecimal digits.
+    pub data: Option<String>,
 }
 
 /// The name of a rank's shard file: `rank-00001-of-00002.g1.safetensors` for rank 1 (of 0 and 1) in generation 1.

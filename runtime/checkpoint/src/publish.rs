@@ -222,8 +222,8 @@ fn words_cut_off(path: &Path, manifest: &Manifest, file: &FileEntry) -> String {
     let told = names[..names.len().min(NAMES_TOLD)].join(", ");
     match names.len().saturating_sub(NAMES_TOLD) {
         _ if names.is_empty() => String::new(),
-        0 => format!(": of {told} something is missing"),
-        more => format!(": of {told} and {more} more something is missing"),
+        0 => format!(": parts of {told} are missing"),
+        more => format!(": parts of {told} and {more} more are missing"),
     }
 }
 

@@ -54,15 +54,18 @@ pub fn delete_old(checkpoints: &Path, keep: Retention, held: &[u64]) -> Result<V
     let states: Vec<_> = steps.iter().map(|(step, directory)| (*step, open_step(directory).is_ok())).collect();
     let mut plan = plan_deletion(&states, keep);
     plan.retain(|step| !held.contains(step));
-    let mut deleted = Vec::new();
+    let (mut deleted, mut stays) = (Vec::new(), Ok(()));
     for (_, directory) in steps.into_iter().filter(|(step, _)| plan.contains(step)) {
-        remove_step(&directory)?;
-        deleted.push(directory);
+        match check_ours(&directory).and_then(|()| remove_step(&directory)) {
+            Ok(()) => deleted.push(directory),
+            // One that cannot be deleted is no reason to keep the others.
+            Err(error) => stays = stays.and(Err(error)),
+        }
     }
     if !deleted.is_empty() {
         sync_directory(checkpoints)?;
     }
-    Ok(deleted)
+    stays.map(|()| deleted)
 }
 
 /// Makes way for a run that goes on after `step` (0: from the start), before any of its workers is started: folders whose save was
@@ -79,7 +82,7 @@ pub fn prepare_to_resume(checkpoints: &Path, step: u64) -> Result<Vec<Cleared>> 
                 remove_step(&directory)?;
                 ClearedWhat::RemovedUnfinished
             }
-            false if found > step => ClearedWhat::MovedTo(move_aside(&directory)?),
+            false if found > step => ClearedWhat::MovedTo(set_aside(&directory)?),
             false => continue,
         };
         cleared.push(Cleared { directory, what });
@@ -91,7 +94,7 @@ pub fn prepare_to_resume(checkpoints: &Path, step: u64) -> Result<Vec<Cleared>> 
 }
 
 /// Gives a step's folder a name that nothing looks at, and returns it.
-pub(crate) fn move_aside(directory: &Path) -> Result<PathBuf> {
+pub fn set_aside(directory: &Path) -> Result<PathBuf> {
     let mut name = directory.as_os_str().to_owned();
     name.push(format!(".replaced-{}", unique_suffix()));
     let aside = PathBuf::from(name);
@@ -143,12 +146,17 @@ fn remove_step(directory: &Path) -> Result<()> {
             fs::remove_file(&path).map_err(CheckpointError::io("delete", &path))?;
         }
     }
-    if let Some(other) = list(directory)?.first() {
-        let name = other.file_name().unwrap_or_default().display();
-        let reason = std::io::Error::other(format!("no save wrote {name}, which is in it"));
-        return Err(CheckpointError::io("delete", directory)(reason));
-    }
+    check_ours(directory)?;
     fs::remove_dir(directory).map_err(CheckpointError::io("delete", directory))
+}
+
+/// Nothing is in a step's folder but what saves write.
+fn check_ours(directory: &Path) -> Result<()> {
+    let paths = list(directory)?;
+    let Some(other) = paths.iter().find(|path| !is_model(path) && !is_file_of_a_save(path)) else { return Ok(()) };
+    let name = other.file_name().unwrap_or_default().display();
+    let reason = std::io::Error::other(format!("no save wrote {name}, which is in it"));
+    Err(CheckpointError::io("delete", directory)(reason))
 }
 
 /// The model beside a checkpoint's shards, or what is left of an attempt to write it.
@@ -216,6 +224,7 @@ mod tests {
         save(folder.path(), 30);
         assert!(delete_old(folder.path(), newest(1), &[]).unwrap_err().to_string().contains("models"));
         assert!(!first.exists() && second.join("models").exists());
+        assert!(second.join(MANIFEST_FILE).exists(), "what cannot be deleted whole is left whole");
     }
 
     #[test]

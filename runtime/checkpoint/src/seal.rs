@@ -28,7 +28,7 @@ impl Manifest {
     fn hash(&self) -> String {
         let Manifest { format_version, step, generation, world_size, stage, units, state, job, files, seal: _ } = self;
         let mut hasher = blake3::Hasher::new();
-        let job = job.as_ref().map(|job| (Sorted(&job.configuration), &job.chat_template));
+        let job = job.as_ref().map(|job| (Sorted(&job.configuration), &job.chat_template, &job.data));
         let fields = (format_version, step, generation, world_size, stage, units, Sorted(state), job, files);
         // Writing to a hasher never fails, and nor do these types.
         let _ = serde_json::to_writer(&mut hasher, &fields);
@@ -69,7 +69,7 @@ mod tests {
     fn a_seal_is_broken_by_whatever_changes() {
         let manifest = Manifest::assemble(vec![part(0, 2), part(1, 2)]).unwrap();
         manifest.check_seal().unwrap();
-        let job = JobRecord { configuration: json!({"seed": 42}), chat_template: None };
+        let job = JobRecord { configuration: json!({"seed": 42}), chat_template: None, data: None };
         let sealed = Manifest { job: Some(job), ..manifest }.sealed();
         sealed.check_seal().unwrap();
         // Written and read, it holds: numbers come back bit for bit.

@@ -99,6 +99,21 @@ impl TokenizedDataset {
         write_atomically(path, &bytes)
     }
 
+    /// The BLAKE3 hash of what is trained on, 64 hexadecimal digits: tokens, labels, and where rows begin.
+    pub fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for offset in &self.offsets {
+            hasher.update(&offset.to_le_bytes());
+        }
+        for id in &self.input_ids {
+            hasher.update(&id.to_le_bytes());
+        }
+        for label in &self.labels {
+            hasher.update(&label.to_le_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
     /// Reads what [`TokenizedDataset::save`] wrote and checks that its arrays fit together.
     ///
     /// # Errors

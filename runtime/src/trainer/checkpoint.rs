@@ -12,7 +12,9 @@ use crate::comm::Phase;
 use crate::control::Identity;
 use std::collections::BTreeSet;
 use std::time::Instant;
-use zerofold_checkpoint::{Found, Part, STATES, SavedParameter, SavedUnit, Weights, digest_units, step_directory};
+use zerofold_checkpoint::{
+    Found, Part, STATES, SavedParameter, SavedUnit, Weights, digest_units, open_step, step_directory,
+};
 use zerofold_data::Cursor;
 use zerofold_plan::{Layout, UnitLayout};
 
@@ -126,7 +128,12 @@ impl Trainer {
         self.shards.read_state(&saved, &STATES)?;
         // A run that goes on in another type begins with a loss scale of its own, or none.
         self.state.skipped = state.skipped;
-        self.state.best = state.best;
+        // The best one may be gone: then it is looked for anew, as `launch` told.
+        let there = |best: &Best| {
+            let beside = found.directory.parent().map(|checkpoints| step_directory(checkpoints, best.step));
+            beside.is_some_and(|directory| open_step(&directory).is_ok())
+        };
+        self.state.best = state.best.filter(there);
         self.state.loss_scale = self.state.loss_scale.map(|fresh| state.loss_scale.unwrap_or(fresh));
         self.activity.finished_steps(found.manifest.step);
         let (step, millis) = (found.manifest.step, began.elapsed().as_millis());

@@ -58,6 +58,19 @@ pub(crate) fn connect(bucket: &str, url: &str, patience: Duration) -> Result<Con
     Ok(Connection { objects: Arc::new(objects), endpoint: endpoint.unwrap_or("Amazon S3".to_owned()) })
 }
 
+/// Whether the environment says who asks. Where it does not, a cloud's machine is asked for its own credentials, whose failures
+/// read as if they were the store's.
+pub(crate) fn has_credentials() -> bool {
+    let given = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let names = [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    ];
+    names.iter().any(given)
+}
+
 /// `http://HOST` or `https://HOST`, perhaps with a port and a path: what is none would be met in the middle of a request.
 fn is_endpoint(text: &str) -> bool {
     let Some(rest) = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")) else { return false };

@@ -1,5 +1,6 @@
 //! What can go wrong with a store.
 
+use crate::connect::has_credentials;
 use std::error::Error as _;
 
 use zerofold_checkpoint::CheckpointError;
@@ -107,9 +108,14 @@ impl StoreError {
     pub(crate) fn request(action: &'static str, url: &str, error: &object_store::Error) -> StoreError {
         let told = chain(error);
         let code = between(&told, "<Code>", "</Code>");
-        let hint = hint(error, code.as_deref(), &told);
+        let mut hint = hint(error, code.as_deref(), &told).to_owned();
+        if code.is_none() && !has_credentials() {
+            hint = format!(
+                "AWS_ACCESS_KEY_ID is not set, so this machine's own credentials were asked for: that may be what failed. {hint}"
+            );
+        }
         let missing = matches!(error, object_store::Error::NotFound { .. }) && code.as_deref() != Some("NoSuchBucket");
-        StoreError::Request { action, url: url.to_owned(), reason: reason(&told, code), hint: hint.to_owned(), missing }
+        StoreError::Request { action, url: url.to_owned(), reason: reason(&told, code), hint, missing }
     }
 }
 

@@ -224,7 +224,7 @@ fn where_every_checkpoint_is_damaged_nothing_is_started_and_nothing_deleted() {
     let before = contents(&run);
     let ended = resume(&scene, "whole");
     ended.assert_failed(2, &["none of its 3 checkpoints is a whole one of this model", "hint: leave --resume out"]);
-    for (number, part) in [(1, "something is missing"), (2, "has the hash "), (3, "EOF")] {
+    for (number, part) in [(1, " are missing"), (2, "has the hash "), (3, "EOF")] {
         assert_parts(skipped(&ended, &step(&scene, "whole", number), part), &[part], part, &ended);
     }
     // The lock has another pid in it.
