@@ -110,9 +110,7 @@ impl StoreError {
         let code = between(&told, "<Code>", "</Code>");
         let mut hint = hint(error, code.as_deref(), &told).to_owned();
         if code.is_none() && !has_credentials() {
-            hint = format!(
-                "AWS_ACCESS_KEY_ID is not set, so this machine's own credentials were asked for: that may be what failed. {hint}"
-            );
+            hint += "; AWS_ACCESS_KEY_ID is not set, so this machine's own credentials were asked for: that may be what failed";
         }
         let missing = matches!(error, object_store::Error::NotFound { .. }) && code.as_deref() != Some("NoSuchBucket");
         StoreError::Request { action, url: url.to_owned(), reason: reason(&told, code), hint, missing }
