@@ -87,6 +87,31 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
+fn the_best_checkpoint_comes_from_the_store_too() {
+    let scene = Scene::new();
+    let server = Server::start(scene.path("store"));
+    // A learning rate that soon makes things worse.
+    let best = "--eval_steps 2 --eval_strategy steps --load_best_model_at_end --save_total_limit 1 --learning_rate 3e-1 \
+                --lr_scheduler_type constant";
+    let job = |words: &str| {
+        let job = train(&scene, "run", server.address(), best).words(words);
+        job.with("--eval_dataset", zerofold_tests::fixture("data/rows.jsonl")).run()
+    };
+    job("--max_steps 6").assert_done();
+    let (run, stored) = (scene.path("run"), published(&server.objects("run")));
+    let &[best, newest] = &stored[..] else { panic!("the best and the newest: {stored:?}") };
+    let model = model_bytes(&run);
+    std::fs::remove_dir_all(&run).unwrap();
+    // There is nothing left to train, and the model is that of the best.
+    let ended = job("--max_steps 6 --resume");
+    ended.assert_done();
+    for step in [best, newest] {
+        assert!(ended.out.contains(&format!("fetching s3://models/run/step-{step:08}")), "{step}\n{ended}");
+    }
+    assert!(model_bytes(&run) == model, "the models differ");
+}
+
+#[test]
 fn a_run_goes_on_from_the_store_alone() {
     let scene = Scene::new();
     let server = Server::start(scene.path("store"));
