@@ -14,7 +14,8 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env(environment::LOG)
         // What is wrong with a certificate is told once, by the error that it leads to.
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,rustls_platform_verifier=off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let lines = tracing_subscriber::fmt().with_ansi(false).without_time().with_target(false);
+    lines.with_env_filter(filter).with_writer(std::io::stderr).init();
     let ended = match cli::parse(std::env::args_os(), std::io::stdin().is_terminal()) {
         Ok(Meant::Train(options)) => train::train(&options, began),
         Ok(Meant::Plan(options)) => plan::plan(&options, &Terminal::new(false)),

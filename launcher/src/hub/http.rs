@@ -166,7 +166,8 @@ impl Client {
         let read = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec();
         let bytes = read.map_err(|error| self.unreachable(id, &error))?;
         serde_json::from_slice(&bytes).map_err(|error| {
-            let message = format!("{} answered something that is not the hub's: {error}", self.settings.endpoint);
+            let message =
+                format!("{} answered something that is not the hub's: {error}", self.settings.shown_endpoint());
             Failed::Lasting(HubError::refused(id, message, "see that HF_ENDPOINT is the address of a Hugging Face hub"))
         })
     }
@@ -190,7 +191,7 @@ impl Client {
 
     /// The network, or the hub itself, is not there.
     pub(super) fn unreachable(&self, id: &RepoId, error: &dyn std::fmt::Display) -> Failed {
-        let message = format!("{} does not answer: {error}", self.settings.endpoint);
+        let message = format!("{} does not answer: {error}", self.settings.shown_endpoint());
         if message.contains("certificate") {
             let hint = "the system's certificates do not fit it, as behind a company's proxy: install that one's, or name a file \
                         that has them by SSL_CERT_FILE";
@@ -210,7 +211,7 @@ impl Client {
             |trouble, message: String, hint: String| Failed::Lasting(HubError::new(trouble, id, message, hint));
         match (status, code) {
             (408 | 429 | 500..=599, _) => {
-                let message = format!("{} answers with status {status}: {said}", self.settings.endpoint);
+                let message = format!("{} answers with status {status}: {said}", self.settings.shown_endpoint());
                 let error = HubError::new(HubTrouble::Unreachable, id, message, "try again later");
                 Failed::Passing(error, header("retry-after").parse().ok().map(Duration::from_secs))
             }

@@ -53,7 +53,7 @@ pub fn push(options: &PushOptions, terminal: &Terminal) -> Result<u8, LaunchErro
         let hint = format!(
             "make one that may write at {}/settings/tokens, and set HF_TOKEN to it (or keep it in the file that `hf auth login` \
              writes)",
-            settings.endpoint
+            settings.shown_endpoint()
         );
         return Err(HubError::refused(&id, "there is no token to push with", hint).into());
     }

@@ -25,6 +25,14 @@ impl Settings {
         Settings::of(|name| std::env::var(name).ok())
     }
 
+    /// Where the hub is, for messages: without the name and the password that a URL may have.
+    pub(super) fn shown_endpoint(&self) -> String {
+        let Some((scheme, rest)) = self.endpoint.split_once("://") else { return self.endpoint.clone() };
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        format!("{scheme}://{host}{path}")
+    }
+
     /// `variable` gives the value of a variable; an empty one counts as none.
     fn of(variable: impl Fn(&str) -> Option<String>) -> Settings {
         let set = |name: &str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
@@ -80,6 +88,8 @@ mod tests {
         assert_eq!(cache(&[("HF_HOME", "/h"), ("HUGGINGFACE_HUB_CACHE", "/o")]), PathBuf::from("/o"));
         assert_eq!(cache(&[("HUGGINGFACE_HUB_CACHE", "/o"), ("HF_HUB_CACHE", "/c")]), PathBuf::from("/c"));
         assert_eq!(of(&[("HF_ENDPOINT", "http://127.0.0.1:1/")]).endpoint, "http://127.0.0.1:1");
+        assert_eq!(of(&[("HF_ENDPOINT", "https://me:secret@hub/a@b")]).shown_endpoint(), "https://hub/a@b");
+        assert_eq!(of(&[]).shown_endpoint(), "https://huggingface.co");
         for (value, offline) in [("1", true), ("true", true), ("Yes", true), ("0", false), ("", false)] {
             assert_eq!(of(&[("HF_HUB_OFFLINE", value)]).offline, offline, "{value}");
             assert_eq!(of(&[("TRANSFORMERS_OFFLINE", value)]).offline, offline, "{value}");
