@@ -8,11 +8,11 @@ use zerofold_configs::{BenchRequest, DeviceKind, Rates};
 
 use crate::checkpoint_publisher::publish_parts;
 use crate::columns::left_aligned;
-use crate::control::{ControlOptions, ControlPlane};
+use crate::control::{ControlError, ControlOptions, ControlPlane, Listen};
 use crate::error::LaunchError;
 use crate::event::Event;
 use crate::terminal::Terminal;
-use crate::worker_command::{FIRST_GENERATION, JobEnvironment, find_worker};
+use crate::worker_command::{FIRST_GENERATION, JobEnvironment, LocalRanks, find_worker};
 use crate::{errand, format, gpus};
 
 /// Nothing takes nearly as long; NCCL on many GPUs needs the most, to start.
@@ -71,7 +71,7 @@ pub(crate) fn measure(request: &BenchRequest, ranks: u32, gpu_ids: Option<&[u32]
     let worker = find_worker()?;
     let (events, received) = mpsc::channel();
     let options = ControlOptions {
-        port: None,
+        listen: Listen::loopback(None).map_err(ControlError::from)?,
         world_size: ranks,
         generation: FIRST_GENERATION,
         publish: Arc::new(|directory, parts| publish_parts(None, directory, parts)),
@@ -82,7 +82,9 @@ pub(crate) fn measure(request: &BenchRequest, ranks: u32, gpu_ids: Option<&[u32]
         world_size: ranks,
         device: request.device,
         gpu_ids,
-        control: control.address(),
+        control: control.contact(),
+        local: LocalRanks::all(ranks),
+        interface: None,
         generation: FIRST_GENERATION,
         config: None,
         resume: None,

@@ -164,7 +164,9 @@ impl LaunchError {
     pub fn exit_code(&self) -> u8 {
         match self {
             LaunchError::Spawn(_) | LaunchError::Worker { .. } | LaunchError::System { .. } => EXIT_FAILED,
-            LaunchError::Control(ControlError::Start { .. }) => EXIT_FAILED,
+            LaunchError::Control(ControlError::Start { .. } | ControlError::Token(_) | ControlError::Trust(_)) => {
+                EXIT_FAILED
+            }
             LaunchError::Hub(error) if error.is_failure() => EXIT_FAILED,
             _ => EXIT_USAGE,
         }

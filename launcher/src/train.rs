@@ -13,7 +13,7 @@ use zerofold_plan::ModelConfig;
 use zerofold_store::CheckpointStore;
 
 use crate::checkpoint_publisher::publisher;
-use crate::control::{ControlOptions, ControlPlane};
+use crate::control::{ControlError, ControlOptions, ControlPlane, Listen};
 use crate::environment as env;
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::{Event, StopSignal};
@@ -25,7 +25,7 @@ use crate::store::{self, Keep, Uploader};
 use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::view::View;
-use crate::worker_command::{JobEnvironment, find_worker};
+use crate::worker_command::{JobEnvironment, LocalRanks, find_worker};
 use crate::{announce, best_checkpoint, initial_model, model_folder, offload_folder, profile, report, resume, signals};
 
 /// After a first failure, how long other ranks may still tell the cause.
@@ -130,7 +130,7 @@ impl Job {
         let digest = Arc::new(OnceLock::new());
         let control = ControlPlane::start(
             ControlOptions {
-                port: config.main_process_port,
+                listen: Listen::loopback(config.main_process_port).map_err(ControlError::from)?,
                 world_size: config.num_processes,
                 generation,
                 publish: publisher(&config, digest.clone(), uploader.clone(), events.clone()),
@@ -284,7 +284,9 @@ impl Job {
             world_size: self.config.num_processes,
             device: self.config.device,
             gpu_ids: self.config.gpu_ids.as_deref(),
-            control: self.control.address(),
+            control: self.control.contact(),
+            local: LocalRanks::all(self.config.num_processes),
+            interface: None,
             generation: self.generation,
             config: Some(&config),
             resume: self.resume.as_ref().map(|found| found.directory.as_path()),

@@ -20,6 +20,7 @@ use zerofold_configs::{Backend, Resolved, Sampling, Scheduler};
 use zerofold_data::{StepPlan, StepPlanOptions, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_proto::v1::{LeaveRequest, StateBytes};
+use zerofold_trust::Token;
 
 /// How long a collective may wait for another rank.
 const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(1800);
@@ -90,7 +91,10 @@ pub(crate) struct Environment {
     pub(crate) identity: Identity,
     pub(crate) local_rank: usize,
     pub(crate) control: String,
-    host: String,
+    /// What calls to the control plane prove to know.
+    pub(crate) token: Token,
+    /// The name or address of the interface that collectives use.
+    interface: String,
     pub(crate) threads: i32,
 }
 
@@ -117,7 +121,13 @@ impl Environment {
             identity,
             local_rank: variable("LOCAL_RANK")?,
             control: variable("ZEROFOLD_CONTROL")?,
-            host: variable("MASTER_ADDR")?,
+            token: Token::parse(&variable::<String>("ZEROFOLD_TOKEN")?).map_err(|error| WorkerError::Environment {
+                name: "ZEROFOLD_TOKEN",
+                // Never shown, right or wrong.
+                value: "…".to_string(),
+                problem: error.to_string(),
+            })?,
+            interface: variable("ZEROFOLD_INTERFACE")?,
             threads: variable("OMP_NUM_THREADS")?,
         })
     }
@@ -136,7 +146,8 @@ pub fn train() -> Result<bool, WorkerError> {
         gpu::require_nccl()?;
     }
     let activity = Arc::new(Activity::default());
-    let control = Control::join(&environment.control, environment.identity.clone(), activity.clone())?;
+    let control =
+        Control::join(&environment.control, &environment.token, environment.identity.clone(), activity.clone())?;
     let Err(error) = train_joined(&environment, &config, &control, activity) else { return Ok(true) };
     // Standard output goes to the log alone, which has the error before `launch` hears of it and may end this process.
     println!("error: {error}");
@@ -224,10 +235,10 @@ pub(crate) fn connect(
     Ok(match backend {
         Backend::Single => Rc::new(Single::new(device)?),
         Backend::Gloo => {
-            Rc::new(Gloo::connect(store, rank, world_size, &environment.host, COLLECTIVE_TIMEOUT, activity)?)
+            Rc::new(Gloo::connect(store, rank, world_size, &environment.interface, COLLECTIVE_TIMEOUT, activity)?)
         }
         Backend::Shm => {
-            let (interface, timeout) = (environment.host.as_str(), COLLECTIVE_TIMEOUT);
+            let (interface, timeout) = (environment.interface.as_str(), COLLECTIVE_TIMEOUT);
             Rendezvous { store, rank, world_size, interface, timeout, activity }.connect()?
         }
         Backend::Nccl => {

@@ -5,11 +5,12 @@
 //! What happens is told to the main thread as [`Event`]s.
 
 pub mod checkpoint;
+mod contact;
 pub mod membership;
 mod server;
 pub mod store;
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -17,9 +18,11 @@ use std::thread::JoinHandle;
 
 use thiserror::Error;
 use tokio::sync::oneshot;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::InterceptorLayer;
 use zerofold_proto::v1::control_server::ControlServer;
+use zerofold_trust::{Authority, Gate, Refusals, TrustError, incoming};
 
+pub use contact::{Contact, Listen};
 pub use membership::{Left, Member, Membership};
 pub use server::Publish;
 
@@ -41,19 +44,25 @@ pub enum ControlError {
         port: u16,
     },
     /// Another reason.
-    #[error("cannot start the control plane on 127.0.0.1:{port}: {source}")]
+    #[error("cannot start the control plane on {address}: {source}")]
     Start {
-        /// The port; 0 for any.
-        port: u16,
+        /// Where; port 0 for any.
+        address: std::net::SocketAddr,
         /// What the system said.
         source: std::io::Error,
     },
+    /// No token can be made.
+    #[error("cannot make a token for the job: {0}")]
+    Token(#[from] zerofold_trust::TokenError),
+    /// No certificate can be made.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
 }
 
 /// What a job's control plane needs to know.
 pub struct ControlOptions {
-    /// Listen on this port; `None` takes any free one.
-    pub port: Option<u16>,
+    /// Where it listens, and for whom.
+    pub listen: Listen,
     /// How many ranks.
     pub world_size: u32,
     /// This membership of the job; calls of others are refused.
@@ -64,24 +73,27 @@ pub struct ControlOptions {
 
 /// A control plane that is being served. Dropping it ends the service.
 pub struct ControlPlane {
-    address: SocketAddr,
+    contact: Contact,
     shared: Arc<Shared>,
     shutdown: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl ControlPlane {
-    /// Listens on loopback and serves from a thread of its own.
+    /// Listens and serves from a thread of its own.
     ///
     /// # Errors
     /// The port is taken, or the system refuses a socket or a thread.
     pub fn start(options: ControlOptions, events: Sender<Event>) -> Result<ControlPlane, ControlError> {
-        let port = options.port.unwrap_or(0);
+        let Listen { address, token, tls } = options.listen;
         let failed = |source: std::io::Error| match source.kind() {
-            std::io::ErrorKind::AddrInUse if port != 0 => ControlError::PortInUse { port },
-            _ => ControlError::Start { port, source },
+            std::io::ErrorKind::AddrInUse if address.port() != 0 => ControlError::PortInUse { port: address.port() },
+            _ => ControlError::Start { address, source },
         };
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(failed)?;
+        let acceptor = if tls { Some(Authority::of(&token)?.acceptor()?) } else { None };
+        let refusals = Refusals::default();
+        let gate = InterceptorLayer::new(Gate::new(&token, refusals.clone()));
+        let listener = TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -91,9 +103,9 @@ impl ControlPlane {
         let service = ControlServer::new(ControlService(shared.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (shutdown, asked) = oneshot::channel::<()>();
         let serve = async move {
-            // Small messages back and forth: waiting to fill a packet would cost 40 ms each.
-            let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
-            let server = tonic::transport::Server::builder().serve_with_incoming(service, incoming);
+            let incoming = incoming(tokio::net::TcpListener::from_std(listener)?, acceptor, refusals);
+            let server = tonic::transport::Server::builder().layer(gate).add_service(service);
+            let server = server.serve_with_incoming(incoming);
             // Not a graceful shutdown: that would wait for workers that hang.
             tokio::select! {
                 served = server => served.map_err(std::io::Error::other),
@@ -110,12 +122,17 @@ impl ControlPlane {
             })
             .map_err(failed)?;
         tracing::debug!(%address, "control plane listens");
-        Ok(ControlPlane { address, shared, shutdown: Some(shutdown), thread: Some(thread) })
+        Ok(ControlPlane {
+            contact: Contact::of(address, token, tls),
+            shared,
+            shutdown: Some(shutdown),
+            thread: Some(thread),
+        })
     }
 
-    /// Where workers reach it.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// How workers of this host reach it.
+    pub fn contact(&self) -> &Contact {
+        &self.contact
     }
 
     /// From now on every heartbeat is answered with "finish the step, save, leave".
