@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use zerofold_configs::DeviceKind;
 
@@ -82,6 +83,8 @@ pub struct JobEnvironment<'a> {
     pub config: Option<&'a Path>,
     /// The step's folder to resume from.
     pub resume: Option<&'a Path>,
+    /// How long `launch` waits for ranks.
+    pub timeout: Duration,
 }
 
 impl JobEnvironment<'_> {
@@ -100,7 +103,8 @@ impl JobEnvironment<'_> {
             .env(env::CONTROL, self.control.url())
             .env(env::TOKEN, self.control.token.expose())
             .env(env::INTERFACE, self.interface.unwrap_or(&self.control.host))
-            .env(env::GENERATION, self.generation.to_string());
+            .env(env::GENERATION, self.generation.to_string())
+            .env(env::TIMEOUT, self.timeout.as_secs().to_string());
         for (name, path) in [(env::CONFIG, self.config), (env::RESUME, self.resume)] {
             match path {
                 Some(path) => command.env(name, path),
@@ -156,6 +160,7 @@ mod tests {
             generation: 7,
             config: Some(Path::new("run/config.resolved.yaml")),
             resume: None,
+            timeout: Duration::from_secs(1800),
         };
         let command = job.command("train", 3);
         let get = |name: &str| {
@@ -174,6 +179,7 @@ mod tests {
             ("ZEROFOLD_INTERFACE", "10.0.0.7"),
             ("ZEROFOLD_CONFIG", "run/config.resolved.yaml"),
             ("ZEROFOLD_GENERATION", "7"),
+            ("ZEROFOLD_TIMEOUT", "1800"),
             ("CUDA_VISIBLE_DEVICES", "0,2,4,6"),
             ("PYTORCH_ALLOC_CONF", "expandable_segments:True"),
         ];

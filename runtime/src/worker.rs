@@ -22,8 +22,8 @@ use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_proto::v1::{LeaveRequest, StateBytes};
 use zerofold_trust::Token;
 
-/// How long a collective may wait for another rank.
-const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(1800);
+/// How much longer than `launch` waits a collective does, so that the verdict is that of `launch`.
+const AFTER_LAUNCH: Duration = Duration::from_secs(60);
 
 /// Why a worker could not do its work.
 #[derive(Debug, Error)]
@@ -96,6 +96,8 @@ pub(crate) struct Environment {
     /// The name or address of the interface that collectives use.
     interface: String,
     pub(crate) threads: i32,
+    /// How long a collective may wait for another rank.
+    timeout: Duration,
 }
 
 fn variable<T: std::str::FromStr>(name: &'static str) -> Result<T, WorkerError>
@@ -129,6 +131,7 @@ impl Environment {
             })?,
             interface: variable("ZEROFOLD_INTERFACE")?,
             threads: variable("OMP_NUM_THREADS")?,
+            timeout: Duration::from_secs(variable("ZEROFOLD_TIMEOUT")?) + AFTER_LAUNCH,
         })
     }
 }
@@ -232,17 +235,16 @@ pub(crate) fn connect(
 ) -> Result<Rc<dyn Collectives>, WorkerError> {
     let (rank, world_size) = (environment.identity.rank as usize, environment.identity.world_size as usize);
     let store = Arc::new(control.store());
+    let timeout = environment.timeout;
     Ok(match backend {
         Backend::Single => Rc::new(Single::new(device)?),
-        Backend::Gloo => {
-            Rc::new(Gloo::connect(store, rank, world_size, &environment.interface, COLLECTIVE_TIMEOUT, activity)?)
-        }
+        Backend::Gloo => Rc::new(Gloo::connect(store, rank, world_size, &environment.interface, timeout, activity)?),
         Backend::Shm => {
-            let (interface, timeout) = (environment.interface.as_str(), COLLECTIVE_TIMEOUT);
+            let interface = environment.interface.as_str();
             Rendezvous { store, rank, world_size, interface, timeout, activity }.connect()?
         }
         Backend::Nccl => {
-            let nccl = Nccl::connect(store, rank, world_size, device, COLLECTIVE_TIMEOUT, activity)?;
+            let nccl = Nccl::connect(store, rank, world_size, device, timeout, activity)?;
             let abort = nccl.abort_handle();
             control.before_giving_up(move |reason| abort.abort(reason));
             Rc::new(nccl)
