@@ -1,5 +1,6 @@
 //! The command `bench`: what this machine's ranks reach, all of them busy at the same time. `doctor` shows the same.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -70,12 +71,9 @@ pub fn bench(options: &BenchOptions, terminal: &Terminal) -> Result<u8, LaunchEr
 pub(crate) fn measure(request: &BenchRequest, ranks: u32, gpu_ids: Option<&[u32]>) -> Result<Rates, LaunchError> {
     let worker = find_worker()?;
     let (events, received) = mpsc::channel();
-    let options = ControlOptions {
-        listen: Listen::loopback(None).map_err(ControlError::from)?,
-        world_size: ranks,
-        generation: FIRST_GENERATION,
-        publish: Arc::new(|directory, parts| publish_parts(None, directory, parts)),
-    };
+    let listen = Listen::loopback(None).map_err(ControlError::from)?;
+    let publish = Arc::new(|directory: &Path, parts| publish_parts(None, directory, parts));
+    let options = ControlOptions::new(listen, ranks, FIRST_GENERATION, publish);
     let control = ControlPlane::start(options, events)?;
     let environment = JobEnvironment {
         worker: &worker,

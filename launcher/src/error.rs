@@ -88,6 +88,17 @@ pub enum LaunchError {
     /// The control plane did not start.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// Other hosts did not come, or cannot do their part.
+    #[error("{message}\nhint: {hint}")]
+    Hosts {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// It was stopped before anything ran.
+    #[error("{}: stopped while waiting for hosts", _0.name())]
+    Stopped(crate::event::StopSignal),
     /// A worker could not be started.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
@@ -163,7 +174,11 @@ impl LaunchError {
     /// The exit code of `launch`.
     pub fn exit_code(&self) -> u8 {
         match self {
-            LaunchError::Spawn(_) | LaunchError::Worker { .. } | LaunchError::System { .. } => EXIT_FAILED,
+            LaunchError::Stopped(signal) => signal.exit_code(),
+            LaunchError::Hosts { .. }
+            | LaunchError::Spawn(_)
+            | LaunchError::Worker { .. }
+            | LaunchError::System { .. } => EXIT_FAILED,
             LaunchError::Control(ControlError::Start { .. } | ControlError::Token(_) | ControlError::Trust(_)) => {
                 EXIT_FAILED
             }

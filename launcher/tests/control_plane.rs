@@ -21,12 +21,7 @@ fn start(world_size: u32, port: Option<u16>) -> Result<(ControlPlane, Receiver<E
             false => Ok(format!("{}/{}", directory.display(), String::from_utf8_lossy(&parts.concat()))),
         }
     };
-    let options = ControlOptions {
-        listen: Listen::loopback(port).unwrap(),
-        world_size,
-        generation: 1,
-        publish: Arc::new(publish),
-    };
+    let options = ControlOptions::new(Listen::loopback(port).unwrap(), world_size, 1, Arc::new(publish));
     ControlPlane::start(options, events).map(|control| (control, received))
 }
 

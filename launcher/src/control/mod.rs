@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 
 use thiserror::Error;
 use tokio::sync::oneshot;
-use tonic::service::InterceptorLayer;
+use tonic::service::{InterceptorLayer, Routes};
 use zerofold_proto::v1::control_server::ControlServer;
 use zerofold_trust::{Authority, Gate, Refusals, TrustError, incoming};
 
@@ -27,6 +27,7 @@ pub use membership::{Left, Member, Membership};
 pub use server::Publish;
 
 use crate::event::Event;
+use crate::hosts::HostsService;
 use server::{ControlService, Shared};
 
 /// The largest message of a worker: a rank's part of a checkpoint lists every tensor it holds.
@@ -69,6 +70,15 @@ pub struct ControlOptions {
     pub generation: u64,
     /// Publishes complete checkpoints.
     pub publish: Arc<Publish>,
+    /// Serves the launches of other hosts, where there are some.
+    pub(crate) hosts: Option<HostsService>,
+}
+
+impl ControlOptions {
+    /// A job on one host.
+    pub fn new(listen: Listen, world_size: u32, generation: u64, publish: Arc<Publish>) -> ControlOptions {
+        ControlOptions { listen, world_size, generation, publish, hosts: None }
+    }
 }
 
 /// A control plane that is being served. Dropping it ends the service.
@@ -101,10 +111,11 @@ impl ControlPlane {
         let membership = Membership::new(options.world_size, options.generation, env!("CARGO_PKG_VERSION"));
         let shared = Arc::new(Shared::new(membership, options.publish, events));
         let service = ControlServer::new(ControlService(shared.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let routes = options.hosts.into_iter().fold(Routes::new(service), |routes, hosts| hosts.routes(routes));
         let (shutdown, asked) = oneshot::channel::<()>();
         let serve = async move {
             let incoming = incoming(tokio::net::TcpListener::from_std(listener)?, acceptor, refusals);
-            let server = tonic::transport::Server::builder().layer(gate).add_service(service);
+            let server = tonic::transport::Server::builder().layer(gate).add_routes(routes);
             let server = server.serve_with_incoming(incoming);
             // Not a graceful shutdown: that would wait for workers that hang.
             tokio::select! {

@@ -4,7 +4,7 @@ mod generations;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,10 @@ use zerofold_plan::ModelConfig;
 use zerofold_store::CheckpointStore;
 
 use crate::checkpoint_publisher::publisher;
-use crate::control::{ControlError, ControlOptions, ControlPlane, Listen, Member};
+use crate::control::{ControlOptions, ControlPlane, Listen, Member};
 use crate::error::LaunchError;
 use crate::event::Event;
+use crate::hosts::{Hosts, HostsService, NotGathered};
 use crate::plan::{PlanRecord, Prediction};
 use crate::run_folder::{Resume, RunFolder};
 use crate::store::{self, Keep, Uploader};
@@ -38,8 +39,20 @@ pub(crate) fn limits(silence: Duration, stop: Duration) -> Limits {
     Limits { gather: GATHER, terminate: TERMINATE, stop, silence }
 }
 
+/// Who the job is met by: where its control plane listens, and its other hosts.
+pub(crate) struct Meeting<'a> {
+    /// Where.
+    pub(crate) listen: Listen,
+    /// The other hosts, where there are some, and what serves them.
+    pub(crate) hosts: Option<(Hosts, HostsService)>,
+    /// What happens meanwhile.
+    pub(crate) received: &'a Receiver<Event>,
+}
+
 /// A job that is ready to be started.
 pub(crate) struct Job {
+    /// The other hosts, where there are some. Dropped before the control plane, through which they hear of it.
+    hosts: Option<Hosts>,
     config: Resolved,
     model: ModelConfig,
     /// How many there are to train on.
@@ -64,11 +77,11 @@ impl Job {
     /// Checks what can be checked before anything is started, cheap things first, and tokenises the data unless they are
     /// given.
     pub(crate) fn prepare(
-        config: Resolved,
+        mut config: Resolved,
         data: Option<&Prepared>,
         resume: Option<&Resume>,
-        terminal: &Terminal,
-        events: &Sender<Event>,
+        meeting: Meeting<'_>,
+        (terminal, events): (&Terminal, &Sender<Event>),
     ) -> Result<Job, LaunchError> {
         announce::warning(&config).iter().for_each(|text| terminal.complain(text));
         let model = check(&config)?;
@@ -101,15 +114,27 @@ impl Job {
         let uploader = store.map(|store| Uploader::start(store, keep, events.clone())).transpose();
         let uploader = uploader.map_err(LaunchError::system("start a thread"))?.map(Arc::new);
         let digest = Arc::new(OnceLock::new());
+        let (hosts, service) = meeting.hosts.unzip();
         let control = ControlPlane::start(
             ControlOptions {
-                listen: Listen::loopback(config.main_process_port).map_err(ControlError::from)?,
+                listen: meeting.listen,
                 world_size: config.num_processes,
                 generation,
                 publish: publisher(&config, digest.clone(), uploader.clone(), events.clone()),
+                hosts: service,
             },
             events.clone(),
         )?;
+        // Bound after the control plane, so that on an error the hosts hear of it before it is gone.
+        let mut hosts = hosts;
+        if let Some(hosts) = &mut hosts {
+            let gathered = hosts.gather(&config, meeting.received, terminal, &mut |_| {});
+            config = gathered.map_err(|not| match not {
+                NotGathered::Stopped(signal) => LaunchError::Stopped(signal),
+                NotGathered::Failed(error) => error,
+            })?;
+            control.begin(generation, config.num_processes);
+        }
         // A folder that is not there yet is made for the lock, so this waits until nothing can be refused any more.
         let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
         run.create(config.num_processes, found.is_none())?;
@@ -151,6 +176,7 @@ impl Job {
         let warning = config.training.profile.and_then(|steps| profile::out_of_reach(steps, done, plan.total_steps()));
         warning.iter().for_each(|warning| terminal.complain(warning));
         Ok(Job {
+            hosts,
             config,
             model,
             rows,
@@ -201,6 +227,11 @@ impl Job {
     /// What uploads checkpoints, where they are to be.
     pub(crate) fn uploader(&self) -> Option<&Arc<Uploader>> {
         self.uploader.as_ref()
+    }
+
+    /// Tells the other hosts how the job ended.
+    pub(crate) fn end(&self, code: u8, reason: &str) {
+        self.hosts.iter().for_each(|hosts| hosts.end(code, reason));
     }
 
     /// What serves its ranks.

@@ -10,6 +10,9 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+/// What [`reason`] says of a server that has another token.
+pub const OTHER_TOKEN: &str = "it does not have this job's token";
+
 /// A connection whose calls carry the proof.
 pub type Wire = InterceptedService<Channel, Bearer>;
 
@@ -73,7 +76,7 @@ pub fn reason(error: &(dyn Error + 'static)) -> String {
     }
     let words = deepest.to_string();
     match words.contains("UnknownIssuer") || words.contains("BadSignature") {
-        true => "it does not have this job's token (its certificate is of another authority)".to_owned(),
+        true => format!("{OTHER_TOKEN} (its certificate is of another authority)"),
         false => words,
     }
 }
