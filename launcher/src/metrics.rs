@@ -160,8 +160,10 @@ fn lines_until(reader: impl BufRead, step: u64) -> std::io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     for line in reader.lines() {
         let line = line?;
-        let of = serde_json::from_str::<Value>(&line).ok().and_then(|object| object.get("step")?.as_u64());
-        if of.is_some_and(|of| of <= step) {
+        let Ok(object) = serde_json::from_str::<Value>(&line) else { continue };
+        // That the job was begun again stays so, however far back it goes.
+        let of = object.get("step").and_then(Value::as_u64);
+        if of.is_some_and(|of| of <= step) || object.get("restart").is_some() {
             kept.extend_from_slice(line.as_bytes());
             kept.push(b'\n');
         }
