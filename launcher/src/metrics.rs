@@ -1,10 +1,11 @@
-//! `metrics.jsonl`: one JSON object a step, one an evaluation, one a save that failed, and one each time a
-//! model of the hub is begun with. Numbers that are not finite are written as null.
+//! `metrics.jsonl`: one JSON object a step, one an evaluation, one a checkpoint or a save that failed, and one each time a
+//! model of the hub is begun with; each with the time of writing. Numbers that are not finite are written as null.
 //! docs/metrics.md tells every field.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -43,6 +44,14 @@ struct Evaluation {
 }
 
 #[derive(Serialize)]
+struct Checkpoint<'a> {
+    step: u64,
+    checkpoint: &'a Path,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
+}
+
+#[derive(Serialize)]
 struct CheckpointFailed<'a> {
     step: u64,
     checkpoint_failed: &'a str,
@@ -54,6 +63,14 @@ struct Model<'a> {
     model: &'a str,
     model_revision: &'a str,
     model_commit: &'a str,
+}
+
+/// What is written, and when.
+#[derive(Serialize)]
+struct Line<T> {
+    #[serde(flatten)]
+    object: T,
+    time: f64,
 }
 
 /// The open file. Every line is written at once, so that a reader sees whole lines.
@@ -79,6 +96,11 @@ impl MetricsFile {
         std::fs::write(&partial, kept)?;
         std::fs::rename(&partial, path)?;
         Ok(MetricsFile { file: File::options().append(true).open(path)? })
+    }
+
+    /// Tells of a published checkpoint, by its folder's name in the run folder, and how long after its step it was there.
+    pub fn checkpoint(&mut self, step: u64, folder: &Path, after: Option<Duration>) -> std::io::Result<()> {
+        self.line(&Checkpoint { step, checkpoint: folder, seconds: after.map(|after| after.as_secs_f64()) })
     }
 
     /// Tells of a save that failed, and why.
@@ -125,10 +147,16 @@ impl MetricsFile {
     }
 
     fn line(&mut self, object: &impl Serialize) -> std::io::Result<()> {
-        let mut line = serde_json::to_vec(object)?;
+        let mut line = serde_json::to_vec(&Line { object, time: seconds_of(SystemTime::now()) })?;
         line.push(b'\n');
         self.file.write_all(&line)
     }
+}
+
+/// Seconds since the beginning of 1970, to the millisecond.
+pub fn seconds_of(time: SystemTime) -> f64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_millis() as f64 / 1000.0
 }
 
 /// Units per second; not a number for a time of 0.
@@ -168,13 +196,15 @@ mod tests {
         let model = HubModel { id: "a/b".to_owned(), revision: "main".to_owned(), commit: "c".to_owned() };
         metrics.model(0, &model).unwrap();
         metrics.evaluation(&EvaluationRecord::default()).unwrap();
+        metrics.checkpoint(1, Path::new("checkpoints/step-00000001"), Some(Duration::from_secs(1))).unwrap();
+        metrics.checkpoint_failed(1, "why").unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let written = text.lines().map(|line| {
             let object: Value = serde_json::from_str(line).unwrap();
             object.as_object().unwrap().keys().cloned().collect::<BTreeSet<String>>()
         });
         let document = include_str!("../../docs/metrics.md");
-        // A table for steps, one for models, one for evaluations.
+        // A table for each kind of line, in the order in which they were written.
         let documented = document.split("\n## ").skip(1).map(|section| {
             let fields = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
             fields.map(str::to_owned).collect::<BTreeSet<String>>()
@@ -197,6 +227,8 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);
+        let now = seconds_of(SystemTime::now());
+        assert!(lines.iter().all(|line| (now - line["time"].as_f64().unwrap()).abs() < 60.0), "{text}");
         assert_eq!(lines[0]["tokens_per_second"], 200.0);
         assert_eq!(lines[0]["grad_norm"], Value::Null);
     }

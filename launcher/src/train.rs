@@ -4,10 +4,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use zerofold_checkpoint::publish::MANIFEST_FILE;
 use zerofold_checkpoint::{Found, StorageProof};
-use zerofold_configs::{Inputs, Resolved, resolve};
+use zerofold_configs::{Inputs, Reporter, Resolved, resolve};
 use zerofold_data::{Prepare, Prepared, StepPlan, StepPlanOptions, prepare};
 use zerofold_plan::ModelConfig;
 use zerofold_store::CheckpointStore;
@@ -18,13 +19,17 @@ use crate::environment as env;
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::{Event, StopSignal};
 use crate::hub::{self, Extent};
+use crate::logs::{self, LogFormat};
 use crate::metrics::MetricsFile;
 use crate::plan::{PlanRecord, Prediction};
+use crate::records::Records;
 use crate::run_folder::{Resume, RunFolder};
 use crate::store::{self, Keep, Uploader};
 use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
+use crate::tensorboard::{EventFile, EventsFolder};
 use crate::terminal::Terminal;
 use crate::view::View;
+use crate::watch::{Board, ControlFile, MetricsEndpoint, Told};
 use crate::worker_command::{JobEnvironment, find_worker};
 use crate::{announce, best_checkpoint, initial_model, model_folder, offload_folder, profile, report, resume, signals};
 
@@ -46,11 +51,13 @@ pub struct TrainOptions {
     pub timeout: Duration,
     /// How long the workers may take to stop when asked.
     pub grace: Duration,
+    /// The form of messages; none leaves it to the environment.
+    pub log_format: Option<LogFormat>,
 }
 
 /// Runs a training job to its end; returns the exit code. Must be called on the main thread, which workers die with.
-pub fn train(options: &TrainOptions, began: Instant) -> Result<u8, LaunchError> {
-    let terminal = Arc::new(Terminal::new(options.quiet));
+pub fn train(options: &TrainOptions, format: LogFormat, began: Instant) -> Result<u8, LaunchError> {
+    let terminal = Arc::new(Terminal::with_format(options.quiet, format));
     let (events, received) = mpsc::channel();
     let mut config = initial_model::settle(resolve(&options.inputs)?)?;
     config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
@@ -81,6 +88,11 @@ pub(crate) struct Job {
     control: ControlPlane,
     uploader: Option<Arc<Uploader>>,
     generation: u64,
+    board: Arc<Board>,
+    /// The Prometheus endpoint, where it was asked for.
+    _metrics: Option<MetricsEndpoint>,
+    /// Where the job can be asked, for as long as it is there.
+    _told: ControlFile,
     /// That the workers see the same folder.
     storage: StorageProof,
     /// Keeps other launches out of the run folder while the job is there.
@@ -128,17 +140,25 @@ impl Job {
         let uploader = store.map(|store| Uploader::start(store, keep, events.clone())).transpose();
         let uploader = uploader.map_err(LaunchError::system("start a thread"))?.map(Arc::new);
         let digest = Arc::new(OnceLock::new());
+        logs::at_generation(generation);
+        let board = Arc::new(Board::new(run.root(), Instant::now(), generation));
         let control = ControlPlane::start(
             ControlOptions {
                 port: config.main_process_port,
                 world_size: config.num_processes,
                 generation,
                 publish: publisher(&config, digest.clone(), uploader.clone(), events.clone()),
+                board: Some(board.clone()),
             },
             events.clone(),
         )?;
+        let metrics = config.training.metrics_port.map(|port| MetricsEndpoint::start(port, board.clone()));
+        let metrics = metrics.transpose()?;
         // A folder that is not there yet is made for the lock, so this waits until nothing can be refused any more.
         let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
+        let told =
+            Told { address: control.address(), metrics: metrics.as_ref().map(MetricsEndpoint::address), token: None };
+        let told = ControlFile::write(run.control(), &told)?;
         run.create(config.num_processes, found.is_none())?;
         run.write_generation(generation)?;
         let tokenised;
@@ -179,10 +199,33 @@ impl Job {
         }
         announce::header(&config, &run, &plan, &prepared.report).iter().for_each(|line| terminal.say(line));
         prediction.iter().for_each(|prediction| terminal.say(&prediction.words()));
+        if let Some(metrics) = &metrics {
+            terminal.say(&format!("watch  http://{}/metrics", metrics.address()));
+        }
         let done = resume.as_ref().map_or(0, |found| found.manifest.step);
+        board.planned(plan.total_steps(), done);
+        if let Some(found) = &resume {
+            let published = std::fs::metadata(found.directory.join(MANIFEST_FILE)).and_then(|file| file.modified());
+            board.resumed_from(done, &found.directory, published.unwrap_or_else(|_| SystemTime::now()));
+        }
         let warning = config.training.profile.and_then(|steps| profile::out_of_reach(steps, done, plan.total_steps()));
         warning.iter().for_each(|warning| terminal.complain(warning));
-        Ok(Job { config, run, resume, plan, prediction, worker, control, uploader, generation, storage, _lock: lock })
+        Ok(Job {
+            config,
+            run,
+            resume,
+            plan,
+            prediction,
+            worker,
+            control,
+            uploader,
+            generation,
+            board,
+            _metrics: metrics,
+            _told: told,
+            storage,
+            _lock: lock,
+        })
     }
 
     fn run(
@@ -200,9 +243,11 @@ impl Job {
         if let Some(model) = &self.config.hub_model {
             metrics.model(done, model).map_err(cannot_write())?;
         }
+        let records = Records::new(terminal.clone(), metrics, self.event_file(done, &terminal)?);
         signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
         let steps = (self.plan.total_steps(), done);
-        let mut view = View::new(terminal.clone(), metrics, began, steps, self.config.training.logging_steps);
+        let (board, logging_steps) = (self.board.clone(), self.config.training.logging_steps);
+        let mut view = View::new(terminal.clone(), records, board, began, steps, logging_steps);
         let limits = limits(options.timeout, options.grace);
         let ended = self.supervise(&limits, &terminal, (&events, &received), &mut view);
         let mut signal = None;
@@ -241,6 +286,22 @@ impl Job {
                 EXIT_FAILED
             }
         })
+    }
+
+    /// TensorBoard's, where it was asked for.
+    fn event_file(&self, done: u64, terminal: &Terminal) -> Result<Option<EventFile>, LaunchError> {
+        let training = &self.config.training;
+        let Some(Reporter::Tensorboard) = training.report_to else { return Ok(None) };
+        let folder = match &training.logging_dir {
+            Some(folder) => EventsFolder::at(folder.clone()),
+            None => EventsFolder::within(&self.run.events(), self.resume.is_some()),
+        };
+        let shown = folder.path().display();
+        let file = EventFile::create(&folder, done);
+        let file = file.map_err(LaunchError::system(format!("write TensorBoard's events to {shown}")))?;
+        let parent = training.logging_dir.clone().unwrap_or_else(|| self.run.events());
+        terminal.say(&format!("events tensorboard --logdir {}", parent.display()));
+        Ok(Some(file))
     }
 
     /// Starts the workers and watches over them until the last one has ended.
@@ -292,6 +353,7 @@ impl Job {
         let spawn = |rank| {
             let mut command = environment.command("train", rank);
             command.env(env::STORAGE, self.storage.token());
+            command.env(env::LOG_FORMAT, terminal.format().name());
             Worker::spawn(rank, &mut command, &self.run.log(rank), terminal.clone(), events.clone())
         };
         // A rank that cannot be started ends the job: those before it are killed as their handles are dropped.

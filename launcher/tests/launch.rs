@@ -156,8 +156,9 @@ fn a_job_runs_to_its_end_and_fills_the_run_folder() {
     assert_has(&err, &["[rank 0] pid", "[rank 1] pid"]);
     let run = fixture.run_folder();
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    assert_eq!(metrics.lines().count(), 4, "{metrics}");
+    assert_eq!(metrics.lines().count(), 5, "{metrics}");
     assert_has(&metrics, &["\"loss\":2.0", "\"eval_loss\":3.0", "\"tokens_per_second\":10000.0"]);
+    assert_has(&metrics, &["\"step\":3,\"checkpoint\":\"checkpoints/step-00000003\",\"seconds\":"]);
     let log = std::fs::read_to_string(run.join("logs/rank-1.log")).unwrap();
     assert_has(&log, &["rank 1 writes to standard output", "is checkpoint"]);
     let plan = std::fs::read_to_string(run.join("plan.json")).unwrap();
