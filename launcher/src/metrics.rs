@@ -2,15 +2,16 @@
 //! model of the hub is begun with; each with the time of writing. Numbers that are not finite are written as null.
 //! docs/metrics.md tells every field.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::Value;
 use zerofold_configs::HubModel;
-use zerofold_proto::v1::{EvaluationRecord, StepRecord};
+use zerofold_proto::v1::{EvaluationRecord, Phase, StepRecord};
 
 #[derive(Serialize)]
 struct Step {
@@ -33,6 +34,8 @@ struct Step {
     loss_scale: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    phase_seconds: BTreeMap<String, f64>,
 }
 
 #[derive(Serialize)]
@@ -58,6 +61,19 @@ struct CheckpointFailed<'a> {
 }
 
 #[derive(Serialize)]
+struct Resumed {
+    step: u64,
+    resumed: u64,
+}
+
+#[derive(Serialize)]
+struct Restarted<'a> {
+    step: u64,
+    restart: u64,
+    reason: &'a str,
+}
+
+#[derive(Serialize)]
 struct Model<'a> {
     step: u64,
     model: &'a str,
@@ -77,12 +93,13 @@ struct Line<T> {
 #[derive(Debug)]
 pub struct MetricsFile {
     file: File,
+    path: PathBuf,
 }
 
 impl MetricsFile {
     /// A new file, replacing what is there.
     pub fn create(path: &Path) -> std::io::Result<Self> {
-        Ok(MetricsFile { file: File::create(path)? })
+        Ok(MetricsFile { file: File::create(path)?, path: path.to_owned() })
     }
 
     /// Goes on after `step`: what an earlier run wrote about later steps is taken out, since they are about to be done again.
@@ -95,7 +112,23 @@ impl MetricsFile {
         let partial = path.with_extension("jsonl.partial");
         std::fs::write(&partial, kept)?;
         std::fs::rename(&partial, path)?;
-        Ok(MetricsFile { file: File::options().append(true).open(path)? })
+        Ok(MetricsFile { file: File::options().append(true).open(path)?, path: path.to_owned() })
+    }
+
+    /// Takes out what was written about steps after `step`, since they are about to be done again.
+    pub fn begin_again(&mut self, step: u64) -> std::io::Result<()> {
+        *self = MetricsFile::resume(&self.path, step)?;
+        Ok(())
+    }
+
+    /// Tells that a job of its own goes on with the run after `step`, as which membership.
+    pub fn resumed(&mut self, step: u64, generation: u64) -> std::io::Result<()> {
+        self.line(&Resumed { step, resumed: generation })
+    }
+
+    /// Tells that the job was begun again after `step`, as which membership, and why.
+    pub fn restart(&mut self, step: u64, generation: u64, reason: &str) -> std::io::Result<()> {
+        self.line(&Restarted { step, restart: generation, reason })
     }
 
     /// Tells of a published checkpoint, by its folder's name in the run folder, and how long after its step it was there.
@@ -133,6 +166,7 @@ impl MetricsFile {
             live_peak_bytes: record.live_peak_bytes,
             loss_scale: Some(record.loss_scale).filter(|scale| *scale > 1.0),
             skipped: Some(record.skipped.clone()).filter(|reason| !reason.is_empty()),
+            phase_seconds: phase_seconds(record),
         })
     }
 
@@ -159,6 +193,21 @@ pub fn seconds_of(time: SystemTime) -> f64 {
     since.as_millis() as f64 / 1000.0
 }
 
+/// Where the time of a step went, by the names of phases.
+pub fn phase_seconds(record: &StepRecord) -> BTreeMap<String, f64> {
+    let mut seconds = BTreeMap::new();
+    for phase in &record.phases {
+        *seconds.entry(phase_name(phase.phase())).or_insert(0.0) += phase.seconds;
+    }
+    seconds
+}
+
+/// `PHASE_FORWARD` as a person reads it.
+pub fn phase_name(phase: Phase) -> String {
+    let name = phase.as_str_name();
+    name.strip_prefix("PHASE_").unwrap_or(name).to_lowercase()
+}
+
 /// Units per second; not a number for a time of 0.
 pub fn rate(units: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { units as f64 / seconds } else { f64::NAN }
@@ -182,6 +231,7 @@ fn lines_until(reader: impl BufRead, step: u64) -> std::io::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+    use zerofold_proto::v1::PhaseTime;
 
     fn step(step: u64) -> StepRecord {
         StepRecord { step, loss: 1.5, tokens: 100, seconds: 0.5, grad_norm: f64::NAN, ..StepRecord::default() }
@@ -192,12 +242,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut metrics = MetricsFile::create(&path).unwrap();
-        metrics.step(&StepRecord { loss_scale: 2.0, skipped: "why".into(), ..step(1) }).unwrap();
+        let phases = vec![PhaseTime { phase: Phase::Forward.into(), seconds: 0.5 }];
+        metrics.step(&StepRecord { loss_scale: 2.0, skipped: "why".into(), phases, ..step(1) }).unwrap();
         let model = HubModel { id: "a/b".to_owned(), revision: "main".to_owned(), commit: "c".to_owned() };
         metrics.model(0, &model).unwrap();
         metrics.evaluation(&EvaluationRecord::default()).unwrap();
         metrics.checkpoint(1, Path::new("checkpoints/step-00000001"), Some(Duration::from_secs(1))).unwrap();
         metrics.checkpoint_failed(1, "why").unwrap();
+        metrics.restart(1, 2, "why").unwrap();
+        metrics.resumed(1, 3).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let written = text.lines().map(|line| {
             let object: Value = serde_json::from_str(line).unwrap();

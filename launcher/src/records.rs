@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use zerofold_proto::v1::{EvaluationRecord, StepRecord};
 
+use crate::error::LaunchError;
 use crate::metrics::MetricsFile;
+use crate::supervise::restart::Restart;
 use crate::tensorboard::EventFile;
 use crate::terminal::Terminal;
 
@@ -57,6 +59,19 @@ impl Records {
     pub(crate) fn checkpoint_failed(&mut self, step: u64, reason: &str) {
         let written = self.metrics.checkpoint_failed(step, reason);
         self.check_metrics(written);
+    }
+
+    /// The job was begun again: what came after its step is about to be done again.
+    ///
+    /// # Errors
+    /// What was written of that cannot be taken back.
+    pub(crate) fn restarted(&mut self, restart: &Restart) -> Result<(), LaunchError> {
+        self.metrics.begin_again(restart.step).map_err(LaunchError::system("write metrics.jsonl"))?;
+        let written = self.metrics.restart(restart.step, restart.generation, &restart.reason);
+        self.check_metrics(written);
+        let written = self.events.as_mut().map_or(Ok(()), |events| events.purge(restart.step));
+        self.check_events(written);
+        Ok(())
     }
 
     /// A full disk does not end the job, which may still save elsewhere; but it is told, once.

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use zerofold_proto::v1::{EvaluationRecord, StepRecord};
 
 use crate::control::ControlPlane;
+use crate::error::LaunchError;
 use crate::event::Event;
 use crate::format;
 use crate::logs;
 use crate::metrics::rate;
 use crate::records::Records;
 use crate::supervise::Observer;
+use crate::supervise::restart::Restart;
 use crate::terminal::Terminal;
 use crate::watch::Board;
 
@@ -48,6 +50,8 @@ pub struct Story {
     pub stored: Option<(u64, String)>,
     /// Checkpoints that could not be put into the store: the step, and why.
     pub failed_uploads: Vec<(u64, String)>,
+    /// How often the job was begun again.
+    pub restarts: u32,
 }
 
 /// Shows and records what happens.
@@ -162,6 +166,31 @@ impl Observer for View {
 
     fn notice(&mut self, text: &str) {
         self.terminal.complain(text);
+    }
+
+    fn restarted(&mut self, restart: &Restart) -> Result<(), LaunchError> {
+        self.records.restarted(restart)?;
+        self.board.restarted(&restart.reason);
+        logs::at_step(restart.step);
+        self.story.begin_again(restart.step);
+        self.terminal.progress(restart.step, String::new());
+        Ok(())
+    }
+
+    fn hang(&mut self, words: Option<&str>) {
+        self.board.hang(words);
+    }
+}
+
+impl Story {
+    /// What came after `step` is about to be done again.
+    fn begin_again(&mut self, step: u64) {
+        self.restarts += 1;
+        let undone = self.last.as_ref().map_or(0, |last| last.step.saturating_sub(step)).min(self.steps);
+        self.steps -= undone;
+        let kept = self.seconds.len().saturating_sub(undone as usize);
+        self.seconds.truncate(kept);
+        self.tokens_per_second.truncate(kept);
     }
 }
 

@@ -24,6 +24,7 @@ pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<TrainOpti
         step => Resume::Step(step.into()),
     });
     let Patience { timeout, grace } = Patience::of(before, after);
+    let max_restarts = after.get_one("max-restarts").or_else(|| before.get_one("max-restarts")).copied();
     Ok(TrainOptions {
         inputs: inputs(before, after)?,
         resume,
@@ -31,6 +32,7 @@ pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<TrainOpti
         timeout,
         grace,
         log_format: log_format(before, after),
+        max_restarts: max_restarts.unwrap_or(0),
     })
 }
 

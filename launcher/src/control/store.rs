@@ -168,6 +168,11 @@ impl Store {
         }
     }
 
+    /// Forgets everything.
+    pub fn clear(&self) {
+        *self.entries() = Entries::default();
+    }
+
     /// Tries `look` now and after each change until it succeeds; its error is the missing key.
     async fn until<T>(&self, timeout: Duration, look: impl Fn(&Entries) -> Result<T, String>) -> Result<T, StoreError> {
         let timeout = timeout.min(MAX_WAIT);

@@ -5,14 +5,15 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use zerofold_checkpoint::Found;
+use zerofold_checkpoint::publish::MANIFEST_FILE;
 use zerofold_proto::v1::{
-    CheckpointStatus, EvaluationRecord, EvaluationStatus, JobStatus, Phase, RankStatus, StatusReply, StepRecord,
-    StepStatus,
+    CheckpointStatus, EvaluationRecord, EvaluationStatus, JobStatus, RankStatus, StatusReply, StepRecord, StepStatus,
 };
 
 use crate::control::Member;
 use crate::event::Event;
-use crate::metrics::{rate, seconds_of};
+use crate::metrics::{phase_name, phase_seconds, rate, seconds_of};
 
 /// Over so many steps the time left is estimated.
 const RECENT_STEPS: usize = 20;
@@ -35,6 +36,8 @@ struct Job {
     generation: u64,
     restarts: u64,
     last_restart: Option<String>,
+    hang: Option<String>,
+    starting: bool,
     stopping: bool,
     step: u64,
     total_steps: u64,
@@ -65,7 +68,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Board {
     /// Of a job in this run folder, whose `launch` began at `began`.
     pub fn new(run: &Path, began: Instant, generation: u64) -> Board {
-        let job = Job { generation, ..Job::default() };
+        let job = Job { generation, starting: true, ..Job::default() };
         let run = run.display().to_string();
         Board { run, began, host: host_name(), job: Mutex::new(job), members: Mutex::new(None) }
     }
@@ -75,15 +78,30 @@ impl Board {
         *lock(&self.members) = Some(Box::new(members));
     }
 
-    /// The length of the job is known, and the steps that lie behind.
-    pub fn planned(&self, total_steps: u64, done: u64) {
+    /// A membership of the job begins, after the step of this checkpoint.
+    pub(crate) fn begin(&self, generation: u64, total_steps: u64, from: Option<&Found>) {
+        let checkpoint = from.map(|found| Checkpoint {
+            step: found.manifest.step,
+            directory: found.directory.display().to_string(),
+            published: published(&found.directory),
+        });
         let mut job = lock(&self.job);
-        (job.total_steps, job.step) = (total_steps, done);
+        (job.generation, job.total_steps) = (generation, total_steps);
+        job.step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
+        job.checkpoint = checkpoint;
+        (job.starting, job.hang) = (true, None);
     }
 
-    /// The job goes on from a checkpoint that was published then.
-    pub fn resumed_from(&self, step: u64, directory: &Path, published: SystemTime) {
-        lock(&self.job).checkpoint = Some(Checkpoint { step, directory: directory.display().to_string(), published });
+    /// The workers were begun again, for this reason.
+    pub fn restarted(&self, reason: &str) {
+        let mut job = lock(&self.job);
+        job.restarts += 1;
+        job.last_restart = Some(reason.to_owned());
+    }
+
+    /// Who holds the job up, if anybody does.
+    pub fn hang(&self, words: Option<&str>) {
+        lock(&self.job).hang = words.map(str::to_owned);
     }
 
     /// Notes what happened.
@@ -101,7 +119,7 @@ impl Board {
                 job.checkpoint = Some(Checkpoint { step: *step, directory, published });
             }
             Event::CheckpointFailed { .. } => job.failed_checkpoints += 1,
-            Event::Signal(_) => job.stopping = true,
+            Event::Signal(_) | Event::StopAsked { .. } => job.stopping = true,
             _ => {}
         }
     }
@@ -131,6 +149,7 @@ impl Job {
         }
         self.recent.push_back(record.seconds);
         self.step = record.step;
+        self.starting = false;
         self.tokens += record.tokens;
         self.sent_bytes += record.sent_bytes;
         self.skipped_steps += u64::from(!record.skipped.is_empty());
@@ -144,17 +163,17 @@ impl Job {
     }
 
     fn status(self, run: &str, elapsed: Duration, now: SystemTime) -> JobStatus {
-        let state = match (self.stopping, &self.last_step) {
+        let state = match (self.stopping, self.starting) {
             (true, _) => "stopping",
-            (false, Some(_)) => "training",
-            (false, None) => "starting",
+            (false, false) => "training",
+            (false, true) => "starting",
         };
         JobStatus {
             run: run.to_owned(),
             state: state.to_owned(),
             generation: self.generation,
             restarts: self.restarts,
-            verdict: None,
+            verdict: self.hang.clone(),
             step: self.step,
             total_steps: self.total_steps,
             elapsed_seconds: elapsed.as_secs_f64(),
@@ -193,36 +212,44 @@ fn step_status(record: &StepRecord) -> StepStatus {
         step_seconds: record.seconds,
         communication_seconds: record.communication_seconds,
         live_peak_bytes: record.live_peak_bytes,
-        phase_seconds: Default::default(),
+        phase_seconds: phase_seconds(record),
     }
 }
 
+/// When a checkpoint was published: its manifest comes last.
+fn published(directory: &Path) -> SystemTime {
+    let manifest = std::fs::metadata(directory.join(MANIFEST_FILE));
+    manifest.and_then(|file| file.modified()).unwrap_or_else(|_| SystemTime::now())
+}
+
 fn rank_status(now: Instant, rank: u32, member: &Member, host: &str) -> RankStatus {
-    let since = |then: Option<Instant>| then.map(|then| now.saturating_duration_since(then).as_secs_f64());
     let phase = match (&member.joined, &member.left) {
         (None, _) => "not joined".to_owned(),
         (_, Some(_)) => "left".to_owned(),
-        _ => phase_name(member.phase),
+        _ => phase_name(member.doing.phase()),
     };
+    let works = member.joined.is_some() && member.left.is_none();
+    let doing = &member.doing;
+    let call = doing.blocked_in.as_ref().or(doing.calls.last());
+    // What it told of its times was true when it was heard.
+    let in_phase = member.heard.filter(|_| works).map(|heard| doing.seconds + age(now, heard));
     RankStatus {
         rank,
         host: host.to_owned(),
         pid: member.pid,
         phase,
-        phase_seconds: None,
+        phase_seconds: in_phase,
         step: member.step,
-        collective: member.collective,
-        collective_name: String::new(),
+        collective: call.map_or(0, |call| call.sequence),
+        collective_name: call.map(|call| format!("{} {}", call.operation, call.about)).unwrap_or_default(),
         memory_bytes: member.memory_bytes,
         peak_memory_bytes: member.peak_memory_bytes,
-        heard_seconds: since(member.heard),
+        heard_seconds: member.heard.map(|heard| age(now, heard)),
     }
 }
 
-/// `PHASE_FORWARD` as a person reads it.
-pub(crate) fn phase_name(phase: Phase) -> String {
-    let name = phase.as_str_name();
-    name.strip_prefix("PHASE_").unwrap_or(name).to_lowercase().replace('_', " ")
+fn age(now: Instant, then: Instant) -> f64 {
+    now.saturating_duration_since(then).as_secs_f64()
 }
 
 /// This host, as the network knows it.
@@ -238,6 +265,7 @@ pub(crate) fn host_name() -> String {
 mod tests {
     use super::*;
     use crate::event::StopSignal;
+    use zerofold_proto::v1::{Call, Doing, Phase};
 
     fn step(step: u64, skipped: &str) -> StepRecord {
         let skipped = skipped.to_owned();
@@ -247,9 +275,9 @@ mod tests {
     #[test]
     fn what_happens_is_on_the_board() {
         let board = Board::new(Path::new("runs/x"), Instant::now(), 3);
-        board.planned(10, 2);
+        board.begin(3, 10, None);
         let job = board.status().job.unwrap();
-        assert_eq!((job.state.as_str(), job.step, job.total_steps, job.generation), ("starting", 2, 10, 3));
+        assert_eq!((job.state.as_str(), job.step, job.total_steps, job.generation), ("starting", 0, 10, 3));
         assert_eq!((job.last_step, job.remaining_seconds), (None, None));
         board.event(&Event::Steps(vec![step(3, ""), step(4, "overflow")]));
         board.event(&Event::Evaluations(vec![EvaluationRecord { step: 4, loss: 3.0, ..Default::default() }]));
@@ -266,6 +294,14 @@ mod tests {
         assert_eq!(board.remaining(), Some(Duration::from_secs(3)));
         board.event(&Event::Steps(vec![step(10, "")]));
         assert_eq!(board.remaining(), None, "nothing is left");
+        board.hang(Some("rank 1 is silent"));
+        assert_eq!(board.status().job.unwrap().verdict(), "rank 1 is silent");
+        board.hang(None);
+        board.begin(4, 10, None);
+        board.restarted("rank 1 was killed");
+        let job = board.status().job.unwrap();
+        assert_eq!((job.state.as_str(), job.step, job.generation, job.restarts), ("starting", 0, 4, 1));
+        assert_eq!((job.verdict, job.last_restart.as_deref()), (None, Some("rank 1 was killed")));
         board.event(&Event::Signal(StopSignal::Interrupt));
         assert_eq!(board.status().job.unwrap().state, "stopping");
     }
@@ -276,14 +312,18 @@ mod tests {
         assert!(board.status().ranks.is_empty(), "nobody was started");
         let now = Instant::now();
         let joined = Member { pid: 7, joined: Some(now), heard: Some(now), ..Member::default() };
-        let works = Member { phase: Phase::Forward, step: 5, ..joined.clone() };
+        let call = Call { sequence: 7, operation: "all_gather".to_owned(), about: "layer 3".to_owned(), bytes: 1 };
+        let doing = Doing { phase: Phase::Gather.into(), seconds: 2.0, blocked_in: Some(call), ..Doing::default() };
+        let works = Member { doing, step: 5, ..joined.clone() };
         let left = Member { left: Some(Default::default()), ..joined };
         let members = vec![Member::default(), works, left];
         board.follow(move || members.clone());
         let ranks = board.status().ranks;
         let phases: Vec<&str> = ranks.iter().map(|rank| rank.phase.as_str()).collect();
-        assert_eq!(phases, ["not joined", "forward", "left"]);
+        assert_eq!(phases, ["not joined", "gather", "left"]);
         assert_eq!((ranks[1].rank, ranks[1].pid, ranks[1].step), (1, 7, 5));
+        assert_eq!((ranks[1].collective, ranks[1].collective_name.as_str()), (7, "all_gather layer 3"));
+        assert!(ranks[1].phase_seconds.is_some_and(|seconds| seconds >= 2.0) && ranks[2].phase_seconds.is_none());
         assert!(ranks[0].heard_seconds.is_none() && ranks[1].heard_seconds.is_some());
     }
 }

@@ -178,7 +178,7 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{answer}");
         assert!(answer.contains("\nzerofold_up 1\n"), "{answer}");
-        board.planned(7, 0);
+        board.begin(1, 7, None);
         assert!(ask(address, "GET /metrics?x=1").contains("\nzerofold_planned_steps 7\n"));
         assert!(!ask(address, "HEAD /metrics").contains("zerofold_up"));
         assert!(ask(address, "GET /").starts_with("HTTP/1.1 404 "));
