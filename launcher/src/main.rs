@@ -8,7 +8,7 @@ use zerofold_launcher::cli::{self, CliError, Meant};
 use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
 use zerofold_launcher::logs::{self, LogFormat};
 use zerofold_launcher::terminal::Terminal;
-use zerofold_launcher::{bench, checkpoints, compare, doctor, generate, hub, plan, train, watch};
+use zerofold_launcher::{bench, checkpoints, compare, doctor, generate, hub, plan, run_report, train, watch};
 
 fn main() -> ExitCode {
     let began = Instant::now();
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Ok(Meant::Bench(options)) => bench::bench(&options, &Terminal::new(false)),
         Ok(Meant::Compare(options)) => compare::compare(&options, &Terminal::new(false)),
         Ok(Meant::Status(options)) => watch::status(&options, &Terminal::new(false)),
-        Ok(Meant::Report(_)) => Ok(0),
+        Ok(Meant::Report(options)) => run_report::report(&options, &Terminal::new(false)),
         Ok(Meant::Checkpoint(run)) => checkpoints::ask(&run, &Terminal::new(false)),
         Ok(Meant::Inspect(options)) => checkpoints::inspect(&options, &Terminal::new(false)),
         Ok(Meant::Verify(options)) => checkpoints::verify(&options, &Terminal::new(false)),

@@ -2,9 +2,14 @@
 
 pub(crate) mod axis;
 pub(crate) mod bars;
+pub(crate) mod lines;
 
 /// The look that all pages share, light and dark.
 pub(crate) const STYLE: &str = include_str!("style.css");
+/// What curves need besides.
+pub(crate) const LINES_STYLE: &str = include_str!("lines.css");
+/// Tells the values of curves under the pointer.
+pub(crate) const LINES_SCRIPT: &str = include_str!("lines.js");
 
 /// A sentence with a large first letter and a full stop.
 pub(crate) fn capitalised(sentence: &str) -> String {
