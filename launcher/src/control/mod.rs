@@ -7,6 +7,7 @@
 pub mod checkpoint;
 pub mod membership;
 mod server;
+mod status;
 pub mod store;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -19,12 +20,15 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 use tonic::transport::server::TcpIncoming;
 use zerofold_proto::v1::control_server::ControlServer;
+use zerofold_proto::v1::status_server::StatusServer;
 
 pub use membership::{Left, Member, Membership};
 pub use server::Publish;
 
 use crate::event::Event;
+use crate::watch::Board;
 use server::{ControlService, Shared};
+use status::StatusService;
 
 /// The largest message of a worker: a rank's part of a checkpoint lists every tensor it holds.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -60,6 +64,8 @@ pub struct ControlOptions {
     pub generation: u64,
     /// Publishes complete checkpoints.
     pub publish: Arc<Publish>,
+    /// What those who watch the job are told; none where there is no job.
+    pub board: Option<Arc<Board>>,
 }
 
 /// A control plane that is being served. Dropping it ends the service.
@@ -89,11 +95,17 @@ impl ControlPlane {
         let membership = Membership::new(options.world_size, options.generation, env!("CARGO_PKG_VERSION"));
         let shared = Arc::new(Shared::new(membership, options.publish, events));
         let service = ControlServer::new(ControlService(shared.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        if let Some(board) = &options.board {
+            let ranks = shared.clone();
+            board.follow(move || ranks.membership().members().to_vec());
+        }
+        let status = options.board.map(|board| StatusServer::new(StatusService(board)));
         let (shutdown, asked) = oneshot::channel::<()>();
         let serve = async move {
             // Small messages back and forth: waiting to fill a packet would cost 40 ms each.
             let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
-            let server = tonic::transport::Server::builder().serve_with_incoming(service, incoming);
+            let services = tonic::transport::Server::builder().add_service(service).add_optional_service(status);
+            let server = services.serve_with_incoming(incoming);
             // Not a graceful shutdown: that would wait for workers that hang.
             tokio::select! {
                 served = server => served.map_err(std::io::Error::other),
