@@ -61,5 +61,6 @@ pub use store_url::StoreUrl;
 pub use topology::{DEFAULT_PORT, ENVIRONMENT, Endpoint, Nodes, RendezvousTimes, STATIC_RUN_ID, StartedBy, Topology};
 pub use training::{KEYS, Training};
 pub use types::{
-    Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, Sampling, Scheduler, StateDictType, Strategy,
+    Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, Reporter, Sampling, Scheduler, StateDictType,
+    Strategy,
 };

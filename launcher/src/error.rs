@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::control::ControlError;
 use crate::supervise::SpawnError;
+use crate::watch::MetricsError;
 
 /// A failed run.
 pub const EXIT_FAILED: u8 = 1;
@@ -99,6 +100,9 @@ pub enum LaunchError {
     /// It was stopped before anything ran.
     #[error("{}: stopped while waiting for hosts", _0.name())]
     Stopped(crate::event::StopSignal),
+    /// The Prometheus endpoint did not start.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// A worker could not be started.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
@@ -182,6 +186,7 @@ impl LaunchError {
             LaunchError::Control(ControlError::Start { .. } | ControlError::Token(_) | ControlError::Trust(_)) => {
                 EXIT_FAILED
             }
+            LaunchError::Metrics(MetricsError::Start { .. }) => EXIT_FAILED,
             LaunchError::Hub(error) if error.is_failure() => EXIT_FAILED,
             _ => EXIT_USAGE,
         }

@@ -8,6 +8,7 @@ pub mod checkpoint;
 mod contact;
 pub mod membership;
 mod server;
+mod status;
 pub mod store;
 
 use std::net::TcpListener;
@@ -20,6 +21,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 use tonic::service::{InterceptorLayer, Routes};
 use zerofold_proto::v1::control_server::ControlServer;
+use zerofold_proto::v1::status_server::StatusServer;
 use zerofold_trust::{Authority, Gate, Refusals, TrustError, incoming};
 
 pub use contact::{Contact, Listen};
@@ -28,7 +30,9 @@ pub use server::Publish;
 
 use crate::event::Event;
 use crate::hosts::HostsService;
+use crate::watch::Board;
 use server::{ControlService, Shared};
+use status::StatusService;
 
 /// The largest message of a worker: a rank's part of a checkpoint lists every tensor it holds.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -70,14 +74,16 @@ pub struct ControlOptions {
     pub generation: u64,
     /// Publishes complete checkpoints.
     pub publish: Arc<Publish>,
+    /// What those who watch the job are told; none where there is no job.
+    pub board: Option<Arc<Board>>,
     /// Serves the launches of other hosts, where there are some.
     pub(crate) hosts: Option<HostsService>,
 }
 
 impl ControlOptions {
-    /// A job on one host.
+    /// A job on one host, which nobody watches.
     pub fn new(listen: Listen, world_size: u32, generation: u64, publish: Arc<Publish>) -> ControlOptions {
-        ControlOptions { listen, world_size, generation, publish, hosts: None }
+        ControlOptions { listen, world_size, generation, publish, board: None, hosts: None }
     }
 }
 
@@ -111,7 +117,17 @@ impl ControlPlane {
         let membership = Membership::new(options.world_size, options.generation, env!("CARGO_PKG_VERSION"));
         let shared = Arc::new(Shared::new(membership, options.publish, events));
         let service = ControlServer::new(ControlService(shared.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let routes = options.hosts.into_iter().fold(Routes::new(service), |routes, hosts| hosts.routes(routes));
+        if let Some(board) = &options.board {
+            let ranks = shared.clone();
+            board.follow(move || ranks.membership().members().to_vec());
+        }
+        let mut routes = Routes::new(service);
+        if let Some(board) = options.board {
+            routes = routes.add_service(StatusServer::new(StatusService(board)));
+        }
+        if let Some(hosts) = options.hosts {
+            routes = hosts.routes(routes);
+        }
         let (shutdown, asked) = oneshot::channel::<()>();
         let serve = async move {
             let incoming = incoming(tokio::net::TcpListener::from_std(listener)?, acceptor, refusals);

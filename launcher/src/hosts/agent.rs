@@ -319,6 +319,7 @@ impl Agent {
         let spawn = |rank| {
             let mut command = environment.command("train", rank);
             command.env(env::STORAGE, &start.storage);
+            command.env(env::LOG_FORMAT, self.terminal.format().name());
             command.envs(nccl_interface(self.config.device, self.interface.as_deref()));
             let log = logs.join(format!("rank-{rank}.log"));
             Worker::spawn(rank, &mut command, &log, self.terminal.clone(), self.events.clone())

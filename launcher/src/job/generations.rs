@@ -20,7 +20,7 @@ use crate::supervise::restart::{self, Ended, Next, Restart};
 use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::worker_command::{JobEnvironment, LocalRanks};
-use crate::{best_checkpoint, initial_model, report, resume, store};
+use crate::{best_checkpoint, initial_model, logs, report, resume, store};
 
 /// How often a failed job is begun again.
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +162,8 @@ impl Job {
         self.generation += 1;
         self.run.write_generation(self.generation)?;
         self.control.begin(self.generation, self.config.num_processes);
+        logs::at_generation(self.generation);
+        self.board.begin(self.generation, self.plan.total_steps(), self.resume.as_ref());
         Ok(())
     }
 
@@ -190,6 +192,7 @@ impl Job {
             let mut command = environment.command("train", rank);
             command.env(env::STORAGE, self.storage.token());
             command.envs(nccl_interface(self.config.device, interface));
+            command.env(env::LOG_FORMAT, terminal.format().name());
             Worker::spawn(rank, &mut command, &self.run.log(rank), terminal.clone(), events.clone())
         };
         // A rank that cannot be started ends the job: those before it are killed as their handles are dropped.
