@@ -9,8 +9,8 @@ mod simulated;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tonic::Status;
 use zerofold_launcher::control::{ControlOptions, ControlPlane};
 use zerofold_launcher::event::Event;
+use zerofold_launcher::supervise::hang;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -88,19 +89,46 @@ fn main() -> Result<()> {
 
 fn measure(options: &Options) -> Result<()> {
     let (events, received) = mpsc::channel();
-    let counter = std::thread::spawn(move || count(received));
     let publish = |_: &std::path::Path, parts: std::result::Result<Vec<Vec<u8>>, String>| {
         parts.map(|parts| format!("manifest of {} parts", parts.len()))
     };
-    let control = ControlPlane::start(
-        ControlOptions { port: None, world_size: options.workers, generation: 1, publish: Arc::new(publish) },
-        events,
-    )?;
+    let plane = ControlOptions { port: None, world_size: options.workers, generation: 1, publish: Arc::new(publish) };
+    let control = ControlPlane::start(plane, events)?;
+    let over = AtomicBool::new(false);
+    let (beats, joined, counts) = std::thread::scope(|scope| {
+        let (watched, end) = (&control, &over);
+        let watcher = scope.spawn(move || watch(watched, received, end));
+        let ordered = order_all(options, &control);
+        over.store(true, Ordering::Release);
+        let counts = watcher.join().map_err(|_| "the watching thread panicked")?;
+        ordered.map(|(beats, joined)| (beats, joined, counts))
+    })?;
+
+    let per_second = |time: Duration| 100.0 * time.as_secs_f64() / f64::from(options.seconds);
+    println!(
+        "a second of heartbeats takes {:.1} % of one core to answer and {:.1} % to watch",
+        per_second(beats.control),
+        per_second(beats.watching)
+    );
+    let left = control.look(|members| members.iter().filter(|member| member.left.is_some()).count());
+    let Counts { joined: told, steps, checkpoints } = counts;
+    if (left, told, steps, checkpoints) != (options.workers as usize, options.workers, options.seconds, 1) {
+        return Err(format!("{left} left, {told} joined, {steps} steps, {checkpoints} checkpoints").into());
+    }
+    let time = joined.time;
+    if time > MEMBERSHIP_GOAL {
+        return Err(format!("full membership took {time:.2?}, more than the goal of {MEMBERSHIP_GOAL:?}").into());
+    }
+    println!("full membership in {time:.2?}; the goal is {MEMBERSHIP_GOAL:?}");
+    Ok(())
+}
+
+/// What the workers are told, in turn. Returns what heartbeats and joining took.
+fn order_all(options: &Options, control: &ControlPlane) -> Result<(Measured, Measured)> {
     let mut workers = Workers::start(options, &format!("http://{}", control.address()))?;
     println!("{} workers, each with a connection of its own, on {} cores", options.workers, cores());
-    println!("{:<24} {:>9} {:>14} {:>10} {:>9}  answers", "", "time", "server's CPU", "its memory", "threads");
-    println!("{:<24} {:>9} {:>14} {:>10} {:>9}", "before", "", "", mib(memory()), threads());
-
+    println!("{:<24} {:>9} {:>11} {:>11} {:>10} {:>8}  answers", "", "time", "CPU", "watching", "memory", "threads");
+    println!("{:<24} {:>9} {:>11} {:>11} {:>10} {:>8}", "before", "", "", "", mib(memory()), threads());
     let joined = step(&mut workers, "join", "all have joined")?;
     for how in &options.meet {
         let label = format!("all have met ({})", how.name());
@@ -111,25 +139,7 @@ fn measure(options: &Options) -> Result<()> {
     step(&mut workers, "save", "a checkpoint")?;
     step(&mut workers, "leave", "all have left")?;
     workers.end()?;
-    let left = control.members().iter().filter(|member| member.left.is_some()).count();
-    drop(control);
-    let counts = counter.join().map_err(|_| "the counting thread panicked")?;
-
-    let share = 100.0 * beats.cpu.as_secs_f64() / f64::from(options.seconds);
-    println!(
-        "heartbeats take {share:.1} % of one core of the control plane; {:.2} step reports/s arrived",
-        f64::from(counts.steps) / f64::from(options.seconds)
-    );
-    if left != options.workers as usize || counts.joined != options.workers || counts.checkpoints != 1 {
-        return Err(format!("{left} left, {} joined, {} checkpoints", counts.joined, counts.checkpoints).into());
-    }
-    if joined.time > MEMBERSHIP_GOAL {
-        return Err(
-            format!("full membership took {:.2?}, more than the goal of {MEMBERSHIP_GOAL:?}", joined.time).into()
-        );
-    }
-    println!("full membership in {:.2?}, the goal is {MEMBERSHIP_GOAL:?}", joined.time);
-    Ok(())
+    Ok((beats, joined))
 }
 
 #[derive(Default)]
@@ -139,31 +149,47 @@ struct Counts {
     checkpoints: u32,
 }
 
-fn count(received: mpsc::Receiver<Event>) -> Counts {
-    let mut counts = Counts::default();
-    for event in received {
-        match event {
-            Event::Joined { .. } => counts.joined += 1,
-            Event::Steps(steps) => counts.steps += steps.len() as u32,
-            Event::Checkpoint { .. } => counts.checkpoints += 1,
-            _ => {}
+/// What supervision does with each event, and twice a second.
+fn watch(control: &ControlPlane, received: mpsc::Receiver<Event>, over: &AtomicBool) -> Counts {
+    let (mut counts, began) = (Counts::default(), Instant::now());
+    loop {
+        match received.recv_timeout(Duration::from_millis(500)) {
+            Ok(Event::Joined { .. }) => counts.joined += 1,
+            Ok(Event::Steps(steps)) => counts.steps += steps.len() as u32,
+            Ok(Event::Checkpoint { .. }) => counts.checkpoints += 1,
+            Ok(_) => {}
+            Err(_) if over.load(Ordering::Acquire) => return counts,
+            Err(_) => {}
+        }
+        if let Some(hang) = hang::diagnose(Instant::now(), began, &control.members()) {
+            println!("held up: {}", hang.words);
         }
     }
-    counts
 }
 
 struct Measured {
     time: Duration,
-    cpu: Duration,
+    /// CPU time of the control plane's thread.
+    control: Duration,
+    /// CPU time of the rest.
+    watching: Duration,
 }
 
 /// Lets the workers do something, and prints what it took.
 fn step(workers: &mut Workers, order: &str, label: &str) -> Result<Measured> {
-    let (began, cpu) = (Instant::now(), cpu_time());
+    let (began, control, all) = (Instant::now(), control_time(), cpu_time());
     let answers = workers.order(order)?;
-    let measured = Measured { time: began.elapsed(), cpu: cpu_time() - cpu };
-    let (time, cpu) = (format!("{:.2} s", measured.time.as_secs_f64()), format!("{:.2} s", measured.cpu.as_secs_f64()));
-    println!("{label:<24} {time:>9} {cpu:>14} {:>10} {:>9}  {answers}", mib(memory()), threads());
+    let (time, control, all) = (began.elapsed(), control_time() - control, cpu_time() - all);
+    let measured = Measured { time, control, watching: all.saturating_sub(control) };
+    let Measured { time, control, watching } = measured;
+    println!(
+        "{label:<24} {:>9} {:>11} {:>11} {:>10} {:>8}  {answers}",
+        seconds(time),
+        seconds(control),
+        seconds(watching),
+        mib(memory()),
+        threads()
+    );
     Ok(measured)
 }
 
@@ -321,6 +347,19 @@ fn cpu_time() -> Duration {
     // SAFETY: the pointer is valid for the call.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// CPU time of the thread that serves.
+fn control_time() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let read = |task: &std::fs::DirEntry, file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+    let mut control = tasks.filter(|task| read(task, "comm").trim() == "control");
+    let told = control.next().map(|task| read(&task, "schedstat")).unwrap_or_default();
+    Duration::from_nanos(told.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or_default())
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.2} s", time.as_secs_f64())
 }
 
 fn status(field: &str) -> u64 {

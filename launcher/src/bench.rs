@@ -86,6 +86,7 @@ pub(crate) fn measure(request: &BenchRequest, ranks: u32, gpu_ids: Option<&[u32]
         generation: FIRST_GENERATION,
         config: None,
         resume: None,
+        timeout: LIMIT,
     };
     let request = serde_json::to_string(request).unwrap_or_default();
     let command = |rank| -> Command {

@@ -61,5 +61,7 @@ pub const CONFIG: &str = "ZEROFOLD_CONFIG";
 pub const GENERATION: &str = "ZEROFOLD_GENERATION";
 /// Set: what a worker must find in the folder of checkpoints, to know that it is the one that `launch` sees.
 pub const STORAGE: &str = "ZEROFOLD_STORAGE";
+/// Set: for how many seconds `launch` waits for ranks; collectives wait a little longer.
+pub const TIMEOUT: &str = "ZEROFOLD_TIMEOUT";
 /// Set when resuming: the folder of the step to go on from.
 pub const RESUME: &str = "ZEROFOLD_RESUME";

@@ -110,6 +110,11 @@ pub enum Event {
     },
     /// `launch` was asked to stop.
     Signal(StopSignal),
+    /// Somebody sent a worker SIGTERM: the job is to stop.
+    StopAsked {
+        /// Its rank.
+        rank: u32,
+    },
     /// `launch` was asked for a checkpoint.
     SaveAsked,
 }

@@ -39,6 +39,17 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
+/// `rank 3`, `ranks 0, 2 and 3`, `62 ranks (0, 1, 2, …)`.
+pub fn ranks(ranks: &[u32]) -> String {
+    let words: Vec<String> = ranks.iter().map(u32::to_string).collect();
+    match &words[..] {
+        [] => "no rank".to_owned(),
+        [one] => format!("rank {one}"),
+        [first @ .., last] if words.len() <= 8 => format!("ranks {} and {last}", first.join(", ")),
+        many => format!("{} ranks ({}, …)", many.len(), many[..3].join(", ")),
+    }
+}
+
 /// `1,234,567`.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();

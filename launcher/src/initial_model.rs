@@ -36,7 +36,7 @@ impl InitialModel {
             Err(error) => return Err(error),
         };
         let step = match place.newest()? {
-            Place::Step(step) => crate::train::absolute(&step)?,
+            Place::Step(step) => crate::job::absolute(&step)?,
             Place::Model(_) | Place::Run(..) => return model(),
         };
         let found = open_step(&step)?;
@@ -76,7 +76,7 @@ pub(crate) fn configuration(found: &Found) -> Result<Resolved, LaunchError> {
             LaunchError::usage(message, "it was written by another version of launch")
         });
     }
-    let absolute = crate::train::absolute(&found.directory)?;
+    let absolute = crate::job::absolute(&found.directory)?;
     let root = absolute.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
     Ok(Resolved::read(&root.join("config.resolved.yaml"))?)
 }

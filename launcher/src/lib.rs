@@ -9,7 +9,7 @@
 //!            ├ bench → this machine's rates, by an errand of `worker bench`
 //!            ├ plan → what a job would need, from config.json alone
 //!            ├ compare → `train` in several configurations, a few steps each
-//!            └ train → configuration, checks, data → announce
+//!            └ train → job: configuration, checks, data → announce; memberships, again after a failure
 //!                 → control (serves the workers)  ─┐
 //!                 → supervise::child (N workers)  ─┼─ Event → supervise → verdict → report
 //!                 → signals (Ctrl-C, SIGTERM)     ─┘            └→ view, metrics.jsonl
@@ -36,6 +36,7 @@ pub mod generate;
 pub mod gpus;
 pub mod hub;
 mod initial_model;
+mod job;
 pub mod memory;
 pub mod metrics;
 mod model_beside;

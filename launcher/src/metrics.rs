@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -49,6 +49,13 @@ struct CheckpointFailed<'a> {
 }
 
 #[derive(Serialize)]
+struct Restarted<'a> {
+    step: u64,
+    restart: u64,
+    reason: &'a str,
+}
+
+#[derive(Serialize)]
 struct Model<'a> {
     step: u64,
     model: &'a str,
@@ -60,12 +67,13 @@ struct Model<'a> {
 #[derive(Debug)]
 pub struct MetricsFile {
     file: File,
+    path: PathBuf,
 }
 
 impl MetricsFile {
     /// A new file, replacing what is there.
     pub fn create(path: &Path) -> std::io::Result<Self> {
-        Ok(MetricsFile { file: File::create(path)? })
+        Ok(MetricsFile { file: File::create(path)?, path: path.to_owned() })
     }
 
     /// Goes on after `step`: what an earlier run wrote about later steps is taken out, since they are about to be done again.
@@ -78,7 +86,18 @@ impl MetricsFile {
         let partial = path.with_extension("jsonl.partial");
         std::fs::write(&partial, kept)?;
         std::fs::rename(&partial, path)?;
-        Ok(MetricsFile { file: File::options().append(true).open(path)? })
+        Ok(MetricsFile { file: File::options().append(true).open(path)?, path: path.to_owned() })
+    }
+
+    /// Takes out what was written about steps after `step`, since they are about to be done again.
+    pub fn begin_again(&mut self, step: u64) -> std::io::Result<()> {
+        *self = MetricsFile::resume(&self.path, step)?;
+        Ok(())
+    }
+
+    /// Tells that the job was begun again after `step`, as which membership, and why.
+    pub fn restart(&mut self, step: u64, generation: u64, reason: &str) -> std::io::Result<()> {
+        self.line(&Restarted { step, restart: generation, reason })
     }
 
     /// Tells of a save that failed, and why.

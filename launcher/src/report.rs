@@ -34,6 +34,19 @@ pub struct Failed<'a> {
 /// from what was saved, what to do.
 pub fn failure(failed: &Failed<'_>) -> String {
     let Failed { first, others, facts, story, run, arguments } = *failed;
+    let mut text = cause(first, others, facts);
+    let _ = write!(text, "\nlog: {}", run.log(first.rank).display());
+    if let Some(words) = go_on(story, arguments) {
+        let _ = write!(text, "\n{words}");
+    }
+    if let Some(hint) = hint(&first.cause) {
+        let _ = write!(text, "\nhint: {hint}");
+    }
+    text
+}
+
+/// The first cause with what it said, then the consequences.
+pub fn cause(first: &Failure, others: &[Failure], facts: &Facts) -> String {
     let mut text = format!("error: {}", sentence(first, facts));
     let exit = facts.ranks.get(first.rank as usize).and_then(|it| it.exit.as_ref());
     if let (Cause::Ended(_) | Cause::LeftSilently, Some((_, exit))) = (&first.cause, exit)
@@ -47,19 +60,20 @@ pub fn failure(failed: &Failed<'_>) -> String {
     for other in others {
         let _ = write!(text, "\nthen: {}", brief(other, facts));
     }
-    let _ = write!(text, "\nlog: {}", run.log(first.rank).display());
-    if let Some(words) = go_on(story, arguments) {
-        let _ = write!(text, "\n{words}");
-    }
-    if let Some(hint) = hint(&first.cause) {
-        let _ = write!(text, "\nhint: {hint}");
-    }
     text
 }
 
+/// Why it failed, in one line.
+pub fn short(failure: &Failure, facts: &Facts) -> String {
+    sentence(failure, facts).lines().next().unwrap_or_default().to_owned()
+}
+
 fn name(failure: &Failure, facts: &Facts) -> String {
-    let pid = facts.ranks.get(failure.rank as usize).map_or(0, |it| it.pid);
-    format!("rank {} (pid {pid})", failure.rank)
+    let place = facts.ranks.get(failure.rank as usize).map(|it| it.place.clone()).unwrap_or_default();
+    match place.host.is_empty() {
+        true => format!("rank {} (pid {})", failure.rank, place.pid),
+        false => format!("rank {} (host {}, pid {})", failure.rank, place.host, place.pid),
+    }
 }
 
 fn sentence(failure: &Failure, facts: &Facts) -> String {
@@ -69,6 +83,7 @@ fn sentence(failure: &Failure, facts: &Facts) -> String {
         Cause::Ended(ending) => format!("{name} {ending}"),
         Cause::LeftSilently => format!("{name} exited with code 0 before its work was done"),
         Cause::NeverJoined(limit) => format!("{name} did not join the job within {}", format::duration(*limit)),
+        Cause::Hung(words) => words.replacen(&format!("rank {}", failure.rank), &name, 1),
         Cause::Silent(limit) => format!("{name} was not heard from for {}", format::duration(*limit)),
     }
 }
@@ -92,7 +107,9 @@ fn hint(cause: &Cause) -> Option<&'static str> {
             Some("this processor lacks an instruction that libtorch was built with")
         }
         Cause::Ended(Ending::Signal(libc::SIGBUS)) => Some("a disk or shared memory is full (`df -h`)"),
-        Cause::NeverJoined(_) | Cause::Silent(_) => Some("the log shows how far it came; --timeout sets the limit"),
+        Cause::NeverJoined(_) | Cause::Silent(_) | Cause::Hung(_) => {
+            Some("the log shows how far it came; --timeout sets the limit")
+        }
         _ => None,
     }
 }
@@ -112,6 +129,12 @@ pub struct Ended<'a> {
 /// The summary of a job that went well or was stopped.
 pub fn summary(story: &Story, ended: &Ended<'_>) -> String {
     let mut lines = vec![format!("{} in {}", format::plural(story.steps, "step"), format::duration(ended.time))];
+    if story.restarts > 0 {
+        lines.push(format!(
+            "begun again {}",
+            if story.restarts == 1 { "once".to_owned() } else { format!("{} times", story.restarts) }
+        ));
+    }
     if story.skipped > 0 {
         lines.push(format!("{} of {} were skipped", story.skipped, format::plural(story.steps, "step")));
     }
@@ -277,14 +300,18 @@ pub fn quote(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervise::Exit;
+    use crate::supervise::{Exit, Place};
     use std::time::Instant;
     use zerofold_proto::v1::EvaluationRecord;
+
+    fn places() -> Vec<Place> {
+        [10, 11].map(|pid| Place { pid, ..Place::default() }).into()
+    }
 
     #[test]
     fn a_failure_tells_the_cause_first() {
         let now = Instant::now();
-        let mut facts = Facts::new(now, &[10, 11]);
+        let mut facts = Facts::new(now, places());
         let exit = Exit { ending: Ending::Signal(libc::SIGKILL), last_lines: vec!["loading".into()] };
         facts.ranks[1].exit = Some((now, exit));
         let first = Failure { rank: 1, at: now, cause: Cause::Ended(Ending::Signal(9)), consequence: false };
@@ -357,8 +384,9 @@ mod tests {
             failed_saves: vec![(10, "no space left\nhint: free some".to_owned())],
             stored: Some((10, "s3://b/p/step-00000010".to_owned())),
             failed_uploads: vec![(20, "cannot write\nhint: look".to_owned())],
+            restarts: 2,
         };
-        let mut facts = Facts::new(Instant::now(), &[10, 11]);
+        let mut facts = Facts::new(Instant::now(), places());
         for rank in &mut facts.ranks {
             let state = StateBytes { parameters: 1 << 20, gradients: 1 << 20, ..StateBytes::default() };
             rank.left = Some(Left { state, ..Left::default() });
@@ -370,6 +398,7 @@ mod tests {
         assert_eq!(
             text,
             "20 steps in 30 s\n\
+             begun again 2 times\n\
              3 of 20 steps were skipped\n\
              1 save failed, the last one after step 10: no space left\n\
              1 upload failed, the last one of step 20: cannot write; the newest checkpoint of this job in the store is that of \

@@ -13,10 +13,10 @@ use crate::error::LaunchError;
 use crate::format;
 use crate::hub;
 use crate::initial_model;
+use crate::job::{absolute, step_plan};
 use crate::run_folder::{Resume, RunFolder};
 use crate::store;
 use crate::terminal::Terminal;
-use crate::train::{absolute, step_plan};
 
 const OTHER_MODEL: &str = "was saved from another model";
 

@@ -207,6 +207,11 @@ impl RunFolder {
         }
     }
 
+    /// Whether any checkpoint was published here, whole or not.
+    pub fn has_checkpoint(&self) -> Result<bool, LaunchError> {
+        Ok(!published_steps(&self.checkpoints())?.is_empty())
+    }
+
     /// Clears what stands in the way of going on after `found`. `told` gets a line for each folder.
     pub fn clear_after(&self, found: &Found, mut told: impl FnMut(String)) -> Result<(), LaunchError> {
         let checkpoints = self.checkpoints();

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use zerofold_proto::v1::{EvaluationRecord, StepRecord};
 
 use crate::control::ControlPlane;
+use crate::error::LaunchError;
 use crate::event::Event;
 use crate::format;
 use crate::metrics::{MetricsFile, rate};
 use crate::supervise::Observer;
+use crate::supervise::restart::Restart;
 use crate::terminal::Terminal;
 
 /// Over so many steps the time left is estimated.
@@ -48,6 +50,8 @@ pub struct Story {
     pub stored: Option<(u64, String)>,
     /// Checkpoints that could not be put into the store: the step, and why.
     pub failed_uploads: Vec<(u64, String)>,
+    /// How often the job was begun again.
+    pub restarts: u32,
 }
 
 /// Shows and records what happens.
@@ -176,6 +180,28 @@ impl Observer for View {
 
     fn notice(&mut self, text: &str) {
         self.terminal.complain(text);
+    }
+
+    fn restarted(&mut self, restart: &Restart) -> Result<(), LaunchError> {
+        let cannot_write = LaunchError::system("write metrics.jsonl");
+        self.metrics.begin_again(restart.step).map_err(cannot_write)?;
+        let written = self.metrics.restart(restart.step, restart.generation, &restart.reason);
+        self.check_written(written);
+        self.story.begin_again(restart.step);
+        self.terminal.progress(restart.step, String::new());
+        Ok(())
+    }
+}
+
+impl Story {
+    /// What came after `step` is about to be done again.
+    fn begin_again(&mut self, step: u64) {
+        self.restarts += 1;
+        let undone = self.last.as_ref().map_or(0, |last| last.step.saturating_sub(step)).min(self.steps);
+        self.steps -= undone;
+        let kept = self.seconds.len().saturating_sub(undone as usize);
+        self.seconds.truncate(kept);
+        self.tokens_per_second.truncate(kept);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use zerofold_configs::DeviceKind;
 
@@ -53,6 +54,8 @@ pub struct JobEnvironment<'a> {
     pub config: Option<&'a Path>,
     /// The step's folder to resume from.
     pub resume: Option<&'a Path>,
+    /// How long `launch` waits for ranks.
+    pub timeout: Duration,
 }
 
 impl JobEnvironment<'_> {
@@ -69,7 +72,8 @@ impl JobEnvironment<'_> {
             .env(env::MASTER_ADDR, self.control.ip().to_string())
             .env(env::MASTER_PORT, self.control.port().to_string())
             .env(env::CONTROL, format!("http://{}", self.control))
-            .env(env::GENERATION, self.generation.to_string());
+            .env(env::GENERATION, self.generation.to_string())
+            .env(env::TIMEOUT, self.timeout.as_secs().to_string());
         for (name, path) in [(env::CONFIG, self.config), (env::RESUME, self.resume)] {
             match path {
                 Some(path) => command.env(name, path),
@@ -121,6 +125,7 @@ mod tests {
             generation: 7,
             config: Some(Path::new("run/config.resolved.yaml")),
             resume: None,
+            timeout: Duration::from_secs(1800),
         };
         let command = job.command("train", 3);
         let get = |name: &str| {
@@ -137,6 +142,7 @@ mod tests {
             ("ZEROFOLD_CONTROL", "http://127.0.0.1:29500"),
             ("ZEROFOLD_CONFIG", "run/config.resolved.yaml"),
             ("ZEROFOLD_GENERATION", "7"),
+            ("ZEROFOLD_TIMEOUT", "1800"),
             ("CUDA_VISIBLE_DEVICES", "0,2,4,6"),
             ("PYTORCH_ALLOC_CONF", "expandable_segments:True"),
         ];

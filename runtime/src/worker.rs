@@ -21,8 +21,8 @@ use zerofold_data::{StepPlan, StepPlanOptions, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_proto::v1::{LeaveRequest, StateBytes};
 
-/// How long a collective may wait for another rank.
-const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(1800);
+/// How much longer than `launch` waits a collective does, so that the verdict is that of `launch`.
+const AFTER_LAUNCH: Duration = Duration::from_secs(60);
 
 /// Why a worker could not do its work.
 #[derive(Debug, Error)]
@@ -92,6 +92,8 @@ pub(crate) struct Environment {
     pub(crate) control: String,
     host: String,
     pub(crate) threads: i32,
+    /// How long a collective may wait for another rank.
+    timeout: Duration,
 }
 
 fn variable<T: std::str::FromStr>(name: &'static str) -> Result<T, WorkerError>
@@ -119,6 +121,7 @@ impl Environment {
             control: variable("ZEROFOLD_CONTROL")?,
             host: variable("MASTER_ADDR")?,
             threads: variable("OMP_NUM_THREADS")?,
+            timeout: Duration::from_secs(variable("ZEROFOLD_TIMEOUT")?) + AFTER_LAUNCH,
         })
     }
 }
@@ -221,17 +224,16 @@ pub(crate) fn connect(
 ) -> Result<Rc<dyn Collectives>, WorkerError> {
     let (rank, world_size) = (environment.identity.rank as usize, environment.identity.world_size as usize);
     let store = Arc::new(control.store());
+    let timeout = environment.timeout;
     Ok(match backend {
         Backend::Single => Rc::new(Single::new(device)?),
-        Backend::Gloo => {
-            Rc::new(Gloo::connect(store, rank, world_size, &environment.host, COLLECTIVE_TIMEOUT, activity)?)
-        }
+        Backend::Gloo => Rc::new(Gloo::connect(store, rank, world_size, &environment.host, timeout, activity)?),
         Backend::Shm => {
-            let (interface, timeout) = (environment.host.as_str(), COLLECTIVE_TIMEOUT);
+            let interface = environment.host.as_str();
             Rendezvous { store, rank, world_size, interface, timeout, activity }.connect()?
         }
         Backend::Nccl => {
-            let nccl = Nccl::connect(store, rank, world_size, device, COLLECTIVE_TIMEOUT, activity)?;
+            let nccl = Nccl::connect(store, rank, world_size, device, timeout, activity)?;
             let abort = nccl.abort_handle();
             control.before_giving_up(move |reason| abort.abort(reason));
             Rc::new(nccl)

@@ -217,13 +217,20 @@ fn job_options() -> Vec<Arg> {
         option("resume", "STEP", "Go on from a step's folder; without a value, from the newest whole checkpoint")
             .num_args(0..=1)
             .default_missing_value("newest");
-    configuration_options().into_iter().chain([resume]).chain(waiting_options()).collect()
+    let restarts = option(
+        "max-restarts",
+        "N",
+        "How often a job that failed is begun again from its newest checkpoint [default: 0]",
+    )
+    .value_parser(value_parser!(u32))
+    .alias("max_restarts");
+    configuration_options().into_iter().chain([resume, restarts]).chain(waiting_options()).collect()
 }
 
 /// How long is waited for ranks, and how much is told.
 fn waiting_options() -> [Arg; 3] {
     [
-        option("timeout", "SECONDS", "How long a rank may take to join, or be silent [default: 1800]")
+        option("timeout", "SECONDS", "How long a rank may take to join, be silent, or hold others up [default: 1800]")
             .value_parser(value_parser!(u64).range(1..)),
         option("grace", "SECONDS", "How long ranks may take to stop when asked (Ctrl-C, SIGTERM) [default: 60]")
             .value_parser(value_parser!(u64)),

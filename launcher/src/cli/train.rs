@@ -23,12 +23,14 @@ pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<TrainOpti
         step => Resume::Step(step.into()),
     });
     let Patience { timeout, grace } = Patience::of(before, after);
+    let max_restarts = after.get_one("max-restarts").or_else(|| before.get_one("max-restarts")).copied();
     Ok(TrainOptions {
         inputs: inputs(before, after)?,
         resume,
         quiet: before.get_flag("quiet") || after.get_flag("quiet"),
         timeout,
         grace,
+        max_restarts: max_restarts.unwrap_or(0),
     })
 }
 

@@ -9,7 +9,7 @@ use super::run::WARM_UP;
 use super::series::Configuration;
 use crate::error::LaunchError;
 use crate::plan::Prediction;
-use crate::{format, train};
+use crate::{format, job};
 
 /// A row that is to be measured.
 pub(super) struct Entry {
@@ -25,7 +25,7 @@ pub(super) fn entry(
     data: &Prepared,
     (model, memory): (&ModelConfig, Option<u64>),
 ) -> Result<Entry, LaunchError> {
-    let plan = train::step_plan(&config, data.dataset.rows())?;
+    let plan = job::step_plan(&config, data.dataset.rows())?;
     let prediction = Prediction::of(&config, &data.dataset, &plan).ok_or_else(|| {
         LaunchError::usage(
             format!("{configuration}: it cannot be planned"),

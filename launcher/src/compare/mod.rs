@@ -31,7 +31,7 @@ use crate::hub::{self, Extent};
 use crate::memory::memory_of_rank;
 use crate::terminal::Terminal;
 use crate::worker_command::find_worker;
-use crate::{announce, bench, format, model_folder, report, signals, train};
+use crate::{announce, bench, format, job, model_folder, report, signals};
 use entry::{Entry, check_that_something_fits, entry};
 use figures::{Ceilings, Comparison, Machine, Method, Model};
 use folder::Folder;
@@ -116,10 +116,10 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
     };
     series::notes(options).iter().for_each(|note| progress.tell(&format!("note: {note}")));
     announce::warning(&first).iter().for_each(|text| terminal.complain(text));
-    let checked = series.iter().map(|(_, config)| train::check(config)).collect::<Result<Vec<_>, _>>()?;
+    let checked = series.iter().map(|(_, config)| job::check(config)).collect::<Result<Vec<_>, _>>()?;
     find_worker()?;
-    let folder = Folder::fresh(train::absolute(&first.training.output_dir)?)?;
-    let data = train::tokenise(&first, &first.training.dataset, &Terminal::new(true))?;
+    let folder = Folder::fresh(job::absolute(&first.training.output_dir)?)?;
+    let data = job::tokenise(&first, &first.training.dataset, &Terminal::new(true))?;
     let (model, longest) = (&checked[0], data.report.longest);
     let warning = model_folder::too_long("rows have up to", longest, model);
     warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
@@ -177,7 +177,7 @@ fn measure(
 ) -> Result<Option<u8>, LaunchError> {
     let (events, received) = mpsc::channel();
     signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
-    let limits = train::limits(options.timeout, options.grace);
+    let limits = job::limits(options.timeout, options.grace);
     let runner = Runner { terminal: progress.terminal, data, limits, events, received };
     let mut fitting: Vec<&mut Entry> = entries.iter_mut().filter(|entry| entry.row.planned.fits).collect();
     let mut took = vec![Duration::ZERO; fitting.len()];

@@ -11,10 +11,10 @@ use super::figures::Round;
 use crate::control::ControlPlane;
 use crate::error::LaunchError;
 use crate::event::{Event, StopSignal};
+use crate::job::Job;
 use crate::report;
 use crate::supervise::{Limits, Observer, Verdict};
 use crate::terminal::Terminal;
-use crate::train::Job;
 use crate::view::Story;
 
 /// Steps at the beginning that warm up and are not counted.

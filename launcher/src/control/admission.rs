@@ -30,6 +30,11 @@ impl<E> Admission<E> {
         Admission { limit, next: 0, members: HashSet::new(), strangers: BTreeMap::new() }
     }
 
+    /// From now on there may be so many. Those that are there stay.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
     /// A connection came; `end` ends it.
     pub(crate) fn arrived(&mut self, end: E) -> Admitted<E> {
         let full = self.count() >= self.limit;

@@ -28,7 +28,6 @@ const WAITING: i32 = 4096;
 /// All connections of a control plane.
 pub(crate) struct Connections {
     admission: Mutex<Admission<oneshot::Sender<()>>>,
-    limit: usize,
     told_of_crowd: AtomicBool,
     told_of_error: AtomicBool,
 }
@@ -38,7 +37,6 @@ impl Connections {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Connections {
             admission: Mutex::new(Admission::new(limit)),
-            limit,
             told_of_crowd: AtomicBool::new(false),
             told_of_error: AtomicBool::new(false),
         })
@@ -46,6 +44,11 @@ impl Connections {
 
     fn admission(&self) -> MutexGuard<'_, Admission<oneshot::Sender<()>>> {
         self.admission.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on there may be so many.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        self.admission().set_limit(limit);
     }
 
     /// How many there are now.
@@ -92,8 +95,8 @@ impl Connections {
         let admitted = self.admission().arrived(end);
         if !matches!(admitted, Admitted::Stays(_)) && !self.told_of_crowd.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "the control plane has its {} connections; those on which no rank of the job has spoken make room for new ones (the newest is from {peer})\nhint: `ss -tnp` shows who holds them",
-                self.limit
+                "the control plane has {} connections, as many as it may; those on which no rank of the job has spoken make room for new ones (the newest is from {peer})\nhint: `ss -tnp` shows who holds them",
+                self.count()
             );
         }
         let number = match admitted {

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use thiserror::Error;
-use zerofold_proto::v1::{HeartbeatRequest, JoinRequest, LeaveRequest, Phase, StateBytes};
+use zerofold_proto::v1::{Doing, HeartbeatRequest, JoinRequest, LeaveRequest, StateBytes};
 
 /// Why a worker's call was refused.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -100,11 +100,9 @@ pub struct Member {
     /// When it was last heard from.
     pub heard: Option<Instant>,
     /// What it was doing then.
-    pub phase: Phase,
-    /// Optimizer steps it had finished.
+    pub doing: Doing,
+    /// Optimizer steps it had finished; 0 until it has finished one in this membership.
     pub step: u64,
-    /// Sequence number of the last collective it entered.
-    pub collective: u64,
     /// Resident bytes.
     pub memory_bytes: u64,
     /// Most resident bytes so far.
@@ -135,6 +133,17 @@ impl Membership {
     /// How many ranks there are.
     pub fn world_size(&self) -> u32 {
         self.members.len() as u32
+    }
+
+    /// Begins another membership of the job, of `world_size` ranks; calls of earlier ones are refused from now on.
+    pub fn begin(&mut self, generation: u64, world_size: u32) {
+        self.generation = generation;
+        self.members = vec![Member::default(); world_size as usize];
+    }
+
+    /// Which membership of the job this is.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Checks that a call comes from a rank of this generation.
@@ -172,10 +181,9 @@ impl Membership {
     pub fn heartbeat(&mut self, now: Instant, request: &HeartbeatRequest) -> Result<(), MembershipError> {
         let member = self.joined(request.rank, request.generation)?;
         member.heard = Some(now);
-        member.phase = request.phase();
+        member.doing = request.doing.clone().unwrap_or_default();
         // A beat sent before a step's report may arrive after it.
         member.step = member.step.max(request.step);
-        member.collective = member.collective.max(request.collective);
         member.memory_bytes = request.memory_bytes;
         member.peak_memory_bytes = member.peak_memory_bytes.max(request.peak_memory_bytes);
         Ok(())

@@ -139,6 +139,12 @@ impl ControlPlane {
         self.shared.saves.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Begins another membership of the job, of `world_size` ranks: calls of earlier ones are refused from now on.
+    pub fn begin(&self, generation: u64, world_size: u32) {
+        self.connections.set_limit(limits::max_connections(world_size));
+        self.shared.begin(generation, world_size);
+    }
+
     /// A worker's process ended: checkpoints that wait for it are answered with an error.
     pub fn rank_gone(&self, rank: u32, reason: &str) {
         self.shared.rank_gone(rank, reason);

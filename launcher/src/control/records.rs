@@ -1,7 +1,7 @@
 //! Whether what a rank tells can be true. What passes can be added up, divided and printed without care.
 
 use thiserror::Error;
-use zerofold_proto::v1::{EvaluationRecord, HeartbeatRequest, LeaveRequest, StateBytes, StepRecord};
+use zerofold_proto::v1::{Call, Doing, EvaluationRecord, HeartbeatRequest, LeaveRequest, StateBytes, StepRecord};
 
 /// No count is larger: so many are exact as floating-point numbers, and thousands of them add up in 64 bits.
 const MAX_COUNT: u64 = 1 << 53;
@@ -9,6 +9,12 @@ const MAX_COUNT: u64 = 1 << 53;
 const MAX_SECONDS: f64 = 1e9;
 /// The longest text that is kept, in bytes; of longer ones the beginning.
 pub const MAX_TEXT_BYTES: usize = 64 << 10;
+/// So many collectives a rank tells of; it keeps sixteen.
+const MAX_CALLS: usize = 64;
+/// The longest name of a collective, a unit or a phase.
+const MAX_NAME_BYTES: usize = 1 << 10;
+/// So many phases a step has.
+const MAX_PHASES: usize = 64;
 /// The longest path.
 pub const MAX_PATH_BYTES: usize = 4 << 10;
 
@@ -49,7 +55,7 @@ pub enum RecordError {
 
 /// Checks a heartbeat.
 pub fn check_heartbeat(request: &HeartbeatRequest) -> Result<(), RecordError> {
-    let HeartbeatRequest { rank, step, collective, memory_bytes, peak_memory_bytes, .. } = *request;
+    let HeartbeatRequest { rank, step, memory_bytes, peak_memory_bytes, .. } = *request;
     let by = By(rank);
     if rank != 0 && !request.steps.is_empty() {
         return Err(RecordError::NotRankZero { rank, what: "steps" });
@@ -58,7 +64,7 @@ pub fn check_heartbeat(request: &HeartbeatRequest) -> Result<(), RecordError> {
         return Err(RecordError::NotRankZero { rank, what: "evaluations" });
     }
     by.count("step", step)?;
-    by.count("collective", collective)?;
+    request.doing.iter().try_for_each(|doing| by.doing(doing))?;
     by.count("memory_bytes", memory_bytes)?;
     by.count("peak_memory_bytes", peak_memory_bytes)?;
     request.steps.iter().try_for_each(|record| by.step(record))?;
@@ -105,7 +111,8 @@ pub fn check_path(rank: u32, path: &str) -> Result<(), RecordError> {
 pub fn shortened(mut text: String) -> String {
     if text.len() > MAX_TEXT_BYTES {
         let bytes = text.len();
-        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+        let end = (0..=MAX_TEXT_BYTES).rev().find(|&end| text.is_char_boundary(end));
+        text.truncate(end.unwrap_or(0));
         text.push_str(&format!(" … ({bytes} bytes)"));
     }
     text
@@ -141,7 +148,32 @@ impl By {
         self.count("peak_memory_bytes", record.peak_memory_bytes)?;
         self.count("logical_bytes", record.logical_bytes)?;
         self.count("live_peak_bytes", record.live_peak_bytes)?;
+        let times = record.phases.len() <= MAX_PHASES;
+        self.check("phases", times, format!("{} phases", record.phases.len()))?;
+        record.phases.iter().try_for_each(|time| self.seconds("phases.seconds", time.seconds))?;
         self.check("skipped", record.skipped.len() <= MAX_TEXT_BYTES, format!("{} bytes", record.skipped.len()))
+    }
+
+    fn doing(&self, doing: &Doing) -> Result<(), RecordError> {
+        self.seconds("doing.seconds", doing.seconds)?;
+        self.seconds("doing.usual_seconds", doing.usual_seconds)?;
+        self.seconds("doing.blocked_seconds", doing.blocked_seconds)?;
+        let calls = &doing.calls;
+        self.check("doing.calls", calls.len() <= MAX_CALLS, format!("{} calls", calls.len()))?;
+        calls.iter().chain(&doing.blocked_in).try_for_each(|call| self.call(call))?;
+        // What looks at them goes through the numbers from the first to the last.
+        let rises = calls.windows(2).find(|pair| pair[1].sequence != pair[0].sequence + 1);
+        rises.map_or(Ok(()), |pair| {
+            let value = format!("{} after {}", pair[1].sequence, pair[0].sequence);
+            self.check("doing.calls.sequence", false, value)
+        })
+    }
+
+    fn call(&self, Call { sequence, operation, about, bytes }: &Call) -> Result<(), RecordError> {
+        self.count("doing.calls.sequence", *sequence)?;
+        self.count("doing.calls.bytes", *bytes)?;
+        let longest = operation.len().max(about.len());
+        self.check("doing.calls", longest <= MAX_NAME_BYTES, format!("a name of {longest} bytes"))
     }
 
     fn evaluation(&self, record: &EvaluationRecord) -> Result<(), RecordError> {

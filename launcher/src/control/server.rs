@@ -45,6 +45,8 @@ type Taken = (watch::Receiver<Answer>, Option<Complete<Vec<u8>>>);
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) stop: AtomicBool,
+    /// That a worker was asked to end was told.
+    stop_told: AtomicBool,
     /// How many checkpoints were asked for.
     pub(crate) saves: AtomicU64,
     membership: Mutex<Membership>,
@@ -85,6 +87,7 @@ impl Shared {
         Shared {
             store: Store::default(),
             stop: AtomicBool::new(false),
+            stop_told: AtomicBool::new(false),
             saves: AtomicU64::new(0),
             membership: Mutex::new(membership),
             checkpoints: Mutex::new(Checkpoints { collector, waiting: HashMap::new() }),
@@ -95,6 +98,15 @@ impl Shared {
 
     pub(crate) fn membership(&self) -> MutexGuard<'_, Membership> {
         lock(&self.membership)
+    }
+
+    /// Begins another membership of the job: nothing of the one before counts any more.
+    pub(crate) fn begin(&self, generation: u64, world_size: u32) {
+        self.membership().begin(generation, world_size);
+        let mut checkpoints = lock(&self.checkpoints);
+        checkpoints.answer_all("the job was begun again");
+        checkpoints.collector = Collector::new(world_size);
+        self.store.clear();
     }
 
     pub(crate) fn rank_gone(&self, rank: u32, reason: &str) {
@@ -235,6 +247,9 @@ impl Control for ControlService {
         records::check_heartbeat(&request)?;
         self.0.membership().heartbeat(Instant::now(), &request)?;
         connection.iter().for_each(Connection::is_member);
+        if request.stop && !self.0.stop_told.swap(true, Ordering::AcqRel) {
+            self.0.tell(Event::StopAsked { rank: request.rank });
+        }
         if !request.steps.is_empty() {
             self.0.tell(Event::Steps(request.steps));
         }

@@ -255,6 +255,11 @@ impl Store {
         }
     }
 
+    /// Forgets everything. Who waits does so until the deadline.
+    pub fn clear(&self) {
+        *self.entries() = Entries::default();
+    }
+
     /// Waits until all `keys` exist, and then takes what is asked for before any can be removed.
     async fn until<T>(
         &self,

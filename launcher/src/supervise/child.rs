@@ -60,11 +60,11 @@ pub enum SpawnError {
 }
 
 /// A running worker.
-#[derive(Debug)]
 pub struct Worker {
     process: std::process::Child,
     pid: libc::pid_t,
     reaped: bool,
+    output: Arc<Output>,
 }
 
 /// Where a worker's output goes.
@@ -100,20 +100,37 @@ impl Worker {
         if let Some(stderr) = process.stderr.take() {
             pump(stderr, output.clone(), true, done);
         }
+        let written = output.clone();
         std::thread::spawn(move || {
             let ending = wait_without_reaping(pid);
             // The worker is a zombie now, its pid still its own: what is left of its group ends with it.
             signal_group(pid, libc::SIGKILL);
             while pumps.recv_timeout(LAST_OUTPUT).is_ok() {}
-            let last_lines = output.last.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
+            let last_lines = written.last.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
             let _ = events.send(Event::Exited { rank, exit: Exit { ending, last_lines } });
         });
-        Ok(Worker { process, pid, reaped: false })
+        Ok(Worker { process, pid, reaped: false, output })
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// The last line that it wrote to stderr.
+    pub fn last_line(&self) -> Option<String> {
+        self.output.last.lock().unwrap_or_else(PoisonError::into_inner).back().cloned()
+    }
+
+    /// What the system says it does, where that alone explains its silence.
+    pub fn state(&self) -> Option<&'static str> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        // The program's name stands in parentheses and may hold anything.
+        match stat.rsplit_once(") ")?.1.chars().next()? {
+            'T' | 't' => Some("its process is stopped (SIGSTOP or a debugger)"),
+            'D' => Some("its process waits for a disk or a device (state D)"),
+            _ => None,
+        }
     }
 
     /// Sends a signal to it and to what it started. Does nothing once it is reaped.
@@ -275,7 +292,8 @@ mod tests {
         let (events, _received) = mpsc::channel();
         let mut command = Command::new("/nonexistent/worker");
         let log = folder.path().join("log");
-        let error = Worker::spawn(3, &mut command, &log, Arc::new(Terminal::silent()), events).unwrap_err();
+        let spawned = Worker::spawn(3, &mut command, &log, Arc::new(Terminal::silent()), events);
+        let error = spawned.err().unwrap();
         let message = error.to_string();
         assert!(message.contains("rank 3: /nonexistent/worker") && message.contains("ZEROFOLD_WORKER"), "{message}");
     }

@@ -2,6 +2,11 @@
 //! become signals ([`child`]).
 
 pub mod child;
+pub mod fleet;
+pub mod hang;
+#[cfg(test)]
+mod hang_tests;
+pub mod restart;
 pub mod verdict;
 #[cfg(test)]
 mod verdict_tests;
@@ -10,14 +15,21 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 pub use child::{SpawnError, Worker};
+pub use fleet::{Fleet, Place};
+pub use hang::Hang;
 pub use verdict::{Cause, Decision, Ending, Exit, Facts, Failure, Limits, Verdict};
 
 use crate::control::ControlPlane;
-use crate::event::Event;
+use crate::error::LaunchError;
+use crate::event::{Event, StopSignal};
+use crate::format;
+use restart::Restart;
 use verdict::Report;
 
 /// The longest sleep without a look at the clock and the heartbeats.
 const TICK: Duration = Duration::from_millis(500);
+/// A longer time between two looks means that `launch` itself was stopped.
+const BREAK: Duration = Duration::from_secs(5);
 
 /// Sees what the job does; prints and records it.
 pub trait Observer {
@@ -25,23 +37,44 @@ pub trait Observer {
     fn event(&mut self, event: &Event, control: &ControlPlane);
     /// `launch` decided something a person should know.
     fn notice(&mut self, text: &str);
+
+    /// The job is begun again; what came after its step is about to be done again.
+    ///
+    /// # Errors
+    /// What was recorded cannot be taken back.
+    fn restarted(&mut self, _restart: &Restart) -> Result<(), LaunchError> {
+        Ok(())
+    }
+
+    /// Somebody holds the job up, in one sentence; or nobody does any more.
+    fn hang(&mut self, _words: Option<&str>) {}
 }
 
 /// Runs until every worker has ended, then tells how the job ended and what is known of each rank.
 pub fn supervise(
-    workers: &mut [Worker],
+    fleet: &mut dyn Fleet,
     control: &ControlPlane,
     events: &Receiver<Event>,
     limits: &Limits,
     observer: &mut dyn Observer,
 ) -> (Verdict, Facts) {
-    let pids: Vec<u32> = workers.iter().map(Worker::pid).collect();
-    let mut facts = Facts::new(Instant::now(), &pids);
+    let mut facts = Facts::new(Instant::now(), fleet.places());
     let mut last_reason = "";
+    let (mut awake, mut looked) = (Instant::now(), Instant::now());
     loop {
         let now = Instant::now();
-        for (rank, member) in facts.ranks.iter_mut().zip(control.members()) {
-            rank.heard = member.heard;
+        // `launch` itself stood still: what the ranks said meanwhile is yet to be heard.
+        if now - looked > BREAK {
+            awake = now;
+        }
+        looked = now;
+        let members = control.members();
+        for (rank, member) in facts.ranks.iter_mut().zip(&members) {
+            rank.heard = member.heard.map(|heard| heard.max(awake));
+        }
+        if facts.terminated.is_none() {
+            let hang = hang::diagnose(now, awake, &members);
+            look_at(hang, &mut facts, now, fleet, observer);
         }
         let (decision, reason) = verdict::decide(now, &facts, limits);
         if reason != last_reason {
@@ -67,23 +100,21 @@ pub fn supervise(
                 if facts.stop.is_some() && verdict::failures(now, &facts, limits).is_empty() {
                     observer.notice(&format!("stopping the workers at once: {reason}"));
                 }
-                workers.iter().for_each(|worker| worker.signal(libc::SIGTERM));
+                fleet.signal(libc::SIGTERM);
                 // A stopped process would not see SIGTERM.
-                workers.iter().for_each(|worker| worker.signal(libc::SIGCONT));
+                fleet.signal(libc::SIGCONT);
                 continue;
             }
             Decision::Kill => {
                 facts.killed = Some(now);
-                workers.iter().for_each(|worker| worker.signal(libc::SIGKILL));
+                fleet.signal(libc::SIGKILL);
                 continue;
             }
         };
         match events.recv_timeout(until.saturating_duration_since(now)) {
             Ok(event) => {
                 if let Event::Exited { rank, exit } = &event {
-                    if let Some(worker) = workers.get_mut(*rank as usize) {
-                        worker.reap();
-                    }
+                    fleet.reap(*rank);
                     if exit.ending != Ending::Code(0) {
                         control.rank_gone(*rank, &exit.ending.to_string());
                     }
@@ -102,6 +133,41 @@ pub fn supervise(
     }
 }
 
+/// Keeps in mind who holds the job up, and tells of it once; and of the end of it.
+fn look_at(hang: Option<Hang>, facts: &mut Facts, now: Instant, fleet: &dyn Fleet, observer: &mut dyn Observer) {
+    let same = |before: &Hang, hang: &Hang| (before.rank, before.kind) == (hang.rank, hang.kind);
+    match (hang, facts.hang.take()) {
+        (Some(hang), Some((since, before))) if same(&before, &hang) => {
+            facts.hang = Some((since, Hang { words: before.words, ..hang }))
+        }
+        (Some(mut hang), _) => {
+            if let Some(state) = fleet.state(hang.rank) {
+                hang.words.push_str(&format!("; {state}"));
+            }
+            let line = fleet.last_line(hang.rank).map(|line| format!("; its last line: {line}")).unwrap_or_default();
+            let place = facts.ranks.get(hang.rank as usize).map(|it| &it.place).filter(|place| !place.host.is_empty());
+            let words = match place {
+                Some(Place { host, .. }) => {
+                    let rank = format!("rank {}", hang.rank);
+                    hang.words.replacen(&rank, &format!("{rank} on host {host}"), 1)
+                }
+                None => hang.words.clone(),
+            };
+            let words = format!("{words}{line}");
+            observer.notice(&format!("warning: {words}"));
+            observer.hang(Some(&words));
+            let since = now.checked_sub(hang.lasts).unwrap_or(now);
+            facts.hang = Some((since, hang));
+        }
+        (None, Some((since, before))) => {
+            let lasted = format::duration(now - since);
+            observer.notice(&format!("rank {} goes on after {lasted}", before.rank));
+            observer.hang(None);
+        }
+        (None, None) => {}
+    }
+}
+
 /// Adds what happened to what is known.
 fn note(facts: &mut Facts, now: Instant, event: Event) {
     let ranks = &mut facts.ranks;
@@ -116,6 +182,10 @@ fn note(facts: &mut Facts, now: Instant, event: Event) {
         Event::Signal(signal) => {
             facts.stop.get_or_insert((now, signal));
             facts.signals += 1;
+        }
+        Event::StopAsked { .. } => {
+            facts.stop.get_or_insert((now, StopSignal::Terminate));
+            facts.signals = facts.signals.max(1);
         }
         Event::Steps(_) | Event::Evaluations(_) => {}
         Event::Checkpoint { .. } | Event::CheckpointFailed { .. } | Event::SaveAsked => {}

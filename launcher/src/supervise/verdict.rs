@@ -9,6 +9,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::fleet::Place;
+use super::hang::Hang;
 use crate::control::Left;
 use crate::event::StopSignal;
 
@@ -44,8 +46,8 @@ pub struct Report {
 /// Everything known of one worker.
 #[derive(Clone, Debug, Default)]
 pub struct RankFacts {
-    /// Its process.
-    pub pid: u32,
+    /// Where it runs.
+    pub place: Place,
     /// It has joined.
     pub joined: bool,
     /// When it was last heard from.
@@ -77,13 +79,16 @@ pub struct Facts {
     pub terminated: Option<Instant>,
     /// When SIGKILL was sent to the workers.
     pub killed: Option<Instant>,
+    /// Who holds the job up, and since when.
+    pub hang: Option<(Instant, Hang)>,
 }
 
 impl Facts {
     /// A job whose workers were just started.
-    pub fn new(started: Instant, pids: &[u32]) -> Self {
-        let ranks = pids.iter().map(|&pid| RankFacts { pid, ..RankFacts::default() }).collect();
-        Facts { started, ranks, stop: None, signals: 0, asked_to_stop: false, terminated: None, killed: None }
+    pub fn new(started: Instant, places: Vec<Place>) -> Self {
+        let ranks = places.into_iter().map(|place| RankFacts { place, ..RankFacts::default() }).collect();
+        let (stop, terminated, killed, hang) = (None, None, None, None);
+        Facts { started, ranks, stop, signals: 0, asked_to_stop: false, terminated, killed, hang }
     }
 }
 
@@ -128,6 +133,8 @@ pub enum Cause {
     NeverJoined(Duration),
     /// It was not heard from for too long.
     Silent(Duration),
+    /// It held the job up for too long; in words, as a sentence about `rank N`.
+    Hung(String),
 }
 
 /// One rank's failure.
@@ -184,6 +191,12 @@ fn failure(now: Instant, rank: u32, it: &RankFacts, facts: &Facts, limits: &Limi
         };
         return Some(Failure { rank, at: *at, cause, consequence: ended_by_us(*at) });
     }
+    if let Some((since, hang)) =
+        facts.hang.as_ref().filter(|(since, hang)| hang.rank == rank && now >= *since + limits.silence)
+    {
+        let at = *since + limits.silence;
+        return Some(Failure { rank, at, cause: Cause::Hung(hang.words.clone()), consequence: ended_by_us(at) });
+    }
     // It runs. Too long without a word is a failure, known from the moment at which the limit passed.
     let (since, cause) = match it.heard.filter(|_| it.joined) {
         Some(heard) => (heard, Cause::Silent(limits.silence)),
@@ -198,7 +211,7 @@ fn failure(now: Instant, rank: u32, it: &RankFacts, facts: &Facts, limits: &Limi
 /// own end.
 pub fn give_up(now: Instant, facts: &mut Facts, limits: &Limits) {
     for failure in failures(now, facts, limits) {
-        if let (Cause::NeverJoined(_) | Cause::Silent(_), Some(it)) =
+        if let (Cause::NeverJoined(_) | Cause::Silent(_) | Cause::Hung(_), Some(it)) =
             (&failure.cause, facts.ranks.get_mut(failure.rank as usize))
         {
             it.given_up = Some((failure.at, failure.cause));
@@ -232,7 +245,8 @@ pub fn decide(now: Instant, facts: &Facts, limits: &Limits) -> (Decision, &'stat
         };
     }
     let silent_at = facts.ranks.iter().filter(|it| it.exit.is_none()).map(|it| it.heard.unwrap_or(facts.started)).min();
-    let silent_at = silent_at.map(|heard| heard + limits.silence);
+    let hung_at = facts.hang.as_ref().map(|(since, _)| *since);
+    let silent_at = silent_at.into_iter().chain(hung_at).min().map(|since| since + limits.silence);
     let Some((stop_at, _)) = facts.stop else {
         return (Decision::Wait(silent_at), "all is well");
     };

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::fleet::Place;
 use super::verdict::*;
 use crate::control::Left;
 use crate::event::StopSignal;
@@ -14,7 +15,7 @@ fn limits() -> Limits {
 
 /// A job of `count` ranks that all run and were just heard from.
 fn running(start: Instant, count: u32) -> Facts {
-    let mut facts = Facts::new(start, &(100..100 + count).collect::<Vec<_>>());
+    let mut facts = Facts::new(start, (100..100 + count).map(|pid| Place { pid, ..Place::default() }).collect());
     for rank in &mut facts.ranks {
         rank.joined = true;
         rank.heard = Some(start);

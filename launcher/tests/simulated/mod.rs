@@ -86,8 +86,7 @@ impl Simulated {
             rank: self.rank,
             generation: 1,
             step,
-            phase: Phase::Forward.into(),
-            collective: 40 * step,
+            doing: Some(doing(step)),
             memory_bytes: 3 << 30,
             peak_memory_bytes: 4 << 30,
             steps,
@@ -115,6 +114,23 @@ impl Simulated {
     pub async fn leave(&mut self, step: u64) -> Result<(), Status> {
         let request = LeaveRequest { rank: self.rank, generation: 1, step, ..Default::default() };
         self.client.leave(request).await.map(|_| ())
+    }
+}
+
+/// As much as a real rank tells of what it does.
+fn doing(step: u64) -> Doing {
+    let call = |sequence| {
+        let (operation, about) = ("all_gather".to_owned(), "layer 17".to_owned());
+        Call { sequence, operation, about, bytes: 28 << 20 }
+    };
+    let calls: Vec<Call> = (40 * step..40 * step + 16).map(call).collect();
+    Doing {
+        phase: Phase::Gather.into(),
+        seconds: 0.02,
+        usual_seconds: 0.03,
+        blocked_in: calls.last().cloned(),
+        blocked_seconds: 0.02,
+        calls,
     }
 }
 

@@ -243,6 +243,10 @@ impl Collectives for Gloo {
     fn timeline(&self) -> &Timeline {
         self.link.ledger.timeline()
     }
+
+    fn activity(&self) -> &Activity {
+        self.link.ledger.activity()
+    }
 }
 
 /// Writes the sum of `parts`, taken in their order and in the type of `shard`, into `shard`, which may be one of them. The

@@ -17,8 +17,8 @@
 use super::gloo::Gloo;
 use super::shm::Shm;
 use super::{
-    ALL_GATHER, Collectives, CommError, Pending, REDUCE_SCATTER, Traffic, all_reduce_by_groups, bytes_of, check_pair,
-    cut,
+    ALL_GATHER, Activity, Collectives, CommError, Pending, REDUCE_SCATTER, Traffic, all_reduce_by_groups, bytes_of,
+    check_pair, cut,
 };
 use crate::metrics::{Timeline, Track};
 use std::rc::Rc;
@@ -155,6 +155,10 @@ impl Collectives for Hierarchical {
 
     fn timeline(&self) -> &Timeline {
         self.world.timeline()
+    }
+
+    fn activity(&self) -> &Activity {
+        self.world.activity()
     }
 }
 

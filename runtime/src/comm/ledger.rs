@@ -1,6 +1,6 @@
 //! What one rank's collectives cost and when they were, over however many connections they go.
 
-use super::{Activity, CommError, Pending, Traffic};
+use super::{ALL_GATHER, Activity, CommError, Pending, REDUCE_SCATTER, Traffic};
 use crate::metrics::{Begun, Label, Timeline, Track, Transfer};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -24,7 +24,8 @@ impl Ledger {
     pub(super) fn begin(self: &Rc<Self>, track: Track, bytes: usize) -> Collective {
         let bytes = bytes as u64;
         self.count(|traffic| traffic.logical_bytes += bytes);
-        let sequence = self.activity.next_collective();
+        let operation = if track == Track::Gathers { ALL_GATHER } else { REDUCE_SCATTER };
+        let sequence = self.activity.begin(operation, bytes);
         let span = self.timeline.begin_transfer(track, Transfer { sequence, bytes });
         Collective { ledger: self.clone(), sequence, span }
     }
@@ -37,6 +38,11 @@ impl Ledger {
     /// What it cost so far.
     pub(super) fn traffic(&self) -> Traffic {
         self.traffic.get()
+    }
+
+    /// What this rank is doing.
+    pub(super) fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     /// The recorder.
@@ -66,6 +72,7 @@ impl Collective {
 
     /// Does the rest of it, for which the training thread is blocked.
     pub(super) fn finish<T>(self, rest: impl FnOnce() -> Result<T, CommError>) -> Result<T, CommError> {
+        let _blocked = self.ledger.activity.block_in(self.sequence);
         let _watch = Stopwatch::start(&self.ledger);
         let result = rest()?;
         self.ledger.timeline.end(self.span);

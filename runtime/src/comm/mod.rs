@@ -245,6 +245,15 @@ pub trait Collectives {
     /// The recorder of this rank, which all axes of this backend share.
     fn timeline(&self) -> &Timeline;
 
+    /// What this rank is doing, which all axes of this backend share.
+    fn activity(&self) -> &Activity;
+
+    /// Tells what the collectives that follow are about.
+    fn about(&self, name: &str) {
+        self.timeline().about(name);
+        self.activity().about(name);
+    }
+
     /// A flat tensor of zeros for use in collectives, where this backend is at its fastest with it. It lies there until its
     /// last view is gone, with or without the group.
     fn allocate(&self, numel: i64, kind: Kind) -> Result<Tensor, CommError> {
@@ -324,8 +333,10 @@ fn all_reduce_by_groups<C: Collectives + ?Sized>(comm: &C, tensor: &Tensor, toge
 fn exchange_by_gather<C: Collectives + ?Sized>(comm: &C, numbers: &[f64]) -> Result<Vec<Vec<f64>>, CommError> {
     let mine = Tensor::from_slice(numbers).f_to_device(comm.device())?;
     let all = Tensor::f_zeros([(numbers.len() * comm.world_size()) as i64], (Kind::Double, comm.device()))?;
-    comm.timeline().about("numbers");
+    comm.about(NUMBERS);
     comm.all_gather_into(&all, &mine)?;
+    // On a device this is where the host waits.
+    let _blocked = comm.activity().block();
     let wait = comm.timeline().begin(Track::Host, || Label::new("wait"));
     let flat = Vec::<f64>::try_from(&all.f_to_device(Device::Cpu)?)?;
     comm.timeline().end(wait);
@@ -376,6 +387,9 @@ fn check_pair(
 const ALL_GATHER: &str = "all_gather";
 const REDUCE_SCATTER: &str = "reduce_scatter";
 const ALL_REDUCE: &str = "all_reduce";
+
+/// What an exchange of numbers is about.
+const NUMBERS: &str = "numbers";
 
 fn element_size(tensor: &Tensor) -> usize {
     tensor.kind().elt_size_in_bytes()

@@ -1,6 +1,6 @@
 //! One process: collectives are copies.
 
-use super::{ALL_GATHER, Collectives, CommError, Pending, REDUCE_SCATTER, Traffic, check_pair};
+use super::{ALL_GATHER, Activity, Collectives, CommError, Pending, REDUCE_SCATTER, Traffic, check_pair};
 use crate::metrics::Timeline;
 use std::rc::Rc;
 use tch::{Device, Tensor};
@@ -9,6 +9,7 @@ use tch::{Device, Tensor};
 pub struct Single {
     device: Device,
     timeline: Rc<Timeline>,
+    activity: Rc<Activity>,
 }
 
 impl Single {
@@ -18,7 +19,7 @@ impl Single {
     /// When libtorch cannot name its stream.
     pub fn new(device: Device) -> Result<Self, CommError> {
         let timeline = Timeline::on_device(device).map_err(|source| CommError::Backend { call: "connect", source })?;
-        Ok(Single { device, timeline: Rc::new(timeline) })
+        Ok(Single { device, timeline: Rc::new(timeline), activity: Rc::default() })
     }
 }
 
@@ -46,7 +47,8 @@ impl Collectives for Single {
         if ranks != [0] {
             return Err(CommError::Axis { rank: 0, world_size: 1, ranks: ranks.to_vec() });
         }
-        Ok(Rc::new(Single { device: self.device, timeline: self.timeline.clone() }))
+        let (timeline, activity) = (self.timeline.clone(), self.activity.clone());
+        Ok(Rc::new(Single { device: self.device, timeline, activity }))
     }
 
     fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
@@ -67,5 +69,9 @@ impl Collectives for Single {
 
     fn timeline(&self) -> &Timeline {
         &self.timeline
+    }
+
+    fn activity(&self) -> &Activity {
+        &self.activity
     }
 }

@@ -7,6 +7,7 @@
 
 mod checkpoint;
 mod store;
+mod termination;
 
 pub use checkpoint::CheckpointClient;
 pub use store::ControlStore;
@@ -91,6 +92,7 @@ struct Reports {
     evaluations: Mutex<Vec<EvaluationRecord>>,
     changed: Notify,
     stop: AtomicBool,
+    asked_to_end: AtomicBool,
     saves: AtomicU64,
 }
 
@@ -119,6 +121,7 @@ impl Control {
             ControlError::Call { call: "connect", status: Box::new(Status::unavailable(text)) }
         })?;
         let control = Control { runtime, client, identity, reports: Arc::default() };
+        termination::listen(control.reports.clone()).map_err(ControlError::Runtime)?;
         let request = JoinRequest {
             rank: control.identity.rank,
             world_size: control.identity.world_size,
@@ -233,8 +236,8 @@ fn request_of(identity: &Identity, activity: &Activity, reports: &Reports) -> He
         rank: identity.rank,
         generation: identity.generation,
         step: activity.step(),
-        phase: activity.phase() as i32,
-        collective: activity.collective(),
+        doing: Some(activity.doing()),
+        stop: reports.asked_to_end.load(Ordering::Relaxed),
         memory_bytes: crate::metrics::memory_bytes(),
         peak_memory_bytes: crate::metrics::peak_memory_bytes(),
         steps: std::mem::take(&mut *reports.steps.lock().unwrap_or_else(|poisoned| poisoned.into_inner())),

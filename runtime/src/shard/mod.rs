@@ -236,7 +236,7 @@ impl Shards {
 
     /// Starts a collective of a unit.
     fn start<T>(&self, unit: usize, collective: impl FnOnce() -> Result<T, CommError>) -> Result<T, ShardError> {
-        self.timeline().about(&self.layout.units[unit].name);
+        self.comm.about(&self.layout.units[unit].name);
         self.collective(unit, collective())
     }
 

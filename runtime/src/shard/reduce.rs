@@ -184,7 +184,7 @@ impl Shards {
         }
         let Some(replicate_axis) = &self.replicate_axis else { return Ok(()) };
         let own = self.units.iter().map(Unit::own_gradient).collect::<Result<Vec<_>, _>>()?;
-        self.timeline().about("all copies");
+        replicate_axis.about("all copies");
         replicate_axis.all_reduce_each(&own).map_err(ShardError::Group)
     }
 

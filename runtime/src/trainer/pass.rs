@@ -9,6 +9,7 @@ use crate::model::Llama;
 use crate::shard::Shards;
 use crate::torch::{add, add_rows, autograd_grad};
 use tch::{Device, Tensor};
+use zerofold_checkpoint::fault;
 use zerofold_configs::BackwardPrefetch;
 use zerofold_data::Batch;
 use zerofold_plan::{ParameterGroup, Segment, SegmentKind};
@@ -105,6 +106,7 @@ impl Pass<'_> {
         let batch = MicroBatch::new(batch, self.model.device())?;
         let last = self.segments.all.len() - 1;
         self.enter(Phase::Forward);
+        fault::reach(fault::FORWARD);
         let mut hidden = self.embed(&batch)?;
         let mut saved = Vec::with_capacity(last);
         for index in 1..last {

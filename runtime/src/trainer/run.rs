@@ -7,7 +7,7 @@ use crate::comm::Phase;
 use crate::control::Control;
 use crate::metrics::Profile;
 use std::path::{Path, PathBuf};
-use zerofold_checkpoint::{Found, open_step, step_directory};
+use zerofold_checkpoint::{Found, fault, open_step, step_directory};
 use zerofold_configs::{Resolved, Strategy, Training};
 use zerofold_data::{Batch, StepPlan, TokenizedDataset};
 use zerofold_proto::v1::{EvaluationRecord, StepRecord};
@@ -130,6 +130,7 @@ impl Trainer {
     /// This rank's micro-batches of the step after `finished` ones.
     fn window(&self, job: &Job<'_>, finished: u64) -> Result<Vec<Batch>, TrainError> {
         self.enter(Phase::Data);
+        fault::reach(fault::DATA);
         let rank = job.control.identity().rank;
         (0..job.config.gradient_accumulation_steps)
             .map(|micro_batch| {
@@ -160,6 +161,7 @@ impl Trainer {
             live_peak_bytes: outcome.live_peak_bytes,
             loss_scale: outcome.loss_scale,
             skipped: outcome.skipped.clone().unwrap_or_default(),
+            phases: self.activity.take_times(),
         });
     }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
+use zerofold_checkpoint::fault;
 use zerofold_configs::{BackwardPrefetch, NonFinite};
 use zerofold_data::Batch;
 
@@ -111,6 +112,11 @@ impl Trainer {
         let (began, traffic) = (Instant::now(), self.shards.comm().traffic());
         let step = finished + 1;
 
+        if fault::reach(fault::STEP) {
+            let comm = self.shards.comm();
+            comm.about("a collective of its own");
+            comm.all_reduce(&Tensor::f_zeros([(64 * comm.world_size()) as i64], (Kind::Float, comm.device()))?)?;
+        }
         // How much each token weighs has to be known before the first backward.
         let count = |of: fn(&Batch) -> usize| window.iter().map(of).sum::<usize>() as f64;
         let (tokens, supervised) = (count(|batch| batch.tokens), count(|batch| batch.supervised));
@@ -141,7 +147,10 @@ impl Trainer {
         let squares = self.computing("gradient norm", |trainer| optim::own_sum_of_squares(&trainer.shards))?;
         // Here the host waits for the device.
         let wait = self.shards.timeline().begin(Track::Host, || Label::new("wait"));
-        let (squares, loss) = (squares.f_double_value(&[])?, loss.f_double_value(&[])?);
+        let (squares, loss) = {
+            let _blocked = device.is_cuda().then(|| self.activity.block());
+            (squares.f_double_value(&[])?, loss.f_double_value(&[])?)
+        };
         self.shards.timeline().end(wait);
         let memory = [crate::metrics::peak_memory_bytes() as f64, torch::memory(device).peak as f64];
         let mine = [squares, loss, memory[0], memory[1]];

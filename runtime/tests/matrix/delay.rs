@@ -94,6 +94,10 @@ impl Collectives for Delayed {
         self.inner.timeline()
     }
 
+    fn activity(&self) -> &Activity {
+        self.inner.activity()
+    }
+
     fn traffic(&self) -> Traffic {
         self.inner.traffic()
     }

@@ -150,6 +150,10 @@ impl Collectives for Watched {
         self.inner.timeline()
     }
 
+    fn activity(&self) -> &Activity {
+        self.inner.activity()
+    }
+
     fn traffic(&self) -> Traffic {
         self.inner.traffic()
     }

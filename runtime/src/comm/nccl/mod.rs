@@ -83,13 +83,13 @@ impl Link {
     }
 
     /// Counts a collective in which all of `full` goes round among the ranks so many times.
-    fn begin(&self, full: &Tensor, ranks: usize, rounds: u64) -> Transfer {
+    fn begin(&self, call: &'static str, full: &Tensor, ranks: usize, rounds: u64) -> Transfer {
         let bytes = (full.numel() * element_size(full)) as u64;
         let mut traffic = self.traffic.get();
         traffic.logical_bytes += rounds * bytes;
         traffic.sent_bytes += rounds * bytes / ranks as u64 * (ranks as u64 - 1);
         self.traffic.set(traffic);
-        Transfer { sequence: self.activity.next_collective(), bytes }
+        Transfer { sequence: self.activity.begin(call, bytes), bytes }
     }
 
     /// The stream of an operation, and where it stands in the timeline.
@@ -275,7 +275,7 @@ impl Collectives for Nccl {
     fn start_all_gather_into(&self, full: &Tensor, shard: &Tensor) -> Result<Pending, CommError> {
         check_pair(ALL_GATHER, full, shard, self.ranks.len(), self.link.device)?;
         self.link.healthy(ALL_GATHER)?;
-        let transfer = self.link.begin(full, self.ranks.len(), 1);
+        let transfer = self.link.begin(ALL_GATHER, full, self.ranks.len(), 1);
         let mut under_way = self.start(ALL_GATHER, Operation::AllGather, (full, shard), transfer)?;
         Ok(Pending::new(move || under_way.finish().map_err(|source| CommError::Gpu { call: ALL_GATHER, source })))
     }
@@ -283,7 +283,7 @@ impl Collectives for Nccl {
     fn start_reduce_scatter_into(&self, shard: &Tensor, full: &Tensor) -> Result<Pending, CommError> {
         check_pair(REDUCE_SCATTER, full, shard, self.ranks.len(), self.link.device)?;
         self.link.healthy(REDUCE_SCATTER)?;
-        let transfer = self.link.begin(full, self.ranks.len(), 1);
+        let transfer = self.link.begin(REDUCE_SCATTER, full, self.ranks.len(), 1);
         let part = self.own_part(full, shard.numel())?;
         let mut under_way = self.start(REDUCE_SCATTER, Operation::ReduceScatter, (&part, full), transfer)?;
         let mut shard = shard.f_view([-1])?;
@@ -305,7 +305,7 @@ impl Collectives for Nccl {
         for tensor in tensors {
             check_tensor(ALL_REDUCE, "tensor", tensor, self.link.device)?;
             // Once to be added, once to be told.
-            let Transfer { sequence, bytes } = self.link.begin(tensor, self.ranks.len(), 2);
+            let Transfer { sequence, bytes } = self.link.begin(ALL_REDUCE, tensor, self.ranks.len(), 2);
             whole = Transfer { sequence, bytes: whole.bytes + bytes };
         }
         // NCCL carries all of them out as one, so they are one span.
@@ -340,5 +340,9 @@ impl Collectives for Nccl {
 
     fn timeline(&self) -> &Timeline {
         &self.link.timeline
+    }
+
+    fn activity(&self) -> &Activity {
+        &self.link.activity
     }
 }

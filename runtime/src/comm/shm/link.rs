@@ -116,6 +116,7 @@ impl Link {
                 return Err(CommError::SharedMemory { call, source: ShmError::TooMany(SLOTS / self.turns) });
             }
             let wait = Wait { call, sequence, peers: &self.peers, ranks };
+            let _blocked = self.ledger.activity().block_in(sequence);
             ranks.iter().try_for_each(|&peer| self.patience.wait_for(&wait, peer, |other| other.has_read(*turn)))?;
         }
         *slot = Some(Taken { turn: number, ranks: ranks.clone(), open: true });

@@ -24,8 +24,8 @@ pub use error::{PeerLoss, ShmError};
 
 use super::ledger::Ledger;
 use super::{
-    ALL_GATHER, Activity, Collectives, CommError, Pending, REDUCE_SCATTER, Store, Traffic, bytes_of, check_pair,
-    exchange_by_gather,
+    ALL_GATHER, Activity, Collectives, CommError, NUMBERS, Pending, REDUCE_SCATTER, Store, Traffic, bytes_of,
+    check_pair, exchange_by_gather,
 };
 use crate::metrics::{Timeline, Track};
 use control::INLINE;
@@ -223,7 +223,7 @@ impl Collectives for Shm {
         if bytes > INLINE {
             return exchange_by_gather(self, numbers);
         }
-        self.timeline().about("numbers");
+        self.about(NUMBERS);
         let collective = self.link.ledger.begin(Track::Gathers, bytes * count);
         self.link.ledger.sends(bytes * (count - 1));
         let mut turn = self.link.take_turn(ALL_GATHER, (collective.sequence(), 0), &self.ranks)?;
@@ -260,6 +260,10 @@ impl Collectives for Shm {
 
     fn timeline(&self) -> &Timeline {
         self.link.ledger.timeline()
+    }
+
+    fn activity(&self) -> &Activity {
+        self.link.ledger.activity()
     }
 }
 

@@ -1,0 +1,161 @@
+//! The memberships of a job: each begins with processes and ends with a verdict; after a failure there may be another one,
+//! from the newest whole checkpoint.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use zerofold_checkpoint::prepare_to_resume;
+
+use super::{Job, step_plan};
+use crate::control::ControlPlane;
+use crate::environment as env;
+use crate::error::LaunchError;
+use crate::event::{Event, StopSignal};
+use crate::run_folder::Resume;
+use crate::supervise::restart::{self, Ended, Next, Restart};
+use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
+use crate::terminal::Terminal;
+use crate::worker_command::JobEnvironment;
+use crate::{best_checkpoint, report, resume, store};
+
+/// How often a failed job is begun again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Restarts {
+    /// At most so many times.
+    pub(crate) most: u32,
+}
+
+impl Job {
+    /// Runs memberships until the job is done, is stopped, or is not to be begun again. Tells how the last one ended, and in the
+    /// second place why it was the last, where that needs a word.
+    pub(crate) fn run_generations(
+        &mut self,
+        limits: &Limits,
+        restarts: Restarts,
+        terminal: &Arc<Terminal>,
+        (events, received): (&Sender<Event>, &Receiver<Event>),
+        observer: &mut dyn Observer,
+    ) -> Result<(Verdict, Facts, Option<String>), LaunchError> {
+        let mut ends = Vec::new();
+        loop {
+            let (verdict, facts) = self.supervise(limits, terminal, (events, received), observer)?;
+            let Verdict::Failed { first, others } = &verdict else { return Ok((verdict, facts, None)) };
+            if facts.stop.is_some() {
+                return Ok((verdict, facts, None));
+            }
+            let furthest = self.control.members().iter().map(|member| member.step).max().unwrap_or(0);
+            ends.push(Ended::new(furthest.max(self.steps().1), first));
+            let pause = match restart::next(&ends, restarts.most) {
+                Next::Restart(pause) => pause,
+                Next::GiveUp(why) => return Ok((verdict, facts, why)),
+            };
+            let reason = report::short(first, &facts);
+            terminal.complain(&report::cause(first, others, &facts));
+            observer.notice(&format!(
+                "restart {} of at most {}{}",
+                ends.len(),
+                restarts.most,
+                if pause.is_zero() { String::new() } else { format!(", in {} s", pause.as_secs()) }
+            ));
+            if let Some(signal) = wait(pause, received, &self.control, observer) {
+                let facts = Facts { stop: Some((Instant::now(), signal)), signals: 1, ..facts };
+                return Ok((Verdict::Stopped(signal), facts, None));
+            }
+            self.begin_again(terminal)?;
+            observer.restarted(&Restart { generation: self.generation, step: self.steps().1, reason })?;
+        }
+    }
+
+    /// Starts the processes of one membership and watches over them until the last one has ended.
+    pub(crate) fn supervise(
+        &self,
+        limits: &Limits,
+        terminal: &Arc<Terminal>,
+        (events, received): (&Sender<Event>, &Receiver<Event>),
+        observer: &mut dyn Observer,
+    ) -> Result<(Verdict, Facts), LaunchError> {
+        let mut workers = self.spawn(limits, terminal, events)?;
+        Ok(supervise(&mut workers, &self.control, received, limits, observer))
+    }
+
+    /// Makes ready for another membership: from the newest whole checkpoint, or from the beginning where there is none.
+    fn begin_again(&mut self, terminal: &Arc<Terminal>) -> Result<(), LaunchError> {
+        let store = self.uploader.as_ref().map(|uploader| uploader.store());
+        let (config, model) = (&self.config, &self.model);
+        let data = (self.rows, self.digest.get().map_or("", String::as_str));
+        let found = match self.run.has_checkpoint()? {
+            true => Some(resume::find(&self.run, &Resume::Newest, config, model, None, terminal)?),
+            false => None,
+        };
+        (self.resume, self.plan) = match found {
+            Some(found) => {
+                let (found, plan) = resume::begin(&self.run, (found, &Resume::Newest), config, model, data, terminal)?;
+                best_checkpoint::see_to(&self.run, &found, config, store, terminal)?;
+                (Some(found), plan)
+            }
+            None => {
+                terminal.complain("no step was saved yet: from the beginning");
+                let _cleared = prepare_to_resume(&self.run.checkpoints(), 0)?;
+                (None, step_plan(config, self.rows)?)
+            }
+        };
+        if let Some(store) = store {
+            // Where the newest one here is damaged, the store must not have a newer one than what is done from here on.
+            store::resume::clear_after(store, self.steps().1, terminal)?;
+        }
+        self.generation += 1;
+        self.run.write_generation(self.generation)?;
+        self.control.begin(self.generation, self.config.num_processes);
+        Ok(())
+    }
+
+    fn spawn(
+        &self,
+        limits: &Limits,
+        terminal: &Arc<Terminal>,
+        events: &Sender<Event>,
+    ) -> Result<Vec<Worker>, LaunchError> {
+        let config = self.run.config();
+        let environment = JobEnvironment {
+            worker: &self.worker,
+            world_size: self.config.num_processes,
+            device: self.config.device,
+            gpu_ids: self.config.gpu_ids.as_deref(),
+            control: self.control.address(),
+            generation: self.generation,
+            config: Some(&config),
+            resume: self.resume.as_ref().map(|found| found.directory.as_path()),
+            timeout: limits.silence,
+        };
+        let spawn = |rank| {
+            let mut command = environment.command("train", rank);
+            command.env(env::STORAGE, self.storage.token());
+            Worker::spawn(rank, &mut command, &self.run.log(rank), terminal.clone(), events.clone())
+        };
+        // A rank that cannot be started ends the job: those before it are killed as their handles are dropped.
+        Ok((0..self.config.num_processes).map(spawn).collect::<Result<Vec<_>, _>>()?)
+    }
+}
+
+/// Waits, and passes on what happens meanwhile; a signal ends it.
+fn wait(
+    pause: Duration,
+    received: &Receiver<Event>,
+    control: &ControlPlane,
+    observer: &mut dyn Observer,
+) -> Option<StopSignal> {
+    let until = Instant::now() + pause;
+    loop {
+        match received.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Event::Signal(signal)) => return Some(signal),
+            // What is still told of the membership that is over says nothing of the next one.
+            Ok(event @ (Event::Checkpoint { .. } | Event::CheckpointFailed { .. })) => observer.event(&event, control),
+            Ok(event @ (Event::Stored { .. } | Event::StoreFailed { .. } | Event::StoreSkipped { .. })) => {
+                observer.event(&event, control);
+            }
+            Ok(_) => {}
+            Err(_) => return None,
+        }
+    }
+}

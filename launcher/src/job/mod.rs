@@ -1,0 +1,270 @@
+//! One job: checked and prepared, then run in memberships ([`generations`]) until it is done.
+
+mod generations;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use zerofold_checkpoint::{Found, StorageProof};
+use zerofold_configs::Resolved;
+use zerofold_data::{Prepare, Prepared, StepPlan, StepPlanOptions, prepare};
+use zerofold_plan::ModelConfig;
+use zerofold_store::CheckpointStore;
+
+use crate::checkpoint_publisher::publisher;
+use crate::control::{ControlOptions, ControlPlane, Member};
+use crate::error::LaunchError;
+use crate::event::Event;
+use crate::plan::{PlanRecord, Prediction};
+use crate::run_folder::{Resume, RunFolder};
+use crate::store::{self, Keep, Uploader};
+use crate::supervise::Limits;
+use crate::terminal::Terminal;
+use crate::worker_command::find_worker;
+use crate::{announce, best_checkpoint, initial_model, model_folder, offload_folder, profile, resume};
+
+pub(crate) use generations::Restarts;
+
+/// After a first failure, how long other ranks may still tell the cause.
+const GATHER: Duration = Duration::from_secs(1);
+/// From SIGTERM to SIGKILL.
+const TERMINATE: Duration = Duration::from_secs(5);
+
+/// How long to wait for what: ranks that are `silence` long not heard from, and `stop` long at work when asked to stop.
+pub(crate) fn limits(silence: Duration, stop: Duration) -> Limits {
+    Limits { gather: GATHER, terminate: TERMINATE, stop, silence }
+}
+
+/// A job that is ready to be started.
+pub(crate) struct Job {
+    config: Resolved,
+    model: ModelConfig,
+    /// How many there are to train on.
+    rows: usize,
+    /// What tells them from others; there once they are tokenised.
+    digest: Arc<OnceLock<String>>,
+    run: RunFolder,
+    resume: Option<Found>,
+    plan: StepPlan,
+    prediction: Option<Prediction>,
+    worker: PathBuf,
+    control: ControlPlane,
+    uploader: Option<Arc<Uploader>>,
+    generation: u64,
+    /// That the workers see the same folder.
+    storage: StorageProof,
+    /// Keeps other launches out of the run folder while the job is there.
+    _lock: File,
+}
+
+impl Job {
+    /// Checks what can be checked before anything is started, cheap things first, and tokenises the data unless they are
+    /// given.
+    pub(crate) fn prepare(
+        config: Resolved,
+        data: Option<&Prepared>,
+        resume: Option<&Resume>,
+        terminal: &Terminal,
+        events: &Sender<Event>,
+    ) -> Result<Job, LaunchError> {
+        announce::warning(&config).iter().for_each(|text| terminal.complain(text));
+        let model = check(&config)?;
+        let worker = find_worker()?;
+        let run = RunFolder::new(absolute(&config.training.output_dir)?);
+        let complain = |line: String| terminal.complain(&line);
+        let mut lock = run.lock_existing(complain)?;
+        if resume.is_none() {
+            run.check_fresh()?;
+        }
+        let store = config.training.checkpoint_store.as_ref().map(store::for_run).transpose()?;
+        let stored = store.as_ref().map_or(Ok(Vec::new()), CheckpointStore::steps)?;
+        let found = match (resume, &store) {
+            (None, Some(store)) => store::resume::check_fresh(store, &stored).map(|()| None)?,
+            (None, None) => None,
+            (Some(resume), store) => {
+                // A step may be fetched into it, by one launch at a time.
+                if store.is_some() && lock.is_none() {
+                    lock = Some(run.lock(complain)?);
+                }
+                Some((resume::find(&run, resume, &config, &model, store.as_ref(), terminal)?, resume))
+            }
+        };
+        if let (None, Some(step)) = (&found, &config.initial_checkpoint) {
+            zerofold_checkpoint::verify(step)?;
+        }
+        let generation =
+            run.next_generation(found.as_ref().map(|(found, _)| found), CheckpointStore::generation(&stored));
+        let keep = Keep::of(&config);
+        let uploader = store.map(|store| Uploader::start(store, keep, events.clone())).transpose();
+        let uploader = uploader.map_err(LaunchError::system("start a thread"))?.map(Arc::new);
+        let digest = Arc::new(OnceLock::new());
+        let control = ControlPlane::start(
+            ControlOptions {
+                port: config.main_process_port,
+                world_size: config.num_processes,
+                generation,
+                publish: publisher(&config, digest.clone(), uploader.clone(), events.clone()),
+            },
+            events.clone(),
+        )?;
+        // A folder that is not there yet is made for the lock, so this waits until nothing can be refused any more.
+        let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
+        run.create(config.num_processes, found.is_none())?;
+        run.write_generation(generation)?;
+        let tokenised;
+        let prepared = match data {
+            Some(data) => data,
+            None => {
+                tokenised = prepare_data(&config, &run, terminal)?;
+                &tokenised
+            }
+        };
+        prepared.dataset.save(&run.train_data())?;
+        let warning = model_folder::too_long("rows have up to", prepared.report.longest, &model);
+        warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
+        let rows = prepared.dataset.rows();
+        let data = digest.get_or_init(|| prepared.dataset.digest());
+        let (resume, plan) = match found {
+            None => (None, step_plan(&config, rows)?),
+            Some((found, asked)) => {
+                let (found, plan) = resume::begin(&run, (found, asked), &config, &model, (rows, data), terminal)?;
+                let store = uploader.as_ref().map(|uploader| uploader.store());
+                best_checkpoint::see_to(&run, &found, &config, store, terminal)?;
+                if let Some(store) = store {
+                    store::resume::clear_after(store, found.manifest.step, terminal)?;
+                }
+                (Some(found), plan)
+            }
+        };
+        initial_model::anywhere(&config).write(&run.config())?;
+        let storage = StorageProof::write(&run.checkpoints())?;
+        let prediction = Prediction::of(&config, &prepared.dataset, &plan);
+        if let Some(planned) = prediction {
+            PlanRecord { planned, measured: None }.write(&run.plan())?;
+        }
+        announce::header(&config, &run, &plan, &prepared.report).iter().for_each(|line| terminal.say(line));
+        prediction.iter().for_each(|prediction| terminal.say(&prediction.words()));
+        let done = resume.as_ref().map_or(0, |found| found.manifest.step);
+        let warning = config.training.profile.and_then(|steps| profile::out_of_reach(steps, done, plan.total_steps()));
+        warning.iter().for_each(|warning| terminal.complain(warning));
+        Ok(Job {
+            config,
+            model,
+            rows,
+            digest,
+            run,
+            resume,
+            plan,
+            prediction,
+            worker,
+            control,
+            uploader,
+            generation,
+            storage,
+            _lock: lock,
+        })
+    }
+
+    /// The most memory that the process of a rank had, of the rank that had most.
+    pub(crate) fn most_process_memory(&self) -> u64 {
+        self.control.members().iter().map(|member| member.peak_memory_bytes).max().unwrap_or(0)
+    }
+
+    /// Where it runs.
+    pub(crate) fn folder(&self) -> &RunFolder {
+        &self.run
+    }
+
+    /// What is known of every rank now.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        self.control.members()
+    }
+
+    /// What came of the plan: what the ranks measured beside it.
+    pub(crate) fn prediction(&self) -> Option<Prediction> {
+        self.prediction
+    }
+
+    /// What it was resolved to.
+    pub(crate) fn config(&self) -> &Resolved {
+        &self.config
+    }
+
+    /// The steps of the whole run, and how many of them lie behind.
+    pub(crate) fn steps(&self) -> (u64, u64) {
+        (self.plan.total_steps(), self.resume.as_ref().map_or(0, |found| found.manifest.step))
+    }
+
+    /// What uploads checkpoints, where they are to be.
+    pub(crate) fn uploader(&self) -> Option<&Arc<Uploader>> {
+        self.uploader.as_ref()
+    }
+
+    /// What serves its ranks.
+    pub(crate) fn control(&self) -> &ControlPlane {
+        &self.control
+    }
+}
+
+/// Checks the folders that a job reads from; returns the model's sizes.
+pub(crate) fn check(config: &Resolved) -> Result<ModelConfig, LaunchError> {
+    let folder = &config.training.model_name_or_path;
+    model_folder::check(folder)?;
+    let model = ModelConfig::read(folder)?;
+    model_folder::check_layer_classes(config, &model)?;
+    offload_folder::check(config)?;
+    Ok(model)
+}
+
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
+    std::path::absolute(path).map_err(LaunchError::system(format!("find {}", path.display())))
+}
+
+/// Tokenises training and held-out rows once, before the ranks wait on each other. The held-out ones are saved.
+fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Result<Prepared, LaunchError> {
+    let prepared = tokenise(config, &config.training.dataset, terminal)?;
+    announce::example(&prepared.report).iter().for_each(|line| terminal.say(line));
+    if let Some(dataset) = &config.training.eval_dataset {
+        tokenise(config, dataset, terminal)?.dataset.save(&run.eval_data())?;
+    }
+    Ok(prepared)
+}
+
+/// Tokenises one file and tells what it holds.
+pub(crate) fn tokenise(config: &Resolved, dataset: &Path, terminal: &Terminal) -> Result<Prepared, LaunchError> {
+    let training = &config.training;
+    let began = Instant::now();
+    let prepared = prepare(&Prepare {
+        model_directory: &training.model_name_or_path,
+        dataset,
+        max_length: training.max_length,
+        assistant_only_loss: training.assistant_only_loss,
+    })?;
+    announce::data(&prepared.report, began.elapsed()).iter().for_each(|line| terminal.say(line));
+    for warning in &prepared.report.warnings {
+        terminal.complain(&format!("warning: {}: {warning}", dataset.display()));
+    }
+    Ok(prepared)
+}
+
+/// Which rows are trained on when.
+pub(crate) fn step_plan(config: &Resolved, rows: usize) -> Result<StepPlan, LaunchError> {
+    let training = &config.training;
+    Ok(StepPlan::new(StepPlanOptions {
+        rows,
+        world_size: config.num_processes,
+        per_device_batch: training.per_device_train_batch_size,
+        accumulation: config.gradient_accumulation_steps,
+        epochs: training.num_train_epochs,
+        max_steps: training.max_steps,
+        seed: training.seed,
+        data_seed: training.data_seed,
+        sampling: match training.train_sampling_strategy {
+            zerofold_configs::Sampling::Random => zerofold_data::Sampling::Random,
+            zerofold_configs::Sampling::Sequential => zerofold_data::Sampling::Sequential,
+        },
+    })?)
+}
