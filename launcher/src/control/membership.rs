@@ -67,6 +67,12 @@ pub enum MembershipError {
         /// The rank.
         rank: u32,
     },
+    /// A rank that is done does more.
+    #[error("rank {rank} has left the job")]
+    Left {
+        /// The rank.
+        rank: u32,
+    },
 }
 
 /// What a rank told on leaving.
@@ -197,13 +203,24 @@ impl Membership {
         Ok(())
     }
 
-    fn joined(&mut self, rank: u32, generation: u64) -> Result<&mut Member, MembershipError> {
+    /// Checks that a call comes from a rank of this generation that has joined.
+    pub fn check_joined(&self, rank: u32, generation: u64) -> Result<&Member, MembershipError> {
         self.check(rank, generation)?;
-        let member = &mut self.members[rank as usize];
-        if member.joined.is_none() {
-            return Err(MembershipError::NotJoined { rank });
+        let member = &self.members[rank as usize];
+        if member.joined.is_some() { Ok(member) } else { Err(MembershipError::NotJoined { rank }) }
+    }
+
+    /// The same of one that is not yet done either.
+    pub fn check_at_work(&self, rank: u32, generation: u64) -> Result<(), MembershipError> {
+        match self.check_joined(rank, generation)?.left {
+            Some(_) => Err(MembershipError::Left { rank }),
+            None => Ok(()),
         }
-        Ok(member)
+    }
+
+    fn joined(&mut self, rank: u32, generation: u64) -> Result<&mut Member, MembershipError> {
+        self.check_joined(rank, generation)?;
+        Ok(&mut self.members[rank as usize])
     }
 }
 

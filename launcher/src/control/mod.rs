@@ -4,12 +4,20 @@
 //! Decisions are pure and tested alone ([`store`], [`membership`], [`checkpoint`]); `server` is the shell round them.
 //! What happens is told to the main thread as [`Event`]s.
 
+mod admission;
 pub mod checkpoint;
+mod connections;
 mod contact;
+mod files;
+pub mod limits;
 pub mod membership;
+pub mod records;
+mod routing;
 mod server;
 mod status;
 pub mod store;
+#[cfg(test)]
+mod store_tests;
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -22,8 +30,9 @@ use tokio::sync::oneshot;
 use tonic::service::{InterceptorLayer, Routes};
 use zerofold_proto::v1::control_server::ControlServer;
 use zerofold_proto::v1::status_server::StatusServer;
-use zerofold_trust::{Authority, Gate, Refusals, TrustError, incoming};
+use zerofold_trust::{Authority, Gate, Refusals, TrustError, secured};
 
+pub(crate) use connections::Connection;
 pub use contact::{Contact, Listen};
 pub use membership::{Left, Member, Membership};
 pub use server::Publish;
@@ -31,11 +40,10 @@ pub use server::Publish;
 use crate::event::Event;
 use crate::hosts::HostsService;
 use crate::watch::Board;
+use connections::Connections;
+use routing::BySize;
 use server::{ControlService, Shared};
 use status::StatusService;
-
-/// The largest message of a worker: a rank's part of a checkpoint lists every tensor it holds.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Why the control plane did not start.
 #[derive(Debug, Error)]
@@ -91,6 +99,7 @@ impl ControlOptions {
 pub struct ControlPlane {
     contact: Contact,
     shared: Arc<Shared>,
+    connections: Arc<Connections>,
     shutdown: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -116,7 +125,9 @@ impl ControlPlane {
 
         let membership = Membership::new(options.world_size, options.generation, env!("CARGO_PKG_VERSION"));
         let shared = Arc::new(Shared::new(membership, options.publish, events));
-        let service = ControlServer::new(ControlService(shared.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let service = |bytes| ControlServer::new(ControlService(shared.clone())).max_decoding_message_size(bytes);
+        let (small, large) = (service(limits::MAX_MESSAGE_BYTES), service(limits::MAX_PART_MESSAGE_BYTES));
+        let service = BySize { small, large };
         if let Some(board) = &options.board {
             let ranks = shared.clone();
             board.follow(move || ranks.membership().members().to_vec());
@@ -128,10 +139,17 @@ impl ControlPlane {
         if let Some(hosts) = options.hosts {
             routes = hosts.routes(routes);
         }
+        files::make_room(limits::files_wanted(options.world_size));
+        let connections = Connections::new(limits::max_connections(options.world_size));
+        let accepted = connections.clone();
         let (shutdown, asked) = oneshot::channel::<()>();
         let serve = async move {
-            let incoming = incoming(tokio::net::TcpListener::from_std(listener)?, acceptor, refusals);
-            let server = tonic::transport::Server::builder().layer(gate).add_routes(routes);
+            let incoming = accepted.incoming(tokio::net::TcpListener::from_std(listener)?);
+            let incoming = secured(incoming, acceptor, refusals, |guarded| guarded.peer());
+            // In this order: only who has passed the gate counts as having made a request.
+            let (introduced, heard) =
+                (InterceptorLayer::new(connections::introduce), InterceptorLayer::new(connections::hear));
+            let server = limited().layer(introduced).layer(gate).layer(heard).add_routes(routes);
             let server = server.serve_with_incoming(incoming);
             // Not a graceful shutdown: that would wait for workers that hang.
             tokio::select! {
@@ -149,12 +167,8 @@ impl ControlPlane {
             })
             .map_err(failed)?;
         tracing::debug!(%address, "control plane listens");
-        Ok(ControlPlane {
-            contact: Contact::of(address, token, tls),
-            shared,
-            shutdown: Some(shutdown),
-            thread: Some(thread),
-        })
+        let contact = Contact::of(address, token, tls);
+        Ok(ControlPlane { contact, shared, connections, shutdown: Some(shutdown), thread: Some(thread) })
     }
 
     /// How workers of this host reach it.
@@ -174,6 +188,7 @@ impl ControlPlane {
 
     /// Begins another membership of the job, of `world_size` ranks: calls of earlier ones are refused from now on.
     pub fn begin(&self, generation: u64, world_size: u32) {
+        self.connections.set_limit(limits::max_connections(world_size));
         self.shared.begin(generation, world_size);
     }
 
@@ -184,8 +199,27 @@ impl ControlPlane {
 
     /// What is known of every rank now.
     pub fn members(&self) -> Vec<Member> {
-        self.shared.membership().members().to_vec()
+        self.look(<[Member]>::to_vec)
     }
+
+    /// Looks at what is known of every rank now, without a copy. Calls wait meanwhile.
+    pub fn look<T>(&self, look: impl FnOnce(&[Member]) -> T) -> T {
+        look(self.shared.membership().members())
+    }
+
+    /// How many connections there are now.
+    pub fn connections(&self) -> usize {
+        self.connections.count()
+    }
+}
+
+/// A server with the limits of HTTP/2 that [`limits`] names.
+fn limited() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(limits::MAX_CALLS_PER_CONNECTION)
+        .initial_stream_window_size(limits::WINDOW_BYTES)
+        .initial_connection_window_size(limits::WINDOW_BYTES)
+        .http2_max_header_list_size(limits::MAX_HEADER_BYTES)
 }
 
 impl Drop for ControlPlane {

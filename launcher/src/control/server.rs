@@ -13,7 +13,10 @@ use zerofold_proto::v1::control_server::Control;
 use zerofold_proto::v1::*;
 
 use super::checkpoint::{Collector, Complete};
+use super::connections::Connection;
+use super::limits::MAX_PART_BYTES;
 use super::membership::{Left, Membership, MembershipError};
+use super::records::{self, RecordError};
 use super::store::{Store, StoreError};
 use crate::event::Event;
 
@@ -162,10 +165,14 @@ impl From<StoreError> for Status {
         match error {
             StoreError::DeadlineExceeded { .. } => Status::deadline_exceeded(message),
             StoreError::Full { .. } => Status::resource_exhausted(message),
-            StoreError::KeyTooLong { .. } | StoreError::ValueTooLarge { .. } | StoreError::NotANumber { .. } => {
-                Status::invalid_argument(message)
-            }
+            _ => Status::invalid_argument(message),
         }
+    }
+}
+
+impl From<RecordError> for Status {
+    fn from(error: RecordError) -> Self {
+        Status::invalid_argument(error.to_string())
     }
 }
 
@@ -179,11 +186,17 @@ impl From<MembershipError> for Status {
     }
 }
 
+/// A request, and the connection that it came on.
+fn parts<T>(request: Request<T>) -> (Option<Connection>, T) {
+    (request.extensions().get().cloned(), request.into_inner())
+}
+
 #[tonic::async_trait]
 impl Control for ControlService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
-        let request = request.into_inner();
+        let (connection, request) = parts(request);
         self.0.membership().join(Instant::now(), &request)?;
+        connection.iter().for_each(Connection::is_member);
         tracing::debug!(rank = request.rank, pid = request.pid, "joined");
         self.0.tell(Event::Joined { rank: request.rank });
         Ok(Response::new(JoinReply {}))
@@ -201,6 +214,12 @@ impl Control for ControlService {
         Ok(Response::new(StoreGetReply { value }))
     }
 
+    async fn store_get_all(&self, request: Request<StoreGetAllRequest>) -> Result<Response<StoreGetAllReply>, Status> {
+        let request = request.into_inner();
+        let values = self.0.store.get_all(&request.keys, Duration::from_millis(request.timeout_ms)).await?;
+        Ok(Response::new(StoreGetAllReply { values }))
+    }
+
     async fn store_wait(&self, request: Request<StoreWaitRequest>) -> Result<Response<StoreWaitReply>, Status> {
         let request = request.into_inner();
         self.0.store.wait(&request.keys, Duration::from_millis(request.timeout_ms)).await?;
@@ -214,7 +233,7 @@ impl Control for ControlService {
     }
 
     async fn store_check(&self, request: Request<StoreCheckRequest>) -> Result<Response<StoreCheckReply>, Status> {
-        let present = self.0.store.check(&request.into_inner().keys);
+        let present = self.0.store.check(&request.into_inner().keys)?;
         Ok(Response::new(StoreCheckReply { present }))
     }
 
@@ -224,8 +243,10 @@ impl Control for ControlService {
     }
 
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatReply>, Status> {
-        let request = request.into_inner();
+        let (connection, request) = parts(request);
+        records::check_heartbeat(&request)?;
         self.0.membership().heartbeat(Instant::now(), &request)?;
+        connection.iter().for_each(Connection::is_member);
         if request.stop && !self.0.stop_told.swap(true, Ordering::AcqRel) {
             self.0.tell(Event::StopAsked { rank: request.rank });
         }
@@ -245,8 +266,18 @@ impl Control for ControlService {
         &self,
         request: Request<CheckpointPart>,
     ) -> Result<Response<CheckpointOutcome>, Status> {
-        let part = request.into_inner();
-        self.0.membership().check(part.rank, part.generation)?;
+        let CheckpointPart { rank, generation, step, directory, part, failure } = request.into_inner();
+        self.0.membership().check_at_work(rank, generation)?;
+        records::check_path(rank, &directory)?;
+        if part.len() > MAX_PART_BYTES {
+            let bytes = part.len();
+            let message = format!(
+                "rank {rank} sent a part of a checkpoint with {bytes} bytes; at most {MAX_PART_BYTES} are allowed"
+            );
+            return Err(Status::invalid_argument(format!("{message}\nhint: more ranks have smaller parts")));
+        }
+        let failure = records::shortened(failure);
+        let part = CheckpointPart { rank, generation, step, directory, part, failure };
         let (mut answer, complete) = self.0.take_part(part).map_err(Status::failed_precondition)?;
         if let Some(complete) = complete {
             self.0.clone().publish(complete);
@@ -267,7 +298,8 @@ impl Control for ControlService {
 
     async fn fail(&self, request: Request<FailRequest>) -> Result<Response<FailReply>, Status> {
         let FailRequest { rank, generation, message, consequence } = request.into_inner();
-        self.0.membership().check(rank, generation)?;
+        self.0.membership().check_joined(rank, generation)?;
+        let message = records::shortened(message);
         self.0.tell(Event::Failed { rank, message, consequence });
         self.0.rank_gone(rank, "failed");
         Ok(Response::new(FailReply {}))
@@ -275,6 +307,7 @@ impl Control for ControlService {
 
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveReply>, Status> {
         let request = request.into_inner();
+        records::check_leave(&request)?;
         self.0.membership().leave(Instant::now(), &request)?;
         let left = Left {
             step: request.step,

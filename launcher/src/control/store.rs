@@ -1,19 +1,29 @@
 //! The key-value store that Gloo and NCCL bootstrap through: bytes by name, with waiters and deadlines.
+//!
+//! Whoever waits for keys sleeps on one of them, the last of those that are missing, and is woken by nobody else. Where N ranks
+//! wait for the N keys that they set, each is woken a handful of times, not N times, and its list is gone through once.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, timeout_at};
 
 /// The longest key, in bytes.
 pub const MAX_KEY_BYTES: usize = 4 << 10;
 /// The largest value, in bytes.
 pub const MAX_VALUE_BYTES: usize = 1 << 20;
+/// How many keys there may be.
+pub const MAX_KEYS: usize = 1 << 18;
 /// The most that all keys and values may hold together, in bytes.
 pub const MAX_TOTAL_BYTES: usize = 256 << 20;
+/// How many keys one call may name.
+pub const MAX_KEYS_PER_CALL: usize = 1 << 16;
+/// The most that the values which one call asks for may have together, in bytes.
+pub const MAX_ANSWER_BYTES: usize = 2 << 20;
 /// The longest a caller may wait: a longer wish is cut to this.
 pub const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
 
@@ -31,29 +41,53 @@ pub enum StoreError {
         waited_ms: u64,
     },
     /// The key is too long.
-    #[error("a key of {bytes} bytes was sent; at most {MAX_KEY_BYTES} are allowed")]
+    #[error("a key of {bytes} bytes was sent; at most {MAX_KEY_BYTES} are allowed\nhint: name it by a hash")]
     KeyTooLong {
         /// Its length.
         bytes: usize,
     },
     /// The value is too large.
-    #[error("the value of key `{key}` has {bytes} bytes; at most {MAX_VALUE_BYTES} are allowed")]
+    #[error(
+        "the value of key `{key}` has {bytes} bytes; at most {MAX_VALUE_BYTES} are allowed\nhint: the store is for addresses and ids; put data into files"
+    )]
     ValueTooLarge {
         /// The key.
         key: String,
         /// The value's length.
         bytes: usize,
     },
-    /// The store is full.
-    #[error("key `{key}` does not fit: the store holds {held} bytes of at most {MAX_TOTAL_BYTES}")]
+    /// The store has no room.
+    #[error(
+        "key `{key}` does not fit: the store holds {keys} keys of at most {MAX_KEYS} and {held} bytes of at most {MAX_TOTAL_BYTES}\nhint: delete keys that are no longer needed"
+    )]
     Full {
         /// The key.
         key: String,
+        /// Keys held before the call.
+        keys: usize,
         /// Bytes held before the call.
         held: usize,
     },
+    /// One call names too many keys.
+    #[error("one call names {count} keys; at most {MAX_KEYS_PER_CALL} are allowed\nhint: ask in several calls")]
+    TooManyKeys {
+        /// How many.
+        count: usize,
+    },
+    /// One call asks for more than an answer holds.
+    #[error(
+        "the values of {count} keys have {bytes} bytes; one answer holds at most {MAX_ANSWER_BYTES}\nhint: ask in several calls"
+    )]
+    AnswerTooLarge {
+        /// How many keys.
+        count: usize,
+        /// Bytes of their values.
+        bytes: usize,
+    },
     /// `add` met a value that is no decimal integer, or the sum does not fit in 64 bits.
-    #[error("cannot add {amount} to key `{key}`, which holds {held}")]
+    #[error(
+        "cannot add {amount} to key `{key}`, which holds {held}\nhint: count under a key that nothing else is set under"
+    )]
     NotANumber {
         /// The key.
         key: String,
@@ -64,38 +98,95 @@ pub enum StoreError {
     },
 }
 
+/// Those who wait for one key.
+#[derive(Default)]
+struct Waiters {
+    count: usize,
+    bell: Arc<Notify>,
+}
+
 #[derive(Default)]
 struct Entries {
     values: HashMap<String, Vec<u8>>,
     bytes: usize,
+    waiting: HashMap<String, Waiters>,
 }
 
 impl Entries {
     fn insert(&mut self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
-        let replaced = self.values.get(key).map_or(0, |old| key.len() + old.len());
-        let total = self.bytes - replaced + key.len() + value.len();
-        if total > MAX_TOTAL_BYTES {
-            return Err(StoreError::Full { key: key.to_owned(), held: self.bytes });
+        let old = self.values.get(key).map(|old| key.len() + old.len());
+        let keys = self.values.len() + usize::from(old.is_none());
+        let bytes = self.bytes - old.unwrap_or(0) + key.len() + value.len();
+        if keys > MAX_KEYS || bytes > MAX_TOTAL_BYTES {
+            return Err(StoreError::Full { key: key.to_owned(), keys: self.values.len(), held: self.bytes });
         }
-        self.bytes = total;
+        self.bytes = bytes;
         self.values.insert(key.to_owned(), value);
+        if let Some(waiters) = self.waiting.remove(key) {
+            waiters.bell.notify_waiters();
+        }
         Ok(())
+    }
+
+    /// The last of `keys` that is missing, by its place.
+    fn last_missing(&self, keys: &[String]) -> Option<usize> {
+        keys.iter().rposition(|key| !self.values.contains_key(key))
+    }
+
+    fn values(&self, keys: &[String]) -> Result<Vec<Vec<u8>>, StoreError> {
+        let found = || keys.iter().filter_map(|key| self.values.get(key));
+        let bytes = found().map(Vec::len).sum();
+        if bytes > MAX_ANSWER_BYTES {
+            return Err(StoreError::AnswerTooLarge { count: keys.len(), bytes });
+        }
+        Ok(found().cloned().collect())
     }
 }
 
 /// The store. All methods may be called from any thread; waiting is asynchronous.
+#[derive(Default)]
 pub struct Store {
     entries: Mutex<Entries>,
-    changes: watch::Sender<u64>,
 }
 
-impl Default for Store {
-    fn default() -> Self {
-        Store { entries: Mutex::default(), changes: watch::Sender::new(0) }
+/// Somebody who waits for a key; forgotten when dropped, so that callers who went away leave nothing behind.
+struct Waiting<'a> {
+    store: &'a Store,
+    key: &'a str,
+    bell: Arc<Notify>,
+}
+
+impl<'a> Waiting<'a> {
+    /// With what is ready once the key was set. That counts from here on: the key may be set as soon as the lock is released.
+    fn begin(store: &'a Store, entries: &mut Entries, key: &'a str) -> (Self, OwnedNotified) {
+        let waiters = entries.waiting.entry(key.to_owned()).or_default();
+        waiters.count += 1;
+        let bell = waiters.bell.clone();
+        let rung = bell.clone().notified_owned();
+        (Waiting { store, key, bell }, rung)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let waiting = &mut self.store.entries().waiting;
+        // Once the bell was rung, others may wait under the same key for its next one.
+        if let Some(waiters) = waiting.get_mut(self.key).filter(|it| Arc::ptr_eq(&it.bell, &self.bell)) {
+            waiters.count -= 1;
+            if waiters.count == 0 {
+                waiting.remove(self.key);
+            }
+        }
     }
 }
 
 impl Store {
+    /// Keys that somebody waits for.
+    #[cfg(test)]
+    pub(super) fn awaited(&self) -> usize {
+        self.entries().waiting.len()
+    }
+
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,9 +197,7 @@ impl Store {
         if value.len() > MAX_VALUE_BYTES {
             return Err(StoreError::ValueTooLarge { key: key.to_owned(), bytes: value.len() });
         }
-        self.entries().insert(key, value)?;
-        self.changes.send_modify(|version| *version = version.wrapping_add(1));
-        Ok(())
+        self.entries().insert(key, value)
     }
 
     /// The value of `key`, as soon as it exists.
@@ -116,8 +205,16 @@ impl Store {
     /// # Errors
     /// [`StoreError::DeadlineExceeded`] after `timeout`.
     pub async fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, StoreError> {
-        check_key(key)?;
-        self.until(timeout, |entries| entries.values.get(key).cloned().ok_or_else(|| key.to_owned())).await
+        let values = self.get_all(&[key.to_owned()], timeout).await?;
+        Ok(values.into_iter().next().unwrap_or_default())
+    }
+
+    /// The values of all `keys`, in their order, as soon as all exist.
+    ///
+    /// # Errors
+    /// [`StoreError::DeadlineExceeded`] after `timeout`, naming the first key that is missing.
+    pub async fn get_all(&self, keys: &[String], timeout: Duration) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.until(keys, timeout, |entries| entries.values(keys)).await
     }
 
     /// Returns once all keys exist.
@@ -125,35 +222,25 @@ impl Store {
     /// # Errors
     /// [`StoreError::DeadlineExceeded`] after `timeout`, naming the first key that is missing.
     pub async fn wait(&self, keys: &[String], timeout: Duration) -> Result<(), StoreError> {
-        keys.iter().try_for_each(|key| check_key(key))?;
-        self.until(timeout, |entries| match keys.iter().find(|key| !entries.values.contains_key(*key)) {
-            Some(missing) => Err(missing.clone()),
-            None => Ok(()),
-        })
-        .await
+        self.until(keys, timeout, |_| Ok(())).await
     }
 
     /// Adds `amount` to the decimal integer that `key` holds (absent counts as 0) and returns the sum.
     pub fn add(&self, key: &str, amount: i64) -> Result<i64, StoreError> {
         check_key(key)?;
-        let sum = {
-            let mut entries = self.entries();
-            let held = entries.values.get(key).map(|value| String::from_utf8_lossy(value).into_owned());
-            let held = held.unwrap_or_else(|| "0".to_owned());
-            let sum = held.parse::<i64>().ok().and_then(|number| number.checked_add(amount));
-            let sum =
-                sum.ok_or_else(|| StoreError::NotANumber { key: key.to_owned(), amount, held: preview(&held) })?;
-            entries.insert(key, sum.to_string().into_bytes())?;
-            sum
-        };
-        self.changes.send_modify(|version| *version = version.wrapping_add(1));
+        let mut entries = self.entries();
+        let held = entries.values.get(key).map(|value| String::from_utf8_lossy(value).into_owned());
+        let held = held.unwrap_or_else(|| "0".to_owned());
+        let sum = held.parse::<i64>().ok().and_then(|number| number.checked_add(amount));
+        let sum = sum.ok_or_else(|| StoreError::NotANumber { key: key.to_owned(), amount, held: preview(&held) })?;
+        entries.insert(key, sum.to_string().into_bytes())?;
         Ok(sum)
     }
 
     /// Whether all keys exist now.
-    pub fn check(&self, keys: &[String]) -> bool {
-        let entries = self.entries();
-        keys.iter().all(|key| entries.values.contains_key(key))
+    pub fn check(&self, keys: &[String]) -> Result<bool, StoreError> {
+        check_keys(keys)?;
+        Ok(self.entries().last_missing(keys).is_none())
     }
 
     /// Removes `key`; tells whether it was there.
@@ -168,26 +255,38 @@ impl Store {
         }
     }
 
-    /// Forgets everything.
+    /// Forgets everything. Who waits does so until the deadline.
     pub fn clear(&self) {
         *self.entries() = Entries::default();
     }
 
-    /// Tries `look` now and after each change until it succeeds; its error is the missing key.
-    async fn until<T>(&self, timeout: Duration, look: impl Fn(&Entries) -> Result<T, String>) -> Result<T, StoreError> {
+    /// Waits until all `keys` exist, and then takes what is asked for before any can be removed.
+    async fn until<T>(
+        &self,
+        keys: &[String],
+        timeout: Duration,
+        take: impl Fn(&Entries) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        check_keys(keys)?;
         let timeout = timeout.min(MAX_WAIT);
         let deadline = Instant::now() + timeout;
-        // Subscribed before the first look: a change between the look and the wait is not lost.
-        let mut changes = self.changes.subscribe();
+        // Keys behind this place have been there.
+        let mut open = keys.len();
         loop {
-            let missing = match look(&self.entries()) {
-                Ok(found) => return Ok(found),
-                Err(missing) => missing,
+            let (waiting, rung) = {
+                let mut entries = self.entries();
+                let behind = || entries.last_missing(&keys[open..]).map(|place| open + place);
+                let Some(missing) = entries.last_missing(&keys[..open]).or_else(behind) else { return take(&entries) };
+                open = missing + 1;
+                Waiting::begin(self, &mut entries, &keys[missing])
             };
-            // The sender lives in `self`, so `changed` cannot fail before the deadline does.
-            if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+            if timeout_at(deadline, rung).await.is_err() {
+                let entries = self.entries();
+                let missing = keys.iter().find(|key| !entries.values.contains_key(*key));
+                let key = missing.map_or(waiting.key, String::as_str).to_owned();
+                drop(entries);
                 let waited_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-                return Err(StoreError::DeadlineExceeded { key: missing, waited_ms });
+                return Err(StoreError::DeadlineExceeded { key, waited_ms });
             }
         }
     }
@@ -197,77 +296,14 @@ fn check_key(key: &str) -> Result<(), StoreError> {
     if key.len() > MAX_KEY_BYTES { Err(StoreError::KeyTooLong { bytes: key.len() }) } else { Ok(()) }
 }
 
+fn check_keys(keys: &[String]) -> Result<(), StoreError> {
+    if keys.len() > MAX_KEYS_PER_CALL {
+        return Err(StoreError::TooManyKeys { count: keys.len() });
+    }
+    keys.iter().try_for_each(|key| check_key(key))
+}
+
 fn preview(text: &str) -> String {
     let start: String = text.chars().take(40).collect();
     format!("{start:?}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-
-    fn runtime() -> tokio::runtime::Runtime {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-    }
-
-    #[test]
-    fn a_waiter_gets_what_is_set_later() {
-        runtime().block_on(async {
-            let store = Arc::new(Store::default());
-            let waiter = tokio::spawn({
-                let store = store.clone();
-                async move { store.get("rank/1", Duration::from_secs(30)).await }
-            });
-            tokio::task::yield_now().await;
-            store.set("other", b"no".to_vec()).unwrap();
-            tokio::task::yield_now().await;
-            assert!(!waiter.is_finished());
-            store.set("rank/1", b"address".to_vec()).unwrap();
-            assert_eq!(waiter.await.unwrap().unwrap(), b"address");
-        });
-    }
-
-    #[test]
-    fn a_deadline_names_the_missing_key() {
-        runtime().block_on(async {
-            let store = Store::default();
-            store.set("here", Vec::new()).unwrap();
-            let keys = ["here".to_owned(), "absent".to_owned()];
-            let before = Instant::now();
-            let error = store.wait(&keys, Duration::from_millis(40)).await.unwrap_err();
-            assert_eq!(error, StoreError::DeadlineExceeded { key: "absent".into(), waited_ms: 40 });
-            assert!(before.elapsed() >= Duration::from_millis(40));
-            assert!(error.to_string().contains("`absent`"));
-        });
-    }
-
-    #[test]
-    fn adding_counts_from_zero_and_refuses_text() {
-        let store = Store::default();
-        assert_eq!(store.add("count", 3), Ok(3));
-        assert_eq!(store.add("count", -5), Ok(-2));
-        store.set("text", b"abc".to_vec()).unwrap();
-        assert!(matches!(store.add("text", 1), Err(StoreError::NotANumber { .. })));
-        store.set("large", i64::MAX.to_string().into_bytes()).unwrap();
-        assert!(matches!(store.add("large", 1), Err(StoreError::NotANumber { .. })));
-    }
-
-    #[test]
-    fn sizes_are_bounded_and_deleting_frees() {
-        let store = Store::default();
-        let long = "k".repeat(MAX_KEY_BYTES + 1);
-        assert!(matches!(store.set(&long, Vec::new()), Err(StoreError::KeyTooLong { .. })));
-        assert!(matches!(store.set("k", vec![0; MAX_VALUE_BYTES + 1]), Err(StoreError::ValueTooLarge { .. })));
-        let fit = MAX_TOTAL_BYTES / (MAX_VALUE_BYTES + 4);
-        for index in 0..fit {
-            store.set(&format!("{index:04}"), vec![0; MAX_VALUE_BYTES]).unwrap();
-        }
-        assert!(matches!(store.set("one more", vec![0; MAX_VALUE_BYTES]), Err(StoreError::Full { .. })));
-        assert!(store.delete("0000"));
-        assert!(!store.delete("0000"));
-        store.set("9999", vec![0; MAX_VALUE_BYTES]).unwrap();
-        assert!(store.check(&["9999".to_owned()]));
-        assert!(!store.check(&["9999".to_owned(), "0000".to_owned()]));
-    }
 }

@@ -2,68 +2,61 @@
 
 use crate::Refusals;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::server::Connected;
 
 /// How long a stranger may take to shake hands.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes at a time; more wait.
 const HANDSHAKES: usize = 256;
-/// After an error of `accept` (no file handle is left, say), how long until the next try.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// An accepted connection.
 #[derive(Debug)]
-pub enum Socket {
+pub enum Socket<S> {
     /// As it is.
-    Plain(TcpStream),
+    Plain(S),
     /// Encrypted.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<S>>),
 }
 
-/// The connections that `listener` accepts, once their handshake is done; must be called inside a tokio runtime. A peer that
-/// does not manage one is refused, told of once, and holds up nobody.
-pub fn incoming(
-    listener: TcpListener,
+/// The accepted connections, once their handshake is done; must be called inside a tokio runtime. A peer that does not manage
+/// one is refused, told of once by its address, and holds up nobody.
+pub fn secured<S>(
+    accepted: impl Stream<Item = io::Result<S>> + Send + 'static,
     tls: Option<TlsAcceptor>,
     refusals: Refusals,
-) -> impl Stream<Item = io::Result<Socket>> {
-    let (ready, accepted) = mpsc::channel(64);
+    peer: impl Fn(&S) -> Option<IpAddr> + Send + 'static,
+) -> Pin<Box<dyn Stream<Item = io::Result<Socket<S>>> + Send>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Some(tls) = tls else { return Box::pin(accepted.map(|stream| stream.map(Socket::Plain))) };
+    let (ready, secured) = mpsc::channel(64);
     tokio::spawn(async move {
         let turns = Arc::new(Semaphore::new(HANDSHAKES));
+        let mut accepted = std::pin::pin!(accepted);
         loop {
-            let (stream, peer) = tokio::select! {
+            let stream = tokio::select! {
                 // Nobody takes connections any more.
                 () = ready.closed() => return,
-                accepted = listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        tracing::debug!(%error, "a connection could not be accepted");
-                        tokio::time::sleep(PAUSE).await;
-                        continue;
-                    }
+                stream = accepted.next() => match stream {
+                    Some(Ok(stream)) => stream,
+                    Some(Err(_)) => continue,
+                    None => return,
                 },
             };
-            // Small messages back and forth: waiting to fill a packet would cost 40 ms each.
-            let _ = stream.set_nodelay(true);
-            let Some(tls) = tls.clone() else {
-                if ready.send(Ok(Socket::Plain(stream))).await.is_err() {
-                    return;
-                }
-                continue;
-            };
             let Ok(turn) = turns.clone().acquire_owned().await else { return };
-            let (ready, refusals) = (ready.clone(), refusals.clone());
+            let (tls, ready, refusals, peer) = (tls.clone(), ready.clone(), refusals.clone(), peer(&stream));
             tokio::spawn(async move {
                 let shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await;
                 drop(turn);
@@ -75,17 +68,17 @@ pub fn incoming(
                     Ok(Err(error)) => error.to_string(),
                     Err(_) => format!("no TLS handshake within {} s", HANDSHAKE.as_secs()),
                 };
-                refusals.tell(Some(peer.ip()), "TLS", &format!("no TLS as this job's launches speak it: {problem}"));
+                refusals.tell(peer, "TLS", &format!("no TLS as this job's launches speak it: {problem}"));
             });
         }
     });
-    ReceiverStream::new(accepted)
+    Box::pin(ReceiverStream::new(secured))
 }
 
-impl Connected for Socket {
-    type ConnectInfo = TcpConnectInfo;
+impl<S: Connected> Connected for Socket<S> {
+    type ConnectInfo = S::ConnectInfo;
 
-    fn connect_info(&self) -> TcpConnectInfo {
+    fn connect_info(&self) -> S::ConnectInfo {
         match self {
             Socket::Plain(stream) => stream.connect_info(),
             Socket::Tls(stream) => stream.get_ref().0.connect_info(),
@@ -93,7 +86,7 @@ impl Connected for Socket {
     }
 }
 
-impl AsyncRead for Socket {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Socket::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
@@ -102,11 +95,29 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Socket::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Socket::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Socket::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Socket::Plain(stream) => stream.is_write_vectored(),
+            Socket::Tls(stream) => stream.is_write_vectored(),
         }
     }
 

@@ -1,0 +1,146 @@
+//! Workers without work: each has a connection of its own and says to a control plane what a real one says.
+
+// Each program uses a part of it.
+#![allow(dead_code, unreachable_pub)]
+
+use std::time::{Duration, Instant};
+
+use tonic::Status;
+use zerofold_proto::v1::control_client::ControlClient;
+use zerofold_proto::v1::*;
+use zerofold_trust::{Token, Wire};
+
+/// How the ranks find each other through the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meeting {
+    /// As NCCL's: rank 0 leaves an id, all others get it.
+    Id,
+    /// As Gloo's: each rank leaves its address and gets those of all others one by one.
+    Each,
+    /// The same in one call.
+    All,
+}
+
+/// One rank of a job.
+pub struct Simulated {
+    /// From 0.
+    pub rank: u32,
+    world_size: u32,
+    client: ControlClient<Wire>,
+}
+
+impl Simulated {
+    /// Connects to the control plane at `address`, such as `http://127.0.0.1:29500`.
+    pub async fn connect(address: &str, token: &Token, rank: u32, world_size: u32) -> Result<Self, Status> {
+        let wire = zerofold_trust::connect(address, token, Duration::from_secs(30)).await;
+        let wire = wire.map_err(|error| Status::unavailable(format!("rank {rank} cannot connect: {error}")))?;
+        Ok(Simulated { rank, world_size, client: ControlClient::new(wire) })
+    }
+
+    /// Joins generation 1.
+    pub async fn join(&mut self) -> Result<(), Status> {
+        let (rank, world_size) = (self.rank, self.world_size);
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let request = JoinRequest { rank, world_size, generation: 1, pid: std::process::id(), version };
+        self.client.join(request).await.map(|_| ())
+    }
+
+    /// Meets the others; fails after `limit`, or when what is found is not what they left.
+    pub async fn meet(&mut self, how: Meeting, limit: Duration) -> Result<(), Status> {
+        let timeout_ms = limit.as_millis() as u64;
+        match how {
+            Meeting::Id if self.rank == 0 => self.set("1/id", vec![7; 128]).await,
+            Meeting::Id => {
+                let request = StoreGetRequest { key: "1/id".to_owned(), timeout_ms };
+                expect(self.rank, self.client.store_get(request).await?.into_inner().value == [7; 128])
+            }
+            Meeting::Each => {
+                self.set(&key(self.rank), place(self.rank)).await?;
+                for peer in 0..self.world_size {
+                    let request = StoreGetRequest { key: key(peer), timeout_ms };
+                    let value = self.client.store_get(request).await?.into_inner().value;
+                    expect(self.rank, value == place(peer))?;
+                }
+                Ok(())
+            }
+            Meeting::All => {
+                self.set(&key(self.rank), place(self.rank)).await?;
+                let request = StoreGetAllRequest { keys: (0..self.world_size).map(key).collect(), timeout_ms };
+                let values = self.client.store_get_all(request).await?.into_inner().values;
+                expect(self.rank, values.into_iter().eq((0..self.world_size).map(place)))
+            }
+        }
+    }
+
+    async fn set(&mut self, key: &str, value: Vec<u8>) -> Result<(), Status> {
+        self.client.store_set(StoreSetRequest { key: key.to_owned(), value }).await.map(|_| ())
+    }
+
+    /// One heartbeat; rank 0 reports a step with it. Returns how long the answer took.
+    pub async fn beat(&mut self, step: u64) -> Result<Duration, Status> {
+        let steps =
+            if self.rank == 0 { vec![StepRecord { step, loss: 1.5, ..Default::default() }] } else { Vec::new() };
+        let request = HeartbeatRequest {
+            rank: self.rank,
+            generation: 1,
+            step,
+            doing: Some(doing(step)),
+            memory_bytes: 3 << 30,
+            peak_memory_bytes: 4 << 30,
+            steps,
+            ..Default::default()
+        };
+        let began = Instant::now();
+        self.client.heartbeat(request).await?;
+        Ok(began.elapsed())
+    }
+
+    /// Sends a part of `bytes` of the checkpoint of `step` and waits for the manifest.
+    pub async fn save(&mut self, step: u64, bytes: usize) -> Result<String, Status> {
+        let part = CheckpointPart {
+            rank: self.rank,
+            generation: 1,
+            step,
+            directory: format!("step-{step:08}"),
+            part: vec![b'x'; bytes],
+            failure: String::new(),
+        };
+        self.client.checkpoint_written(part).await.map(|outcome| outcome.into_inner().manifest)
+    }
+
+    /// Leaves the job.
+    pub async fn leave(&mut self, step: u64) -> Result<(), Status> {
+        let request = LeaveRequest { rank: self.rank, generation: 1, step, ..Default::default() };
+        self.client.leave(request).await.map(|_| ())
+    }
+}
+
+/// As much as a real rank tells of what it does.
+fn doing(step: u64) -> Doing {
+    let call = |sequence| {
+        let (operation, about) = ("all_gather".to_owned(), "layer 17".to_owned());
+        Call { sequence, operation, about, bytes: 28 << 20 }
+    };
+    let calls: Vec<Call> = (40 * step..40 * step + 16).map(call).collect();
+    Doing {
+        phase: Phase::Gather.into(),
+        seconds: 0.02,
+        usual_seconds: 0.03,
+        blocked_in: calls.last().cloned(),
+        blocked_seconds: 0.02,
+        calls,
+    }
+}
+
+fn key(rank: u32) -> String {
+    format!("1/place/{rank}")
+}
+
+/// As long as what a real rank tells of where it is.
+fn place(rank: u32) -> Vec<u8> {
+    format!("4f0c34c2-9a57-44b5-8dc6-{rank:012} pid:[4026531836]").into_bytes()
+}
+
+fn expect(rank: u32, right: bool) -> Result<(), Status> {
+    if right { Ok(()) } else { Err(Status::data_loss(format!("rank {rank} found what nobody left"))) }
+}
