@@ -116,7 +116,7 @@ impl View {
         }
         self.recent.push_back(record.seconds);
         let left = time_left(self.recent.make_contiguous(), self.total.saturating_sub(record.step));
-        let memory = control.members().iter().map(|member| member.memory_bytes).max().unwrap_or(0);
+        let memory = control.look(|members| members.iter().map(|member| member.memory_bytes).max().unwrap_or(0));
         let memory = memory.max(if memory == 0 { record.peak_memory_bytes } else { 0 });
         if self.terminal.is_live() {
             self.terminal.progress(record.step, progress_message(record, memory, left));
