@@ -167,7 +167,8 @@ fn watch(control: &ControlPlane, received: mpsc::Receiver<Event>, over: &AtomicB
             Err(_) if over.load(Ordering::Acquire) => return counts,
             Err(_) => {}
         }
-        if let Some(hang) = hang::diagnose(Instant::now(), began, &control.members()) {
+        let found = control.look(|members| hang::diagnose(Instant::now(), began, members));
+        if let Some(hang) = found {
             println!("held up: {}", hang.words);
         }
     }

@@ -10,6 +10,8 @@ mod connections;
 mod files;
 pub mod limits;
 pub mod membership;
+#[cfg(test)]
+mod model_tests;
 pub mod records;
 mod routing;
 mod server;
@@ -111,7 +113,7 @@ impl ControlPlane {
         }
         let status = options.board.map(|board| StatusServer::new(StatusService(board)));
         files::make_room(limits::files_wanted(options.world_size));
-        let connections = Connections::new(limits::max_connections(options.world_size));
+        let connections = Connections::new(limits::max_connections(options.world_size), limits::FIRST_REQUEST);
         let accepted = connections.clone();
         let (shutdown, asked) = oneshot::channel::<()>();
         let serve = async move {

@@ -84,12 +84,14 @@ pub fn supervise(
             awake = now;
         }
         looked = now;
-        let members = control.members();
-        for (rank, member) in facts.ranks.iter_mut().zip(&members) {
-            rank.heard = member.heard.map(|heard| heard.max(awake));
-        }
-        if facts.terminated.is_none() {
-            let hang = hang::diagnose(now, awake, &members);
+        // Looked at in place: a copy of what thousands of ranks tell takes longer than looking.
+        let found = control.look(|members| {
+            for (rank, member) in facts.ranks.iter_mut().zip(members) {
+                rank.heard = member.heard.map(|heard| heard.max(awake));
+            }
+            facts.terminated.is_none().then(|| hang::diagnose(now, awake, members))
+        });
+        if let Some(hang) = found {
             look_at(hang, &mut facts, now, fleet, observer);
         }
         let (decision, reason) = verdict::decide(now, &facts, limits);
