@@ -95,7 +95,7 @@ fn two_hundred_faults_change_nothing() {
     let steps = 16 * faults;
     let began = Instant::now();
     let whole = scene.train("tiny-llama", "whole", JOB).with("--max_steps", steps.to_string());
-    let ended: Ended = whole.start().finish();
+    let ended = wait_until_done(whole.start());
     ended.assert_done();
     let undisturbed = began.elapsed();
 

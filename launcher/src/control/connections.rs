@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,8 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
-use tonic::transport::server::Connected;
+use tonic::transport::server::{Connected, TcpConnectInfo};
 use tonic::{Request, Status};
+use zerofold_trust::Accepted;
 
 use super::admission::{Admission, Admitted};
 use super::limits::DEAD_CONNECTION;
@@ -113,7 +114,7 @@ impl Connections {
         };
         prepare(&stream);
         let (heard, member) = (AtomicBool::new(false), AtomicBool::new(false));
-        let state = Arc::new(State { connections: self.clone(), number, heard, member });
+        let state = Arc::new(State { connections: self.clone(), number, peer, heard, member });
         let guard = Guard { ended: Some(ended), late: Box::pin(tokio::time::sleep(self.first_request)) };
         Some(Guarded { stream, guard: Some(guard), connection: Connection(state) })
     }
@@ -136,6 +137,7 @@ fn prepare(stream: &TcpStream) {
 struct State {
     connections: Arc<Connections>,
     number: u64,
+    peer: SocketAddr,
     /// A request has come.
     heard: AtomicBool,
     /// A rank of the job has spoken.
@@ -163,9 +165,12 @@ impl Connection {
 /// Notes, before anything is made of a call, that one has come.
 // The error's type is tonic's.
 #[allow(clippy::result_large_err)]
-pub(crate) fn hear(call: Request<()>) -> Result<Request<()>, Status> {
+pub(crate) fn hear(mut call: Request<()>) -> Result<Request<()>, Status> {
     if let Some(connection) = call.extensions().get::<Connection>() {
         connection.heard();
+        // Who called, where tonic looks for it.
+        let caller = TcpConnectInfo { local_addr: None, remote_addr: Some(connection.0.peer) };
+        call.extensions_mut().insert(caller);
     }
     Ok(call)
 }
@@ -217,6 +222,12 @@ impl Connected for Guarded {
 
     fn connect_info(&self) -> Connection {
         self.connection.clone()
+    }
+}
+
+impl Accepted for Guarded {
+    fn peer(&self) -> Option<IpAddr> {
+        Some(self.connection.0.peer.ip())
     }
 }
 

@@ -137,6 +137,9 @@ pub fn supervise(
                         control.rank_gone(*rank, &exit.ending.to_string());
                     }
                 }
+                if let Event::HostLost { ranks, .. } = &event {
+                    ranks.iter().for_each(|rank| control.rank_gone(*rank, "is on a host that was lost"));
+                }
                 if let Event::SaveAsked = event {
                     control.ask_to_save();
                     observer.notice("SIGUSR1: a checkpoint is saved after the current step");
@@ -202,12 +205,39 @@ fn note(facts: &mut Facts, now: Instant, event: Event) {
             facts.signals += 1;
         }
         Event::StopAsked { .. } => {
+            // Not counted: a scheduler sends the same signal to all processes, and only a second one stops at once.
             facts.stop.get_or_insert((now, StopSignal::Terminate));
-            facts.signals = facts.signals.max(1);
         }
+        Event::StopAskedByHost(signal) => {
+            facts.stop.get_or_insert((now, signal));
+        }
+        Event::HostLost { host, ranks: lost, how } => host_lost(facts, now, &host, &lost, &how),
+        Event::HostsChanged => {}
         Event::Steps(_) | Event::Evaluations(_) => {}
         Event::Checkpoint { .. } | Event::CheckpointFailed { .. } | Event::SaveAsked => {}
         Event::Stored { .. } | Event::StoreFailed { .. } | Event::StoreSkipped { .. } => {}
+    }
+}
+
+/// The ranks of a host that is gone have ended, nobody knows how.
+fn host_lost(facts: &mut Facts, now: Instant, host: &str, ranks: &[u32], how: &str) {
+    if ranks.is_empty() {
+        return;
+    }
+    let numbers: Vec<String> = ranks.iter().map(u32::to_string).collect();
+    let plural = if ranks.len() == 1 { "rank" } else { "ranks" };
+    let words = format!("host {host} ({plural} {}) {how}", numbers.join(", "));
+    let terminated = facts.terminated.is_some();
+    for rank in ranks {
+        with(&mut facts.ranks, *rank, |it| {
+            if it.exit.is_some() {
+                return;
+            }
+            it.exit = Some((now, Exit { ending: Ending::Unknown, last_lines: Vec::new() }));
+            if !terminated && it.left.is_none() {
+                it.given_up = Some((now, Cause::HostLost(words.clone())));
+            }
+        });
     }
 }
 
@@ -222,6 +252,7 @@ impl std::fmt::Display for Ending {
         match self {
             Ending::Code(code) => write!(formatter, "exited with code {code}"),
             Ending::Signal(number) => write!(formatter, "was killed by {}", signal_name(*number)),
+            Ending::Unknown => formatter.write_str("was on a host that was lost"),
         }
     }
 }

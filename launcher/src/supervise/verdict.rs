@@ -21,6 +21,8 @@ pub enum Ending {
     Code(i32),
     /// By this signal.
     Signal(i32),
+    /// Nobody heard how: its host was lost.
+    Unknown,
 }
 
 /// The end of a worker's process.
@@ -133,6 +135,8 @@ pub enum Cause {
     NeverJoined(Duration),
     /// It was not heard from for too long.
     Silent(Duration),
+    /// Its host was lost; in words, as a sentence about the host.
+    HostLost(String),
     /// It held the job up for too long; in words, as a sentence about `rank N`.
     Hung(String),
 }
