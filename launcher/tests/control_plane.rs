@@ -45,7 +45,7 @@ fn join(rank: u32, world_size: u32) -> JoinRequest {
 }
 
 /// All join; what is heard of that is not what the test is about.
-async fn join_all(clients: &mut [ControlClient<Channel>], received: &Receiver<Event>) {
+async fn join_all(clients: &mut [ControlClient<zerofold_trust::Wire>], received: &Receiver<Event>) {
     let world_size = clients.len() as u32;
     for (rank, client) in (0..).zip(clients) {
         client.join(join(rank, world_size)).await.unwrap();

@@ -16,7 +16,6 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tonic::{Request, Status};
-use zerofold_trust::Accepted;
 
 use super::admission::{Admission, Admitted};
 use super::limits::DEAD_CONNECTION;
@@ -114,7 +113,8 @@ impl Connections {
         };
         prepare(&stream);
         let (heard, member) = (AtomicBool::new(false), AtomicBool::new(false));
-        let state = Arc::new(State { connections: self.clone(), number, peer, heard, member });
+        let addresses = (stream.local_addr().ok(), peer);
+        let state = Arc::new(State { connections: self.clone(), number, addresses, heard, member });
         let guard = Guard { ended: Some(ended), late: Box::pin(tokio::time::sleep(self.first_request)) };
         Some(Guarded { stream, guard: Some(guard), connection: Connection(state) })
     }
@@ -137,7 +137,8 @@ fn prepare(stream: &TcpStream) {
 struct State {
     connections: Arc<Connections>,
     number: u64,
-    peer: SocketAddr,
+    /// Of this side, and of the other.
+    addresses: (Option<SocketAddr>, SocketAddr),
     /// A request has come.
     heard: AtomicBool,
     /// A rank of the job has spoken.
@@ -162,15 +163,23 @@ impl Connection {
     }
 }
 
+/// Tells, as tonic does for plain connections, from where a call comes.
+// The error's type is tonic's.
+#[allow(clippy::result_large_err)]
+pub(crate) fn introduce(mut call: Request<()>) -> Result<Request<()>, Status> {
+    if let Some(connection) = call.extensions().get::<Connection>() {
+        let (local_addr, peer) = connection.0.addresses;
+        call.extensions_mut().insert(TcpConnectInfo { local_addr, remote_addr: Some(peer) });
+    }
+    Ok(call)
+}
+
 /// Notes, before anything is made of a call, that one has come.
 // The error's type is tonic's.
 #[allow(clippy::result_large_err)]
-pub(crate) fn hear(mut call: Request<()>) -> Result<Request<()>, Status> {
+pub(crate) fn hear(call: Request<()>) -> Result<Request<()>, Status> {
     if let Some(connection) = call.extensions().get::<Connection>() {
         connection.heard();
-        // Who called, where tonic looks for it.
-        let caller = TcpConnectInfo { local_addr: None, remote_addr: Some(connection.0.peer) };
-        call.extensions_mut().insert(caller);
     }
     Ok(call)
 }
@@ -189,6 +198,11 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
+    /// Who is on the other side.
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
+        Some(self.connection.0.addresses.1.ip())
+    }
+
     /// An error once the connection has to go. Looked at whenever hyper reads or writes, so that a peer who does not read what
     /// it is sent is seen too.
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
@@ -222,12 +236,6 @@ impl Connected for Guarded {
 
     fn connect_info(&self) -> Connection {
         self.connection.clone()
-    }
-}
-
-impl Accepted for Guarded {
-    fn peer(&self) -> Option<IpAddr> {
-        Some(self.connection.0.peer.ip())
     }
 }
 

@@ -32,8 +32,9 @@ use tokio::sync::oneshot;
 use tonic::service::{InterceptorLayer, Routes};
 use zerofold_proto::v1::control_server::ControlServer;
 use zerofold_proto::v1::status_server::StatusServer;
-use zerofold_trust::{Authority, Gate, Refusals, TrustError, incoming};
+use zerofold_trust::{Authority, Gate, Refusals, TrustError, secured};
 
+pub(crate) use connections::Connection;
 pub use contact::{Contact, Listen};
 pub use membership::{Left, Member, Membership};
 pub use server::Publish;
@@ -145,11 +146,12 @@ impl ControlPlane {
         let accepted = connections.clone();
         let (shutdown, asked) = oneshot::channel::<()>();
         let serve = async move {
-            let accepted = accepted.incoming(tokio::net::TcpListener::from_std(listener)?);
-            let incoming = incoming(accepted, acceptor, refusals);
-            // A call is heard, so that its connection is known to be alive, and then has to prove that it knows the token.
-            let heard = InterceptorLayer::new(connections::hear);
-            let server = limited().layer(heard).layer(gate).add_routes(routes);
+            let incoming = accepted.incoming(tokio::net::TcpListener::from_std(listener)?);
+            let incoming = secured(incoming, acceptor, refusals, |guarded| guarded.peer());
+            // In this order: only who has passed the gate counts as having made a request.
+            let (introduced, heard) =
+                (InterceptorLayer::new(connections::introduce), InterceptorLayer::new(connections::hear));
+            let server = limited().layer(introduced).layer(gate).layer(heard).add_routes(routes);
             let server = server.serve_with_incoming(incoming);
             // Not a graceful shutdown: that would wait for workers that hang.
             tokio::select! {
@@ -167,13 +169,8 @@ impl ControlPlane {
             })
             .map_err(failed)?;
         tracing::debug!(%address, "control plane listens");
-        Ok(ControlPlane {
-            contact: Contact::of(address, token, tls),
-            shared,
-            connections,
-            shutdown: Some(shutdown),
-            thread: Some(thread),
-        })
+        let contact = Contact::of(address, token, tls);
+        Ok(ControlPlane { contact, shared, connections, shutdown: Some(shutdown), thread: Some(thread) })
     }
 
     /// How workers of this host reach it.

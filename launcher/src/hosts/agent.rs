@@ -17,6 +17,7 @@ use crate::environment as env;
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::{Event, StopSignal};
 use crate::hub::{self, Extent};
+use crate::supervise::verdict::is_repetition;
 use crate::supervise::{Ending, Exit, Fleet, Worker};
 use crate::terminal::Terminal;
 use crate::worker_command::{JobEnvironment, LocalRanks, find_worker};
@@ -52,8 +53,8 @@ struct Agent {
     events: Sender<Event>,
     /// Who runs now.
     ranks: Option<Ranks>,
-    /// How often somebody asked for a stop.
-    stops: u32,
+    /// The first stop that somebody asked for.
+    stop: Option<(Instant, StopSignal)>,
 }
 
 /// The workers of one membership.
@@ -109,7 +110,7 @@ pub(crate) fn run(topology: Topology, config: Resolved, terminal: Arc<Terminal>)
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(LaunchError::system("start a thread"))?;
     let mut agent =
-        Agent { topology, config, worker, contact, interface, terminal, happenings, events, ranks: None, stops: 0 };
+        Agent { topology, config, worker, contact, interface, terminal, happenings, events, ranks: None, stop: None };
     agent.attend_until_over(&runtime, &hello, &happened)
 }
 
@@ -249,10 +250,14 @@ impl Agent {
                     if !welcome {
                         return Ok((Outcome::Stopped(signal), welcome));
                     }
-                    self.stops += 1;
+                    let now = Instant::now();
+                    if is_repetition(self.stop, now, signal) {
+                        continue;
+                    }
+                    let first = self.stop.replace((now, signal)).is_none();
                     let number = if signal == StopSignal::Interrupt { libc::SIGINT } else { libc::SIGTERM };
                     attendance.say(Kind::StopAsked(StopAsked { signal: number }));
-                    let how = if self.stops == 1 { "after its step (again to stop at once)" } else { "at once" };
+                    let how = if first { "after its step (again to stop at once)" } else { "at once" };
                     self.terminal.complain(&format!("{}: host 0 is asked to stop the job {how}", signal.name()));
                 }
                 Happening::Here(_) => {}

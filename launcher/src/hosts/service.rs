@@ -17,6 +17,7 @@ use zerofold_trust::Refusals;
 
 use super::registry::{Registry, message};
 use super::roster::Refusal;
+use crate::control::Connection;
 
 /// How often each side sends a pulse.
 pub(super) const PULSE: Duration = Duration::from_secs(1);
@@ -42,6 +43,7 @@ impl Hosts for HostsService {
     async fn attend(&self, request: Request<Streaming<FromAgent>>) -> Result<Response<Self::AttendStream>, Status> {
         let (peer, own) = (request.remote_addr(), request.local_addr());
         let peer = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip());
+        let connection = request.extensions().get::<Connection>().cloned();
         let mut said = request.into_inner();
         let hello = match tokio::time::timeout(HELLO, said.message()).await {
             Ok(Ok(Some(FromAgent { kind: Some(Said::Hello(hello)) }))) => hello,
@@ -58,6 +60,8 @@ impl Hosts for HostsService {
             };
             Status::new(code, refusal.to_string())
         })?;
+        // It makes no room for others any more.
+        connection.iter().for_each(Connection::is_member);
         tokio::spawn(listen(self.registry.clone(), session, said, outbox));
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(messages).map(Ok))))
     }

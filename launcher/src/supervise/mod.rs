@@ -200,6 +200,9 @@ fn note(facts: &mut Facts, now: Instant, event: Event) {
         }),
         Event::Left { rank, left } => with(ranks, rank, |it| it.left = Some(left)),
         Event::Exited { rank, exit } => with(ranks, rank, |it| it.exit = Some((now, exit))),
+        Event::Signal(signal) if verdict::is_repetition(facts.stop, now, signal) => {
+            facts.signals = facts.signals.max(1);
+        }
         Event::Signal(signal) => {
             facts.stop.get_or_insert((now, signal));
             facts.signals += 1;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -20,20 +19,6 @@ use tonic::transport::server::Connected;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes at a time; more wait.
 const HANDSHAKES: usize = 256;
-/// After an error of `accept` (no file handle is left, say), how long until the next try.
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// What connections are made of, as they are accepted.
-pub trait Accepted: Connected + AsyncRead + AsyncWrite + Send + Unpin + 'static {
-    /// Who is at the other end.
-    fn peer(&self) -> Option<IpAddr>;
-}
-
-impl Accepted for TcpStream {
-    fn peer(&self) -> Option<IpAddr> {
-        self.peer_addr().ok().map(|peer| peer.ip())
-    }
-}
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -44,14 +29,19 @@ pub enum Socket<S> {
     Tls(Box<TlsStream<S>>),
 }
 
-/// The connections that were `accepted`, once their handshake is done; must be called inside a tokio runtime. A peer that does not
-/// manage one is refused, told of once, and holds up nobody.
-pub fn incoming<S: Accepted>(
+/// The accepted connections, once their handshake is done; must be called inside a tokio runtime. A peer that does not manage
+/// one is refused, told of once by its address, and holds up nobody.
+pub fn secured<S>(
     accepted: impl Stream<Item = io::Result<S>> + Send + 'static,
     tls: Option<TlsAcceptor>,
     refusals: Refusals,
-) -> impl Stream<Item = io::Result<Socket<S>>> {
-    let (ready, shaken) = mpsc::channel(64);
+    peer: impl Fn(&S) -> Option<IpAddr> + Send + 'static,
+) -> Pin<Box<dyn Stream<Item = io::Result<Socket<S>>> + Send>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Some(tls) = tls else { return Box::pin(accepted.map(|stream| stream.map(Socket::Plain))) };
+    let (ready, secured) = mpsc::channel(64);
     tokio::spawn(async move {
         let turns = Arc::new(Semaphore::new(HANDSHAKES));
         let mut accepted = std::pin::pin!(accepted);
@@ -59,28 +49,18 @@ pub fn incoming<S: Accepted>(
             let stream = tokio::select! {
                 // Nobody takes connections any more.
                 () = ready.closed() => return,
-                next = accepted.next() => match next {
+                stream = accepted.next() => match stream {
                     Some(Ok(stream)) => stream,
-                    Some(Err(error)) => {
-                        tracing::debug!(%error, "a connection could not be accepted");
-                        tokio::time::sleep(PAUSE).await;
-                        continue;
-                    }
+                    Some(Err(_)) => continue,
                     None => return,
                 },
             };
-            let Some(tls) = tls.clone() else {
-                if ready.send(Ok(Socket::Plain(stream))).await.is_err() {
-                    return;
-                }
-                continue;
-            };
             let Ok(turn) = turns.clone().acquire_owned().await else { return };
-            let (ready, refusals, peer) = (ready.clone(), refusals.clone(), stream.peer());
+            let (tls, ready, refusals, peer) = (tls.clone(), ready.clone(), refusals.clone(), peer(&stream));
             tokio::spawn(async move {
-                let done = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await;
+                let shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await;
                 drop(turn);
-                let problem = match done {
+                let problem = match shaken {
                     Ok(Ok(stream)) => {
                         let _ = ready.send(Ok(Socket::Tls(Box::new(stream)))).await;
                         return;
@@ -92,7 +72,7 @@ pub fn incoming<S: Accepted>(
             });
         }
     });
-    ReceiverStream::new(shaken)
+    Box::pin(ReceiverStream::new(secured))
 }
 
 impl<S: Connected> Connected for Socket<S> {
@@ -120,6 +100,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         match self.get_mut() {
             Socket::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Socket::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Socket::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Socket::Plain(stream) => stream.is_write_vectored(),
+            Socket::Tls(stream) => stream.is_write_vectored(),
         }
     }
 

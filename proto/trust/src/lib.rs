@@ -19,5 +19,5 @@ mod tests;
 pub use authority::{Authority, TrustError};
 pub use client::{Bearer, OTHER_TOKEN, Wire, connect, endpoint, reason, wire};
 pub use gate::{Gate, Refusals};
-pub use incoming::{Accepted, Socket, incoming};
+pub use incoming::{Socket, secured};
 pub use token::{Token, TokenError};
