@@ -17,10 +17,9 @@ use clap::{Parser, ValueEnum};
 use simulated::{Meeting, Simulated};
 use tokio::task::JoinSet;
 use tonic::Status;
-use zerofold_launcher::control::{Contact, ControlOptions, ControlPlane, Listen};
+use zerofold_launcher::control::{ControlOptions, ControlPlane};
 use zerofold_launcher::event::Event;
 use zerofold_launcher::supervise::hang;
-use zerofold_trust::Token;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -93,7 +92,7 @@ fn measure(options: &Options) -> Result<()> {
     let publish = |_: &std::path::Path, parts: std::result::Result<Vec<Vec<u8>>, String>| {
         parts.map(|parts| format!("manifest of {} parts", parts.len()))
     };
-    let plane = ControlOptions::new(Listen::loopback(None)?, options.workers, 1, Arc::new(publish));
+    let plane = ControlOptions::new(simulated::listen(), options.workers, 1, Arc::new(publish));
     let control = ControlPlane::start(plane, events)?;
     let over = AtomicBool::new(false);
     let (beats, joined, counts) = std::thread::scope(|scope| {
@@ -126,7 +125,7 @@ fn measure(options: &Options) -> Result<()> {
 
 /// What the workers are told, in turn. Returns what heartbeats and joining took.
 fn order_all(options: &Options, control: &ControlPlane) -> Result<(Measured, Measured)> {
-    let mut workers = Workers::start(options, control.contact())?;
+    let mut workers = Workers::start(options, &control.contact().url())?;
     println!("{} workers, each with a connection of its own, on {} cores", options.workers, cores());
     println!("{:<24} {:>9} {:>11} {:>11} {:>10} {:>8}  answers", "", "time", "CPU", "watching", "memory", "threads");
     println!("{:<24} {:>9} {:>11} {:>11} {:>10} {:>8}", "before", "", "", "", mib(memory()), threads());
@@ -162,7 +161,8 @@ fn watch(control: &ControlPlane, received: mpsc::Receiver<Event>, over: &AtomicB
             Err(_) if over.load(Ordering::Acquire) => return counts,
             Err(_) => {}
         }
-        if let Some(hang) = hang::diagnose(Instant::now(), began, &control.members()) {
+        let found = control.look(|members| hang::diagnose(Instant::now(), began, members));
+        if let Some(hang) = found {
             println!("held up: {}", hang.words);
         }
     }
@@ -202,10 +202,9 @@ struct Workers {
 }
 
 impl Workers {
-    fn start(options: &Options, control: &Contact) -> Result<Workers> {
+    fn start(options: &Options, address: &str) -> Result<Workers> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.env("ZEROFOLD_TOKEN", control.token.expose());
-        command.args(["--clients", &control.url(), "--workers", &options.workers.to_string()]);
+        command.args(["--clients", address, "--workers", &options.workers.to_string()]);
         command.args(["--part", &options.part.to_string()]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let orders = child.stdin.take().ok_or("no standard input")?;
@@ -298,9 +297,7 @@ async fn together(mut set: JoinSet<Done>, workers: &mut Vec<Simulated>) -> Resul
 
 async fn join(address: String, rank: u32, count: u32) -> Done {
     let began = Instant::now();
-    let token = std::env::var("ZEROFOLD_TOKEN").ok().and_then(|token| Token::parse(&token).ok());
-    let token = token.ok_or_else(|| Status::unauthenticated("no token in the environment"))?;
-    let mut worker = Simulated::connect(&address, &token, rank, count).await?;
+    let mut worker = Simulated::connect(&address, rank, count).await?;
     worker.join().await?;
     Ok((worker, vec![began.elapsed()]))
 }

@@ -11,6 +11,8 @@ mod contact;
 mod files;
 pub mod limits;
 pub mod membership;
+#[cfg(test)]
+mod model_tests;
 pub mod records;
 mod routing;
 mod server;
@@ -140,7 +142,7 @@ impl ControlPlane {
             routes = hosts.routes(routes);
         }
         files::make_room(limits::files_wanted(options.world_size));
-        let connections = Connections::new(limits::max_connections(options.world_size));
+        let connections = Connections::new(limits::max_connections(options.world_size), limits::FIRST_REQUEST);
         let accepted = connections.clone();
         let (shutdown, asked) = oneshot::channel::<()>();
         let serve = async move {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use tonic::Status;
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::{
-    StoreAddRequest, StoreCheckRequest, StoreDeleteRequest, StoreGetRequest, StoreSetRequest, StoreWaitRequest,
+    StoreAddRequest, StoreCheckRequest, StoreDeleteRequest, StoreGetAllRequest, StoreGetRequest, StoreSetRequest,
+    StoreWaitRequest,
 };
 use zerofold_trust::Wire;
 
@@ -57,6 +58,12 @@ impl Store for ControlStore {
     fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, String> {
         let request = StoreGetRequest { key: self.key(key), timeout_ms: timeout.as_millis() as u64 };
         self.call(timeout, self.client.clone().store_get(request)).map(|reply| reply.value)
+    }
+
+    /// In one call: one for each key would be as many calls as there are pairs of ranks.
+    fn get_all(&self, keys: &[String], timeout: Duration) -> Result<Vec<Vec<u8>>, String> {
+        let request = StoreGetAllRequest { keys: self.keys(keys), timeout_ms: timeout.as_millis() as u64 };
+        self.call(timeout, self.client.clone().store_get_all(request)).map(|reply| reply.values)
     }
 
     fn wait(&self, keys: &[String], timeout: Duration) -> Result<(), String> {
