@@ -278,7 +278,7 @@ def train(options, folder, environment=None, **settings):
         if f"\ndevice: {wanted}\n" not in (folder / "config.resolved.yaml").read_text():
             raise Failed(f"the job did not run on {wanted}: a build for the CPU, or no GPU was seen")
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return steps, json.loads((folder / "plan.json").read_text())
+        return [step for step in steps if "loss" in step], json.loads((folder / "plan.json").read_text())
     finally:
         # The exported model is not needed, and there would be many.
         shutil.rmtree(folder, ignore_errors=True)

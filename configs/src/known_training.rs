@@ -101,9 +101,7 @@ pub(crate) const TRAINING: &[Known] = &[
     known("overwrite_output_dir", NO, NotBuilt("a run folder is never overwritten: name a new output_dir")),
     known("logging_strategy", &["steps"], METRICS),
     known("logging_first_step", ANY, NO_EFFECT_SILENT),
-    known("logging_dir", NONE, METRICS),
     known("logging_nan_inf_filter", ANY, NO_EFFECT_SILENT),
-    known("report_to", NO, METRICS),
     known("run_name", NONE, METRICS),
     known("project", NONE, METRICS),
     known("disable_tqdm", ANY, NO_EFFECT_SILENT),
@@ -201,12 +199,33 @@ const UNBUILT: &[(&[&str], &[&str], &str)] = &[
         &["mpi", "ccl", "hccl", "cncl"],
         "use nccl on GPUs, shm or gloo on the CPU, or single for one process",
     ),
+    (
+        &["report_to"],
+        &[
+            "azure_ml",
+            "clearml",
+            "codecarbon",
+            "comet_ml",
+            "dagshub",
+            "dvclive",
+            "flyte",
+            "mlflow",
+            "neptune",
+            "swanlab",
+            "trackio",
+            "wandb",
+        ],
+        "use tensorboard or none; output_dir/metrics.jsonl has every step, and `launch report` draws it",
+    ),
     (&["save_strategy"], &["best"], "use steps, epoch or no"),
     (&["train_sampling_strategy"], &["group_by_length"], "use random or sequential"),
 ];
 
 /// What to use instead, when `value` is a choice of `key` that users know and that is not built.
 pub(crate) fn unbuilt_choice(key: &str, value: &Value) -> Option<&'static str> {
+    if let Value::Sequence(values) = value {
+        return values.iter().find_map(|value| unbuilt_choice(key, value));
+    }
     let value = text(value)?.to_lowercase();
     let found = UNBUILT.iter().find(|(keys, names, _)| keys.contains(&key) && names.contains(&value.as_str()));
     found.map(|(_, _, hint)| *hint)

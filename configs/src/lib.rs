@@ -59,5 +59,6 @@ pub use sharding::{BackwardPrefetch, ElementTypes, ReshardAfterForward, Sharding
 pub use store_url::StoreUrl;
 pub use training::{KEYS, Training};
 pub use types::{
-    Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, Sampling, Scheduler, StateDictType, Strategy,
+    Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, Reporter, Sampling, Scheduler, StateDictType,
+    Strategy,
 };

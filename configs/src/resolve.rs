@@ -230,6 +230,9 @@ fn training(reader: &mut Reader<'_>) -> Result<Training, ConfigError> {
     if training.save_strategy != Strategy::Steps {
         unread("save_steps", "save_strategy", format!("save_strategy is {}", training.save_strategy));
     }
+    if training.report_to.is_none() {
+        unread("logging_dir", "report_to", "report_to is none".to_owned());
+    }
     check_evaluation(&training, settings)?;
     check_best(&training, find("load_best_model_at_end"))?;
     if training.save_total_limit.unwrap_or(0) == 0

@@ -8,8 +8,8 @@ use crate::settings::Reader;
 use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
-    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Sampling, Scheduler, StateDictType,
-    StateType, Strategy, WrapPolicy,
+    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Reporter, Sampling, Scheduler,
+    StateDictType, StateType, Strategy, WrapPolicy,
 };
 use crate::value::FromValue;
 use serde::{Deserialize, Serialize};
@@ -122,6 +122,12 @@ keys! {
         logging_steps: u32 = "10", POSITIVE, Reports;
         /// Record a timeline of these optimizer steps in output_dir/profile.json
         profile: Option<ProfileSteps> = unset, Allowed::Any, Reports;
+        /// Also write the metrics of every step for this program
+        report_to: Option<Reporter> = "none", Allowed::Any, Reports;
+        /// With report_to tensorboard: the folder of its event files
+        logging_dir: Option<PathBuf> = (computed "output_dir/runs/DATE_HOST"), Allowed::Any, Reports;
+        /// Serve Prometheus metrics on this port of 127.0.0.1; 0 takes any free one
+        metrics_port: Option<u16> = unset, Allowed::Between(0.0, 65535.0), Reports;
         /// When the held-out loss is measured during training
         eval_strategy: Strategy = "no", Allowed::Any, Reports;
         /// Also measure the held-out loss before the first step

@@ -174,6 +174,14 @@ impl From<StateType> for ElementType {
 }
 
 choice! {
+    /// Where metrics go, beside metrics.jsonl.
+    pub Reporter {
+        /// TensorBoard's event files.
+        Tensorboard = "tensorboard",
+    }
+}
+
+choice! {
     /// FSDP's names for what is sharded. Version 1 also has them as numbers, from 1 on in this order.
     pub(crate) FsdpStrategy {
         /// Everything, and parameters are released after each use.

@@ -6,8 +6,8 @@ use crate::registry::Kind;
 use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
-    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Sampling, Scheduler, StateDictType,
-    StateType, Strategy, WrapPolicy,
+    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Reporter, Sampling, Scheduler,
+    StateDictType, StateType, Strategy, WrapPolicy,
 };
 use serde_yaml::Value;
 use std::path::PathBuf;
@@ -18,6 +18,14 @@ pub(crate) trait FromValue: Sized {
     const KIND: Kind;
     /// The value, or `None` when it is not of this type.
     fn from_value(value: &Value) -> Option<Self>;
+    /// Whether the value says that there is none, where there may be none.
+    fn is_nothing(value: &Value) -> bool {
+        match value {
+            Value::Null => true,
+            Value::String(text) => ["null", "none", "~", ""].contains(&text.trim().to_ascii_lowercase().as_str()),
+            _ => false,
+        }
+    }
 }
 
 /// The value as a finite number: a YAML number, or text that spells one.
@@ -138,6 +146,35 @@ impl FromValue for StoreUrl {
     }
 }
 
+/// By name, or a list of names; `all` are all that there are.
+impl FromValue for Reporter {
+    const KIND: Kind = Kind::Choice(&["none", "tensorboard", "all"]);
+
+    fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::String(text) if text.trim().eq_ignore_ascii_case("all") => Some(Reporter::Tensorboard),
+            Value::String(text) => Self::from_name(text.trim()),
+            Value::Sequence(names) => {
+                let mut named = names.iter().filter(|name| !Self::is_nothing(name)).map(Self::from_value);
+                let first = named.next()??;
+                named.all(|other| other == Some(first)).then_some(first)
+            }
+            _ => None,
+        }
+    }
+
+    fn is_nothing(value: &Value) -> bool {
+        match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::String(text) => {
+                ["null", "none", "no", "false", "~", ""].contains(&text.trim().to_lowercase().as_str())
+            }
+            Value::Sequence(names) => names.iter().all(Self::is_nothing),
+            _ => false,
+        }
+    }
+}
+
 macro_rules! choices {
     ($($type:ty),+) => {$(
         impl FromValue for $type {
@@ -192,13 +229,7 @@ impl<T: FromValue> FromValue for Option<T> {
     const KIND: Kind = T::KIND;
 
     fn from_value(value: &Value) -> Option<Self> {
-        match value {
-            Value::Null => Some(None),
-            Value::String(text) if ["null", "none", "~", ""].contains(&text.trim().to_ascii_lowercase().as_str()) => {
-                Some(None)
-            }
-            other => T::from_value(other).map(Some),
-        }
+        if T::is_nothing(value) { Some(None) } else { T::from_value(value).map(Some) }
     }
 }
 
@@ -243,6 +274,20 @@ mod tests {
         }
         assert_eq!(Scheduler::from_value(&yaml("false")), None);
         assert_eq!(Precision::from_value(&yaml("true")), None);
+    }
+
+    #[test]
+    fn reporters_are_a_name_or_a_list() {
+        let read = |text: &str| Option::<Reporter>::from_value(&yaml(text));
+        for text in ["none", "[]", "[none]", "no", "false", "null", "''"] {
+            assert_eq!(read(text), Some(None), "{text}");
+        }
+        for text in ["tensorboard", "all", "[tensorboard]", "[none, TensorBoard]", "[tensorboard, all]"] {
+            assert_eq!(read(text), Some(Some(Reporter::Tensorboard)), "{text}");
+        }
+        for text in ["wandb", "[tensorboard, wandb]", "[wandb]", "7", "true", "{}"] {
+            assert_eq!(read(text), None, "{text}");
+        }
     }
 
     #[test]

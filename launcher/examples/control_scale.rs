@@ -92,7 +92,13 @@ fn measure(options: &Options) -> Result<()> {
     let publish = |_: &std::path::Path, parts: std::result::Result<Vec<Vec<u8>>, String>| {
         parts.map(|parts| format!("manifest of {} parts", parts.len()))
     };
-    let plane = ControlOptions { port: None, world_size: options.workers, generation: 1, publish: Arc::new(publish) };
+    let plane = ControlOptions {
+        port: None,
+        world_size: options.workers,
+        generation: 1,
+        publish: Arc::new(publish),
+        board: None,
+    };
     let control = ControlPlane::start(plane, events)?;
     let over = AtomicBool::new(false);
     let (beats, joined, counts) = std::thread::scope(|scope| {

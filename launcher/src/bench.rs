@@ -75,6 +75,7 @@ pub(crate) fn measure(request: &BenchRequest, ranks: u32, gpu_ids: Option<&[u32]
         world_size: ranks,
         generation: FIRST_GENERATION,
         publish: Arc::new(|directory, parts| publish_parts(None, directory, parts)),
+        board: None,
     };
     let control = ControlPlane::start(options, events)?;
     let environment = JobEnvironment {

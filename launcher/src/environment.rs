@@ -4,6 +4,8 @@
 pub const WORKER: &str = "ZEROFOLD_WORKER";
 /// Read: which log messages of `launch` itself are shown, such as `debug`.
 pub const LOG: &str = "ZEROFOLD_LOG";
+/// Read, and set for workers: the form of messages, `text` or `json`; `--log-format` goes before it.
+pub const LOG_FORMAT: &str = "ZEROFOLD_LOG_FORMAT";
 /// Read: for how many seconds a request to a store that fails is tried again; without it, 180 while a run goes on and 15 at
 /// its start.
 pub const STORE_PATIENCE: &str = "ZEROFOLD_STORE_PATIENCE";

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::control::ControlError;
 use crate::supervise::SpawnError;
+use crate::watch::MetricsError;
 
 /// A failed run.
 pub const EXIT_FAILED: u8 = 1;
@@ -88,6 +89,9 @@ pub enum LaunchError {
     /// The control plane did not start.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The Prometheus endpoint did not start.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// A worker could not be started.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
@@ -165,6 +169,7 @@ impl LaunchError {
         match self {
             LaunchError::Spawn(_) | LaunchError::Worker { .. } | LaunchError::System { .. } => EXIT_FAILED,
             LaunchError::Control(ControlError::Start { .. }) => EXIT_FAILED,
+            LaunchError::Metrics(MetricsError::Start { .. }) => EXIT_FAILED,
             LaunchError::Hub(error) if error.is_failure() => EXIT_FAILED,
             _ => EXIT_USAGE,
         }

@@ -14,6 +14,8 @@ pub enum StopSignal {
     Interrupt,
     /// SIGTERM, as schedulers and `kill` send it.
     Terminate,
+    /// SIGHUP: the terminal was closed.
+    Hangup,
 }
 
 impl StopSignal {
@@ -22,6 +24,7 @@ impl StopSignal {
         match self {
             StopSignal::Interrupt => 130,
             StopSignal::Terminate => 143,
+            StopSignal::Hangup => 129,
         }
     }
 
@@ -30,6 +33,7 @@ impl StopSignal {
         match self {
             StopSignal::Interrupt => "Ctrl-C",
             StopSignal::Terminate => "SIGTERM",
+            StopSignal::Hangup => "SIGHUP",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Numbers as people read them.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// `1.5 GiB`, `312 MiB`, `17 bytes`.
 pub fn bytes(count: u64) -> String {
@@ -77,6 +77,11 @@ pub fn figure(number: f64) -> String {
     if number.is_finite() && number >= 10.0 { count(number.round() as u64) } else { format!("{number:.2}") }
 }
 
+/// The ends of a range of figures: `360 to 371`.
+pub fn spread(lowest: f64, highest: f64) -> String {
+    format!("{} to {}", figure(lowest), figure(highest))
+}
+
 /// Floating-point operations per second: `850 GFLOP/s`, `1.20 TFLOP/s`.
 pub fn operations(rate: f64) -> String {
     match rate {
@@ -87,15 +92,30 @@ pub fn operations(rate: f64) -> String {
 
 /// A time in seconds since 1970: `2026-11-24 06:29:33 UTC`.
 pub fn date(seconds: u64) -> String {
-    let time = seconds as libc::time_t;
+    let Some(libc::tm { tm_year, tm_mon, tm_mday, tm_hour, tm_min, tm_sec, .. }) = utc(seconds) else {
+        return format!("{seconds} s after 1970");
+    };
+    format!("{}-{:02}-{tm_mday:02} {tm_hour:02}:{tm_min:02}:{tm_sec:02} UTC", tm_year + 1900, tm_mon + 1)
+}
+
+/// A time in the name of a folder, in UTC: `Nov24_06-29-33`.
+pub fn stamp(time: SystemTime) -> String {
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let Some(libc::tm { tm_mon, tm_mday, tm_hour, tm_min, tm_sec, .. }) = utc(seconds) else {
+        return seconds.to_string();
+    };
+    let month = usize::try_from(tm_mon).ok().and_then(|month| MONTHS.get(month)).unwrap_or(&"");
+    format!("{month}{tm_mday:02}_{tm_hour:02}-{tm_min:02}-{tm_sec:02}")
+}
+
+fn utc(seconds: u64) -> Option<libc::tm> {
+    let time = libc::time_t::try_from(seconds).ok()?;
     // SAFETY: all zeros is a valid value of this plain C struct.
     let mut parts: libc::tm = unsafe { std::mem::zeroed() };
     // SAFETY: both pointers are valid for the call.
-    if unsafe { libc::gmtime_r(&time, &mut parts) }.is_null() {
-        return format!("{seconds} s after 1970");
-    }
-    let libc::tm { tm_year, tm_mon, tm_mday, tm_hour, tm_min, tm_sec, .. } = parts;
-    format!("{}-{:02}-{tm_mday:02} {tm_hour:02}:{tm_min:02}:{tm_sec:02} UTC", tm_year + 1900, tm_mon + 1)
+    let known = unsafe { !libc::gmtime_r(&time, &mut parts).is_null() };
+    known.then_some(parts)
 }
 
 /// The middle value; `None` without values.
@@ -130,6 +150,8 @@ mod tests {
         assert_eq!(duration(Duration::from_secs(7620)), "2 h 07 min");
         assert_eq!([count(7), count(1234), count(1_234_567)], ["7", "1,234", "1,234,567"]);
         assert_eq!([figure(3.456), figure(1234.6), figure(f64::NAN)], ["3.46", "1,235", "NaN"]);
+        assert_eq!(date(1_795_501_773), "2026-11-24 06:29:33 UTC");
+        assert_eq!(stamp(UNIX_EPOCH + Duration::from_secs(1_795_501_773)), "Nov24_06-29-33");
         assert_eq!(parameters(6_738_415_616), "6.738 billion parameters");
         assert_eq!(parameters(134_515_008), "134.5 million parameters");
         assert_eq!(parameters(162_240), "162,240 parameters");

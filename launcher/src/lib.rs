@@ -5,6 +5,7 @@
 //! main → cli ─ generate → becomes `worker generate`
 //!            ├ inspect, verify, diff, export → checkpoints and model folders on a disk
 //!            ├ push → a model folder into a repository of the Hugging Face hub
+//!            ├ status → what a run that is at work is doing
 //!            ├ doctor → what this machine has, lacks and reaches; asks `worker doctor` and bench
 //!            ├ bench → this machine's rates, by an errand of `worker bench`
 //!            ├ plan → what a job would need, from config.json alone
@@ -18,6 +19,7 @@
 //! The main thread alone decides: everything else sends it [`event::Event`]s.
 
 pub mod announce;
+mod at_work;
 pub mod bench;
 mod best_checkpoint;
 pub mod checkpoint_publisher;
@@ -37,20 +39,26 @@ pub mod gpus;
 pub mod hub;
 mod initial_model;
 mod job;
+pub mod logs;
 pub mod memory;
 pub mod metrics;
 mod model_beside;
 pub mod model_folder;
 pub mod offload_folder;
+mod page;
 pub mod plan;
 pub mod profile;
+mod records;
 pub mod report;
 mod resume;
 pub mod run_folder;
+pub mod run_report;
 pub mod signals;
 pub mod store;
 pub mod supervise;
+pub mod tensorboard;
 pub mod terminal;
 pub mod train;
 pub mod view;
+pub mod watch;
 pub mod worker_command;

@@ -6,22 +6,26 @@ use std::time::Instant;
 
 use zerofold_launcher::cli::{self, CliError, Meant};
 use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
+use zerofold_launcher::logs::{self, LogFormat};
 use zerofold_launcher::terminal::Terminal;
-use zerofold_launcher::{bench, checkpoints, compare, doctor, environment, generate, hub, plan, train};
+use zerofold_launcher::{bench, checkpoints, compare, doctor, generate, hub, plan, run_report, train, watch};
 
 fn main() -> ExitCode {
     let began = Instant::now();
-    let filter = tracing_subscriber::EnvFilter::try_from_env(environment::LOG)
-        // What is wrong with a certificate is told once, by the error that it leads to.
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,rustls_platform_verifier=off"));
-    let lines = tracing_subscriber::fmt().with_ansi(false).without_time().with_target(false);
-    lines.with_env_filter(filter).with_writer(std::io::stderr).init();
-    let ended = match cli::parse(std::env::args_os(), std::io::stdin().is_terminal()) {
-        Ok(Meant::Train(options)) => train::train(&options, began),
+    let meant = cli::parse(std::env::args_os(), std::io::stdin().is_terminal());
+    let format = match LogFormat::of(typed_format(&meant)) {
+        Ok(format) => format,
+        Err(error) => return fail(&error, LogFormat::Text),
+    };
+    logs::begin(format);
+    let ended = match meant {
+        Ok(Meant::Train(options)) => train::train(&options, format, began),
         Ok(Meant::Plan(options)) => plan::plan(&options, &Terminal::new(false)),
         Ok(Meant::Doctor(options)) => doctor::doctor(&options, &Terminal::new(false)),
         Ok(Meant::Bench(options)) => bench::bench(&options, &Terminal::new(false)),
         Ok(Meant::Compare(options)) => compare::compare(&options, &Terminal::new(false)),
+        Ok(Meant::Status(options)) => watch::status(&options, &Terminal::new(false)),
+        Ok(Meant::Report(options)) => run_report::report(&options, &Terminal::new(false)),
         Ok(Meant::Checkpoint(run)) => checkpoints::ask(&run, &Terminal::new(false)),
         Ok(Meant::Inspect(options)) => checkpoints::inspect(&options, &Terminal::new(false)),
         Ok(Meant::Verify(options)) => checkpoints::verify(&options, &Terminal::new(false)),
@@ -37,13 +41,19 @@ fn main() -> ExitCode {
     };
     match ended {
         Ok(code) => ExitCode::from(code),
-        Err(error) => fail(&error),
+        Err(error) => fail(&error, format),
     }
 }
 
-fn fail(error: &LaunchError) -> ExitCode {
-    use std::io::Write;
-    // A closed standard error must not change the exit code.
-    let _ = writeln!(std::io::stderr(), "error: {error}");
+/// The form of messages that the command line asks for.
+fn typed_format(meant: &Result<Meant, CliError>) -> Option<LogFormat> {
+    match meant {
+        Ok(Meant::Train(options)) => options.log_format,
+        _ => None,
+    }
+}
+
+fn fail(error: &LaunchError, format: LogFormat) -> ExitCode {
+    Terminal::with_format(true, format).complain(&format!("error: {error}"));
     ExitCode::from(error.exit_code())
 }

@@ -1,15 +1,17 @@
-//! `metrics.jsonl`: one JSON object a step, one an evaluation, one a save that failed, and one each time a
-//! model of the hub is begun with. Numbers that are not finite are written as null.
+//! `metrics.jsonl`: one JSON object a step, one an evaluation, one a checkpoint or a save that failed, and one each time a
+//! model of the hub is begun with; each with the time of writing. Numbers that are not finite are written as null.
 //! docs/metrics.md tells every field.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::Value;
 use zerofold_configs::HubModel;
-use zerofold_proto::v1::{EvaluationRecord, StepRecord};
+use zerofold_proto::v1::{EvaluationRecord, Phase, StepRecord};
 
 #[derive(Serialize)]
 struct Step {
@@ -32,6 +34,8 @@ struct Step {
     loss_scale: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    phase_seconds: BTreeMap<String, f64>,
 }
 
 #[derive(Serialize)]
@@ -43,9 +47,23 @@ struct Evaluation {
 }
 
 #[derive(Serialize)]
+struct Checkpoint<'a> {
+    step: u64,
+    checkpoint: &'a Path,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
+}
+
+#[derive(Serialize)]
 struct CheckpointFailed<'a> {
     step: u64,
     checkpoint_failed: &'a str,
+}
+
+#[derive(Serialize)]
+struct Resumed {
+    step: u64,
+    resumed: u64,
 }
 
 #[derive(Serialize)]
@@ -61,6 +79,14 @@ struct Model<'a> {
     model: &'a str,
     model_revision: &'a str,
     model_commit: &'a str,
+}
+
+/// What is written, and when.
+#[derive(Serialize)]
+struct Line<T> {
+    #[serde(flatten)]
+    object: T,
+    time: f64,
 }
 
 /// The open file. Every line is written at once, so that a reader sees whole lines.
@@ -95,9 +121,19 @@ impl MetricsFile {
         Ok(())
     }
 
+    /// Tells that a job of its own goes on with the run after `step`, as which membership.
+    pub fn resumed(&mut self, step: u64, generation: u64) -> std::io::Result<()> {
+        self.line(&Resumed { step, resumed: generation })
+    }
+
     /// Tells that the job was begun again after `step`, as which membership, and why.
     pub fn restart(&mut self, step: u64, generation: u64, reason: &str) -> std::io::Result<()> {
         self.line(&Restarted { step, restart: generation, reason })
+    }
+
+    /// Tells of a published checkpoint, by its folder's name in the run folder, and how long after its step it was there.
+    pub fn checkpoint(&mut self, step: u64, folder: &Path, after: Option<Duration>) -> std::io::Result<()> {
+        self.line(&Checkpoint { step, checkpoint: folder, seconds: after.map(|after| after.as_secs_f64()) })
     }
 
     /// Tells of a save that failed, and why.
@@ -130,6 +166,7 @@ impl MetricsFile {
             live_peak_bytes: record.live_peak_bytes,
             loss_scale: Some(record.loss_scale).filter(|scale| *scale > 1.0),
             skipped: Some(record.skipped.clone()).filter(|reason| !reason.is_empty()),
+            phase_seconds: phase_seconds(record),
         })
     }
 
@@ -144,10 +181,31 @@ impl MetricsFile {
     }
 
     fn line(&mut self, object: &impl Serialize) -> std::io::Result<()> {
-        let mut line = serde_json::to_vec(object)?;
+        let mut line = serde_json::to_vec(&Line { object, time: seconds_of(SystemTime::now()) })?;
         line.push(b'\n');
         self.file.write_all(&line)
     }
+}
+
+/// Seconds since the beginning of 1970, to the millisecond.
+pub fn seconds_of(time: SystemTime) -> f64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_millis() as f64 / 1000.0
+}
+
+/// Where the time of a step went, by the names of phases.
+pub fn phase_seconds(record: &StepRecord) -> BTreeMap<String, f64> {
+    let mut seconds = BTreeMap::new();
+    for phase in &record.phases {
+        *seconds.entry(phase_name(phase.phase())).or_insert(0.0) += phase.seconds;
+    }
+    seconds
+}
+
+/// `PHASE_FORWARD` as a person reads it.
+pub fn phase_name(phase: Phase) -> String {
+    let name = phase.as_str_name();
+    name.strip_prefix("PHASE_").unwrap_or(name).to_lowercase()
 }
 
 /// Units per second; not a number for a time of 0.
@@ -160,8 +218,10 @@ fn lines_until(reader: impl BufRead, step: u64) -> std::io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     for line in reader.lines() {
         let line = line?;
-        let of = serde_json::from_str::<Value>(&line).ok().and_then(|object| object.get("step")?.as_u64());
-        if of.is_some_and(|of| of <= step) {
+        let Ok(object) = serde_json::from_str::<Value>(&line) else { continue };
+        // That the job was begun again stays so, however far back it goes.
+        let of = object.get("step").and_then(Value::as_u64);
+        if of.is_some_and(|of| of <= step) || object.get("restart").is_some() {
             kept.extend_from_slice(line.as_bytes());
             kept.push(b'\n');
         }
@@ -173,6 +233,7 @@ fn lines_until(reader: impl BufRead, step: u64) -> std::io::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+    use zerofold_proto::v1::PhaseTime;
 
     fn step(step: u64) -> StepRecord {
         StepRecord { step, loss: 1.5, tokens: 100, seconds: 0.5, grad_norm: f64::NAN, ..StepRecord::default() }
@@ -183,17 +244,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut metrics = MetricsFile::create(&path).unwrap();
-        metrics.step(&StepRecord { loss_scale: 2.0, skipped: "why".into(), ..step(1) }).unwrap();
+        let phases = vec![PhaseTime { phase: Phase::Forward.into(), seconds: 0.5 }];
+        metrics.step(&StepRecord { loss_scale: 2.0, skipped: "why".into(), phases, ..step(1) }).unwrap();
         let model = HubModel { id: "a/b".to_owned(), revision: "main".to_owned(), commit: "c".to_owned() };
         metrics.model(0, &model).unwrap();
         metrics.evaluation(&EvaluationRecord::default()).unwrap();
+        metrics.checkpoint(1, Path::new("checkpoints/step-00000001"), Some(Duration::from_secs(1))).unwrap();
+        metrics.checkpoint_failed(1, "why").unwrap();
+        metrics.restart(1, 2, "why").unwrap();
+        metrics.resumed(1, 3).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let written = text.lines().map(|line| {
             let object: Value = serde_json::from_str(line).unwrap();
             object.as_object().unwrap().keys().cloned().collect::<BTreeSet<String>>()
         });
         let document = include_str!("../../docs/metrics.md");
-        // A table for steps, one for models, one for evaluations.
+        // A table for each kind of line, in the order in which they were written.
         let documented = document.split("\n## ").skip(1).map(|section| {
             let fields = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
             fields.map(str::to_owned).collect::<BTreeSet<String>>()
@@ -216,6 +282,8 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);
+        let now = seconds_of(SystemTime::now());
+        assert!(lines.iter().all(|line| (now - line["time"].as_f64().unwrap()).abs() < 60.0), "{text}");
         assert_eq!(lines[0]["tokens_per_second"], 200.0);
         assert_eq!(lines[0]["grad_norm"], Value::Null);
     }

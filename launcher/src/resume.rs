@@ -125,8 +125,16 @@ pub(crate) fn begin(
 }
 
 /// Keys of `training:` that do not matter to what is computed, or of which more is told elsewhere.
-const TOLD_ELSEWHERE: [&str; 5] =
-    ["model_name_or_path", "model_revision", "output_dir", "dataset", "per_device_train_batch_size"];
+const TOLD_ELSEWHERE: [&str; 8] = [
+    "model_name_or_path",
+    "model_revision",
+    "output_dir",
+    "dataset",
+    "per_device_train_batch_size",
+    "report_to",
+    "logging_dir",
+    "metrics_port",
+];
 
 /// What was set otherwise in the job that saved the checkpoint, in words.
 fn changes(found: &Found, config: &Resolved) -> Vec<String> {

@@ -1,5 +1,5 @@
-//! The run folder: `output_dir/{config.resolved.yaml, metrics.jsonl, plan.json, profile.json, launch.lock, generation, logs/,
-//! data/, checkpoints/, model/}`.
+//! The run folder: `output_dir/{config.resolved.yaml, metrics.jsonl, plan.json, profile.json, launch.lock, control.json,
+//! generation, logs/, runs/, data/, checkpoints/, model/}`.
 
 use std::fs::{File, TryLockError};
 use std::io::Write;
@@ -15,10 +15,22 @@ use crate::error::LaunchError;
 use crate::worker_command::FIRST_GENERATION;
 
 /// What a start leaves that never reached a step. A folder with nothing else in it is not a run.
-const BEFORE_THE_FIRST_STEP: [&str; 8] =
-    ["config.resolved.yaml", "metrics.jsonl", "plan.json", LOCK, GENERATION, "data", "logs", "checkpoints"];
+const BEFORE_THE_FIRST_STEP: [&str; 10] = [
+    "config.resolved.yaml",
+    "metrics.jsonl",
+    "plan.json",
+    LOCK,
+    CONTROL,
+    GENERATION,
+    "data",
+    "logs",
+    "runs",
+    "checkpoints",
+];
 /// The file that a `launch` at work holds; it has its pid, and stays when the run is over.
 pub(crate) const LOCK: &str = "launch.lock";
+/// The file that tells where the `launch` at work can be asked.
+const CONTROL: &str = "control.json";
 /// The file with the number of the newest membership that the job had.
 const GENERATION: &str = "generation";
 
@@ -63,6 +75,21 @@ impl RunFolder {
         self.root.join("plan.json")
     }
 
+    /// The file that the `launch` at work holds.
+    pub(crate) fn lock_path(&self) -> PathBuf {
+        self.root.join(LOCK)
+    }
+
+    /// Where the `launch` at work can be asked, while it is there.
+    pub fn control(&self) -> PathBuf {
+        self.root.join(CONTROL)
+    }
+
+    /// TensorBoard's event files, a folder a run, unless `logging_dir` names another.
+    pub fn events(&self) -> PathBuf {
+        self.root.join("runs")
+    }
+
     /// The timeline of all ranks, where one was asked for.
     pub fn profile(&self) -> PathBuf {
         self.root.join("profile.json")
@@ -91,7 +118,7 @@ impl RunFolder {
     /// Takes the folder for this process until the file is dropped; `None` where there is none to take yet, since what
     /// turns out to be no run folder of ours is left as it is. `told` gets a line where the file system has no locks.
     pub fn lock_existing(&self, told: impl FnOnce(String)) -> Result<Option<File>, LaunchError> {
-        match self.root.join(LOCK).is_file() {
+        match self.lock_path().is_file() {
             true => self.lock(told).map(Some),
             false => Ok(None),
         }
@@ -99,7 +126,7 @@ impl RunFolder {
 
     /// Takes the folder, which is made if need be, for this process until the file is dropped.
     pub fn lock(&self, told: impl FnOnce(String)) -> Result<File, LaunchError> {
-        let path = self.root.join(LOCK);
+        let path = self.lock_path();
         let open = || {
             std::fs::create_dir_all(&self.root)?;
             File::options().read(true).write(true).create(true).truncate(false).open(&path)

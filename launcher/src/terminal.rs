@@ -5,6 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::logs::{self, LogFormat};
+
 /// How much is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Voice {
@@ -19,6 +21,7 @@ enum Voice {
 /// Standard output and standard error of `launch`, with at most one progress line.
 pub struct Terminal {
     voice: Voice,
+    format: LogFormat,
     live: bool,
     bar: Mutex<Option<ProgressBar>>,
 }
@@ -26,14 +29,25 @@ pub struct Terminal {
 impl Terminal {
     /// The process's own terminal. `quiet` leaves only errors and results.
     pub fn new(quiet: bool) -> Self {
+        Terminal::with_format(quiet, LogFormat::Text)
+    }
+
+    /// The same, whose lines have this form. Where they are objects there is no progress line.
+    pub fn with_format(quiet: bool, format: LogFormat) -> Self {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        let live = !quiet && !dumb && std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
-        Terminal { voice: if quiet { Voice::Quiet } else { Voice::Full }, live, bar: Mutex::new(None) }
+        let person = !quiet && !dumb && format == LogFormat::Text;
+        let live = person && std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        Terminal { voice: if quiet { Voice::Quiet } else { Voice::Full }, format, live, bar: Mutex::new(None) }
     }
 
     /// Writes nothing.
     pub fn silent() -> Self {
-        Terminal { voice: Voice::Silent, live: false, bar: Mutex::new(None) }
+        Terminal { voice: Voice::Silent, format: LogFormat::Text, live: false, bar: Mutex::new(None) }
+    }
+
+    /// The form of its lines.
+    pub fn format(&self) -> LogFormat {
+        self.format
     }
 
     /// Whether a progress line can be shown.
@@ -69,10 +83,13 @@ impl Terminal {
         }
     }
 
-    /// A line that a worker wrote to its standard error.
-    pub fn worker_line(&self, rank: u32, text: &str) {
+    /// A line that a worker wrote to its standard error: as text, or the object that it is.
+    pub fn worker_line(&self, rank: u32, line: &str) {
         if self.voice == Voice::Full {
-            self.write(true, &format!("[rank {rank}] {text}"));
+            match self.format {
+                LogFormat::Text => self.write_line(true, &format!("[rank {rank}] {line}")),
+                LogFormat::Json => self.write_line(true, line),
+            }
         }
     }
 
@@ -118,6 +135,13 @@ impl Terminal {
     }
 
     fn write(&self, to_stderr: bool, text: &str) {
+        match self.format {
+            LogFormat::Text => self.write_line(to_stderr, text),
+            LogFormat::Json => self.write_line(to_stderr, &logs::object(text, None).0),
+        }
+    }
+
+    fn write_line(&self, to_stderr: bool, text: &str) {
         // A closed pipe (`launch … | head`) must not end the job, so errors of writing are nobody's.
         let write = || {
             let _ = match to_stderr {

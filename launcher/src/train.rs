@@ -4,17 +4,20 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use zerofold_configs::{Inputs, Resolved, resolve};
+use zerofold_configs::{Inputs, Reporter, Resolved, resolve};
 
 use crate::control::ControlPlane;
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::{Event, StopSignal};
 use crate::hub::{self, Extent};
 use crate::job::{Job, Restarts, limits};
+use crate::logs::{self, LogFormat};
 use crate::metrics::MetricsFile;
 use crate::plan::PlanRecord;
+use crate::records::Records;
 use crate::run_folder::{Resume, RunFolder};
 use crate::supervise::{Observer, Verdict};
+use crate::tensorboard::{EventFile, EventsFolder};
 use crate::terminal::Terminal;
 use crate::view::View;
 use crate::{initial_model, profile, report, signals, store};
@@ -34,11 +37,13 @@ pub struct TrainOptions {
     pub grace: Duration,
     /// How often the job is begun again after a failure, at most.
     pub max_restarts: u32,
+    /// The form of messages; none leaves it to the environment.
+    pub log_format: Option<LogFormat>,
 }
 
 /// Runs a training job to its end; returns the exit code. Must be called on the main thread, which workers die with.
-pub fn train(options: &TrainOptions, began: Instant) -> Result<u8, LaunchError> {
-    let terminal = Arc::new(Terminal::new(options.quiet));
+pub fn train(options: &TrainOptions, format: LogFormat, began: Instant) -> Result<u8, LaunchError> {
+    let terminal = Arc::new(Terminal::with_format(options.quiet, format));
     let (events, received) = mpsc::channel();
     let mut config = initial_model::settle(resolve(&options.inputs)?)?;
     config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
@@ -61,9 +66,12 @@ fn run(
     (events, received): (Sender<Event>, Receiver<Event>),
 ) -> Result<u8, LaunchError> {
     let steps = job.steps();
-    let metrics = begin_metrics(&job, steps.1)?;
+    let records =
+        Records::new(terminal.clone(), begin_metrics(&job, steps.1)?, begin_events(&job, steps.1, &terminal)?);
+    logs::at_step(steps.1);
     signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
-    let mut view = View::new(terminal.clone(), metrics, began, steps, job.config().training.logging_steps);
+    let mut view =
+        View::new(terminal.clone(), records, job.board().clone(), began, steps, job.config().training.logging_steps);
     let limits = limits(options.timeout, options.grace);
     let restarts = Restarts { most: options.max_restarts };
     let ended = job.run_generations(&limits, restarts, &terminal, (&events, &received), &mut view);
@@ -110,12 +118,31 @@ fn begin_metrics(job: &Job, done: u64) -> Result<MetricsFile, LaunchError> {
     let path = job.folder().metrics();
     let begin = || {
         let mut metrics = if done > 0 { MetricsFile::resume(&path, done) } else { MetricsFile::create(&path) }?;
+        if job.goes_on() {
+            metrics.resumed(done, job.generation())?;
+        }
         if let Some(model) = &job.config().hub_model {
             metrics.model(done, model)?;
         }
         Ok(metrics)
     };
     begin().map_err(LaunchError::system(format!("write {}", path.display())))
+}
+
+/// TensorBoard's file of the run's steps, where it was asked for.
+fn begin_events(job: &Job, done: u64, terminal: &Terminal) -> Result<Option<EventFile>, LaunchError> {
+    let training = &job.config().training;
+    let Some(Reporter::Tensorboard) = training.report_to else { return Ok(None) };
+    let parent = training.logging_dir.clone().unwrap_or_else(|| job.folder().events());
+    let folder = match &training.logging_dir {
+        Some(folder) => EventsFolder::at(folder.clone()),
+        None => EventsFolder::within(&parent, job.goes_on()),
+    };
+    let file = EventFile::create(&folder, done);
+    let action = format!("write TensorBoard's events to {}", folder.path().display());
+    let file = file.map_err(LaunchError::system(action))?;
+    terminal.say(&format!("events tensorboard --logdir {}", parent.display()));
+    Ok(Some(file))
 }
 
 /// The timeline, where one was asked for. After a failure the ranks' parts stay as they are.

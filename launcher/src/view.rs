@@ -1,7 +1,7 @@
-//! What a person sees of a running job: a progress line on a terminal, plain lines elsewhere; and `metrics.jsonl`.
+//! What a person sees of a running job: a progress line on a terminal, plain lines elsewhere; what happens is passed on to the
+//! board and to the files that record it.
 
-use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,13 @@ use crate::control::ControlPlane;
 use crate::error::LaunchError;
 use crate::event::Event;
 use crate::format;
-use crate::metrics::{MetricsFile, rate};
+use crate::logs;
+use crate::metrics::rate;
+use crate::records::Records;
 use crate::supervise::Observer;
 use crate::supervise::restart::Restart;
 use crate::terminal::Terminal;
-
-/// Over so many steps the time left is estimated.
-const RECENT_STEPS: usize = 20;
+use crate::watch::Board;
 
 /// What the summary at the end is made of.
 #[derive(Clone, Debug, Default)]
@@ -57,20 +57,20 @@ pub struct Story {
 /// Shows and records what happens.
 pub struct View {
     terminal: Arc<Terminal>,
-    metrics: MetricsFile,
-    metrics_failed: bool,
+    records: Records,
+    board: Arc<Board>,
     began: Instant,
     total: u64,
     logging_steps: u64,
-    recent: VecDeque<f64>,
     story: Story,
 }
 
 impl View {
     /// A view of a job of `total` steps, `done` of which lie behind, that began at `began`.
-    pub fn new(
+    pub(crate) fn new(
         terminal: Arc<Terminal>,
-        metrics: MetricsFile,
+        records: Records,
+        board: Arc<Board>,
         began: Instant,
         (total, done): (u64, u64),
         logging_steps: u32,
@@ -78,12 +78,11 @@ impl View {
         terminal.start_progress(total, done);
         View {
             terminal,
-            metrics,
-            metrics_failed: false,
+            records,
+            board,
             began,
             total,
             logging_steps: u64::from(logging_steps).max(1),
-            recent: VecDeque::new(),
             story: Story::default(),
         }
     }
@@ -95,9 +94,9 @@ impl View {
     }
 
     fn step(&mut self, record: &StepRecord, control: &ControlPlane) {
-        let written = self.metrics.step(record);
-        self.check_written(written);
+        self.records.step(record);
         let story = &mut self.story;
+        logs::at_step(record.step);
         story.first_step_after.get_or_insert_with(|| self.began.elapsed());
         story.steps += 1;
         story.first.get_or_insert_with(|| record.clone());
@@ -111,11 +110,7 @@ impl View {
             story.skipped += 1;
             self.terminal.complain(&format!("warning: step {step} was skipped ({numbers}): {skipped}"));
         }
-        if self.recent.len() == RECENT_STEPS {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(record.seconds);
-        let left = time_left(self.recent.make_contiguous(), self.total.saturating_sub(record.step));
+        let left = self.board.remaining();
         let memory = control.look(|members| members.iter().map(|member| member.memory_bytes).max().unwrap_or(0));
         let memory = memory.max(if memory == 0 { record.peak_memory_bytes } else { 0 });
         if self.terminal.is_live() {
@@ -126,8 +121,7 @@ impl View {
     }
 
     fn evaluation(&mut self, record: &EvaluationRecord) {
-        let written = self.metrics.evaluation(record);
-        self.check_written(written);
+        self.records.evaluation(record);
         self.story.first_evaluation.get_or_insert(*record);
         self.story.last_evaluation = Some(*record);
         let EvaluationRecord { step, loss, supervised_tokens, seconds } = record;
@@ -135,30 +129,22 @@ impl View {
         let time = format::duration(Duration::from_secs_f64(seconds.clamp(0.0, 1e9)));
         self.terminal.say(&format!("held-out loss after step {step}: {loss:.4} ({tokens}, {time})"));
     }
-
-    /// A full disk does not end the job, which may still save elsewhere; but it is told, once.
-    fn check_written(&mut self, written: std::io::Result<()>) {
-        if let Err(error) = written
-            && !std::mem::replace(&mut self.metrics_failed, true)
-        {
-            self.terminal.complain(&format!("warning: metrics.jsonl is not complete: {error}"));
-        }
-    }
 }
 
 impl Observer for View {
     fn event(&mut self, event: &Event, control: &ControlPlane) {
+        self.board.event(event);
         match event {
             Event::Steps(records) => records.iter().for_each(|record| self.step(record, control)),
             Event::Evaluations(records) => records.iter().for_each(|record| self.evaluation(record)),
             Event::Checkpoint { step, directory } => {
+                self.records.checkpoint(*step, Path::new(directory));
                 self.story.checkpoint = Some(PathBuf::from(directory));
                 self.terminal.say(&format!("checkpoint of step {step}: {directory}"));
             }
             Event::CheckpointFailed { step, reason } => {
                 self.terminal.complain(&format!("error: no checkpoint of step {step}: {reason}"));
-                let written = self.metrics.checkpoint_failed(*step, reason);
-                self.check_written(written);
+                self.records.checkpoint_failed(*step, reason);
                 self.story.failed_saves.push((*step, reason.clone()));
             }
             Event::Stored { step, url, bytes, time } => {
@@ -183,13 +169,16 @@ impl Observer for View {
     }
 
     fn restarted(&mut self, restart: &Restart) -> Result<(), LaunchError> {
-        let cannot_write = LaunchError::system("write metrics.jsonl");
-        self.metrics.begin_again(restart.step).map_err(cannot_write)?;
-        let written = self.metrics.restart(restart.step, restart.generation, &restart.reason);
-        self.check_written(written);
+        self.records.restarted(restart)?;
+        self.board.restarted(&restart.reason);
+        logs::at_step(restart.step);
         self.story.begin_again(restart.step);
         self.terminal.progress(restart.step, String::new());
         Ok(())
+    }
+
+    fn hang(&mut self, words: Option<&str>) {
+        self.board.hang(words);
     }
 }
 
@@ -203,12 +192,6 @@ impl Story {
         self.seconds.truncate(kept);
         self.tokens_per_second.truncate(kept);
     }
-}
-
-/// The time that `steps` more will take, by the mean of the recent ones.
-fn time_left(recent: &[f64], steps: u64) -> Option<Duration> {
-    let mean = recent.iter().sum::<f64>() / recent.len() as f64;
-    Duration::try_from_secs_f64(mean * steps as f64).ok().filter(|_| steps > 0)
 }
 
 fn left_words(left: Option<Duration>) -> String {
@@ -262,13 +245,11 @@ mod tests {
             seconds: 1.5,
             ..StepRecord::default()
         };
-        let left = time_left(&[1.0, 2.0], 80);
+        let left = Some(Duration::from_secs(120));
         assert_eq!(
             plain_line(&record, 100, 3 << 29, left),
             "step 20/100  epoch 0.50  loss 1.2346  lr 2.00e-5  grad_norm 0.812  2,000 tokens/s (400 supervised)  \
              1.50 s/step  1.50 GiB/rank  2 min 00 s left"
         );
-        assert_eq!(time_left(&[1.0], 0), None);
-        assert_eq!(time_left(&[f64::NAN], 3), None);
     }
 }

@@ -24,7 +24,7 @@ fn with_plane(test: impl AsyncFnOnce(&ControlPlane, String)) {
     let (events, _received) = mpsc::channel();
     let publish =
         |_: &Path, parts: Result<Vec<Vec<u8>>, String>| parts.map(|parts| format!("{} bytes", parts[0].len()));
-    let options = ControlOptions { port: None, world_size: 1, generation: 1, publish: Arc::new(publish) };
+    let options = ControlOptions { port: None, world_size: 1, generation: 1, publish: Arc::new(publish), board: None };
     let control = ControlPlane::start(options, events).unwrap();
     let address = format!("http://{}", control.address());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

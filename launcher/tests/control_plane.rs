@@ -21,7 +21,7 @@ fn start(world_size: u32, port: Option<u16>) -> Result<(ControlPlane, Receiver<E
             false => Ok(format!("{}/{}", directory.display(), String::from_utf8_lossy(&parts.concat()))),
         }
     };
-    let options = ControlOptions { port, world_size, generation: 1, publish: Arc::new(publish) };
+    let options = ControlOptions { port, world_size, generation: 1, publish: Arc::new(publish), board: None };
     ControlPlane::start(options, events).map(|control| (control, received))
 }
 

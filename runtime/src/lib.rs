@@ -16,6 +16,7 @@ pub mod gpu;
 pub mod metrics;
 pub mod model;
 pub mod optim;
+mod panics;
 pub mod shard;
 pub mod torch;
 pub mod trainer;

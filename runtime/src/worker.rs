@@ -6,6 +6,7 @@ use crate::device;
 use crate::gpu::{self, GpuError};
 use crate::model::{Llama, ModelConfig, ModelError};
 use crate::optim::{Schedule, ScheduleKind};
+use crate::panics;
 use crate::shard::{Kinds, ShardError, ShardOptions, Shards};
 use crate::torch::AdamW;
 use crate::trainer::{Job, Outcome, StepOptions, TrainError, Trainer, saved_cursor};
@@ -70,6 +71,9 @@ pub enum WorkerError {
     /// Training.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// A bug.
+    #[error("{0}\nhint: this is a bug of the worker; its log has more, and RUST_BACKTRACE=1 the way to it")]
+    Panic(String),
 }
 
 impl WorkerError {
@@ -140,7 +144,8 @@ pub fn train() -> Result<bool, WorkerError> {
     }
     let activity = Arc::new(Activity::default());
     let control = Control::join(&environment.control, environment.identity.clone(), activity.clone())?;
-    let Err(error) = train_joined(&environment, &config, &control, activity) else { return Ok(true) };
+    let trained = panics::told(|| train_joined(&environment, &config, &control, activity));
+    let Err(error) = trained.unwrap_or_else(|panic| Err(WorkerError::Panic(panic))) else { return Ok(true) };
     // Standard output goes to the log alone, which has the error before `launch` hears of it and may end this process.
     println!("error: {error}");
     match control.fail(error.to_string(), error.is_consequence()) {

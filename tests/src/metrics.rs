@@ -32,8 +32,8 @@ impl Metrics {
     /// Reads a run folder's `metrics.jsonl`; a file that does not exist yet is empty.
     pub fn of(run: &Path) -> Metrics {
         let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
-        let (steps, evaluations) = text.lines().map(str::to_owned).partition(|line| line.contains("\"loss\":"));
-        Metrics { steps, evaluations }
+        let with = |key: &str| text.lines().filter(|line| line.contains(key)).map(str::to_owned).collect();
+        Metrics { steps: with("\"loss\":"), evaluations: with("\"eval_loss\":") }
     }
 
     /// How many steps are finished.

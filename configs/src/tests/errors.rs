@@ -164,6 +164,8 @@ fn what_is_not_built_is_never_dropped() {
         "backend: mpi",
         "ddp_backend: mpi",
         "save_strategy: best",
+        "report_to: wandb",
+        "report_to: [tensorboard, mlflow]",
         "max_length: null",
         "deepspeed: ds.json",
     ];

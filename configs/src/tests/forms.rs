@@ -68,10 +68,10 @@ fn minimal_files_resolve_to_their_stage() {
 fn what_has_no_effect_is_told_once_and_only_where_it_was_set() {
     let notes = |text: &str, more: &str| resolved(text, more).unwrap().notes;
     assert_eq!(notes("distributed_type: MULTI_CPU\n", "  packing: false\n  report_to: none\n"), Vec::<String>::new());
-    let told = notes(&format!("{COMMON}{FSDP1}"), "  report_to: wandb\n");
+    let told = notes(&format!("{COMMON}{FSDP1}"), "  run_name: mine\n");
     assert_eq!(
         told,
-        ["training.report_to: wandb (job.yaml:33) has no effect: metrics go to output_dir/metrics.jsonl, every step"]
+        ["training.run_name: mine (job.yaml:33) has no effect: metrics go to output_dir/metrics.jsonl, every step"]
     );
     let deepspeed = |entries: &str| format!("distributed_type: DEEPSPEED\ndeepspeed_config:\n{entries}");
     let as_it_is = "  overlap_comm: true\n  contiguous_gradients: true\n  reduce_bucket_size: auto\n";
@@ -160,7 +160,10 @@ fn a_resolved_configuration_survives_its_file() {
         ("save_dtype", "bfloat16"),
         ("main_process_port", "29501"),
         ("output_dir", "a b: #c"),
-        ("report_to", "wandb"),
+        ("run_name", "mine"),
+        ("report_to", "tensorboard"),
+        ("logging_dir", "events"),
+        ("metrics_port", "0"),
     ];
     let job = with_flags(TRAINING, &flags, &[]).unwrap();
     assert_eq!(job.main_process_port, Some(29501));

@@ -1,13 +1,13 @@
 //! The command `checkpoint`: asks a run that is at work for a checkpoint, and waits for it.
 
-use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use zerofold_checkpoint::{published_steps, step_directory};
 
+use crate::at_work;
 use crate::error::LaunchError;
-use crate::run_folder::{LOCK, RunFolder};
+use crate::run_folder::RunFolder;
 use crate::terminal::Terminal;
 
 /// How often the run's folder is looked at.
@@ -24,12 +24,12 @@ pub fn ask(folder: &Path, terminal: &Terminal) -> Result<u8, LaunchError> {
     let refused = |message: String, hint: &str| {
         Err(LaunchError::RunFolder { path: folder.to_owned(), message, hint: hint.to_owned() })
     };
-    let lock = folder.join(LOCK);
-    if !is_at_work(&lock) {
+    let lock = run.lock_path();
+    if !at_work::is_held(&lock) {
         return refused("no launch is at work in it".to_owned(), "give the output_dir of a run that is being trained");
     }
     let pid = std::fs::read_to_string(&lock).unwrap_or_default().trim().parse::<u32>().ok();
-    let Some(pid) = pid.filter(|pid| holds(*pid, &lock)) else {
+    let Some(pid) = pid.filter(|pid| at_work::holds(*pid, &lock)) else {
         let hint = "ask on the host, in the container and as the user that it runs on, in and as";
         return refused("the launch at work in it cannot be seen from here".to_owned(), hint);
     };
@@ -43,7 +43,7 @@ pub fn ask(folder: &Path, terminal: &Terminal) -> Result<u8, LaunchError> {
     let asked = Instant::now();
     loop {
         // Looked at first: a run may save and end between two looks.
-        let (works, after) = (is_at_work(&lock), newest()?);
+        let (works, after) = (at_work::is_held(&lock), newest()?);
         if let Some(step) = after.filter(|_| after > before) {
             let directory = step_directory(&run.checkpoints(), step);
             terminal.result(&format!("checkpoint of step {step}: {}", directory.display()));
@@ -80,23 +80,11 @@ fn failures(metrics: &Path) -> Result<Vec<String>, LaunchError> {
     Ok(text.lines().filter(|line| line.contains("\"checkpoint_failed\"")).filter_map(failure).collect())
 }
 
-/// Whether a launch holds the run's lock.
-fn is_at_work(lock: &Path) -> bool {
-    let Ok(file) = File::open(lock) else { return false };
-    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
-}
-
-/// Whether a process has this very file open: the number in it may be that of another host.
-fn holds(pid: u32, lock: &Path) -> bool {
-    let Ok(lock) = lock.canonicalize() else { return false };
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let mut paths = descriptors.filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok());
-    paths.any(|path: PathBuf| path == lock)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run_folder::LOCK;
+    use std::fs::File;
 
     #[test]
     fn failed_saves_are_read_from_the_metrics() {

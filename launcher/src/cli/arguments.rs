@@ -9,6 +9,7 @@ use zerofold_configs::{
 use zerofold_plan::ModelConfig;
 
 use crate::compare::{DEFAULT_ROUNDS, DEFAULT_STEPS};
+use crate::logs::LogFormat;
 
 /// A longer list of names stands in the help line, not in place of the value.
 const PLACEHOLDER_LETTERS: usize = 24;
@@ -27,6 +28,8 @@ Examples:
       what each stage would need, and which one fits
   launch compare --config zero3.yaml
       a few steps of each stage: which one is fastest here
+  launch status runs/zero3
+      what a run is doing; launch report draws what it did
   launch generate --model runs/zero3/model --chat \"Hello\"
       ask the result something
   launch export runs/zero3 --output models/mine
@@ -96,7 +99,7 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .styles(styles)
         .max_term_width(110)
-        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch generate --model NAME [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]")
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch generate --model NAME [OPTIONS]\n       launch status RUN [OPTIONS]\n       launch report RUN... [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]")
         .after_help(EXAMPLES)
         .allow_external_subcommands(true)
         .subcommand_required(true)
@@ -108,6 +111,7 @@ pub(super) fn command() -> Command {
         .subcommand(plan())
         .subcommand(compare())
         .subcommand(generate())
+        .subcommands(super::watching::commands())
         .subcommands(super::checkpoints::commands())
         .subcommand(doctor())
         .subcommand(bench())
@@ -217,6 +221,10 @@ fn job_options() -> Vec<Arg> {
         option("resume", "STEP", "Go on from a step's folder; without a value, from the newest whole checkpoint")
             .num_args(0..=1)
             .default_missing_value("newest");
+    let log_format =
+        option("log-format", "FORM", "Messages as lines for a person, or one JSON object a line [default: text]")
+            .value_parser(clap::builder::PossibleValuesParser::new(LogFormat::NAMES))
+            .alias("log_format");
     let restarts = option(
         "max-restarts",
         "N",
@@ -224,7 +232,8 @@ fn job_options() -> Vec<Arg> {
     )
     .value_parser(value_parser!(u32))
     .alias("max_restarts");
-    configuration_options().into_iter().chain([resume, restarts]).chain(waiting_options()).collect()
+    let own = [resume, restarts, log_format];
+    configuration_options().into_iter().chain(own).chain(waiting_options()).collect()
 }
 
 /// How long is waited for ranks, and how much is told.
@@ -259,8 +268,19 @@ pub(super) fn option(name: &'static str, value: &'static str, help: impl Into<St
 fn key_flags(hide: bool) -> Vec<Arg> {
     let keys = Group::ALL.into_iter().flat_map(|group| KEYS.iter().filter(move |key| key.group == group));
     let mut flags: Vec<Arg> = keys.map(|key| key_flag(key).hide(hide)).collect();
-    let taken =
-        ["nproc", "nproc_per_node", "config", "config_file", "set", "resume", "timeout", "grace", "quiet", "help"];
+    let taken = [
+        "nproc",
+        "nproc_per_node",
+        "config",
+        "config_file",
+        "set",
+        "resume",
+        "timeout",
+        "grace",
+        "quiet",
+        "log_format",
+        "help",
+    ];
     for name in flag_names() {
         if !taken.contains(&name) && !KEYS.iter().any(|key| key.name == name) {
             flags.push(bare_means_true(flag(name)).hide(true));

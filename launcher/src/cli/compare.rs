@@ -15,8 +15,10 @@ const NAMED_OTHERWISE: [(&str, &str); 2] = [("zero_stage", "stages"), ("max_step
 
 pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<CompareOptions, LaunchError> {
     let unusable = |message: String, hint: &str| Err(LaunchError::usage(message, hint));
-    if before.value_source("resume") == Some(ValueSource::CommandLine) {
-        return unusable("--resume has no meaning for compare".to_owned(), "see `launch compare --help`");
+    for name in ["resume", "log-format"] {
+        if before.value_source(name) == Some(ValueSource::CommandLine) {
+            return unusable(format!("--{name} has no meaning for compare"), "see `launch compare --help`");
+        }
     }
     let mut inputs = train::inputs(before, after)?;
     for (name, value) in &inputs.flags {

@@ -10,6 +10,7 @@ mod generate;
 mod machine;
 mod plan;
 mod train;
+mod watching;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -25,14 +26,18 @@ use crate::error::LaunchError;
 use crate::generate::GenerateOptions;
 use crate::hub::PushOptions;
 use crate::plan::PlanOptions;
+use crate::run_report::ReportOptions;
 use crate::train::TrainOptions;
+use crate::watch::StatusOptions;
 
 /// The commands.
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 14] = [
     "train",
     "plan",
     "compare",
     "generate",
+    "status",
+    "report",
     "checkpoint",
     "inspect",
     "verify",
@@ -54,6 +59,10 @@ pub enum Meant {
     Compare(Box<CompareOptions>),
     /// Generate.
     Generate(Box<GenerateOptions>),
+    /// Tell what a run is doing.
+    Status(StatusOptions),
+    /// Draw what runs did.
+    Report(ReportOptions),
     /// Ask the run in this folder for a checkpoint.
     Checkpoint(PathBuf),
     /// Tell what lies in a checkpoint or model folder.
@@ -105,9 +114,14 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
             refuse_job_options(&matches, "generate")?;
             Ok(Meant::Generate(Box::new(generate::meant(after, on_terminal)?)))
         }
-        Some((command @ ("checkpoint" | "inspect" | "verify" | "diff" | "export" | "push"), after)) => {
+        Some((
+            command @ ("status" | "report" | "checkpoint" | "inspect" | "verify" | "diff" | "export" | "push"),
+            after,
+        )) => {
             refuse_job_options(&matches, command)?;
             Ok(match command {
+                "status" => Meant::Status(watching::status_meant(after)),
+                "report" => Meant::Report(watching::report_meant(after)),
                 "checkpoint" => Meant::Checkpoint(checkpoints::run_meant(after)),
                 "inspect" => Meant::Inspect(checkpoints::inspect_meant(after)),
                 "verify" => Meant::Verify(checkpoints::verify_meant(after)),

@@ -8,6 +8,7 @@ use zerofold_configs::{Inputs, flag_names};
 
 use super::last;
 use crate::error::LaunchError;
+use crate::logs::LogFormat;
 use crate::run_folder::Resume;
 use crate::train::TrainOptions;
 
@@ -30,8 +31,14 @@ pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<TrainOpti
         quiet: before.get_flag("quiet") || after.get_flag("quiet"),
         timeout,
         grace,
+        log_format: log_format(before, after),
         max_restarts: max_restarts.unwrap_or(0),
     })
+}
+
+/// The form of messages that was typed.
+pub(super) fn log_format(before: &ArgMatches, after: &ArgMatches) -> Option<LogFormat> {
+    last("log-format", before, after).and_then(|name| LogFormat::from_name(name))
 }
 
 /// How long is waited for ranks.

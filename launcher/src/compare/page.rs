@@ -8,6 +8,7 @@ use super::charts::charts;
 use super::figures::{Comparison, Row};
 use super::table;
 use crate::format;
+use crate::page::{self, capitalised, escape, fill};
 
 const TEMPLATE: &str = include_str!("page.html");
 
@@ -39,6 +40,7 @@ pub(super) fn page(comparison: &Comparison) -> String {
     fill(
         TEMPLATE,
         &[
+            ("style", page::STYLE.to_owned()),
             ("model", escape(&name)),
             ("facts", facts.collect()),
             ("choices", sentences.iter().map(|sentence| wrapped("p", &capitalised(sentence))).collect()),
@@ -60,61 +62,14 @@ fn label_width(comparison: &Comparison) -> &'static str {
     if backends.all(|backend| Some(backend) == first) { "3.9em" } else { "7.6em" }
 }
 
-fn capitalised(sentence: &str) -> String {
-    let mut letters = sentence.chars();
-    let first = letters.next().into_iter().flat_map(char::to_uppercase);
-    let mut text: String = first.chain(letters).collect();
-    if !text.ends_with('.') {
-        text.push('.');
-    }
-    text
-}
-
-/// Text that a browser shows as it is.
-pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            other => escaped.push(other),
-        }
-    }
-    escaped
-}
-
-/// The template with a value in place of each `{{name}}`. What stands in a value is not looked at again.
-fn fill(template: &str, values: &[(&str, String)]) -> String {
-    let mut pieces = template.split("{{");
-    let mut text = pieces.next().unwrap_or_default().to_owned();
-    for piece in pieces {
-        let (name, rest) = piece.split_once("}}").unwrap_or((piece, ""));
-        let value = values.iter().find(|(known, _)| *known == name);
-        text.push_str(value.map_or("", |(_, value)| value));
-        text.push_str(rest);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_name_of_the_template_is_filled_once() {
-        let values = [("a", "{{b}}".to_owned()), ("b", "2".to_owned())];
-        assert_eq!(fill("<{{a}}|{{b}}>", &values), "<{{b}}|2>");
-        assert_eq!(fill("nothing", &values), "nothing");
+    fn every_name_of_the_template_is_filled() {
         let names = TEMPLATE.split("{{").skip(1).filter_map(|piece| Some(piece.split_once("}}")?.0));
         let source = include_str!("page.rs");
         names.for_each(|name| assert!(source.contains(&format!("(\"{name}\", ")), "{name} is filled by nothing"));
-    }
-
-    #[test]
-    fn text_cannot_become_markup() {
-        assert_eq!(escape("<b a='\"'>&amp;"), "&lt;b a=&#39;&quot;&#39;&gt;&amp;amp;");
     }
 }

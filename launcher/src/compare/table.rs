@@ -37,7 +37,7 @@ pub(super) fn cells(row: &Row) -> Vec<String> {
     match &row.measured {
         Some(it) => cells.extend([
             format::figure(it.tokens_per_second),
-            spread(it.tokens_per_second_lowest, it.tokens_per_second_highest),
+            format::spread(it.tokens_per_second_lowest, it.tokens_per_second_highest),
             it.share_of_gemm_rate.map_or_else(dash, percent),
             bytes(it.peak_bytes_per_rank),
             planned_peak,
@@ -63,11 +63,6 @@ pub(super) fn percent(share: f64) -> String {
 /// `41 ms`, `1.25 s`.
 pub(super) fn seconds(time: f64) -> String {
     if time < 1.0 { format!("{:.0} ms", 1e3 * time) } else { format!("{time:.2} s") }
-}
-
-/// `360 to 371`.
-pub(super) fn spread(lowest: f64, highest: f64) -> String {
-    format!("{} to {}", format::figure(lowest), format::figure(highest))
 }
 
 fn bytes(count: u64) -> String {

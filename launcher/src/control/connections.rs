@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 use tonic::transport::server::Connected;
+use tonic::{Request, Status};
 
 use super::admission::{Admission, Admitted};
 use super::limits::DEAD_CONNECTION;
@@ -147,7 +148,7 @@ pub(crate) struct Connection(Arc<State>);
 
 impl Connection {
     /// A request has come on it.
-    pub(crate) fn heard(&self) {
+    fn heard(&self) {
         self.0.heard.store(true, Ordering::Relaxed);
     }
 
@@ -157,6 +158,16 @@ impl Connection {
             self.0.member.store(true, Ordering::Relaxed);
         }
     }
+}
+
+/// Notes, before anything is made of a call, that one has come.
+// The error's type is tonic's.
+#[allow(clippy::result_large_err)]
+pub(crate) fn hear(call: Request<()>) -> Result<Request<()>, Status> {
+    if let Some(connection) = call.extensions().get::<Connection>() {
+        connection.heard();
+    }
+    Ok(call)
 }
 
 /// What ends a stranger's connection.

@@ -15,6 +15,7 @@ mod model_tests;
 pub mod records;
 mod routing;
 mod server;
+mod status;
 pub mod store;
 #[cfg(test)]
 mod store_tests;
@@ -27,15 +28,19 @@ use std::thread::JoinHandle;
 
 use thiserror::Error;
 use tokio::sync::oneshot;
+use tonic::service::InterceptorLayer;
 use zerofold_proto::v1::control_server::ControlServer;
+use zerofold_proto::v1::status_server::StatusServer;
 
 pub use membership::{Left, Member, Membership};
 pub use server::Publish;
 
 use crate::event::Event;
+use crate::watch::Board;
 use connections::Connections;
 use routing::BySize;
 use server::{ControlService, Shared};
+use status::StatusService;
 
 /// Why the control plane did not start.
 #[derive(Debug, Error)]
@@ -68,6 +73,8 @@ pub struct ControlOptions {
     pub generation: u64,
     /// Publishes complete checkpoints.
     pub publish: Arc<Publish>,
+    /// What those who watch the job are told; none where there is no job.
+    pub board: Option<Arc<Board>>,
 }
 
 /// A control plane that is being served. Dropping it ends the service.
@@ -100,13 +107,20 @@ impl ControlPlane {
         let service = |bytes| ControlServer::new(ControlService(shared.clone())).max_decoding_message_size(bytes);
         let (small, large) = (service(limits::MAX_MESSAGE_BYTES), service(limits::MAX_PART_MESSAGE_BYTES));
         let service = BySize { small, large };
+        if let Some(board) = &options.board {
+            let ranks = shared.clone();
+            board.follow(move || ranks.membership().members().to_vec());
+        }
+        let status = options.board.map(|board| StatusServer::new(StatusService(board)));
         files::make_room(limits::files_wanted(options.world_size));
         let connections = Connections::new(limits::max_connections(options.world_size), limits::FIRST_REQUEST);
         let accepted = connections.clone();
         let (shutdown, asked) = oneshot::channel::<()>();
         let serve = async move {
             let incoming = accepted.incoming(tokio::net::TcpListener::from_std(listener)?);
-            let server = limited().serve_with_incoming(service, incoming);
+            let heard = InterceptorLayer::new(connections::hear);
+            let server = limited().layer(heard).add_service(service).add_optional_service(status);
+            let server = server.serve_with_incoming(incoming);
             // Not a graceful shutdown: that would wait for workers that hang.
             tokio::select! {
                 served = server => served.map_err(std::io::Error::other),

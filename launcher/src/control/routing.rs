@@ -4,8 +4,7 @@ use std::task::{Context, Poll};
 
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
-
-use super::connections::Connection;
+use tonic::server::NamedService;
 
 /// The one call whose messages may be large.
 const LARGE: &str = "/CheckpointWritten";
@@ -15,6 +14,10 @@ const LARGE: &str = "/CheckpointWritten";
 pub(crate) struct BySize<S> {
     pub(crate) small: S,
     pub(crate) large: S,
+}
+
+impl<S: NamedService> NamedService for BySize<S> {
+    const NAME: &'static str = S::NAME;
 }
 
 impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for BySize<S> {
@@ -30,9 +33,6 @@ impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for BySize<S>
     }
 
     fn call(&mut self, request: http::Request<Body>) -> S::Future {
-        if let Some(connection) = request.extensions().get::<Connection>() {
-            connection.heard();
-        }
         match request.uri().path().ends_with(LARGE) {
             true => self.large.call(request),
             false => self.small.call(request),

@@ -17,7 +17,7 @@ use crate::supervise::restart::{self, Ended, Next, Restart};
 use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::worker_command::JobEnvironment;
-use crate::{best_checkpoint, report, resume, store};
+use crate::{best_checkpoint, logs, report, resume, store};
 
 /// How often a failed job is begun again.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +107,8 @@ impl Job {
         self.generation += 1;
         self.run.write_generation(self.generation)?;
         self.control.begin(self.generation, self.config.num_processes);
+        logs::at_generation(self.generation);
+        self.board.begin(self.generation, self.plan.total_steps(), self.resume.as_ref());
         Ok(())
     }
 
@@ -131,6 +133,7 @@ impl Job {
         let spawn = |rank| {
             let mut command = environment.command("train", rank);
             command.env(env::STORAGE, self.storage.token());
+            command.env(env::LOG_FORMAT, terminal.format().name());
             Worker::spawn(rank, &mut command, &self.run.log(rank), terminal.clone(), events.clone())
         };
         // A rank that cannot be started ends the job: those before it are killed as their handles are dropped.

@@ -18,11 +18,13 @@ use crate::checkpoint_publisher::publisher;
 use crate::control::{ControlOptions, ControlPlane, Member};
 use crate::error::LaunchError;
 use crate::event::Event;
+use crate::logs;
 use crate::plan::{PlanRecord, Prediction};
 use crate::run_folder::{Resume, RunFolder};
 use crate::store::{self, Keep, Uploader};
 use crate::supervise::Limits;
 use crate::terminal::Terminal;
+use crate::watch::{Board, ControlFile, MetricsEndpoint, Told};
 use crate::worker_command::find_worker;
 use crate::{announce, best_checkpoint, initial_model, model_folder, offload_folder, profile, resume};
 
@@ -54,6 +56,11 @@ pub(crate) struct Job {
     control: ControlPlane,
     uploader: Option<Arc<Uploader>>,
     generation: u64,
+    board: Arc<Board>,
+    /// The Prometheus endpoint, where it was asked for.
+    _metrics: Option<MetricsEndpoint>,
+    /// Where the job can be asked, for as long as it is there.
+    _told: ControlFile,
     /// That the workers see the same folder.
     storage: StorageProof,
     /// Keeps other launches out of the run folder while the job is there.
@@ -101,17 +108,25 @@ impl Job {
         let uploader = store.map(|store| Uploader::start(store, keep, events.clone())).transpose();
         let uploader = uploader.map_err(LaunchError::system("start a thread"))?.map(Arc::new);
         let digest = Arc::new(OnceLock::new());
+        logs::at_generation(generation);
+        let board = Arc::new(Board::new(run.root(), Instant::now(), generation));
         let control = ControlPlane::start(
             ControlOptions {
                 port: config.main_process_port,
                 world_size: config.num_processes,
                 generation,
                 publish: publisher(&config, digest.clone(), uploader.clone(), events.clone()),
+                board: Some(board.clone()),
             },
             events.clone(),
         )?;
+        let metrics = config.training.metrics_port.map(|port| MetricsEndpoint::start(port, board.clone()));
+        let metrics = metrics.transpose()?;
         // A folder that is not there yet is made for the lock, so this waits until nothing can be refused any more.
         let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
+        let told =
+            Told { address: control.address(), metrics: metrics.as_ref().map(MetricsEndpoint::address), token: None };
+        let told = ControlFile::write(run.control(), &told)?;
         run.create(config.num_processes, found.is_none())?;
         run.write_generation(generation)?;
         let tokenised;
@@ -147,7 +162,11 @@ impl Job {
         }
         announce::header(&config, &run, &plan, &prepared.report).iter().for_each(|line| terminal.say(line));
         prediction.iter().for_each(|prediction| terminal.say(&prediction.words()));
+        if let Some(metrics) = &metrics {
+            terminal.say(&format!("watch  http://{}/metrics", metrics.address()));
+        }
         let done = resume.as_ref().map_or(0, |found| found.manifest.step);
+        board.begin(generation, plan.total_steps(), resume.as_ref());
         let warning = config.training.profile.and_then(|steps| profile::out_of_reach(steps, done, plan.total_steps()));
         warning.iter().for_each(|warning| terminal.complain(warning));
         Ok(Job {
@@ -163,6 +182,9 @@ impl Job {
             control,
             uploader,
             generation,
+            board,
+            _metrics: metrics,
+            _told: told,
             storage,
             _lock: lock,
         })
@@ -201,6 +223,21 @@ impl Job {
     /// What uploads checkpoints, where they are to be.
     pub(crate) fn uploader(&self) -> Option<&Arc<Uploader>> {
         self.uploader.as_ref()
+    }
+
+    /// What those who watch it are told.
+    pub(crate) fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
+
+    /// Which membership it is at.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether it goes on from a checkpoint.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.resume.is_some()
     }
 
     /// What serves its ranks.

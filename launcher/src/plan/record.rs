@@ -135,6 +135,19 @@ pub struct PlanRecord {
     pub measured: Option<Measured>,
 }
 
+/// One of the things that are planned and measured, in bytes of a rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What it is.
+    pub name: &'static str,
+    /// Before the run.
+    pub planned: u64,
+    /// After it; none where nothing was measured.
+    pub measured: Option<u64>,
+    /// It is held in memory, not written to files or sent.
+    pub is_memory: bool,
+}
+
 impl PlanRecord {
     /// Writes the record as JSON.
     ///
@@ -145,35 +158,48 @@ impl PlanRecord {
         std::fs::write(path, text + "\n").map_err(LaunchError::system(format!("write {}", path.display())))
     }
 
+    /// What was planned, and measured where it was.
+    pub fn parts(&self) -> Vec<Part> {
+        let (plan, measured) = (&self.planned.plan, self.measured.as_ref());
+        let state = &plan.state;
+        let part = |name, planned, of: fn(&Measured) -> u64| Part {
+            name,
+            planned,
+            measured: measured.map(of),
+            is_memory: true,
+        };
+        let parts = [
+            part("parameters", state.parameters as u64, |it| it.parameters),
+            part("gradients", state.gradients as u64, |it| it.gradients),
+            part("masters", state.masters as u64, |it| it.masters),
+            part("moments", state.moments as u64, |it| it.moments),
+            Part { is_memory: false, ..part("optimizer state in files", plan.offloaded_disk, |it| it.offloaded) },
+            part("gather buffers", plan.all_gather_buffers(), |it| it.gather_buffers),
+            part("gradient buffers", plan.gradient_buffers, |it| it.gradient_buffers),
+            part("peak while loading", plan.loading_peak, |it| it.loading_peak),
+            part("peak in a step", plan.total, |it| it.live_peak),
+            Part { is_memory: false, ..part("sent in a step", plan.sent_bytes_per_step, |it| it.sent_bytes_per_step) },
+        ];
+        parts.into_iter().filter(|part| part.planned > 0 || part.measured.is_some_and(|bytes| bytes > 0)).collect()
+    }
+
     /// Planned and measured side by side; nothing when nothing was measured. The error is that of the plan.
     pub fn lines(&self) -> Vec<String> {
-        let Some(measured) = &self.measured else { return Vec::new() };
-        let plan = &self.planned.plan;
-        let state = &plan.state;
-        let parts = [
-            ("parameters", state.parameters as u64, measured.parameters),
-            ("gradients", state.gradients as u64, measured.gradients),
-            ("masters", state.masters as u64, measured.masters),
-            ("moments", state.moments as u64, measured.moments),
-            ("optimizer state in files", plan.offloaded_disk, measured.offloaded),
-            ("gather buffers", plan.all_gather_buffers(), measured.gather_buffers),
-            ("gradient buffers", plan.gradient_buffers, measured.gradient_buffers),
-            ("peak while loading", plan.loading_peak, measured.loading_peak),
-            ("peak in a step", plan.total, measured.live_peak),
-            ("sent in a step", plan.sent_bytes_per_step, measured.sent_bytes_per_step),
-        ];
+        if self.measured.is_none() {
+            return Vec::new();
+        }
         let head = ["bytes per rank", "planned", "measured", "error"].map(str::to_owned).to_vec();
-        let told = parts.iter().filter(|(_, planned, measured)| *planned > 0 || *measured > 0);
-        let rows = told.map(|(name, planned, measured)| {
-            let error = match *measured {
+        let rows = self.parts().into_iter().map(|Part { name, planned, measured, .. }| {
+            let measured = measured.unwrap_or(0);
+            let error = match measured {
                 0 => "-".to_owned(),
                 measured => {
-                    let tenths = (1000.0 * (*planned as f64 / measured as f64 - 1.0)).round();
+                    let tenths = (1000.0 * (planned as f64 / measured as f64 - 1.0)).round();
                     // Adding 0 makes +0 of −0.
                     format!("{:+.1} %", tenths / 10.0 + 0.0)
                 }
             };
-            vec![format!("  {name}"), format::bytes(*planned), format::bytes(*measured), error]
+            vec![format!("  {name}"), format::bytes(planned), format::bytes(measured), error]
         });
         aligned(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
     }

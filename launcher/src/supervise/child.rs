@@ -23,6 +23,7 @@ use thiserror::Error;
 
 use super::verdict::{Ending, Exit};
 use crate::event::Event;
+use crate::logs::{self, LogFormat};
 use crate::terminal::Terminal;
 
 /// How many lines of stderr are kept for the error report.
@@ -211,13 +212,28 @@ fn pump(stream: impl Read + Send + 'static, output: Arc<Output>, to_terminal: bo
 
 impl Output {
     fn line(&self, line: &[u8], to_terminal: bool) {
+        let object = (self.terminal.format() == LogFormat::Json).then(|| {
+            let text = String::from_utf8_lossy(line);
+            logs::object(text.trim_end_matches(['\r', '\n']), Some(self.rank))
+        });
+        let logged = object.as_ref().map(|(object, _)| format!("{object}\n"));
         // A full disk must not end a job that could still save elsewhere; the terminal has the line.
-        let _ = self.log.lock().unwrap_or_else(PoisonError::into_inner).write_all(line);
+        let log = logged.as_ref().map_or(line, String::as_bytes);
+        let _ = self.log.lock().unwrap_or_else(PoisonError::into_inner).write_all(log);
         if !to_terminal {
             return;
         }
-        let text = readable(line);
-        self.terminal.worker_line(self.rank, &text);
+        let text = match &object {
+            Some((object, message)) => {
+                self.terminal.worker_line(self.rank, object);
+                readable(message.as_bytes())
+            }
+            None => {
+                let text = readable(line);
+                self.terminal.worker_line(self.rank, &text);
+                text
+            }
+        };
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() == LAST_LINES {
             last.pop_front();

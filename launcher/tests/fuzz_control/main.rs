@@ -129,7 +129,7 @@ fn variable(name: &str) -> Option<u64> {
 
 fn plane(world_size: u32, generation: u64, events: mpsc::Sender<Event>) -> ControlPlane {
     let publish = |_: &Path, parts: Result<Vec<Vec<u8>>, String>| parts.map(|_| "manifest".to_owned());
-    let options = ControlOptions { port: None, world_size, generation, publish: Arc::new(publish) };
+    let options = ControlOptions { port: None, world_size, generation, publish: Arc::new(publish), board: None };
     ControlPlane::start(options, events).unwrap()
 }
 

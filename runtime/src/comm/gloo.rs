@@ -62,19 +62,18 @@ impl Drop for Link {
 
 impl Link {
     fn send(&self, call: &'static str, sequence: u64, tensor: &Tensor, peer: usize) -> Result<Work, CommError> {
-        let mut raw = std::ptr::null_mut();
+        let (mut raw, tag) = (std::ptr::null_mut(), tag(call, sequence, bytes_of(tensor)));
         // SAFETY: group and tensor are live; Gloo holds its own reference to the tensor.
-        let status = unsafe { torch::zf_gloo_send(self.raw, handle(tensor), peer as c_int, tag(sequence), &mut raw) };
+        let status = unsafe { torch::zf_gloo_send(self.raw, handle(tensor), peer as c_int, tag, &mut raw) };
         checked(status).map_err(|source| CommError::Peer { call, sequence, peer, source })?;
         self.ledger.sends(bytes_of(tensor));
         Ok(Work { raw, peer })
     }
 
     fn receive(&self, call: &'static str, sequence: u64, tensor: &Tensor, peer: usize) -> Result<Work, CommError> {
-        let mut raw = std::ptr::null_mut();
+        let (mut raw, tag) = (std::ptr::null_mut(), tag(call, sequence, bytes_of(tensor)));
         // SAFETY: group and tensor are live; Gloo holds its own reference to the tensor.
-        let status =
-            unsafe { torch::zf_gloo_receive(self.raw, handle(tensor), peer as c_int, tag(sequence), &mut raw) };
+        let status = unsafe { torch::zf_gloo_receive(self.raw, handle(tensor), peer as c_int, tag, &mut raw) };
         checked(status).map_err(|source| CommError::Peer { call, sequence, peer, source })?;
         Ok(Work { raw, peer })
     }
@@ -100,9 +99,13 @@ impl Link {
     }
 }
 
-/// Messages between two ranks are matched by tag.
-fn tag(sequence: u64) -> c_int {
-    (sequence % (1 << 30)) as c_int
+/// Messages between two ranks are matched by tag. What is sent and how much is part of it: ranks that call different
+/// collectives then wait for each other, which `launch` sees and tells, where Gloo would end the process at a length that does
+/// not fit.
+fn tag(call: &'static str, sequence: u64, bytes: usize) -> c_int {
+    let kind = if call == ALL_GATHER { 1 } else { 0 };
+    let fingerprint = (bytes as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50 << 1 | kind;
+    ((sequence % (1 << 15)) << 15 | fingerprint) as c_int
 }
 
 /// A group of ranks connected by Gloo: all of a job, or an axis of its mesh.

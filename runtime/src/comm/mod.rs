@@ -128,6 +128,25 @@ pub enum CommError {
         /// What became of it.
         loss: PeerLoss,
     },
+    /// Ranks called different collectives.
+    #[error(
+        "{call} #{sequence} over {bytes} bytes of each rank: rank {peer} called {their_call} over {their_bytes} bytes\nhint: all ranks \
+         must call the same collectives in the same order, so one of them went another way; the logs of both show where"
+    )]
+    Mismatch {
+        /// The collective that this rank called.
+        call: &'static str,
+        /// Its sequence number.
+        sequence: u64,
+        /// Bytes of this rank's input.
+        bytes: usize,
+        /// The other rank.
+        peer: usize,
+        /// The collective that it called.
+        their_call: &'static str,
+        /// Bytes of its input.
+        their_bytes: usize,
+    },
     /// Memory cannot be shared.
     #[error("{call}: {source}")]
     SharedMemory {

@@ -26,12 +26,32 @@ pub(super) enum Deed {
     Left = 2,
 }
 
+/// Which collective a rank takes a turn in: it must be the same on all ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Deal {
+    /// A reduce-scatter, not an all-gather.
+    pub(super) reduces: bool,
+    /// Bytes of each rank's input.
+    pub(super) bytes: usize,
+}
+
+impl Deal {
+    fn packed(self) -> u64 {
+        (self.bytes as u64) << 1 | u64::from(self.reduces)
+    }
+
+    fn unpacked(packed: u64) -> Self {
+        Deal { reduces: packed & 1 == 1, bytes: (packed >> 1) as usize }
+    }
+}
+
 /// One turn of one rank.
 #[repr(C, align(128))]
 struct Slot {
     posted: AtomicU64,
     read: AtomicU64,
     offset: AtomicU64,
+    deal: AtomicU64,
     inline: UnsafeCell<[u8; INLINE]>,
 }
 
@@ -93,9 +113,15 @@ impl Control {
         self.slot(turn).offset.load(Ordering::Relaxed) as usize
     }
 
-    /// Tells where the input of a turn lies.
-    pub(super) fn post(&self, turn: u64, offset: usize) {
+    /// Which collective a turn is to the rank, after [`Control::has_posted`].
+    pub(super) fn deal(&self, turn: u64) -> Deal {
+        Deal::unpacked(self.slot(turn).deal.load(Ordering::Relaxed))
+    }
+
+    /// Tells where the input of a turn lies, and of which collective it is.
+    pub(super) fn post(&self, turn: u64, offset: usize, deal: Deal) {
         let slot = self.slot(turn);
+        slot.deal.store(deal.packed(), Ordering::Relaxed);
         slot.offset.store(offset as u64, Ordering::Relaxed);
         slot.posted.store(turn, Ordering::Release);
         self.ring();

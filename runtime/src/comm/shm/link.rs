@@ -2,12 +2,12 @@
 
 use super::arena::{Arena, Block};
 use super::connect::{Own, Peer};
-use super::control::{Control, INLINE, SLOTS};
+use super::control::{Control, Deal, INLINE, SLOTS};
 use super::error::ShmError;
 use super::reduce::Instructions;
 use super::waiting::{Patience, Wait};
-use crate::comm::CommError;
 use crate::comm::ledger::Ledger;
+use crate::comm::{ALL_GATHER, CommError, REDUCE_SCATTER};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -154,8 +154,8 @@ impl Turn {
         self.link.control().inline(self.number)
     }
 
-    /// Posts this rank's input. The tensors are those that others read and this rank writes.
-    pub(super) fn post(&mut self, input: Input, tensors: Vec<Tensor>) {
+    /// Posts this rank's input of so many bytes. The tensors are those that others read and this rank writes.
+    pub(super) fn post(&mut self, input: Input, bytes: usize, tensors: Vec<Tensor>) {
         let offset = match &input {
             Input::Inline => 0,
             Input::InPlace(offset) => *offset,
@@ -163,7 +163,11 @@ impl Turn {
         };
         self.input = Some(input);
         self.tensors = tensors;
-        self.link.control().post(self.number, offset);
+        self.link.control().post(self.number, offset, self.deal(bytes));
+    }
+
+    fn deal(&self, bytes: usize) -> Deal {
+        Deal { reduces: self.call == REDUCE_SCATTER, bytes }
     }
 
     /// Waits for the input of a rank; `bytes` says how long it is, and so where it lies.
@@ -175,6 +179,17 @@ impl Turn {
             None => self.link.own.0.segment(),
         };
         let control = segment.control();
+        let (own, theirs) = (self.deal(bytes), control.deal(number));
+        if own != theirs {
+            return Err(CommError::Mismatch {
+                call: self.call,
+                sequence: self.sequence,
+                bytes,
+                peer: self.link.peers[rank].as_ref().map_or(rank, |peer| peer.rank),
+                their_call: if theirs.reduces { REDUCE_SCATTER } else { ALL_GATHER },
+                their_bytes: theirs.bytes,
+            });
+        }
         Ok(match bytes <= INLINE {
             true => control.inline(number),
             false => segment.at(control.offset(number)),

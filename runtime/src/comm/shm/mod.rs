@@ -111,7 +111,7 @@ impl Shm {
         let shared = self.link.shared(pointer(shard), bytes).is_some();
         let source = if shared { pointer(shard) } else { own };
         let input = self.input(&turn, ALL_GATHER, source, bytes, bytes..bytes)?;
-        turn.post(input, vec![full.shallow_clone(), shard.shallow_clone()]);
+        turn.post(input, bytes, vec![full.shallow_clone(), shard.shallow_clone()]);
         let (others, ranks) = (self.others(), self.ranks.clone());
         Ok(Pending::new(move || {
             for place in others {
@@ -131,7 +131,7 @@ impl Shm {
         let mut turn = self.link.take_turn(REDUCE_SCATTER, part, &self.ranks)?;
         // Nobody else needs this rank's own part.
         let input = self.input(&turn, REDUCE_SCATTER, pointer(full), bytes, place * length..(place + 1) * length)?;
-        turn.post(input, vec![full.shallow_clone(), shard.shallow_clone()]);
+        turn.post(input, bytes, vec![full.shallow_clone(), shard.shallow_clone()]);
         let (full, shard, ranks) = (full.shallow_clone(), shard.shallow_clone(), self.ranks.clone());
         let instructions = self.link.instructions;
         Ok(Pending::new(move || {
@@ -228,7 +228,7 @@ impl Collectives for Shm {
         self.link.ledger.sends(bytes * (count - 1));
         let mut turn = self.link.take_turn(ALL_GATHER, (collective.sequence(), 0), &self.ranks)?;
         let input = self.input(&turn, ALL_GATHER, numbers.as_ptr().cast(), bytes, bytes..bytes)?;
-        turn.post(input, Vec::new());
+        turn.post(input, bytes, Vec::new());
         collective.finish(|| {
             let mut all = vec![vec![0.0; numbers.len()]; count];
             for (&rank, numbers) in self.ranks.iter().zip(&mut all) {

@@ -1,0 +1,197 @@
+//! The curves of runs, by step and by time.
+
+use super::history::{Happened, Step, What};
+use super::run::Run;
+use crate::format;
+use crate::page::axis::{Axis, short, unit};
+use crate::page::escape;
+use crate::page::lines::{Curve, Mark, Plot, Stroke, smoothed};
+
+/// A curve of more steps is smoothed.
+const SMOOTHED_FROM: usize = 60;
+/// Over this share of all steps.
+const SMOOTHED_SHARE: usize = 30;
+/// More checkpoints than this would be a row of marks.
+const MOST_CHECKPOINTS: usize = 60;
+
+/// What lies along the horizontal axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Along {
+    Steps,
+    Time,
+}
+
+/// A curve's values at each step.
+type Figure = fn(&Step) -> f64;
+
+/// What one chart shows.
+struct Shown {
+    title: &'static str,
+    about: String,
+    figure: Figure,
+    /// Divides every value.
+    unit: f64,
+    from_zero: bool,
+    smooth: bool,
+    evaluations: bool,
+    planned: bool,
+}
+
+/// All curves as HTML.
+pub(super) fn curves(runs: &[Run]) -> String {
+    let steps = || runs.iter().flat_map(|run| &run.history.steps);
+    let planned = runs.iter().filter_map(|run| run.plan.as_ref()).map(|plan| plan.planned.plan.total as f64);
+    let most = steps().map(|step| step.live_bytes).chain(planned).filter(|bytes| bytes.is_finite()).fold(0.0, f64::max);
+    let (bytes, bytes_name) = unit(most);
+    let shown = |title, about: &str, figure| Shown {
+        title,
+        about: about.to_owned(),
+        figure,
+        unit: 1.0,
+        from_zero: true,
+        smooth: false,
+        evaluations: false,
+        planned: false,
+    };
+    let charts = [
+        Shown { smooth: true, evaluations: true, from_zero: false, ..shown("Loss", "Nats a token", |step| step.loss) },
+        Shown {
+            smooth: true,
+            ..shown("Gradient norm", "Of the whole gradient, before clipping", |step| step.grad_norm)
+        },
+        Shown {
+            smooth: true,
+            ..shown("Speed", "Tokens a second, all ranks, without padding", |step| step.tokens_per_second)
+        },
+        shown("Learning rate", "Of each step", |step| step.learning_rate),
+        Shown {
+            unit: bytes,
+            planned: true,
+            ..shown("Memory", &format!("Most in tensors at once, of the rank with most, {bytes_name}"), |step| {
+                step.live_bytes
+            })
+        },
+        Shown {
+            smooth: true,
+            ..shown("Time of a step", "Seconds, evaluation and saving left out", |step| step.seconds)
+        },
+    ];
+    charts.iter().map(|shown| chart(shown, runs)).collect()
+}
+
+fn chart(shown: &Shown, runs: &[Run]) -> String {
+    let window = window(runs).filter(|_| shown.smooth);
+    let mut legend = Vec::new();
+    let mut explain = |class: &str, words: String| legend.push(format!("<li><i class=\"{class}\"></i>{words}</li>"));
+    if let Some(window) = window {
+        explain("key-faint", "each step".to_owned());
+        explain("key-line", format!("mean of {window} steps"));
+    }
+    if shown.evaluations && runs.iter().any(|run| run.history.evaluations().next().is_some()) {
+        explain("key-dots", "held-out".to_owned());
+    }
+    if shown.planned && runs.iter().any(|run| run.plan.is_some()) {
+        explain("key-dashes", "planned".to_owned());
+    }
+    let legend = match legend.is_empty() {
+        true => String::new(),
+        false => format!("<ul class=\"legend\">{}</ul>", legend.concat()),
+    };
+    let plots = [(Along::Steps, "by-step"), (Along::Time, "by-time")].map(|(along, class)| {
+        let plot = plot(shown, runs, along, window);
+        format!("<div class=\"{class}\">{}</div>", plot.html())
+    });
+    let (title, about) = (shown.title, escape(&shown.about));
+    format!("<section class=\"card chart\"><h2>{title}</h2><p>{about}</p>{legend}{}</section>", plots.concat())
+}
+
+/// Over so many steps curves are smoothed; none where there are few.
+fn window(runs: &[Run]) -> Option<usize> {
+    let longest = runs.iter().map(|run| run.history.steps.len()).max().unwrap_or(0);
+    // An odd number, so that it is the mean around a step.
+    (longest >= SMOOTHED_FROM).then(|| (longest / SMOOTHED_SHARE) | 1)
+}
+
+fn plot(shown: &Shown, runs: &[Run], along: Along, window: Option<usize>) -> Plot {
+    let (second, horizontal) = across(runs, along);
+    let x = |step: u64, at: f64| match along {
+        Along::Steps => step as f64,
+        Along::Time => at / second,
+    };
+    let (mut curves, mut marks) = (Vec::new(), Vec::new());
+    for (colour, run) in runs.iter().enumerate() {
+        let points: Vec<(f64, f64)> =
+            run.history.steps.iter().map(|step| (x(step.step, step.at), (shown.figure)(step) / shown.unit)).collect();
+        let named = |what: &str| match (runs.len(), what) {
+            (1, what) => what.to_owned(),
+            (_, "") => run.name.clone(),
+            (_, what) => format!("{}, {what}", run.name),
+        };
+        let curve = |name: String, stroke, points| Curve { name, colour, stroke, points };
+        match window {
+            Some(window) => {
+                let mean = smoothed(&points, window);
+                curves.push(curve(named(if runs.len() == 1 { "step" } else { "" }), Stroke::Faint, points));
+                curves.push(curve(named("mean"), Stroke::Line, mean));
+            }
+            None => curves.push(curve(named(if runs.len() == 1 { "value" } else { "" }), Stroke::Line, points)),
+        }
+        if shown.evaluations {
+            let points = run.history.evaluations().map(|(it, loss)| (x(it.step, it.at), loss)).collect();
+            curves.push(curve(named("held-out"), Stroke::Dots, points));
+        }
+        if let Some(plan) = run.plan.as_ref().filter(|_| shown.planned) {
+            let planned = plan.planned.plan.total as f64 / shown.unit;
+            let points = vec![(horizontal.from, planned), (horizontal.to, planned)];
+            curves.push(curve(named("planned"), Stroke::Dashes, points));
+        }
+        marks.extend(run_marks(run, colour, |it| x(it.step, it.at)));
+    }
+    let values = curves.iter().flat_map(|curve| &curve.points).map(|(_, y)| *y);
+    let vertical = Axis::over(values, shown.from_zero, shown.title, short);
+    let along = if along == Along::Steps { "step" } else { "time" };
+    Plot { label: format!("{} by {along}", shown.title), horizontal, vertical, curves, marks }
+}
+
+/// The horizontal axis, and how many seconds its unit has.
+fn across(runs: &[Run], along: Along) -> (f64, Axis) {
+    let longest = runs.iter().map(|run| run.history.seconds()).fold(0.0, f64::max);
+    match along {
+        Along::Steps => {
+            let steps = runs.iter().flat_map(|run| &run.history.steps).map(|step| step.step as f64);
+            let whole = |tick: f64| if tick.fract() == 0.0 { short(tick) } else { String::new() };
+            (1.0, Axis::along(steps, "step", whole))
+        }
+        Along::Time => {
+            let (second, name) = match longest {
+                7200.0.. => (3600.0, "hours of work"),
+                120.0.. => (60.0, "minutes of work"),
+                _ => (1.0, "seconds of work"),
+            };
+            (second, Axis::along([longest / second], name, short))
+        }
+    }
+}
+
+fn run_marks(run: &Run, colour: usize, at: impl Fn(&Happened) -> f64) -> Vec<Mark> {
+    let checkpoints = run.history.count(|what| matches!(what, What::Checkpoint(_))) as usize;
+    let every = checkpoints.div_ceil(MOST_CHECKPOINTS).max(1);
+    let mut seen = 0;
+    let mut marks = Vec::new();
+    for it in &run.history.happened {
+        let (tall, words) = match &it.what {
+            What::Checkpoint(_) => {
+                seen += 1;
+                if seen % every != 0 {
+                    continue;
+                }
+                (false, format!("checkpoint of step {}", format::count(it.step)))
+            }
+            What::Restart(reason) => (true, format!("restart after step {}: {reason}", format::count(it.step))),
+            What::Resumed => (true, format!("resumed after step {}", format::count(it.step))),
+            What::Evaluation(_) | What::FailedSave(_) => continue,
+        };
+        marks.push(Mark { at: at(it), colour, tall, words });
+    }
+    marks
+}
