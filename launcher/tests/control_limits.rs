@@ -10,12 +10,12 @@ use std::time::Duration;
 use simulated::Simulated;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tonic::transport::Channel;
 use tonic::{Code, Request};
 use zerofold_launcher::control::limits::{MAX_CALLS_PER_CONNECTION, MAX_HEADER_BYTES, MAX_PART_BYTES, max_connections};
 use zerofold_launcher::control::{ControlOptions, ControlPlane};
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::*;
+use zerofold_trust::{Wire, connect};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -24,17 +24,17 @@ fn with_plane(test: impl AsyncFnOnce(&ControlPlane, String)) {
     let (events, _received) = mpsc::channel();
     let publish =
         |_: &Path, parts: Result<Vec<Vec<u8>>, String>| parts.map(|parts| format!("{} bytes", parts[0].len()));
-    let options = ControlOptions { port: None, world_size: 1, generation: 1, publish: Arc::new(publish), board: None };
+    let options = ControlOptions::new(simulated::listen(), 1, 1, Arc::new(publish));
     let control = ControlPlane::start(options, events).unwrap();
-    let address = format!("http://{}", control.address());
+    let address = control.contact().url();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         tokio::time::timeout(LIMIT, test(&control, address)).await.expect("the test hangs");
     });
 }
 
-async fn client(address: &str) -> ControlClient<Channel> {
-    ControlClient::connect(address.to_owned()).await.unwrap()
+async fn client(address: &str) -> ControlClient<Wire> {
+    ControlClient::new(connect(address, &simulated::token(), LIMIT).await.unwrap())
 }
 
 #[test]

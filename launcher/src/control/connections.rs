@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
-use tonic::transport::server::Connected;
+use tonic::transport::server::{Connected, TcpConnectInfo};
 use tonic::{Request, Status};
 
 use super::admission::{Admission, Admitted};
@@ -113,7 +113,8 @@ impl Connections {
         };
         prepare(&stream);
         let (heard, member) = (AtomicBool::new(false), AtomicBool::new(false));
-        let state = Arc::new(State { connections: self.clone(), number, heard, member });
+        let addresses = (stream.local_addr().ok(), peer);
+        let state = Arc::new(State { connections: self.clone(), number, addresses, heard, member });
         let guard = Guard { ended: Some(ended), late: Box::pin(tokio::time::sleep(self.first_request)) };
         Some(Guarded { stream, guard: Some(guard), connection: Connection(state) })
     }
@@ -136,6 +137,8 @@ fn prepare(stream: &TcpStream) {
 struct State {
     connections: Arc<Connections>,
     number: u64,
+    /// Of this side, and of the other.
+    addresses: (Option<SocketAddr>, SocketAddr),
     /// A request has come.
     heard: AtomicBool,
     /// A rank of the job has spoken.
@@ -158,6 +161,17 @@ impl Connection {
             self.0.member.store(true, Ordering::Relaxed);
         }
     }
+}
+
+/// Tells, as tonic does for plain connections, from where a call comes.
+// The error's type is tonic's.
+#[allow(clippy::result_large_err)]
+pub(crate) fn introduce(mut call: Request<()>) -> Result<Request<()>, Status> {
+    if let Some(connection) = call.extensions().get::<Connection>() {
+        let (local_addr, peer) = connection.0.addresses;
+        call.extensions_mut().insert(TcpConnectInfo { local_addr, remote_addr: Some(peer) });
+    }
+    Ok(call)
 }
 
 /// Notes, before anything is made of a call, that one has come.
@@ -184,6 +198,11 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
+    /// Who is on the other side.
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
+        Some(self.connection.0.addresses.1.ip())
+    }
+
     /// An error once the connection has to go. Looked at whenever hyper reads or writes, so that a peer who does not read what
     /// it is sent is seen too.
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {

@@ -1,9 +1,10 @@
 //! Calls that are well formed and make no sense: absurd values, any order, given up midway.
 
 use tonic::Status;
-use tonic::transport::Channel;
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::*;
+
+use zerofold_trust::Wire;
 
 use crate::dice::Dice;
 
@@ -34,12 +35,12 @@ impl Caller {
 }
 
 /// Makes one call.
-pub(crate) async fn call(client: &mut ControlClient<Channel>, caller: Caller, dice: &mut Dice) {
+pub(crate) async fn call(client: &mut ControlClient<Wire>, caller: Caller, dice: &mut Dice) {
     // That it is answered, and everybody else too, is what counts.
     let _ = any(client, caller, dice).await;
 }
 
-async fn any(client: &mut ControlClient<Channel>, caller: Caller, dice: &mut Dice) -> Result<(), Status> {
+async fn any(client: &mut ControlClient<Wire>, caller: Caller, dice: &mut Dice) -> Result<(), Status> {
     let (rank, generation) = caller.identity(dice);
     match dice.below(12) {
         0 => {

@@ -26,6 +26,7 @@ use tonic::transport::Endpoint;
 use zerofold_launcher::control::{ControlOptions, ControlPlane};
 use zerofold_launcher::event::Event;
 use zerofold_proto::v1::control_client::ControlClient;
+use zerofold_trust::{Token, wire};
 
 /// Ranks of the honest job.
 const HONEST: u32 = 8;
@@ -49,7 +50,7 @@ fn honest_workers_are_not_disturbed_by_strangers() {
     let (_alone, seed) = begin();
     let (events, received) = mpsc::channel();
     let control = plane(HONEST, GENERATION, events);
-    let address = control.address();
+    let address = address_of(&control);
     let over = AtomicBool::new(false);
     let (slowest, figures) = std::thread::scope(|scope| {
         let honest = scope.spawn(|| honest_job(address, &over));
@@ -84,7 +85,7 @@ fn ranks_may_say_anything_in_any_order() {
         if generation > 1 {
             control.begin(generation, RANKS);
         }
-        throw(control.address(), Caller::Insider(RANKS, generation), seed ^ generation);
+        throw(address_of(&control), Caller::Insider(RANKS, generation), seed ^ generation);
         wait_until("all connections are closed", || control.connections() == 0);
         // What supervision and the view would do with it.
         control.look(|members| {
@@ -95,7 +96,7 @@ fn ranks_may_say_anything_in_any_order() {
     }
     // After all that, an honest membership.
     control.begin(5, 1);
-    let address = format!("http://{}", control.address());
+    let address = control.contact().url();
     runtime().block_on(async {
         let mut worker = Simulated::connect(&address, 0, 1).await.unwrap().of(5);
         worker.join().await.unwrap();
@@ -129,8 +130,12 @@ fn variable(name: &str) -> Option<u64> {
 
 fn plane(world_size: u32, generation: u64, events: mpsc::Sender<Event>) -> ControlPlane {
     let publish = |_: &Path, parts: Result<Vec<Vec<u8>>, String>| parts.map(|_| "manifest".to_owned());
-    let options = ControlOptions { port: None, world_size, generation, publish: Arc::new(publish), board: None };
+    let options = ControlOptions::new(simulated::listen(), world_size, generation, Arc::new(publish));
     ControlPlane::start(options, events).unwrap()
+}
+
+fn address_of(control: &ControlPlane) -> SocketAddr {
+    control.contact().to_string().parse().unwrap()
 }
 
 fn runtime() -> Runtime {
@@ -209,12 +214,15 @@ async fn throw_something(address: SocketAddr, caller: Caller, dice: &mut Dice) {
         kind => {
             let Ok(endpoint) = Endpoint::from_shared(format!("http://{address}")) else { return };
             let Ok(channel) = endpoint.connect().await else { return };
-            let mut client = ControlClient::new(channel.clone());
+            // Now and then one with another job's token.
+            let token = if dice.once_in(6) { "a5" } else { "5a" };
+            let wire = wire(channel, &Token::parse(&token.repeat(32)).unwrap());
+            let mut client = ControlClient::new(wire.clone());
             for _ in 0..dice.below(30) {
                 let patience = Duration::from_millis(dice.one_of(&[0, 1, 5, 20]));
                 let call = async {
                     match kind {
-                        4 | 5 => raw::call(&channel, dice).await,
+                        4 | 5 => raw::call(&wire, dice).await,
                         _ => calls::call(&mut client, caller, dice).await,
                     }
                 };

@@ -2,8 +2,9 @@
 
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Channel;
 use tonic::{Request, Status};
+
+use zerofold_trust::Wire;
 
 use crate::dice::Dice;
 
@@ -25,7 +26,7 @@ const CALLS: [&str; 13] = [
 ];
 
 /// Makes a call with a message that protobuf did not write, as a rule; the answer counts for nothing.
-pub(crate) async fn call(channel: &Channel, dice: &mut Dice) {
+pub(crate) async fn call(channel: &Wire, dice: &mut Dice) {
     let path = format!("/zerofold.control.v1.Control/{}", dice.one_of(&CALLS));
     let Ok(path) = PathAndQuery::try_from(path) else { return };
     let mut client = tonic::client::Grpc::new(channel.clone());

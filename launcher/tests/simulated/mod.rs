@@ -6,9 +6,20 @@
 use std::time::{Duration, Instant};
 
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use zerofold_launcher::control::Listen;
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::*;
+use zerofold_trust::{Token, Wire, connect};
+
+/// The token of every job here.
+pub fn token() -> Token {
+    Token::parse(&"5a".repeat(32)).expect("a token")
+}
+
+/// A control plane on any port of loopback that asks for it.
+pub fn listen() -> Listen {
+    Listen { address: ([127, 0, 0, 1], 0).into(), token: token(), tls: false }
+}
 
 /// How the ranks find each other through the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,17 +38,15 @@ pub struct Simulated {
     pub rank: u32,
     world_size: u32,
     generation: u64,
-    client: ControlClient<Channel>,
+    client: ControlClient<Wire>,
 }
 
 impl Simulated {
     /// Connects to the control plane at `address`, such as `http://127.0.0.1:29500`.
     pub async fn connect(address: &str, rank: u32, world_size: u32) -> Result<Self, Status> {
-        let endpoint =
-            Endpoint::from_shared(address.to_owned()).map_err(|error| Status::internal(error.to_string()))?;
-        let channel = endpoint.connect_timeout(Duration::from_secs(30)).connect().await;
-        let channel = channel.map_err(|error| Status::unavailable(format!("rank {rank} cannot connect: {error:?}")))?;
-        Ok(Simulated { rank, world_size, generation: 1, client: ControlClient::new(channel) })
+        let wire = connect(address, &token(), Duration::from_secs(30)).await;
+        let wire = wire.map_err(|error| Status::unavailable(format!("rank {rank} cannot connect: {error}")))?;
+        Ok(Simulated { rank, world_size, generation: 1, client: ControlClient::new(wire) })
     }
 
     /// Of that generation of the job; the first, if nothing is said.

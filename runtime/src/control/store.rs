@@ -3,12 +3,12 @@
 use crate::comm::Store;
 use std::time::Duration;
 use tonic::Status;
-use tonic::transport::Channel;
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::{
     StoreAddRequest, StoreCheckRequest, StoreDeleteRequest, StoreGetAllRequest, StoreGetRequest, StoreSetRequest,
     StoreWaitRequest,
 };
+use zerofold_trust::Wire;
 
 /// Added to a call's own limit before it is given up on this side, so that the server's answer, which names the missing
 /// key, arrives first.
@@ -18,13 +18,13 @@ const GRACE: Duration = Duration::from_secs(10);
 /// those who are gone. May be called from any thread that is not the control thread itself.
 #[derive(Clone)]
 pub struct ControlStore {
-    client: ControlClient<Channel>,
+    client: ControlClient<Wire>,
     handle: tokio::runtime::Handle,
     generation: u64,
 }
 
 impl ControlStore {
-    pub(super) fn new(client: ControlClient<Channel>, handle: tokio::runtime::Handle, generation: u64) -> Self {
+    pub(super) fn new(client: ControlClient<Wire>, handle: tokio::runtime::Handle, generation: u64) -> Self {
         ControlStore { client, handle, generation }
     }
 
