@@ -5,7 +5,7 @@ const SHOWN: [&str; 6] =
     ["StatusReply", "JobStatus", "StepStatus", "EvaluationStatus", "CheckpointStatus", "RankStatus"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["control.proto", "status.proto"];
+    let files = ["control.proto", "hosts.proto", "status.proto"];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

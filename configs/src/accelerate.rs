@@ -206,7 +206,7 @@ fn unread_sections(
     Ok(())
 }
 
-/// Settles the number of processes: as written, else the number of devices, else 1. With `distributed_type: NO` it is 1
+/// Settles the number of processes on all hosts: as written, else one for each of `devices`. With `distributed_type: NO` it is 1
 /// unless a higher place says otherwise.
 pub(crate) fn num_processes(
     reader: &mut Reader<'_>,
@@ -228,5 +228,5 @@ pub(crate) fn num_processes(
         reader.provenance.insert("num_processes".to_owned(), by.place.clone());
         return Ok(1);
     }
-    Ok(reader.settle("num_processes", written, devices.max(1)))
+    Ok(reader.settle("num_processes", written, devices))
 }

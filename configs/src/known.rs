@@ -52,15 +52,18 @@ const AUTO: &[&str] = &["auto", "none", ""];
 const BUCKETS: Role = NoEffect("a unit is what is sent at once; fsdp_auto_wrap_policy says how large it is");
 const LIVE: Role = NoEffect("at stage 3 two units are gathered at a time, and no more");
 const TPU: Role = NoEffect("it is for TPUs");
-const ONE_MACHINE: Role = NotBuilt("jobs run on one machine so far: use num_machines: 1");
+const ONE_LAUNCH_EACH: Role =
+    NotBuilt("start launch on each host yourself, or by Slurm or Kubernetes: --nnodes, --node-rank");
 const TOP: &[Known] = &[
     known("distributed_type", &[], Used),
     known("fp16", &[], Used),
     known("compute_environment", &["local_machine"], NotBuilt("jobs run on the local machine: use LOCAL_MACHINE")),
     known("debug", NO, NoEffect("the buffers of every collective are always checked")),
-    known("machine_rank", &["0"], ONE_MACHINE),
-    known("num_machines", &["0", "1"], ONE_MACHINE),
-    known("main_process_ip", &["127.0.0.1", "localhost"], NoEffect("all processes run on this machine")),
+    known("machine_rank", &[], Used),
+    known("num_machines", &[], Used),
+    known("main_process_ip", &[], Used),
+    known("standalone", ANY, NoEffect("")),
+    known("local_addr", NONE, NotBuilt("use --interface for the address of this host")),
     known("gpu_ids", &[], Used),
     known("rdzv_backend", &["static", "c10d"], NoEffect("launch does the rendezvous itself")),
     known("same_network", ANY, NoEffect("")),
@@ -97,9 +100,9 @@ const DEEPSPEED: &[Known] = &[
     known("zero3_init_flag", ANY, NoEffect("")),
     known("zero3_save_16bit_model", NO, NoEffect("the model is always exported, in the type that save_dtype says")),
     known("deepspeed_multinode_launcher", ANY, NoEffect("")),
-    known("deepspeed_hostfile", NONE, ONE_MACHINE),
-    known("deepspeed_inclusion_filter", NONE, ONE_MACHINE),
-    known("deepspeed_exclusion_filter", NONE, ONE_MACHINE),
+    known("deepspeed_hostfile", NONE, ONE_LAUNCH_EACH),
+    known("deepspeed_inclusion_filter", NONE, ONE_LAUNCH_EACH),
+    known("deepspeed_exclusion_filter", NONE, ONE_LAUNCH_EACH),
     known("deepspeed_moe_layer_cls_names", NONE, NoEffect("no model here has experts")),
     known("seq_parallel_communication_data_type", NONE, NoEffect("sequences are not split over processes")),
     // What stands under zero_optimization in a DeepSpeed JSON.

@@ -36,6 +36,7 @@ mod sharding;
 mod source;
 mod store_url;
 mod suggestion;
+mod topology;
 mod training;
 mod types;
 mod units;
@@ -53,10 +54,11 @@ pub use machine::{
 pub use presets::{PRESETS, Preset};
 pub use profile::ProfileSteps;
 pub use registry::{Allowed, DefaultValue, Group, Key, Kind, Section, flag_names, key, nearest, other_keys};
-pub use resolve::{Inputs, resolve};
+pub use resolve::{Inputs, Joined, resolve, resolve_job};
 pub use resolved::{HubModel, Resolved};
 pub use sharding::{BackwardPrefetch, ElementTypes, ReshardAfterForward, Sharding, Stage, UnitPolicy};
 pub use store_url::StoreUrl;
+pub use topology::{DEFAULT_PORT, ENVIRONMENT, Endpoint, Nodes, RendezvousTimes, STATIC_RUN_ID, StartedBy, Topology};
 pub use training::{KEYS, Training};
 pub use types::{
     Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, Reporter, Sampling, Scheduler, StateDictType,

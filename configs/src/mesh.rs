@@ -12,6 +12,13 @@ use crate::sharding::{ReshardAfterForward, Stage};
 const REPLICATE: &str = "parallelism_config_dp_replicate_size";
 const SHARD: &str = "parallelism_config_dp_shard_size";
 
+/// The ranks of a job, and the hosts that share them out evenly.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ranks {
+    pub all: u32,
+    pub hosts: u32,
+}
+
 /// The ranks as copies × shards.
 struct Mesh<'a> {
     copies: u32,
@@ -27,7 +34,7 @@ pub(crate) fn lay_out<'a>(
     reader: &mut Reader<'a>,
     distributed: &DistributedType<'a>,
     asked: &mut Asked<'a>,
-    num_processes: u32,
+    Ranks { all: num_processes, hosts }: Ranks,
 ) -> Result<u32, ConfigError> {
     let replicate = size(reader, REPLICATE)?;
     let shard = size(reader, SHARD)?;
@@ -42,7 +49,12 @@ pub(crate) fn lay_out<'a>(
             if let (Some(told), Some(by)) = (told, distributed.setting()) {
                 reader.notes.push(no_effect(told, &format!("{} ({})", by.equation(), by.place)));
             }
-            1
+            // FSDP shards a hybrid's parameters inside each host and keeps copies across them.
+            let across = hosts > 1 && num_processes > hosts && num_processes.is_multiple_of(hosts);
+            match (asked.strategy.hybrid, asked.strategy.stage) {
+                (Some(true), Stage::Three) if told.is_none() && across => hosts,
+                _ => 1,
+            }
         }
     };
     if let (Some(true), Some(setting), 1, Stage::Three) =
@@ -52,8 +64,9 @@ pub(crate) fn lay_out<'a>(
             ReshardAfterForward::Always(false) => "SHARD_GRAD_OP",
             _ => "FULL_SHARD",
         };
+        let place = if hosts == 1 { "on one machine" } else { "with one process on each host" };
         reader.notes.push(format!(
-            "{} ({}) is {one} on one machine: one copy, sharded over all {num_processes} processes; set \
+            "{} ({}) is {one} {place}: one copy, sharded over all {num_processes} processes; set \
              parallelism_config_dp_replicate_size to have more copies",
             setting.equation(),
             setting.place

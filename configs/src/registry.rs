@@ -159,6 +159,8 @@ pub enum Group {
     Files,
     /// Processes, sharding and precision.
     Job,
+    /// Several hosts.
+    Hosts,
     /// Batches and length of the training.
     Batches,
     /// The optimizer and its schedule.
@@ -171,14 +173,15 @@ pub enum Group {
 
 impl Group {
     /// Every group, in the order of `--help`.
-    pub const ALL: [Group; 6] =
-        [Group::Files, Group::Job, Group::Batches, Group::Optimizer, Group::Data, Group::Reports];
+    pub const ALL: [Group; 7] =
+        [Group::Files, Group::Job, Group::Hosts, Group::Batches, Group::Optimizer, Group::Data, Group::Reports];
 
     /// The heading.
     pub fn title(self) -> &'static str {
         match self {
             Group::Files => "Model, data and output",
             Group::Job => "Processes, sharding and precision",
+            Group::Hosts => "Several hosts",
             Group::Batches => "Batches and length",
             Group::Optimizer => "Optimizer and schedule",
             Group::Data => "Data",

@@ -5,12 +5,13 @@ use crate::error::ConfigError;
 use crate::known::{check, no_effect};
 use crate::registry::{DefaultValue, Section};
 use crate::resolved::Resolved;
-use crate::settings::{Layer, Reader, Setting, Settings, agree, missing};
+use crate::settings::{Reader, Setting, Settings, agree, missing};
 use crate::sharding::{ReshardAfterForward, Sharding, Stage};
+use crate::topology::{self, Settled, Topology};
 use crate::training::{KEYS, Training};
 use crate::types::{DeviceKind, Strategy};
 use crate::{device, fsdp, mesh, offload, precision, presets, source, units};
-use serde_yaml::Value;
+use std::collections::BTreeMap;
 
 /// What the user gave, as written.
 #[derive(Debug, Clone, Default)]
@@ -21,10 +22,23 @@ pub struct Inputs {
     pub set: Vec<String>,
     /// Flags as (name, value), without dashes in front; a switch without a value has the value `true`.
     pub flags: Vec<(String, String)>,
-    /// `--nproc`.
+    /// `--nproc`: processes of one host.
     pub nproc: Option<u32>,
+    /// What torchrun's variables and the scheduler's say (see [`crate::ENVIRONMENT`]).
+    pub environment: BTreeMap<String, String>,
+    /// The hosts that are there, once they are: they decide how many processes there are.
+    pub joined: Option<Joined>,
     /// Accelerators of this machine: the default number of processes when it is not 0.
     pub devices: u32,
+}
+
+/// Hosts that have met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Joined {
+    /// How many.
+    pub hosts: u32,
+    /// Ranks of all of them.
+    pub ranks: u32,
 }
 
 /// Decides everything: flags go before `--set`, `--set` before the file, the file before the defaults.
@@ -36,6 +50,14 @@ pub struct Inputs {
 /// One [`ConfigError`]: a file that cannot be read, an unknown key, a value that is not allowed or not built, two that
 /// disagree, or a required key that is not set.
 pub fn resolve(inputs: &Inputs) -> Result<Resolved, ConfigError> {
+    resolve_job(inputs).map(|(resolved, _)| resolved)
+}
+
+/// The same, and where this `launch` stands among the hosts of the job.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_job(inputs: &Inputs) -> Result<(Resolved, Topology), ConfigError> {
     let mut settings = Settings::default();
     let mut accelerate_file = None;
     if let Some(name) = &inputs.config {
@@ -50,32 +72,23 @@ pub fn resolve(inputs: &Inputs) -> Result<Resolved, ConfigError> {
     for (name, value) in &inputs.flags {
         source::add_flag(&mut settings, name, value)?;
     }
-    add_nproc(&mut settings, inputs.nproc)?;
-    decide(&settings, accelerate_file.as_deref(), inputs)
+    topology::add_environment(&mut settings, &inputs.environment);
+    let settled = topology::settle(&settings, &inputs.environment)?;
+    topology::add_ranks_per_node(&mut settings, inputs, &settled)?;
+    let resolved = decide(&settings, accelerate_file.as_deref(), inputs, &settled)?;
+    let topology = topology::with_ranks(settled, inputs, &resolved)?;
+    Ok((resolved, topology))
 }
 
-fn add_nproc(settings: &mut Settings, nproc: Option<u32>) -> Result<(), ConfigError> {
-    let Some(nproc) = nproc else { return Ok(()) };
-    let nproc = Setting {
-        section: Section::Top,
-        key: "num_processes",
-        value: Value::from(nproc),
-        layer: Layer::Flag,
-        place: "flag --nproc".to_owned(),
-    };
-    if let Some(other) = settings.find(Section::Top, "num_processes").filter(|other| other.layer == Layer::Flag) {
-        let number = |setting: &Setting| crate::value::number(&setting.value);
-        if number(other) != number(&nproc) {
-            return Err(nproc.conflict(other, "pass one of the two"));
-        }
-    }
-    settings.add(nproc);
-    Ok(())
-}
-
-fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -> Result<Resolved, ConfigError> {
+fn decide(
+    settings: &Settings,
+    accelerate_file: Option<&str>,
+    inputs: &Inputs,
+    hosts: &Settled,
+) -> Result<Resolved, ConfigError> {
     let mut reader = Reader::new(settings);
     reader.notes = check(settings)?;
+    reader.notes.extend_from_slice(&hosts.notes);
     check_required(settings, inputs)?;
     let distributed = DistributedType::read(&reader)?;
     let mut asked = accelerate::asked(&mut reader, &distributed, accelerate_file)?;
@@ -86,8 +99,17 @@ fn decide(settings: &Settings, accelerate_file: Option<&str>, inputs: &Inputs) -
         (DeviceKind::Cuda, Some(ids)) => ids.len() as u32,
         (DeviceKind::Cuda, None) => inputs.devices,
     };
-    let num_processes = accelerate::num_processes(&mut reader, &distributed, devices)?;
-    let replicas = mesh::lay_out(&mut reader, &distributed, &mut asked, num_processes)?;
+    let launches = hosts.topology.nodes.max;
+    let written = accelerate::num_processes(&mut reader, &distributed, devices.max(1).saturating_mul(launches))?;
+    let ranks = match inputs.joined {
+        Some(joined) => {
+            reader.provenance.insert("num_processes".to_owned(), format!("the {} hosts that joined", joined.hosts));
+            mesh::Ranks { all: joined.ranks, hosts: joined.hosts }
+        }
+        None => mesh::Ranks { all: written, hosts: hosts.hosts() },
+    };
+    let num_processes = ranks.all;
+    let replicas = mesh::lay_out(&mut reader, &distributed, &mut asked, ranks)?;
     let (units, layer_classes) = units::units(&mut reader, &distributed)?;
     let sharding = Sharding {
         stage: asked.strategy.stage,

@@ -190,12 +190,32 @@ keys! {
     [Top] {
         /// Compute type: no (that of the masters), bf16, or fp16 with dynamic loss scaling
         mixed_precision: Precision = "no", Allowed::Any, Job;
-        /// Processes of the job, the same as --nproc
+        /// Processes of the job on all hosts together; --nproc counts those of one
         num_processes: u32 = (computed "by the file, or 1"), Allowed::MinusOneOrAtLeast(1.0), Job;
         /// Train on the CPU, even where there are GPUs
         use_cpu: bool = (computed "true where there is no GPU"), Allowed::Any, Job;
         /// Port of the control plane
         main_process_port: Option<u16> = (computed "any free port"), Allowed::Between(0.0, 65535.0), Job;
+        /// Hosts of the job, each with one launch; MIN:MAX goes on with fewer when some are gone
+        nnodes: String = "1", Allowed::Any, Hosts;
+        /// Which of them this is, from 0; host 0 coordinates
+        node_rank: u32 = (computed "by the scheduler, or 0"), NOT_NEGATIVE, Hosts;
+        /// HOST:PORT of host 0, the same on all
+        rdzv_endpoint: String = (computed "by the scheduler"), Allowed::Any, Hosts;
+        /// A name of the job: launches of another are refused
+        rdzv_id: String = (computed "by the scheduler, or default"), Allowed::Any, Hosts;
+        /// Seconds that hosts are waited for
+        rdzv_conf: String = "join_timeout=600,last_call_timeout=30", Allowed::Any, Hosts;
+        /// The HOST of rdzv_endpoint
+        master_addr: String = unset, Allowed::Any, Hosts;
+        /// The PORT of rdzv_endpoint
+        master_port: Option<u16> = (computed "29400"), Allowed::Between(0.0, 65535.0), Hosts;
+        /// Name or address of the network interface that collectives use on this host
+        interface: String = (computed "the one that reaches host 0"), Allowed::Any, Hosts;
+        /// File with the token that all launches of the job share, if not in ZEROFOLD_TOKEN
+        token_file: PathBuf = unset, Allowed::Any, Hosts;
+        /// Do not encrypt what launches and workers of several hosts say to each other
+        no_tls: bool = "false", Allowed::Any, Hosts;
     }
     [DeepSpeed] {
         /// What is sharded: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters

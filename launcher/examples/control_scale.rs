@@ -92,13 +92,7 @@ fn measure(options: &Options) -> Result<()> {
     let publish = |_: &std::path::Path, parts: std::result::Result<Vec<Vec<u8>>, String>| {
         parts.map(|parts| format!("manifest of {} parts", parts.len()))
     };
-    let plane = ControlOptions {
-        port: None,
-        world_size: options.workers,
-        generation: 1,
-        publish: Arc::new(publish),
-        board: None,
-    };
+    let plane = ControlOptions::new(simulated::listen(), options.workers, 1, Arc::new(publish));
     let control = ControlPlane::start(plane, events)?;
     let over = AtomicBool::new(false);
     let (beats, joined, counts) = std::thread::scope(|scope| {
@@ -131,7 +125,7 @@ fn measure(options: &Options) -> Result<()> {
 
 /// What the workers are told, in turn. Returns what heartbeats and joining took.
 fn order_all(options: &Options, control: &ControlPlane) -> Result<(Measured, Measured)> {
-    let mut workers = Workers::start(options, &format!("http://{}", control.address()))?;
+    let mut workers = Workers::start(options, &control.contact().url())?;
     println!("{} workers, each with a connection of its own, on {} cores", options.workers, cores());
     println!("{:<24} {:>9} {:>11} {:>11} {:>10} {:>8}  answers", "", "time", "CPU", "watching", "memory", "threads");
     println!("{:<24} {:>9} {:>11} {:>11} {:>10} {:>8}", "before", "", "", "", mib(memory()), threads());
@@ -167,7 +161,8 @@ fn watch(control: &ControlPlane, received: mpsc::Receiver<Event>, over: &AtomicB
             Err(_) if over.load(Ordering::Acquire) => return counts,
             Err(_) => {}
         }
-        if let Some(hang) = hang::diagnose(Instant::now(), began, &control.members()) {
+        let found = control.look(|members| hang::diagnose(Instant::now(), began, members));
+        if let Some(hang) = found {
             println!("held up: {}", hang.words);
         }
     }

@@ -4,7 +4,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tonic::transport::Channel;
 use zerofold_checkpoint::{
     Dtype, FileEntry, Part, STATES, SafetensorsWriter, SavedParameter, SavedUnit, TensorEntry, TensorRange,
     digest_units, shard_file_name,
@@ -13,6 +12,7 @@ use zerofold_configs::{Resolved, UnitPolicy};
 use zerofold_plan::{ModelConfig, ModelUnits};
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::*;
+use zerofold_trust::{Token, Wire, connect};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -35,7 +35,7 @@ struct Rank {
     generation: u64,
     behaviour: String,
     steps: u64,
-    client: ControlClient<Channel>,
+    client: ControlClient<Wire>,
 }
 
 fn variable(name: &str) -> Result<String> {
@@ -64,7 +64,9 @@ fn main() -> Result<()> {
         if behaviour == "silent" {
             std::future::pending::<()>().await;
         }
-        let client = ControlClient::connect(variable("ZEROFOLD_CONTROL")?).await?;
+        let token = Token::parse(&variable("ZEROFOLD_TOKEN")?)?;
+        let client =
+            ControlClient::new(connect(&variable("ZEROFOLD_CONTROL")?, &token, Duration::from_secs(20)).await?);
         let mut rank = Rank {
             rank,
             world_size: variable("WORLD_SIZE")?.parse()?,

@@ -1,5 +1,6 @@
 //! The command `bench`: what this machine's ranks reach, all of them busy at the same time. `doctor` shows the same.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -8,11 +9,11 @@ use zerofold_configs::{BenchRequest, DeviceKind, Rates};
 
 use crate::checkpoint_publisher::publish_parts;
 use crate::columns::left_aligned;
-use crate::control::{ControlOptions, ControlPlane};
+use crate::control::{ControlError, ControlOptions, ControlPlane, Listen};
 use crate::error::LaunchError;
 use crate::event::Event;
 use crate::terminal::Terminal;
-use crate::worker_command::{FIRST_GENERATION, JobEnvironment, find_worker};
+use crate::worker_command::{FIRST_GENERATION, JobEnvironment, LocalRanks, find_worker};
 use crate::{errand, format, gpus};
 
 /// Nothing takes nearly as long; NCCL on many GPUs needs the most, to start.
@@ -70,20 +71,18 @@ pub fn bench(options: &BenchOptions, terminal: &Terminal) -> Result<u8, LaunchEr
 pub(crate) fn measure(request: &BenchRequest, ranks: u32, gpu_ids: Option<&[u32]>) -> Result<Rates, LaunchError> {
     let worker = find_worker()?;
     let (events, received) = mpsc::channel();
-    let options = ControlOptions {
-        port: None,
-        world_size: ranks,
-        generation: FIRST_GENERATION,
-        publish: Arc::new(|directory, parts| publish_parts(None, directory, parts)),
-        board: None,
-    };
+    let listen = Listen::loopback(None).map_err(ControlError::from)?;
+    let publish = Arc::new(|directory: &Path, parts| publish_parts(None, directory, parts));
+    let options = ControlOptions::new(listen, ranks, FIRST_GENERATION, publish);
     let control = ControlPlane::start(options, events)?;
     let environment = JobEnvironment {
         worker: &worker,
         world_size: ranks,
         device: request.device,
         gpu_ids,
-        control: control.address(),
+        control: control.contact(),
+        local: LocalRanks::all(ranks),
+        interface: None,
         generation: FIRST_GENERATION,
         config: None,
         resume: None,

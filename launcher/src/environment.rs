@@ -57,6 +57,10 @@ pub const CUDA_ALLOCATOR: (&str, &str) = ("PYTORCH_ALLOC_CONF", "expandable_segm
 pub const CUDA_ALLOCATOR_OLD_NAME: &str = "PYTORCH_CUDA_ALLOC_CONF";
 /// Set: the address of the control plane, as a URL.
 pub const CONTROL: &str = "ZEROFOLD_CONTROL";
+/// Read and set: the token that all processes of the job share. Nothing shows it.
+pub const TOKEN: &str = "ZEROFOLD_TOKEN";
+/// Set: the name or address of the interface that collectives use.
+pub const INTERFACE: &str = "ZEROFOLD_INTERFACE";
 /// Set: the path of `config.resolved.yaml`.
 pub const CONFIG: &str = "ZEROFOLD_CONFIG";
 /// Set: the membership of the job.

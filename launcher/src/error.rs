@@ -89,6 +89,17 @@ pub enum LaunchError {
     /// The control plane did not start.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// Other hosts did not come, or cannot do their part.
+    #[error("{message}\nhint: {hint}")]
+    Hosts {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// It was stopped before anything ran.
+    #[error("{}: stopped while waiting for hosts", _0.name())]
+    Stopped(crate::event::StopSignal),
     /// The Prometheus endpoint did not start.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -167,8 +178,14 @@ impl LaunchError {
     /// The exit code of `launch`.
     pub fn exit_code(&self) -> u8 {
         match self {
-            LaunchError::Spawn(_) | LaunchError::Worker { .. } | LaunchError::System { .. } => EXIT_FAILED,
-            LaunchError::Control(ControlError::Start { .. }) => EXIT_FAILED,
+            LaunchError::Stopped(signal) => signal.exit_code(),
+            LaunchError::Hosts { .. }
+            | LaunchError::Spawn(_)
+            | LaunchError::Worker { .. }
+            | LaunchError::System { .. } => EXIT_FAILED,
+            LaunchError::Control(ControlError::Start { .. } | ControlError::Token(_) | ControlError::Trust(_)) => {
+                EXIT_FAILED
+            }
             LaunchError::Metrics(MetricsError::Start { .. }) => EXIT_FAILED,
             LaunchError::Hub(error) if error.is_failure() => EXIT_FAILED,
             _ => EXIT_USAGE,

@@ -121,4 +121,17 @@ pub enum Event {
     },
     /// `launch` was asked for a checkpoint.
     SaveAsked,
+    /// The launch of another host was asked to stop.
+    StopAskedByHost(StopSignal),
+    /// Another host came or went.
+    HostsChanged,
+    /// Another host is gone, and with it what ran there.
+    HostLost {
+        /// Its name.
+        host: String,
+        /// Its ranks that had not ended.
+        ranks: Vec<u32>,
+        /// How it went, as the rest of a sentence about it.
+        how: String,
+    },
 }

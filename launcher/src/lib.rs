@@ -36,6 +36,7 @@ pub mod event;
 pub mod format;
 pub mod generate;
 pub mod gpus;
+pub mod hosts;
 pub mod hub;
 mod initial_model;
 mod job;

@@ -8,7 +8,7 @@ use zerofold_launcher::cli::{self, CliError, Meant};
 use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
 use zerofold_launcher::logs::{self, LogFormat};
 use zerofold_launcher::terminal::Terminal;
-use zerofold_launcher::{bench, checkpoints, compare, doctor, generate, hub, plan, run_report, train, watch};
+use zerofold_launcher::{bench, checkpoints, compare, doctor, generate, hosts, hub, plan, run_report, train, watch};
 
 fn main() -> ExitCode {
     let began = Instant::now();
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Ok(Meant::Train(options)) => train::train(&options, format, began),
         Ok(Meant::Plan(options)) => plan::plan(&options, &Terminal::new(false)),
         Ok(Meant::Doctor(options)) => doctor::doctor(&options, &Terminal::new(false)),
+        Ok(Meant::Token(file)) => hosts::make_token(file.as_deref()),
         Ok(Meant::Bench(options)) => bench::bench(&options, &Terminal::new(false)),
         Ok(Meant::Compare(options)) => compare::compare(&options, &Terminal::new(false)),
         Ok(Meant::Status(options)) => watch::status(&options, &Terminal::new(false)),

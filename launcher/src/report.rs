@@ -83,6 +83,7 @@ fn sentence(failure: &Failure, facts: &Facts) -> String {
         Cause::Ended(ending) => format!("{name} {ending}"),
         Cause::LeftSilently => format!("{name} exited with code 0 before its work was done"),
         Cause::NeverJoined(limit) => format!("{name} did not join the job within {}", format::duration(*limit)),
+        Cause::HostLost(words) => words.clone(),
         Cause::Hung(words) => words.replacen(&format!("rank {}", failure.rank), &name, 1),
         Cause::Silent(limit) => format!("{name} was not heard from for {}", format::duration(*limit)),
     }
@@ -107,6 +108,10 @@ fn hint(cause: &Cause) -> Option<&'static str> {
             Some("this processor lacks an instruction that libtorch was built with")
         }
         Cause::Ended(Ending::Signal(libc::SIGBUS)) => Some("a disk or shared memory is full (`df -h`)"),
+        Cause::HostLost(_) => Some(
+            "is that host up, and the network between? with --max-restarts N the job waits for it to come back, with --nnodes \
+             MIN:MAX it goes on with fewer",
+        ),
         Cause::NeverJoined(_) | Cause::Silent(_) | Cause::Hung(_) => {
             Some("the log shows how far it came; --timeout sets the limit")
         }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use zerofold_configs::{Inputs, Reporter, Resolved, resolve};
+use zerofold_configs::{Inputs, Reporter, Resolved, resolve_job};
 
-use crate::control::ControlPlane;
+use crate::control::{ControlError, ControlPlane, Listen};
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::{Event, StopSignal};
+use crate::hosts::{self, Hosts};
 use crate::hub::{self, Extent};
-use crate::job::{Job, Restarts, limits};
+use crate::job::{Job, Meeting, Restarts, limits};
 use crate::logs::{self, LogFormat};
 use crate::metrics::MetricsFile;
 use crate::plan::PlanRecord;
@@ -45,11 +46,32 @@ pub struct TrainOptions {
 pub fn train(options: &TrainOptions, format: LogFormat, began: Instant) -> Result<u8, LaunchError> {
     let terminal = Arc::new(Terminal::with_format(options.quiet, format));
     let (events, received) = mpsc::channel();
-    let mut config = initial_model::settle(resolve(&options.inputs)?)?;
+    let (config, topology) = resolve_job(&options.inputs)?;
+    if !topology.is_coordinator() {
+        return hosts::agent::run(topology, config, terminal);
+    }
+    let token = hosts::token_of_job(&topology)?;
+    let listen = match Hosts::listen(&topology, token)? {
+        Some(listen) => listen,
+        None => Listen::loopback(config.main_process_port).map_err(ControlError::from)?,
+    };
+    let hosts = Hosts::of(&topology, &options.inputs, &config, &events);
+    if !topology.is_alone() {
+        if !topology.tls {
+            terminal.complain(hosts::NO_TLS);
+        }
+        // Other hosts wait for this one: they are told when it is stopped before anything runs.
+        signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
+    }
+    let mut config = initial_model::settle(config)?;
     config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
     let earlier = options.resume.as_ref().and_then(|_| earlier(&config));
     hub::bring(&mut config, earlier.as_ref(), Extent::Whole, &terminal)?;
-    let job = Job::prepare(config, None, options.resume.as_ref(), &terminal, &events)?;
+    let meeting = Meeting { listen, hosts, received: &received };
+    let job = Job::prepare(config, None, options.resume.as_ref(), meeting, (&terminal, &events))?;
+    if topology.is_alone() {
+        signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
+    }
     run(job, options, began, terminal, (events, received))
 }
 
@@ -69,7 +91,6 @@ fn run(
     let records =
         Records::new(terminal.clone(), begin_metrics(&job, steps.1)?, begin_events(&job, steps.1, &terminal)?);
     logs::at_step(steps.1);
-    signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
     let mut view =
         View::new(terminal.clone(), records, job.board().clone(), began, steps, job.config().training.logging_steps);
     let limits = limits(options.timeout, options.grace);
@@ -90,27 +111,29 @@ fn run(
         terminal.complain(&format!("warning: {error}"));
     }
     let ended = report::Ended { time: began.elapsed(), facts: &facts, members: &members, plan: record.as_ref() };
-    Ok(match verdict {
+    let (code, reason) = match verdict {
         Verdict::Completed => {
             terminal.say(&report::summary(&story, &ended));
             put_profile_together(&job, &terminal);
             report::result(&facts).iter().for_each(|line| terminal.result(line));
-            signal.map_or(0, StopSignal::exit_code)
+            (signal.map_or(0, StopSignal::exit_code), "the job is done".to_owned())
         }
         Verdict::Stopped(signal) => {
             terminal.say(&report::summary(&story, &ended));
             put_profile_together(&job, &terminal);
             terminal.complain(&report::stopped(&story, job.folder(), &arguments));
-            signal.exit_code()
+            (signal.exit_code(), format!("the job was stopped by {}; details on host 0", signal.name()))
         }
         Verdict::Failed { first, others } => {
             let (first, others, run) = (&first, &others[..], job.folder());
             let (facts, story, arguments) = (&facts, &story, &arguments[..]);
             why_last.iter().for_each(|why| terminal.complain(&format!("not begun again: {why}")));
             terminal.complain(&report::failure(&report::Failed { first, others, facts, story, run, arguments }));
-            EXIT_FAILED
+            (EXIT_FAILED, format!("the job failed: {}; details on host 0", report::short(first, facts)))
         }
-    })
+    };
+    job.end(code, &reason);
+    Ok(code)
 }
 
 /// The file of the run's steps, from after step `done` on.

@@ -111,7 +111,7 @@ impl View {
             self.terminal.complain(&format!("warning: step {step} was skipped ({numbers}): {skipped}"));
         }
         let left = self.board.remaining();
-        let memory = control.members().iter().map(|member| member.memory_bytes).max().unwrap_or(0);
+        let memory = control.look(|members| members.iter().map(|member| member.memory_bytes).max().unwrap_or(0));
         let memory = memory.max(if memory == 0 { record.peak_memory_bytes } else { 0 });
         if self.terminal.is_live() {
             self.terminal.progress(record.step, progress_message(record, memory, left));

@@ -1,12 +1,12 @@
 //! The program that runs as worker, and the environment it gets.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use zerofold_configs::DeviceKind;
 
+use crate::control::Contact;
 use crate::environment as env;
 use crate::error::LaunchError;
 
@@ -36,6 +36,31 @@ pub fn find_worker() -> Result<PathBuf, LaunchError> {
     }
 }
 
+/// The ranks that one launch runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalRanks {
+    /// The first of them, in the job.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+    /// The first of them, on its host.
+    pub local_rank: u32,
+    /// Ranks of the host, of all launches there.
+    pub on_host: u32,
+}
+
+impl LocalRanks {
+    /// A job that is all here.
+    pub fn all(world_size: u32) -> LocalRanks {
+        LocalRanks { first: 0, count: world_size, local_rank: 0, on_host: world_size }
+    }
+
+    /// The ranks, in the job.
+    pub fn ranks(self) -> std::ops::Range<u32> {
+        self.first..self.first + self.count
+    }
+}
+
 /// What the workers of a job have in common.
 pub struct JobEnvironment<'a> {
     /// The program.
@@ -46,8 +71,12 @@ pub struct JobEnvironment<'a> {
     pub device: DeviceKind,
     /// The GPUs to use; none for all that can be seen.
     pub gpu_ids: Option<&'a [u32]>,
-    /// Where the control plane listens.
-    pub control: SocketAddr,
+    /// How the control plane is reached.
+    pub control: &'a Contact,
+    /// Those of them that run here.
+    pub local: LocalRanks,
+    /// The address of the interface that collectives use; none for that of the control plane.
+    pub interface: Option<&'a str>,
     /// This membership of the job.
     pub generation: u64,
     /// `config.resolved.yaml`; none for an errand that has no configuration.
@@ -66,12 +95,14 @@ impl JobEnvironment<'_> {
         command
             .arg(task)
             .env(env::RANK, rank.to_string())
-            .env(env::LOCAL_RANK, rank.to_string())
+            .env(env::LOCAL_RANK, (rank - self.local.first + self.local.local_rank).to_string())
             .env(env::WORLD_SIZE, &world_size)
-            .env(env::LOCAL_WORLD_SIZE, &world_size)
-            .env(env::MASTER_ADDR, self.control.ip().to_string())
-            .env(env::MASTER_PORT, self.control.port().to_string())
-            .env(env::CONTROL, format!("http://{}", self.control))
+            .env(env::LOCAL_WORLD_SIZE, self.local.on_host.to_string())
+            .env(env::MASTER_ADDR, &self.control.host)
+            .env(env::MASTER_PORT, self.control.port.to_string())
+            .env(env::CONTROL, self.control.url())
+            .env(env::TOKEN, self.control.token.expose())
+            .env(env::INTERFACE, self.interface.unwrap_or(&self.control.host))
             .env(env::GENERATION, self.generation.to_string())
             .env(env::TIMEOUT, self.timeout.as_secs().to_string());
         for (name, path) in [(env::CONFIG, self.config), (env::RESUME, self.resume)] {
@@ -81,7 +112,7 @@ impl JobEnvironment<'_> {
             };
         }
         if std::env::var_os(env::OMP_NUM_THREADS).is_none() {
-            command.env(env::OMP_NUM_THREADS, threads_per_rank(self.world_size).to_string());
+            command.env(env::OMP_NUM_THREADS, threads_per_rank(self.local.on_host).to_string());
         }
         let mut unless_set = env::KERNEL_CACHES.to_vec();
         if self.device == DeviceKind::Cuda {
@@ -103,11 +134,12 @@ impl JobEnvironment<'_> {
     }
 }
 
-/// Threads of one rank: what the user said, else the processors this process may use, shared out, at least 1.
-pub fn threads_per_rank(world_size: u32) -> usize {
+/// Threads of one rank: what the user said, else the processors this process may use, shared out among the ranks of this
+/// host, at least 1.
+pub fn threads_per_rank(on_host: u32) -> usize {
     let said = std::env::var(env::OMP_NUM_THREADS).ok().and_then(|text| text.trim().parse().ok());
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    said.unwrap_or((cores / world_size.max(1) as usize).max(1))
+    said.unwrap_or((cores / on_host.max(1) as usize).max(1))
 }
 
 #[cfg(test)]
@@ -116,12 +148,15 @@ mod tests {
 
     #[test]
     fn a_rank_gets_the_environment_that_torchrun_gives() {
+        let control = Contact::of(([127, 0, 0, 1], 29500).into(), zerofold_trust::Token::generate().unwrap(), true);
         let job = JobEnvironment {
             worker: Path::new("/bin/worker"),
             world_size: 4,
             device: DeviceKind::Cuda,
             gpu_ids: Some(&[0, 2, 4, 6]),
-            control: ([127, 0, 0, 1], 29500).into(),
+            control: &control,
+            local: LocalRanks { first: 2, count: 2, local_rank: 1, on_host: 3 },
+            interface: Some("10.0.0.7"),
             generation: 7,
             config: Some(Path::new("run/config.resolved.yaml")),
             resume: None,
@@ -134,12 +169,14 @@ mod tests {
         };
         let expected = [
             ("RANK", "3"),
-            ("LOCAL_RANK", "3"),
+            ("LOCAL_RANK", "2"),
             ("WORLD_SIZE", "4"),
-            ("LOCAL_WORLD_SIZE", "4"),
+            ("LOCAL_WORLD_SIZE", "3"),
             ("MASTER_ADDR", "127.0.0.1"),
             ("MASTER_PORT", "29500"),
-            ("ZEROFOLD_CONTROL", "http://127.0.0.1:29500"),
+            ("ZEROFOLD_CONTROL", "https://127.0.0.1:29500"),
+            ("ZEROFOLD_TOKEN", control.token.expose()),
+            ("ZEROFOLD_INTERFACE", "10.0.0.7"),
             ("ZEROFOLD_CONFIG", "run/config.resolved.yaml"),
             ("ZEROFOLD_GENERATION", "7"),
             ("ZEROFOLD_TIMEOUT", "1800"),

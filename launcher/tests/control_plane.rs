@@ -6,11 +6,11 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use tonic::Code;
-use tonic::transport::Channel;
-use zerofold_launcher::control::{ControlError, ControlOptions, ControlPlane};
+use zerofold_launcher::control::{ControlError, ControlOptions, ControlPlane, Listen};
 use zerofold_launcher::event::Event;
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::*;
+use zerofold_trust::{Wire, connect};
 
 fn start(world_size: u32, port: Option<u16>) -> Result<(ControlPlane, Receiver<Event>), ControlError> {
     let (events, received) = mpsc::channel();
@@ -21,18 +21,20 @@ fn start(world_size: u32, port: Option<u16>) -> Result<(ControlPlane, Receiver<E
             false => Ok(format!("{}/{}", directory.display(), String::from_utf8_lossy(&parts.concat()))),
         }
     };
-    let options = ControlOptions { port, world_size, generation: 1, publish: Arc::new(publish), board: None };
+    let options = ControlOptions::new(Listen::loopback(port).unwrap(), world_size, 1, Arc::new(publish));
     ControlPlane::start(options, events).map(|control| (control, received))
 }
 
 /// Runs a test against a control plane for `world_size` ranks, with a limit on its time.
-fn with_clients(world_size: u32, test: impl AsyncFnOnce(ControlPlane, Receiver<Event>, Vec<ControlClient<Channel>>)) {
+fn with_clients(world_size: u32, test: impl AsyncFnOnce(ControlPlane, Receiver<Event>, Vec<ControlClient<Wire>>)) {
     let (control, received) = start(world_size, None).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut clients = Vec::new();
         for _ in 0..world_size {
-            clients.push(ControlClient::connect(format!("http://{}", control.address())).await.unwrap());
+            clients.push(ControlClient::new(
+                connect(&control.contact().url(), &control.contact().token, Duration::from_secs(20)).await.unwrap(),
+            ));
         }
         tokio::time::timeout(Duration::from_secs(20), test(control, received, clients)).await.expect("the test hangs");
     });
@@ -40,6 +42,15 @@ fn with_clients(world_size: u32, test: impl AsyncFnOnce(ControlPlane, Receiver<E
 
 fn join(rank: u32, world_size: u32) -> JoinRequest {
     JoinRequest { rank, world_size, generation: 1, pid: 1, version: env!("CARGO_PKG_VERSION").into() }
+}
+
+/// All join; what is heard of that is not what the test is about.
+async fn join_all(clients: &mut [ControlClient<zerofold_trust::Wire>], received: &Receiver<Event>) {
+    let world_size = clients.len() as u32;
+    for (rank, client) in (0..).zip(clients) {
+        client.join(join(rank, world_size)).await.unwrap();
+        assert!(matches!(received.try_recv(), Ok(Event::Joined { .. })));
+    }
 }
 
 fn part(rank: u32, step: u64, part: &str) -> CheckpointPart {
@@ -117,6 +128,7 @@ fn heartbeats_carry_records_up_and_the_directive_down() {
 #[test]
 fn a_checkpoint_is_answered_to_all_once_it_is_published() {
     with_clients(2, async |_control, received, mut clients| {
+        join_all(&mut clients, &received).await;
         let (mut first, mut second) = (clients.remove(0), clients.remove(0));
         let late = tokio::spawn({
             let mut first = first.clone();
@@ -146,7 +158,8 @@ fn a_checkpoint_is_answered_to_all_once_it_is_published() {
 
 #[test]
 fn a_dead_rank_leaves_nobody_waiting() {
-    with_clients(2, async |control, _received, mut clients| {
+    with_clients(2, async |control, received, mut clients| {
+        join_all(&mut clients, &received).await;
         let (mut first, mut second) = (clients.remove(0), clients.remove(0));
         let waiting = tokio::spawn(async move { first.checkpoint_written(part(0, 20, "zero")).await });
         // Time for the part to arrive; whichever comes first, the answer must be the same.
@@ -160,7 +173,8 @@ fn a_dead_rank_leaves_nobody_waiting() {
 
 #[test]
 fn ranks_at_different_steps_are_both_told() {
-    with_clients(2, async |_control, _received, mut clients| {
+    with_clients(2, async |_control, received, mut clients| {
+        join_all(&mut clients, &received).await;
         let (mut first, mut second) = (clients.remove(0), clients.remove(0));
         let (one, other) =
             tokio::join!(first.checkpoint_written(part(0, 20, "a")), second.checkpoint_written(part(1, 30, "b")));
@@ -177,7 +191,7 @@ fn ranks_at_different_steps_are_both_told() {
 #[test]
 fn a_port_in_use_is_named() {
     let (control, _received) = start(1, None).unwrap();
-    let port = control.address().port();
+    let port = control.contact().port;
     let Err(error) = start(1, Some(port)) else { panic!("two control planes on one port") };
     assert!(matches!(error, ControlError::PortInUse { .. }));
     assert!(error.to_string().contains(&format!("port {port} (main_process_port)")), "{error}");

@@ -21,6 +21,7 @@ use zerofold_configs::{Backend, Resolved, Sampling, Scheduler};
 use zerofold_data::{StepPlan, StepPlanOptions, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_proto::v1::{LeaveRequest, StateBytes};
+use zerofold_trust::Token;
 
 /// How much longer than `launch` waits a collective does, so that the verdict is that of `launch`.
 const AFTER_LAUNCH: Duration = Duration::from_secs(60);
@@ -94,7 +95,10 @@ pub(crate) struct Environment {
     pub(crate) identity: Identity,
     pub(crate) local_rank: usize,
     pub(crate) control: String,
-    host: String,
+    /// What calls to the control plane prove to know.
+    pub(crate) token: Token,
+    /// The name or address of the interface that collectives use.
+    interface: String,
     pub(crate) threads: i32,
     /// How long a collective may wait for another rank.
     timeout: Duration,
@@ -123,7 +127,13 @@ impl Environment {
             identity,
             local_rank: variable("LOCAL_RANK")?,
             control: variable("ZEROFOLD_CONTROL")?,
-            host: variable("MASTER_ADDR")?,
+            token: Token::parse(&variable::<String>("ZEROFOLD_TOKEN")?).map_err(|error| WorkerError::Environment {
+                name: "ZEROFOLD_TOKEN",
+                // Never shown, right or wrong.
+                value: "…".to_string(),
+                problem: error.to_string(),
+            })?,
+            interface: variable("ZEROFOLD_INTERFACE")?,
             threads: variable("OMP_NUM_THREADS")?,
             timeout: Duration::from_secs(variable("ZEROFOLD_TIMEOUT")?) + AFTER_LAUNCH,
         })
@@ -143,7 +153,8 @@ pub fn train() -> Result<bool, WorkerError> {
         gpu::require_nccl()?;
     }
     let activity = Arc::new(Activity::default());
-    let control = Control::join(&environment.control, environment.identity.clone(), activity.clone())?;
+    let control =
+        Control::join(&environment.control, &environment.token, environment.identity.clone(), activity.clone())?;
     let trained = panics::told(|| train_joined(&environment, &config, &control, activity));
     let Err(error) = trained.unwrap_or_else(|panic| Err(WorkerError::Panic(panic))) else { return Ok(true) };
     // Standard output goes to the log alone, which has the error before `launch` hears of it and may end this process.
@@ -232,9 +243,9 @@ pub(crate) fn connect(
     let timeout = environment.timeout;
     Ok(match backend {
         Backend::Single => Rc::new(Single::new(device)?),
-        Backend::Gloo => Rc::new(Gloo::connect(store, rank, world_size, &environment.host, timeout, activity)?),
+        Backend::Gloo => Rc::new(Gloo::connect(store, rank, world_size, &environment.interface, timeout, activity)?),
         Backend::Shm => {
-            let interface = environment.host.as_str();
+            let interface = environment.interface.as_str();
             Rendezvous { store, rank, world_size, interface, timeout, activity }.connect()?
         }
         Backend::Nccl => {

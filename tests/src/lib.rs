@@ -7,6 +7,7 @@ mod curve;
 mod disk;
 mod hub;
 mod metrics;
+mod network;
 mod process;
 mod random_model;
 mod weights;
@@ -19,6 +20,7 @@ pub use curve::{CURVE_MODEL, Curve};
 pub use disk::{ReadOnly, SmallDisk, not_tested};
 pub use hub::{Fault, Hub, Repo, WRITER};
 pub use metrics::{Metrics, assert_close, json};
+pub use network::Network;
 pub use process::{Ended, Process, Running, processes_of, signal};
 pub use random_model::{Dtype, RandomModel, random_rows};
 pub use weights::change_weights;
@@ -180,6 +182,22 @@ impl Job<'_> {
     /// Changes the command itself.
     pub fn adjust(mut self, change: impl FnOnce(&mut Command)) -> Self {
         change(&mut self.command);
+        self
+    }
+
+    /// Lets it run on a host of this network.
+    pub fn on(mut self, network: &Network, host: u32) -> Self {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &network.host(host)]);
+        command.arg(self.command.get_program()).args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.current_dir(self.scene.folder.path()).stdin(Stdio::null());
+        self.command = command;
         self
     }
 

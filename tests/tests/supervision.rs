@@ -38,6 +38,7 @@ fn row(fault: &str, verdict: &str, ended: &Ended, took: Duration) {
     println!("| {fault} | {verdict} | {end} | {:.1} s |", took.as_secs_f64());
 }
 
+/// Contract 2, 3, 6.
 #[test]
 fn a_rank_that_ends_is_named_at_once_with_how() {
     let cases = [
@@ -45,7 +46,6 @@ fn a_rank_that_ends_is_named_at_once_with_how() {
         ("kill", "error: rank 1 (pid PID) was killed by SIGKILL", "hint: the kernel kills"),
         ("exit0", "error: rank 1 (pid PID) exited with code 0 before its work was done", ""),
         ("exit1", "error: rank 1 (pid PID) exited with code 1", ""),
-        ("panic", "error: rank 1 (pid PID): a panic at ", ": a panic was asked for by ZEROFOLD_FAULT"),
     ];
     for (action, verdict, more) in cases {
         let scene = Scene::new();
@@ -64,6 +64,22 @@ fn a_rank_that_ends_is_named_at_once_with_how() {
     }
 }
 
+/// Contract 2 and 3.
+#[test]
+fn a_panic_is_told_in_its_own_words() {
+    let scene = Scene::new();
+    let running = struck(&scene, ENDLESS, "1@data#4=panic").start();
+    let at = struck_at(&scene.path("run"), 3);
+    let ended = running.finish();
+    assert_eq!(ended.code, Some(1), "{ended}");
+    let report = ended.report();
+    assert!(report.starts_with("error: rank 1 (pid ") && report.contains("): a panic at "), "{ended}");
+    assert!(report.contains(": a panic was asked for by ZEROFOLD_FAULT\nhint: this is a bug"), "{ended}");
+    scene.assert_nobody_left();
+    row("panic", "a panic at FILE:LINE: WORDS", &ended, at.elapsed());
+}
+
+/// Contract 2.
 #[test]
 fn a_rank_without_memory_is_named() {
     let scene = Scene::new();
@@ -88,7 +104,7 @@ fn a_rank_without_memory_is_named() {
     row("memory", "was killed by SIGABRT", &ended, at.elapsed());
 }
 
-/// Five hangs at the same time, since each takes as long as patience does.
+/// Contract 4 and 5: five hangs at the same time, since each takes as long as patience does.
 #[test]
 fn whoever_holds_the_others_up_is_named_and_ended() {
     let waits = "--timeout 14";
@@ -130,27 +146,30 @@ fn whoever_holds_the_others_up_is_named_and_ended() {
         .map(|((_, fault, words, ..), scene)| struck(scene, ENDLESS, fault).words(waits).words(words).start())
         .collect();
     let struck: Vec<Instant> = scenes.iter().map(|scene| struck_at(&scene.path("run"), 3)).collect();
-    for (((name, _, _, verdict, more), scene), (mut running, at)) in
-        cases.iter().zip(&scenes).zip(jobs.into_iter().zip(struck))
+    let told: Vec<(String, Duration)> =
+        scenes.iter().zip(&struck).map(|(scene, at)| (warning(scene), at.elapsed())).collect();
+    for ((((name, _, _, verdict, more), scene), running), (line, told)) in cases.iter().zip(&scenes).zip(jobs).zip(told)
     {
-        let err = scene.path("launch-0.err");
-        let line = running.wait_for("the warning", || {
-            let said = std::fs::read_to_string(&err).unwrap_or_default();
-            said.lines().find(|line| line.starts_with("warning: rank ")).map(str::to_owned)
-        });
-        let told = at.elapsed();
         assert!(line.contains(verdict) && line.contains(more), "{name}: {line}");
         assert!(told < Duration::from_secs(30), "{name}: {told:?}");
         let ended = running.finish();
-        let rank = &verdict[..6];
-        ended.assert_failed(1, &[&format!("error: {rank} (pid "), "log: ", "--timeout"]);
-        assert!(at.elapsed() < Duration::from_secs(60), "{name}: {:?}", at.elapsed());
+        ended.assert_failed(1, &[&format!("error: {} (pid ", &verdict[..6]), "log: ", "--timeout"]);
         scene.assert_nobody_left();
         assert_nothing_half_written(&scene.path("run"));
         row(name, &line, &ended, told);
     }
+    assert!(struck.iter().all(|at| at.elapsed() < Duration::from_secs(60)), "{:?}", struck[0].elapsed());
 }
 
+/// What is said of a rank that holds others up, as soon as it is.
+fn warning(scene: &Scene) -> String {
+    wait_for("the warning", || {
+        let said = std::fs::read_to_string(scene.path("launch-0.err")).unwrap_or_default();
+        said.lines().find(|line| line.starts_with("warning: rank ")).map(str::to_owned)
+    })
+}
+
+/// Contract 3.
 #[test]
 fn ranks_that_share_memory_see_at_once_that_they_call_different_collectives() {
     let scene = Scene::new();
@@ -166,6 +185,7 @@ fn ranks_that_share_memory_see_at_once_that_they_call_different_collectives() {
     row("another collective", "all_gather #43 over 32 bytes: … called reduce_scatter", &ended, at.elapsed());
 }
 
+/// Contract 4.
 #[test]
 fn a_rank_that_goes_on_after_all_is_told_too() {
     let scene = Scene::new();
@@ -181,6 +201,7 @@ fn a_rank_that_goes_on_after_all_is_told_too() {
     assert_eq!(Metrics::of(&run).count(), 6);
 }
 
+/// Contract 7.
 #[test]
 fn sigterm_at_a_worker_stops_the_job_as_a_whole() {
     let scene = Scene::new();
@@ -197,6 +218,7 @@ fn sigterm_at_a_worker_stops_the_job_as_a_whole() {
     assert_nothing_half_written(&run);
 }
 
+/// Contract 7.
 #[test]
 fn a_closed_terminal_saves_and_stops() {
     let scene = Scene::new();
@@ -230,6 +252,7 @@ fn under_nohup_a_closed_terminal_is_nothing() {
     assert_eq!(running.finish().code, Some(130));
 }
 
+/// Contract 5, 9.
 #[test]
 fn a_launch_that_stands_still_for_a_while_loses_nothing_and_for_ever_its_workers() {
     let scene = Scene::new();
@@ -255,6 +278,35 @@ fn a_launch_that_stands_still_for_a_while_loses_nothing_and_for_ever_its_workers
     scene.assert_nobody_left();
 }
 
+/// Contract 9.
+#[test]
+fn setting_the_clock_changes_nothing() {
+    let scene = Scene::new();
+    let source = scene.write("clock_jump.c", include_str!("../src/clock_jump.c"));
+    let library = scene.path("clock_jump.so");
+    let compiled = std::process::Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).status();
+    assert!(compiled.is_ok_and(|status| status.success()), "a C compiler is needed");
+    let jump = scene.write("jump", "0");
+    let run = scene.path("run");
+    let job = scene.train("tiny-llama", "run", ENDLESS).adjust(|command| {
+        command.env("LD_PRELOAD", &library).env("CLOCK_JUMP", &jump);
+    });
+    let mut running = under_way(job, &run);
+    let mut times = Vec::new();
+    for seconds in ["40000000", "-40000000"] {
+        std::fs::write(&jump, seconds).unwrap();
+        let count = Metrics::of(&run).count();
+        running.wait_for("more steps", || (Metrics::of(&run).count() > count + 20).then_some(()));
+        times.push(Metrics::of(&run).steps().last().unwrap()["time"].as_f64().unwrap());
+    }
+    assert!(times[0] - times[1] > 7e7, "the clock was set: {times:?}");
+    running.signal(libc::SIGINT);
+    let ended = running.finish();
+    assert_eq!(ended.code, Some(130), "{ended}");
+    assert!(!ended.err.contains("warning: rank"), "{ended}");
+}
+
+/// Contract 8.
 #[test]
 fn a_failed_job_goes_on_from_its_checkpoint_as_if_nothing_had_been() {
     let scene = Scene::new();
@@ -287,6 +339,7 @@ fn a_job_without_a_checkpoint_begins_from_the_beginning() {
     assert_eq!(Metrics::of(&scene.path("run")).exact(), Metrics::of(&scene.path("whole")).exact());
 }
 
+/// Contract 8.
 #[test]
 fn the_same_failure_again_is_not_tried_for_ever() {
     let scene = Scene::new();

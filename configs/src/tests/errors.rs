@@ -134,8 +134,6 @@ fn what_is_not_built_is_never_dropped() {
     let deepspeed = |entry: &str| format!("distributed_type: DEEPSPEED\ndeepspeed_config:\n  {entry}\n");
     let files = [
         "distributed_type: MULTI_CPU\nmixed_precision: fp8\n".to_owned(),
-        "distributed_type: MULTI_CPU\nnum_machines: 2\n".to_owned(),
-        "distributed_type: MULTI_CPU\nmachine_rank: 1\n".to_owned(),
         "distributed_type: MULTI_CPU\ndynamo_config: {dynamo_backend: INDUCTOR}\n".to_owned(),
         "distributed_type: MULTI_CPU\ndynamo_backend: inductor\n".to_owned(),
         "distributed_type: MULTI_CPU\ncompute_environment: AMAZON_SAGEMAKER\n".to_owned(),

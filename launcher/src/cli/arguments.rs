@@ -99,7 +99,7 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .styles(styles)
         .max_term_width(110)
-        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch generate --model NAME [OPTIONS]\n       launch status RUN [OPTIONS]\n       launch report RUN... [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]")
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch generate --model NAME [OPTIONS]\n       launch status RUN [OPTIONS]\n       launch report RUN... [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]\n       launch token [FILE]")
         .after_help(EXAMPLES)
         .allow_external_subcommands(true)
         .subcommand_required(true)
@@ -115,6 +115,7 @@ pub(super) fn command() -> Command {
         .subcommands(super::checkpoints::commands())
         .subcommand(doctor())
         .subcommand(bench())
+        .subcommand(token())
 }
 
 fn train() -> Command {
@@ -193,6 +194,19 @@ fn bench() -> Command {
         .args(machine_options())
 }
 
+fn token() -> Command {
+    Command::new("token")
+        .about("Make the token that the launches of a job on several hosts share")
+        .override_usage("launch token [FILE]")
+        .after_help("Give it to every host by --token-file FILE, or in the environment as ZEROFOLD_TOKEN.")
+        .arg(
+            Arg::new("file")
+                .value_name("FILE")
+                .help("A file to make, which nobody else can read; without one, the token is printed")
+                .value_parser(value_parser!(std::path::PathBuf)),
+        )
+}
+
 /// What `doctor` and `bench` have in common.
 fn machine_options() -> Vec<Arg> {
     let switch =
@@ -250,7 +264,9 @@ fn waiting_options() -> [Arg; 3] {
 /// The options that name a configuration.
 fn configuration_options() -> Vec<Arg> {
     vec![
-        nproc("Processes to start, one rank each [default: the file's num_processes, else 1]"),
+        nproc(
+            "Processes to start on this host, one rank each [default: its share of num_processes, else its GPUs, else 1]",
+        ),
         option("config", "FILE", "A YAML file (Accelerate's form, with a section `training:`), or a preset's name")
             .visible_alias("config_file")
             .alias("config-file"),

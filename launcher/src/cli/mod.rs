@@ -31,7 +31,7 @@ use crate::train::TrainOptions;
 use crate::watch::StatusOptions;
 
 /// The commands.
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "train",
     "plan",
     "compare",
@@ -46,6 +46,7 @@ const COMMANDS: [&str; 14] = [
     "push",
     "doctor",
     "bench",
+    "token",
 ];
 
 /// What a command line means.
@@ -77,6 +78,8 @@ pub enum Meant {
     Push(PushOptions),
     /// Look at this machine.
     Doctor(Box<DoctorOptions>),
+    /// Make a token by which the launches of a job know each other.
+    Token(Option<PathBuf>),
     /// Measure this machine.
     Bench(Box<BenchOptions>),
 }
@@ -132,6 +135,10 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
         }
         Some(("doctor", after)) => Ok(Meant::Doctor(Box::new(machine::doctor(&matches, after)?))),
         Some(("bench", after)) => Ok(Meant::Bench(Box::new(machine::bench("bench", &matches, after)?))),
+        Some(("token", after)) => {
+            refuse_job_options(&matches, "token")?;
+            Ok(Meant::Token(after.get_one::<PathBuf>("file").cloned()))
+        }
         Some((other, _)) => Err(not_a_command(other).into()),
         None => Err(LaunchError::usage("no command", format!("the commands are {}", COMMANDS.join(", "))).into()),
     }

@@ -70,6 +70,11 @@ pub(super) fn inputs(before: &ArgMatches, after: &ArgMatches) -> Result<Inputs, 
         flags: flags.collect(),
         nproc: nproc(before, after)?,
         devices: crate::gpus::count(),
+        environment: zerofold_configs::ENVIRONMENT
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)))
+            .collect(),
+        joined: None,
     })
 }
 

@@ -8,10 +8,10 @@ use zerofold_data::Prepared;
 use zerofold_proto::v1::StepRecord;
 
 use super::figures::Round;
-use crate::control::ControlPlane;
+use crate::control::{ControlError, ControlPlane, Listen};
 use crate::error::LaunchError;
 use crate::event::{Event, StopSignal};
-use crate::job::Job;
+use crate::job::{Job, Meeting};
 use crate::report;
 use crate::supervise::{Limits, Observer, Verdict};
 use crate::terminal::Terminal;
@@ -52,7 +52,9 @@ impl Runner<'_> {
         }
         // What it has to say was said about all runs together.
         let silent = Arc::new(Terminal::silent());
-        let job = Job::prepare(config, Some(self.data), None, &silent, &self.events)?;
+        let listen = Listen::loopback(config.main_process_port).map_err(ControlError::from)?;
+        let meeting = Meeting { listen, hosts: None, received: &self.received };
+        let job = Job::prepare(config, Some(self.data), None, meeting, (&silent, &self.events))?;
         let mut steps = Steps { terminal: self.terminal, records: Vec::new() };
         let (verdict, facts) = job.supervise(&self.limits, &silent, (&self.events, &self.received), &mut steps)?;
         let records = steps.records;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use zerofold_configs::{Backend, ConfigError, Inputs, Resolved, Stage, resolve};
+use zerofold_configs::{Backend, ConfigError, Inputs, Resolved, Stage, resolve, resolve_job};
 
 use super::CompareOptions;
 use crate::error::LaunchError;
@@ -70,6 +70,12 @@ impl Configuration {
 /// A configuration that `train` would refuse too.
 pub(super) fn series(options: &CompareOptions) -> Result<Vec<(Configuration, Resolved)>, LaunchError> {
     let mut inputs = with_folder(options);
+    if resolve_job(&inputs).is_ok_and(|(_, topology)| !topology.is_alone()) {
+        return Err(LaunchError::usage(
+            "a comparison runs on one host, and this job has several",
+            "leave --nnodes and num_machines out, or compare with `launch train` on all hosts, one configuration at a time",
+        ));
+    }
     // The steps are few, however long the job is.
     inputs.flags.retain(|(name, _)| OF_EVERY_RUN.iter().all(|(of_run, _)| name != of_run));
     let fixed = OF_EVERY_RUN.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));

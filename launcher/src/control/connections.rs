@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,11 +14,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
-use tonic::transport::server::Connected;
+use tonic::transport::server::{Connected, TcpConnectInfo};
 use tonic::{Request, Status};
 
 use super::admission::{Admission, Admitted};
-use super::limits::{DEAD_CONNECTION, FIRST_REQUEST};
+use super::limits::DEAD_CONNECTION;
 
 /// How long to wait when the system has no file handle for a connection.
 const NO_HANDLE: Duration = Duration::from_millis(50);
@@ -29,15 +29,17 @@ const WAITING: i32 = 4096;
 /// All connections of a control plane.
 pub(crate) struct Connections {
     admission: Mutex<Admission<oneshot::Sender<()>>>,
+    first_request: Duration,
     told_of_crowd: AtomicBool,
     told_of_error: AtomicBool,
 }
 
 impl Connections {
-    /// None yet, and never more than `limit`.
-    pub(crate) fn new(limit: usize) -> Arc<Self> {
+    /// None yet, and never more than `limit`. One on which no request comes within `first_request` is ended.
+    pub(crate) fn new(limit: usize, first_request: Duration) -> Arc<Self> {
         Arc::new(Connections {
             admission: Mutex::new(Admission::new(limit)),
+            first_request,
             told_of_crowd: AtomicBool::new(false),
             told_of_error: AtomicBool::new(false),
         })
@@ -111,8 +113,9 @@ impl Connections {
         };
         prepare(&stream);
         let (heard, member) = (AtomicBool::new(false), AtomicBool::new(false));
-        let state = Arc::new(State { connections: self.clone(), number, heard, member });
-        let guard = Guard { ended: Some(ended), late: Box::pin(tokio::time::sleep(FIRST_REQUEST)) };
+        let addresses = (stream.local_addr().ok(), peer);
+        let state = Arc::new(State { connections: self.clone(), number, addresses, heard, member });
+        let guard = Guard { ended: Some(ended), late: Box::pin(tokio::time::sleep(self.first_request)) };
         Some(Guarded { stream, guard: Some(guard), connection: Connection(state) })
     }
 }
@@ -134,6 +137,8 @@ fn prepare(stream: &TcpStream) {
 struct State {
     connections: Arc<Connections>,
     number: u64,
+    /// Of this side, and of the other.
+    addresses: (Option<SocketAddr>, SocketAddr),
     /// A request has come.
     heard: AtomicBool,
     /// A rank of the job has spoken.
@@ -156,6 +161,17 @@ impl Connection {
             self.0.member.store(true, Ordering::Relaxed);
         }
     }
+}
+
+/// Tells, as tonic does for plain connections, from where a call comes.
+// The error's type is tonic's.
+#[allow(clippy::result_large_err)]
+pub(crate) fn introduce(mut call: Request<()>) -> Result<Request<()>, Status> {
+    if let Some(connection) = call.extensions().get::<Connection>() {
+        let (local_addr, peer) = connection.0.addresses;
+        call.extensions_mut().insert(TcpConnectInfo { local_addr, remote_addr: Some(peer) });
+    }
+    Ok(call)
 }
 
 /// Notes, before anything is made of a call, that one has come.
@@ -182,6 +198,11 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
+    /// Who is on the other side.
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
+        Some(self.connection.0.addresses.1.ip())
+    }
+
     /// An error once the connection has to go. Looked at whenever hyper reads or writes, so that a peer who does not read what
     /// it is sent is seen too.
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
@@ -250,5 +271,72 @@ impl AsyncWrite for Guarded {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+    use tokio::io::AsyncReadExt;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// Runs a test with a limit on its time.
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(LIMIT, test).await.expect("the test hangs") });
+    }
+
+    #[test]
+    fn who_says_nothing_is_ended_and_who_asked_something_is_not() {
+        run(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let connections = Connections::new(8, Duration::from_millis(60));
+            let mut incoming = std::pin::pin!(connections.clone().incoming(listener));
+            let _silent = TcpStream::connect(address).await.unwrap();
+            let mut silent = incoming.next().await.unwrap().unwrap();
+            let _asks = TcpStream::connect(address).await.unwrap();
+            let mut asks = incoming.next().await.unwrap().unwrap();
+            asks.connect_info().heard();
+            assert_eq!(connections.count(), 2);
+            let error = silent.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            let waits = tokio::time::timeout(Duration::from_millis(120), asks.read_u8()).await;
+            assert!(waits.is_err(), "{waits:?}");
+            drop(silent);
+            assert_eq!(connections.count(), 1);
+        });
+    }
+
+    #[test]
+    fn a_stranger_who_does_not_read_makes_room_too() {
+        run(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let connections = Connections::new(1, LIMIT);
+            let mut incoming = std::pin::pin!(connections.clone().incoming(listener));
+            let _deaf = TcpStream::connect(address).await.unwrap();
+            let mut deaf = incoming.next().await.unwrap().unwrap();
+            let writer = tokio::spawn(async move {
+                loop {
+                    if let Err(error) = tokio::io::AsyncWriteExt::write_all(&mut deaf, &[0; 1 << 16]).await {
+                        return error.kind();
+                    }
+                }
+            });
+            let _new = TcpStream::connect(address).await.unwrap();
+            let new = incoming.next().await.unwrap().unwrap();
+            assert_eq!(writer.await.unwrap(), io::ErrorKind::ConnectionAborted);
+            // A member stays; the next one is refused, and so is not handed out.
+            new.connect_info().is_member();
+            let mut refused = TcpStream::connect(address).await.unwrap();
+            tokio::select! {
+                _ = incoming.next() => panic!("there is no room"),
+                read = refused.read_u8() => assert!(read.is_err(), "{read:?}"),
+            }
+            assert_eq!(connections.count(), 1);
+        });
     }
 }

@@ -7,9 +7,12 @@
 mod admission;
 pub mod checkpoint;
 mod connections;
+mod contact;
 mod files;
 pub mod limits;
 pub mod membership;
+#[cfg(test)]
+mod model_tests;
 pub mod records;
 mod routing;
 mod server;
@@ -18,7 +21,7 @@ pub mod store;
 #[cfg(test)]
 mod store_tests;
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -26,14 +29,18 @@ use std::thread::JoinHandle;
 
 use thiserror::Error;
 use tokio::sync::oneshot;
-use tonic::service::InterceptorLayer;
+use tonic::service::{InterceptorLayer, Routes};
 use zerofold_proto::v1::control_server::ControlServer;
 use zerofold_proto::v1::status_server::StatusServer;
+use zerofold_trust::{Authority, Gate, Refusals, TrustError, secured};
 
+pub(crate) use connections::Connection;
+pub use contact::{Contact, Listen};
 pub use membership::{Left, Member, Membership};
 pub use server::Publish;
 
 use crate::event::Event;
+use crate::hosts::HostsService;
 use crate::watch::Board;
 use connections::Connections;
 use routing::BySize;
@@ -52,19 +59,25 @@ pub enum ControlError {
         port: u16,
     },
     /// Another reason.
-    #[error("cannot start the control plane on 127.0.0.1:{port}: {source}")]
+    #[error("cannot start the control plane on {address}: {source}")]
     Start {
-        /// The port; 0 for any.
-        port: u16,
+        /// Where; port 0 for any.
+        address: std::net::SocketAddr,
         /// What the system said.
         source: std::io::Error,
     },
+    /// No token can be made.
+    #[error("cannot make a token for the job: {0}")]
+    Token(#[from] zerofold_trust::TokenError),
+    /// No certificate can be made.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
 }
 
 /// What a job's control plane needs to know.
 pub struct ControlOptions {
-    /// Listen on this port; `None` takes any free one.
-    pub port: Option<u16>,
+    /// Where it listens, and for whom.
+    pub listen: Listen,
     /// How many ranks.
     pub world_size: u32,
     /// This membership of the job; calls of others are refused.
@@ -73,11 +86,20 @@ pub struct ControlOptions {
     pub publish: Arc<Publish>,
     /// What those who watch the job are told; none where there is no job.
     pub board: Option<Arc<Board>>,
+    /// Serves the launches of other hosts, where there are some.
+    pub(crate) hosts: Option<HostsService>,
+}
+
+impl ControlOptions {
+    /// A job on one host, which nobody watches.
+    pub fn new(listen: Listen, world_size: u32, generation: u64, publish: Arc<Publish>) -> ControlOptions {
+        ControlOptions { listen, world_size, generation, publish, board: None, hosts: None }
+    }
 }
 
 /// A control plane that is being served. Dropping it ends the service.
 pub struct ControlPlane {
-    address: SocketAddr,
+    contact: Contact,
     shared: Arc<Shared>,
     connections: Arc<Connections>,
     shutdown: Option<oneshot::Sender<()>>,
@@ -85,17 +107,20 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Listens on loopback and serves from a thread of its own.
+    /// Listens and serves from a thread of its own.
     ///
     /// # Errors
     /// The port is taken, or the system refuses a socket or a thread.
     pub fn start(options: ControlOptions, events: Sender<Event>) -> Result<ControlPlane, ControlError> {
-        let port = options.port.unwrap_or(0);
+        let Listen { address, token, tls } = options.listen;
         let failed = |source: std::io::Error| match source.kind() {
-            std::io::ErrorKind::AddrInUse if port != 0 => ControlError::PortInUse { port },
-            _ => ControlError::Start { port, source },
+            std::io::ErrorKind::AddrInUse if address.port() != 0 => ControlError::PortInUse { port: address.port() },
+            _ => ControlError::Start { address, source },
         };
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(failed)?;
+        let acceptor = if tls { Some(Authority::of(&token)?.acceptor()?) } else { None };
+        let refusals = Refusals::default();
+        let gate = InterceptorLayer::new(Gate::new(&token, refusals.clone()));
+        let listener = TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -109,15 +134,24 @@ impl ControlPlane {
             let ranks = shared.clone();
             board.follow(move || ranks.membership().members().to_vec());
         }
-        let status = options.board.map(|board| StatusServer::new(StatusService(board)));
+        let mut routes = Routes::new(service);
+        if let Some(board) = options.board {
+            routes = routes.add_service(StatusServer::new(StatusService(board)));
+        }
+        if let Some(hosts) = options.hosts {
+            routes = hosts.routes(routes);
+        }
         files::make_room(limits::files_wanted(options.world_size));
-        let connections = Connections::new(limits::max_connections(options.world_size));
+        let connections = Connections::new(limits::max_connections(options.world_size), limits::FIRST_REQUEST);
         let accepted = connections.clone();
         let (shutdown, asked) = oneshot::channel::<()>();
         let serve = async move {
             let incoming = accepted.incoming(tokio::net::TcpListener::from_std(listener)?);
-            let heard = InterceptorLayer::new(connections::hear);
-            let server = limited().layer(heard).add_service(service).add_optional_service(status);
+            let incoming = secured(incoming, acceptor, refusals, |guarded| guarded.peer());
+            // In this order: only who has passed the gate counts as having made a request.
+            let (introduced, heard) =
+                (InterceptorLayer::new(connections::introduce), InterceptorLayer::new(connections::hear));
+            let server = limited().layer(introduced).layer(gate).layer(heard).add_routes(routes);
             let server = server.serve_with_incoming(incoming);
             // Not a graceful shutdown: that would wait for workers that hang.
             tokio::select! {
@@ -135,12 +169,13 @@ impl ControlPlane {
             })
             .map_err(failed)?;
         tracing::debug!(%address, "control plane listens");
-        Ok(ControlPlane { address, shared, connections, shutdown: Some(shutdown), thread: Some(thread) })
+        let contact = Contact::of(address, token, tls);
+        Ok(ControlPlane { contact, shared, connections, shutdown: Some(shutdown), thread: Some(thread) })
     }
 
-    /// Where workers reach it.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// How workers of this host reach it.
+    pub fn contact(&self) -> &Contact {
+        &self.contact
     }
 
     /// From now on every heartbeat is answered with "finish the step, save, leave".

@@ -187,6 +187,12 @@ impl Store {
         self.entries().waiting.len()
     }
 
+    /// Bytes that count towards the limit.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.entries().bytes
+    }
+
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,23 +1,26 @@
 //! The memberships of a job: each begins with processes and ends with a verdict; after a failure there may be another one,
 //! from the newest whole checkpoint.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use zerofold_checkpoint::prepare_to_resume;
+use zerofold_proto::hosts::Start;
 
 use super::{Job, step_plan};
 use crate::control::ControlPlane;
 use crate::environment as env;
 use crate::error::LaunchError;
 use crate::event::{Event, StopSignal};
+use crate::hosts::{NotGathered, nccl_interface};
 use crate::run_folder::Resume;
 use crate::supervise::restart::{self, Ended, Next, Restart};
 use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
-use crate::worker_command::JobEnvironment;
-use crate::{best_checkpoint, logs, report, resume, store};
+use crate::worker_command::{JobEnvironment, LocalRanks};
+use crate::{best_checkpoint, initial_model, logs, report, resume, store};
 
 /// How often a failed job is begun again.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +65,10 @@ impl Job {
                 let facts = Facts { stop: Some((Instant::now(), signal)), signals: 1, ..facts };
                 return Ok((Verdict::Stopped(signal), facts, None));
             }
+            if let Some(signal) = self.gather(received, terminal, observer)? {
+                let facts = Facts { stop: Some((Instant::now(), signal)), signals: 1, ..facts };
+                return Ok((Verdict::Stopped(signal), facts, None));
+            }
             self.begin_again(terminal)?;
             observer.restarted(&Restart { generation: self.generation, step: self.steps().1, reason })?;
         }
@@ -75,8 +82,56 @@ impl Job {
         (events, received): (&Sender<Event>, &Receiver<Event>),
         observer: &mut dyn Observer,
     ) -> Result<(Verdict, Facts), LaunchError> {
-        let mut workers = self.spawn(limits, terminal, events)?;
-        Ok(supervise(&mut workers, &self.control, received, limits, observer))
+        let Some(hosts) = &self.hosts else {
+            let local = LocalRanks::all(self.config.num_processes);
+            let mut workers = self.spawn((local, None), limits, terminal, events)?;
+            return Ok(supervise(&mut workers, &self.control, received, limits, observer));
+        };
+        let interface = hosts.interface()?;
+        let mut fleet = hosts.start(&self.start(limits), || {
+            self.spawn((hosts.own_ranks(), interface.as_deref()), limits, terminal, events)
+        })?;
+        Ok(supervise(&mut fleet, &self.control, received, limits, observer))
+    }
+
+    /// Waits for the hosts of the next membership, and fits the job to them; returns the signal that ended that.
+    fn gather(
+        &mut self,
+        received: &Receiver<Event>,
+        terminal: &Arc<Terminal>,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<StopSignal>, LaunchError> {
+        let Some(hosts) = &mut self.hosts else { return Ok(None) };
+        let control = &self.control;
+        let gathered = hosts.gather(&self.config, received, terminal, &mut |event| pass_on(event, control, observer));
+        match gathered {
+            Ok(config) => {
+                if config.num_processes != self.config.num_processes {
+                    let (before, now) = (self.config.num_processes, config.num_processes);
+                    terminal.complain(&format!("the job goes on with {now} processes in place of {before}"));
+                }
+                self.config = config;
+                initial_model::anywhere(&self.config).write(&self.run.config())?;
+                Ok(None)
+            }
+            Err(NotGathered::Stopped(signal)) => Ok(Some(signal)),
+            Err(NotGathered::Failed(error)) => Err(error),
+        }
+    }
+
+    /// What the other hosts need to know to start their ranks.
+    fn start(&self, limits: &Limits) -> Start {
+        let path = |path: &Path| path.display().to_string();
+        Start {
+            generation: self.generation,
+            world_size: self.config.num_processes,
+            first_rank: 0,
+            configuration: path(&self.run.config()),
+            resume: self.resume.as_ref().map(|found| path(&found.directory)).unwrap_or_default(),
+            storage: self.storage.token().to_owned(),
+            logs: self.run.log(0).parent().map(path).unwrap_or_default(),
+            timeout_seconds: limits.silence.as_secs(),
+        }
     }
 
     /// Makes ready for another membership: from the newest whole checkpoint, or from the beginning where there is none.
@@ -114,6 +169,7 @@ impl Job {
 
     fn spawn(
         &self,
+        (local, interface): (LocalRanks, Option<&str>),
         limits: &Limits,
         terminal: &Arc<Terminal>,
         events: &Sender<Event>,
@@ -124,7 +180,9 @@ impl Job {
             world_size: self.config.num_processes,
             device: self.config.device,
             gpu_ids: self.config.gpu_ids.as_deref(),
-            control: self.control.address(),
+            control: self.control.contact(),
+            local,
+            interface,
             generation: self.generation,
             config: Some(&config),
             resume: self.resume.as_ref().map(|found| found.directory.as_path()),
@@ -133,11 +191,12 @@ impl Job {
         let spawn = |rank| {
             let mut command = environment.command("train", rank);
             command.env(env::STORAGE, self.storage.token());
+            command.envs(nccl_interface(self.config.device, interface));
             command.env(env::LOG_FORMAT, terminal.format().name());
             Worker::spawn(rank, &mut command, &self.run.log(rank), terminal.clone(), events.clone())
         };
         // A rank that cannot be started ends the job: those before it are killed as their handles are dropped.
-        Ok((0..self.config.num_processes).map(spawn).collect::<Result<Vec<_>, _>>()?)
+        Ok(local.ranks().map(spawn).collect::<Result<Vec<_>, _>>()?)
     }
 }
 
@@ -152,13 +211,20 @@ fn wait(
     loop {
         match received.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(Event::Signal(signal)) => return Some(signal),
-            // What is still told of the membership that is over says nothing of the next one.
-            Ok(event @ (Event::Checkpoint { .. } | Event::CheckpointFailed { .. })) => observer.event(&event, control),
-            Ok(event @ (Event::Stored { .. } | Event::StoreFailed { .. } | Event::StoreSkipped { .. })) => {
-                observer.event(&event, control);
-            }
-            Ok(_) => {}
+            Ok(Event::StopAskedByHost(signal)) => return Some(signal),
+            Ok(event) => pass_on(event, control, observer),
             Err(_) => return None,
         }
+    }
+}
+
+/// What is still told of the membership that is over says nothing of the next one, but for its checkpoints.
+fn pass_on(event: Event, control: &ControlPlane, observer: &mut dyn Observer) {
+    match event {
+        Event::Checkpoint { .. } | Event::CheckpointFailed { .. } => observer.event(&event, control),
+        Event::Stored { .. } | Event::StoreFailed { .. } | Event::StoreSkipped { .. } => {
+            observer.event(&event, control);
+        }
+        _ => {}
     }
 }

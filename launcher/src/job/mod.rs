@@ -4,7 +4,7 @@ mod generations;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,10 @@ use zerofold_plan::ModelConfig;
 use zerofold_store::CheckpointStore;
 
 use crate::checkpoint_publisher::publisher;
-use crate::control::{ControlOptions, ControlPlane, Member};
+use crate::control::{ControlOptions, ControlPlane, Listen, Member};
 use crate::error::LaunchError;
 use crate::event::Event;
+use crate::hosts::{Hosts, HostsService, NotGathered};
 use crate::logs;
 use crate::plan::{PlanRecord, Prediction};
 use crate::run_folder::{Resume, RunFolder};
@@ -40,8 +41,20 @@ pub(crate) fn limits(silence: Duration, stop: Duration) -> Limits {
     Limits { gather: GATHER, terminate: TERMINATE, stop, silence }
 }
 
+/// Who the job is met by: where its control plane listens, and its other hosts.
+pub(crate) struct Meeting<'a> {
+    /// Where.
+    pub(crate) listen: Listen,
+    /// The other hosts, where there are some, and what serves them.
+    pub(crate) hosts: Option<(Hosts, HostsService)>,
+    /// What happens meanwhile.
+    pub(crate) received: &'a Receiver<Event>,
+}
+
 /// A job that is ready to be started.
 pub(crate) struct Job {
+    /// The other hosts, where there are some. Dropped before the control plane, through which they hear of it.
+    hosts: Option<Hosts>,
     config: Resolved,
     model: ModelConfig,
     /// How many there are to train on.
@@ -71,11 +84,11 @@ impl Job {
     /// Checks what can be checked before anything is started, cheap things first, and tokenises the data unless they are
     /// given.
     pub(crate) fn prepare(
-        config: Resolved,
+        mut config: Resolved,
         data: Option<&Prepared>,
         resume: Option<&Resume>,
-        terminal: &Terminal,
-        events: &Sender<Event>,
+        meeting: Meeting<'_>,
+        (terminal, events): (&Terminal, &Sender<Event>),
     ) -> Result<Job, LaunchError> {
         announce::warning(&config).iter().for_each(|text| terminal.complain(text));
         let model = check(&config)?;
@@ -108,24 +121,35 @@ impl Job {
         let uploader = store.map(|store| Uploader::start(store, keep, events.clone())).transpose();
         let uploader = uploader.map_err(LaunchError::system("start a thread"))?.map(Arc::new);
         let digest = Arc::new(OnceLock::new());
+        let (hosts, service) = meeting.hosts.unzip();
         logs::at_generation(generation);
         let board = Arc::new(Board::new(run.root(), Instant::now(), generation));
         let control = ControlPlane::start(
             ControlOptions {
-                port: config.main_process_port,
+                listen: meeting.listen,
                 world_size: config.num_processes,
                 generation,
                 publish: publisher(&config, digest.clone(), uploader.clone(), events.clone()),
                 board: Some(board.clone()),
+                hosts: service,
             },
             events.clone(),
         )?;
+        // Bound after the control plane, so that on an error the hosts hear of it before it is gone.
+        let mut hosts = hosts;
+        if let Some(hosts) = &mut hosts {
+            let gathered = hosts.gather(&config, meeting.received, terminal, &mut |_| {});
+            config = gathered.map_err(|not| match not {
+                NotGathered::Stopped(signal) => LaunchError::Stopped(signal),
+                NotGathered::Failed(error) => error,
+            })?;
+            control.begin(generation, config.num_processes);
+        }
         let metrics = config.training.metrics_port.map(|port| MetricsEndpoint::start(port, board.clone()));
         let metrics = metrics.transpose()?;
         // A folder that is not there yet is made for the lock, so this waits until nothing can be refused any more.
         let lock = lock.map_or_else(|| run.lock(complain), Ok)?;
-        let told =
-            Told { address: control.address(), metrics: metrics.as_ref().map(MetricsEndpoint::address), token: None };
+        let told = Told::of(control.contact(), metrics.as_ref().map(MetricsEndpoint::address), hosts.is_none());
         let told = ControlFile::write(run.control(), &told)?;
         run.create(config.num_processes, found.is_none())?;
         run.write_generation(generation)?;
@@ -170,6 +194,7 @@ impl Job {
         let warning = config.training.profile.and_then(|steps| profile::out_of_reach(steps, done, plan.total_steps()));
         warning.iter().for_each(|warning| terminal.complain(warning));
         Ok(Job {
+            hosts,
             config,
             model,
             rows,
@@ -223,6 +248,11 @@ impl Job {
     /// What uploads checkpoints, where they are to be.
     pub(crate) fn uploader(&self) -> Option<&Arc<Uploader>> {
         self.uploader.as_ref()
+    }
+
+    /// Tells the other hosts how the job ended.
+    pub(crate) fn end(&self, code: u8, reason: &str) {
+        self.hosts.iter().for_each(|hosts| hosts.end(code, reason));
     }
 
     /// What those who watch it are told.

@@ -26,7 +26,7 @@ pub trait Fleet {
     fn last_line(&self, rank: u32) -> Option<String>;
 
     /// What the system says a rank's process does, where that alone explains its silence.
-    fn state(&self, rank: u32) -> Option<&'static str>;
+    fn state(&self, rank: u32) -> Option<String>;
 }
 
 impl Fleet for Vec<Worker> {
@@ -48,7 +48,7 @@ impl Fleet for Vec<Worker> {
         self.get(rank as usize)?.last_line()
     }
 
-    fn state(&self, rank: u32) -> Option<&'static str> {
-        self.get(rank as usize)?.state()
+    fn state(&self, rank: u32) -> Option<String> {
+        self.get(rank as usize)?.state().map(str::to_owned)
     }
 }

@@ -1,5 +1,21 @@
-//! Watches the workers until the last one has ended: events become facts, facts become decisions ([`verdict`]), decisions
-//! become signals ([`child`]).
+//! Watches the workers until the last one has ended: events become facts, facts become decisions ([`verdict`], [`hang`],
+//! [`restart`]), decisions become signals ([`fleet`], [`child`]).
+//!
+//! The contract of a job with the person who started it; tests name its numbers:
+//! 1. A rank is there when it says so itself ([`Event::Joined`](crate::event::Event::Joined)); it is never guessed.
+//! 2. The end of a process is told once, with how it ended and its last lines.
+//! 3. The cause is told first, its consequences after it, and what `launch` did itself is nobody's failure.
+//! 4. Who holds the others up is named with what it does, within [`hang::FLOOR`] or five times what is usual, whether it is
+//!    stopped, spins, sleeps, or called another collective; after `--timeout` the job ends, with that as its cause.
+//! 5. Ending is SIGTERM, and SIGKILL a few seconds later. A worker that is blocked where nothing wakes it is ended by its own
+//!    control thread, or by the signal.
+//! 6. No process outlives `launch`, by whatever means `launch` ends.
+//! 7. A signal that asks `launch` or any worker to end (Ctrl-C, SIGTERM, a closed terminal) lets the step be finished and saved;
+//!    a second Ctrl-C does not wait.
+//! 8. A job that is begun again goes on from its newest whole checkpoint, bit by bit as if nothing had been, and is not begun
+//!    again where that would fail in the same way for ever.
+//! 9. Time is the monotonic clock's: setting a machine's clock changes nothing. A `launch` that was stopped for a while blames
+//!    nobody for what it did not hear.
 
 pub mod child;
 pub mod fleet;
@@ -68,12 +84,14 @@ pub fn supervise(
             awake = now;
         }
         looked = now;
-        let members = control.members();
-        for (rank, member) in facts.ranks.iter_mut().zip(&members) {
-            rank.heard = member.heard.map(|heard| heard.max(awake));
-        }
-        if facts.terminated.is_none() {
-            let hang = hang::diagnose(now, awake, &members);
+        // Looked at in place: a copy of what thousands of ranks tell takes longer than looking.
+        let found = control.look(|members| {
+            for (rank, member) in facts.ranks.iter_mut().zip(members) {
+                rank.heard = member.heard.map(|heard| heard.max(awake));
+            }
+            facts.terminated.is_none().then(|| hang::diagnose(now, awake, members))
+        });
+        if let Some(hang) = found {
             look_at(hang, &mut facts, now, fleet, observer);
         }
         let (decision, reason) = verdict::decide(now, &facts, limits);
@@ -118,6 +136,9 @@ pub fn supervise(
                     if exit.ending != Ending::Code(0) {
                         control.rank_gone(*rank, &exit.ending.to_string());
                     }
+                }
+                if let Event::HostLost { ranks, .. } = &event {
+                    ranks.iter().for_each(|rank| control.rank_gone(*rank, "is on a host that was lost"));
                 }
                 if let Event::SaveAsked = event {
                     control.ask_to_save();
@@ -179,17 +200,47 @@ fn note(facts: &mut Facts, now: Instant, event: Event) {
         }),
         Event::Left { rank, left } => with(ranks, rank, |it| it.left = Some(left)),
         Event::Exited { rank, exit } => with(ranks, rank, |it| it.exit = Some((now, exit))),
+        Event::Signal(signal) if verdict::is_repetition(facts.stop, now, signal) => {
+            facts.signals = facts.signals.max(1);
+        }
         Event::Signal(signal) => {
             facts.stop.get_or_insert((now, signal));
             facts.signals += 1;
         }
         Event::StopAsked { .. } => {
+            // Not counted: a scheduler sends the same signal to all processes, and only a second one stops at once.
             facts.stop.get_or_insert((now, StopSignal::Terminate));
-            facts.signals = facts.signals.max(1);
         }
+        Event::StopAskedByHost(signal) => {
+            facts.stop.get_or_insert((now, signal));
+        }
+        Event::HostLost { host, ranks: lost, how } => host_lost(facts, now, &host, &lost, &how),
+        Event::HostsChanged => {}
         Event::Steps(_) | Event::Evaluations(_) => {}
         Event::Checkpoint { .. } | Event::CheckpointFailed { .. } | Event::SaveAsked => {}
         Event::Stored { .. } | Event::StoreFailed { .. } | Event::StoreSkipped { .. } => {}
+    }
+}
+
+/// The ranks of a host that is gone have ended, nobody knows how.
+fn host_lost(facts: &mut Facts, now: Instant, host: &str, ranks: &[u32], how: &str) {
+    if ranks.is_empty() {
+        return;
+    }
+    let numbers: Vec<String> = ranks.iter().map(u32::to_string).collect();
+    let plural = if ranks.len() == 1 { "rank" } else { "ranks" };
+    let words = format!("host {host} ({plural} {}) {how}", numbers.join(", "));
+    let terminated = facts.terminated.is_some();
+    for rank in ranks {
+        with(&mut facts.ranks, *rank, |it| {
+            if it.exit.is_some() {
+                return;
+            }
+            it.exit = Some((now, Exit { ending: Ending::Unknown, last_lines: Vec::new() }));
+            if !terminated && it.left.is_none() {
+                it.given_up = Some((now, Cause::HostLost(words.clone())));
+            }
+        });
     }
 }
 
@@ -204,6 +255,7 @@ impl std::fmt::Display for Ending {
         match self {
             Ending::Code(code) => write!(formatter, "exited with code {code}"),
             Ending::Signal(number) => write!(formatter, "was killed by {}", signal_name(*number)),
+            Ending::Unknown => formatter.write_str("was on a host that was lost"),
         }
     }
 }

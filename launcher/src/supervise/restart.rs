@@ -46,6 +46,7 @@ impl Ended {
             Cause::LeftSilently => ("left silently".to_owned(), false),
             Cause::NeverJoined(_) | Cause::Silent(_) => ("silence".to_owned(), true),
             Cause::Hung(_) => ("hang".to_owned(), true),
+            Cause::HostLost(_) => ("a host was lost".to_owned(), true),
         };
         Ended { step, error, external }
     }

@@ -21,6 +21,8 @@ pub enum Ending {
     Code(i32),
     /// By this signal.
     Signal(i32),
+    /// Nobody heard how: its host was lost.
+    Unknown,
 }
 
 /// The end of a worker's process.
@@ -105,6 +107,16 @@ pub struct Limits {
     pub silence: Duration,
 }
 
+/// SIGTERM again within this time of the first means nothing new.
+const SAME_SIGNAL: Duration = Duration::from_secs(5);
+
+/// Whether a signal only repeats the first one: at a time limit Slurm's daemon sends SIGTERM to every process, and `srun` hands its
+/// own on to them at once. A person's second Ctrl-C always counts.
+pub fn is_repetition(first: Option<(Instant, StopSignal)>, now: Instant, signal: StopSignal) -> bool {
+    let soon = first.is_some_and(|(at, _)| now.saturating_duration_since(at) < SAME_SIGNAL);
+    signal == StopSignal::Terminate && soon
+}
+
 /// What to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -133,6 +145,8 @@ pub enum Cause {
     NeverJoined(Duration),
     /// It was not heard from for too long.
     Silent(Duration),
+    /// Its host was lost; in words, as a sentence about the host.
+    HostLost(String),
     /// It held the job up for too long; in words, as a sentence about `rank N`.
     Hung(String),
 }

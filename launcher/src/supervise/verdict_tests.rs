@@ -159,3 +159,22 @@ fn a_failure_while_stopping_is_still_a_failure() {
     facts.ranks[1].left = left(true);
     assert!(matches!(verdict(start + SECOND, &facts, &limits()), Verdict::Failed { first, .. } if first.rank == 0));
 }
+
+#[test]
+fn a_scheduler_that_sends_sigterm_twice_asks_once() {
+    let first = Instant::now();
+    let after = |milliseconds| first + Duration::from_millis(milliseconds);
+    let (int, term) = (StopSignal::Interrupt, StopSignal::Terminate);
+    let table = [
+        (None, 0, term, false),
+        (Some(term), 200, term, true),
+        (Some(int), 200, term, true),
+        (Some(term), 6000, term, false),
+        (Some(int), 200, int, false),
+        (Some(term), 200, int, false),
+    ];
+    for (before, milliseconds, signal, repeats) in table {
+        let before = before.map(|signal| (first, signal));
+        assert_eq!(is_repetition(before, after(milliseconds), signal), repeats, "{before:?} {signal:?}");
+    }
+}

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use tonic::transport::Endpoint;
 use zerofold_proto::v1::status_client::StatusClient;
 use zerofold_proto::v1::{StatusReply, StatusRequest};
+use zerofold_trust::{Token, connect};
 
 use super::control_file::Told;
+use crate::environment as env;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -14,22 +15,26 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The status, or why there is none.
 pub(super) fn ask(told: &Told) -> Result<StatusReply, String> {
     let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", told.address);
+    let token = token(told).map_err(|error| failed(&error))?;
+    let url = format!("{}://{}", if told.tls { "https" } else { "http" }, told.address);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let asked = async {
-        let endpoint = Endpoint::from_shared(format!("http://{}", told.address)).map_err(|error| failed(&error))?;
-        let channel = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE).connect().await;
-        let mut client = StatusClient::new(channel.map_err(|error| failed(&source(&error)))?);
-        let reply = client.get(StatusRequest {}).await;
+        let wire = connect(&url, &token, PATIENCE).await.map_err(|error| failed(&error))?;
+        let mut request = tonic::Request::new(StatusRequest {});
+        request.set_timeout(PATIENCE);
+        let reply = StatusClient::new(wire).get(request).await;
         reply.map(tonic::Response::into_inner).map_err(|status| failed(&status.message()))
     };
     runtime.map_err(|error| error.to_string())?.block_on(asked)
 }
 
-/// The innermost cause, which says what happened.
-fn source(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
+/// What the job asks its callers for: told beside the address where it is on one host, else the user's own.
+fn token(told: &Told) -> Result<Token, String> {
+    let own = std::env::var(env::TOKEN).ok();
+    let text = told
+        .token
+        .clone()
+        .or(own)
+        .ok_or_else(|| format!("the job runs on several hosts: put its token into {} to ask it", env::TOKEN))?;
+    Token::parse(&text).map_err(|error| format!("its token: {error}"))
 }

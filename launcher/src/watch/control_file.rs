@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::Contact;
 use crate::error::LaunchError;
 
 /// What the file tells. Unknown fields are passed over: a newer launch may tell more.
@@ -18,9 +19,21 @@ pub(crate) struct Told {
     /// Where the Prometheus endpoint does, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) metrics: Option<SocketAddr>,
-    /// What a caller has to show, where the job has such a thing.
+    /// Whether it speaks TLS.
+    #[serde(default)]
+    pub(crate) tls: bool,
+    /// What a caller has to know. Not in the file of a job on several hosts, whose token is the user's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) token: Option<String>,
+}
+
+impl Told {
+    /// What a job tells that is reached like this; with the token where it is this job's `own`.
+    pub(crate) fn of(contact: &Contact, metrics: Option<SocketAddr>, own: bool) -> Told {
+        let nobody = SocketAddr::from(([127, 0, 0, 1], contact.port));
+        let address = contact.to_string().parse().unwrap_or(nobody);
+        Told { address, metrics, tls: contact.tls, token: own.then(|| contact.token.expose().to_owned()) }
+    }
 }
 
 /// The file, for as long as the job is there; nobody but the job's own user may read it.
@@ -77,7 +90,8 @@ mod tests {
         let path = folder.path().join("control.json");
         assert_eq!(ControlFile::read(&path).unwrap(), None);
         std::fs::write(folder.path().join("control.json.partial"), "left behind").unwrap();
-        let told = Told { address: ([127, 0, 0, 1], 29500).into(), metrics: None, token: Some("secret".to_owned()) };
+        let address = ([127, 0, 0, 1], 29500).into();
+        let told = Told { address, metrics: None, tls: false, token: Some("secret".to_owned()) };
         let file = ControlFile::write(path.clone(), &told).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(ControlFile::read(&path).unwrap(), Some(told));

@@ -185,7 +185,8 @@ mod tests {
         let told = || status(&options, &Terminal::silent()).unwrap_err().to_string();
         assert!(told().contains("does not tell where it can be asked\nhint: "), "{}", told());
         let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let file = ControlFile::write(run.control(), &Told { address: nobody, metrics: None, token: None }).unwrap();
+        let file = ControlFile::write(run.control(), &Told { address: nobody, metrics: None, tls: false, token: None })
+            .unwrap();
         assert!(told().contains("does not answer: 127.0.0.1:"), "{}", told());
         drop((file, held));
         assert_eq!(status(&options, &Terminal::silent()).unwrap(), EXIT_FAILED);

@@ -6,9 +6,20 @@
 use std::time::{Duration, Instant};
 
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use zerofold_launcher::control::Listen;
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::*;
+use zerofold_trust::{Token, Wire, connect};
+
+/// The token of every job here.
+pub fn token() -> Token {
+    Token::parse(&"5a".repeat(32)).expect("a token")
+}
+
+/// A control plane on any port of loopback that asks for it.
+pub fn listen() -> Listen {
+    Listen { address: ([127, 0, 0, 1], 0).into(), token: token(), tls: false }
+}
 
 /// How the ranks find each other through the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,24 +37,29 @@ pub struct Simulated {
     /// From 0.
     pub rank: u32,
     world_size: u32,
-    client: ControlClient<Channel>,
+    generation: u64,
+    client: ControlClient<Wire>,
 }
 
 impl Simulated {
     /// Connects to the control plane at `address`, such as `http://127.0.0.1:29500`.
     pub async fn connect(address: &str, rank: u32, world_size: u32) -> Result<Self, Status> {
-        let endpoint =
-            Endpoint::from_shared(address.to_owned()).map_err(|error| Status::internal(error.to_string()))?;
-        let channel = endpoint.connect_timeout(Duration::from_secs(30)).connect().await;
-        let channel = channel.map_err(|error| Status::unavailable(format!("rank {rank} cannot connect: {error:?}")))?;
-        Ok(Simulated { rank, world_size, client: ControlClient::new(channel) })
+        let wire = connect(address, &token(), Duration::from_secs(30)).await;
+        let wire = wire.map_err(|error| Status::unavailable(format!("rank {rank} cannot connect: {error}")))?;
+        Ok(Simulated { rank, world_size, generation: 1, client: ControlClient::new(wire) })
     }
 
-    /// Joins generation 1.
+    /// Of that generation of the job; the first, if nothing is said.
+    pub fn of(self, generation: u64) -> Self {
+        Simulated { generation, ..self }
+    }
+
+    /// Joins the job.
     pub async fn join(&mut self) -> Result<(), Status> {
         let (rank, world_size) = (self.rank, self.world_size);
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let request = JoinRequest { rank, world_size, generation: 1, pid: std::process::id(), version };
+        let generation = self.generation;
+        let request = JoinRequest { rank, world_size, generation, pid: std::process::id(), version };
         self.client.join(request).await.map(|_| ())
     }
 
@@ -51,9 +67,9 @@ impl Simulated {
     pub async fn meet(&mut self, how: Meeting, limit: Duration) -> Result<(), Status> {
         let timeout_ms = limit.as_millis() as u64;
         match how {
-            Meeting::Id if self.rank == 0 => self.set("1/id", vec![7; 128]).await,
+            Meeting::Id if self.rank == 0 => self.set("id", vec![7; 128]).await,
             Meeting::Id => {
-                let request = StoreGetRequest { key: "1/id".to_owned(), timeout_ms };
+                let request = StoreGetRequest { key: "id".to_owned(), timeout_ms };
                 expect(self.rank, self.client.store_get(request).await?.into_inner().value == [7; 128])
             }
             Meeting::Each => {
@@ -84,7 +100,7 @@ impl Simulated {
             if self.rank == 0 { vec![StepRecord { step, loss: 1.5, ..Default::default() }] } else { Vec::new() };
         let request = HeartbeatRequest {
             rank: self.rank,
-            generation: 1,
+            generation: self.generation,
             step,
             doing: Some(doing(step)),
             memory_bytes: 3 << 30,
@@ -101,7 +117,7 @@ impl Simulated {
     pub async fn save(&mut self, step: u64, bytes: usize) -> Result<String, Status> {
         let part = CheckpointPart {
             rank: self.rank,
-            generation: 1,
+            generation: self.generation,
             step,
             directory: format!("step-{step:08}"),
             part: vec![b'x'; bytes],
@@ -112,7 +128,7 @@ impl Simulated {
 
     /// Leaves the job.
     pub async fn leave(&mut self, step: u64) -> Result<(), Status> {
-        let request = LeaveRequest { rank: self.rank, generation: 1, step, ..Default::default() };
+        let request = LeaveRequest { rank: self.rank, generation: self.generation, step, ..Default::default() };
         self.client.leave(request).await.map(|_| ())
     }
 }
@@ -135,7 +151,7 @@ fn doing(step: u64) -> Doing {
 }
 
 fn key(rank: u32) -> String {
-    format!("1/place/{rank}")
+    format!("place/{rank}")
 }
 
 /// As long as what a real rank tells of where it is.

@@ -59,7 +59,8 @@ pub fn run(request: &BenchRequest) -> Result<(), WorkerError> {
         gpu::require_nccl()?;
     }
     let activity = Arc::new(Activity::default());
-    let control = Control::join(&environment.control, environment.identity.clone(), activity.clone())?;
+    let control =
+        Control::join(&environment.control, &environment.token, environment.identity.clone(), activity.clone())?;
     let result = measure(&environment, request, backend, &control, activity);
     match result {
         Ok(rates) => {

@@ -6,7 +6,7 @@ use super::store::Prefixed;
 use super::{Activity, Collectives, CommError, Gloo, Store};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// One rank, as it comes to meet the others.
 pub struct Rendezvous<'a> {
@@ -70,10 +70,9 @@ impl Rendezvous<'_> {
     fn places(&self, own: &str) -> Result<Vec<Vec<u8>>, CommError> {
         let key = |rank: usize| format!("place/{rank}");
         let stored = |error| failed(ShmError::Store(error));
-        let deadline = Instant::now() + self.timeout;
         self.store.set(&key(self.rank), own.as_bytes()).map_err(stored)?;
-        let place_of = |rank| self.store.get(&key(rank), deadline.saturating_duration_since(Instant::now()));
-        (0..self.world_size).map(|rank| place_of(rank).map_err(stored)).collect()
+        let keys: Vec<String> = (0..self.world_size).map(key).collect();
+        self.store.get_all(&keys, self.timeout).map_err(stored)
     }
 }
 

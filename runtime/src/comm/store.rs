@@ -6,7 +6,7 @@ use crate::torch::{STORE_TEXT, StoreCallbacks};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A store shared by all ranks of a job.
 pub trait Store: Send + Sync {
@@ -14,6 +14,11 @@ pub trait Store: Send + Sync {
     fn set(&self, key: &str, value: &[u8]) -> Result<(), String>;
     /// The value of `key`, waiting for it at most `timeout`.
     fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, String>;
+    /// The values of all `keys`, in their order, waiting for them at most `timeout`.
+    fn get_all(&self, keys: &[String], timeout: Duration) -> Result<Vec<Vec<u8>>, String> {
+        let deadline = Instant::now() + timeout;
+        keys.iter().map(|key| self.get(key, deadline.saturating_duration_since(Instant::now()))).collect()
+    }
     /// Waits until all `keys` exist, at most `timeout`.
     fn wait(&self, keys: &[String], timeout: Duration) -> Result<(), String>;
     /// Adds to the integer at `key` (absent is 0) and returns the sum.
@@ -47,6 +52,10 @@ impl Store for Prefixed {
 
     fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, String> {
         self.store.get(&self.key(key), timeout)
+    }
+
+    fn get_all(&self, keys: &[String], timeout: Duration) -> Result<Vec<Vec<u8>>, String> {
+        self.store.get_all(&self.keys(keys), timeout)
     }
 
     fn wait(&self, keys: &[String], timeout: Duration) -> Result<(), String> {

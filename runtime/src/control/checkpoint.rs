@@ -2,20 +2,20 @@
 
 use super::{ControlError, Identity, call_on};
 use std::time::Duration;
-use tonic::transport::Channel;
 use zerofold_proto::v1::CheckpointPart;
 use zerofold_proto::v1::control_client::ControlClient;
+use zerofold_trust::Wire;
 
 /// Tells of parts of checkpoints, from any thread that is not the control thread itself.
 #[derive(Clone)]
 pub struct CheckpointClient {
-    client: ControlClient<Channel>,
+    client: ControlClient<Wire>,
     handle: tokio::runtime::Handle,
     identity: Identity,
 }
 
 impl CheckpointClient {
-    pub(super) fn new(client: ControlClient<Channel>, handle: tokio::runtime::Handle, identity: Identity) -> Self {
+    pub(super) fn new(client: ControlClient<Wire>, handle: tokio::runtime::Handle, identity: Identity) -> Self {
         CheckpointClient { client, handle, identity }
     }
 

@@ -18,12 +18,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::Notify;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::{
     Directive, EvaluationRecord, FailRequest, HeartbeatRequest, JoinRequest, LeaveRequest, StepRecord,
 };
+use zerofold_trust::{Token, Wire};
 
 /// How often a rank reports.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -99,27 +99,32 @@ struct Reports {
 /// The connection to the control plane.
 pub struct Control {
     runtime: tokio::runtime::Runtime,
-    client: ControlClient<Channel>,
+    client: ControlClient<Wire>,
     identity: Identity,
     reports: Arc<Reports>,
 }
 
 impl Control {
     /// Connects to `address` (such as `http://127.0.0.1:29500`), joins the job and starts the heartbeat.
-    pub fn join(address: &str, identity: Identity, activity: Arc<Activity>) -> Result<Self, ControlError> {
+    pub fn join(
+        address: &str,
+        token: &Token,
+        identity: Identity,
+        activity: Arc<Activity>,
+    ) -> Result<Self, ControlError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("control")
             .enable_all()
             .build()
             .map_err(ControlError::Runtime)?;
-        let endpoint = Endpoint::from_shared(address.to_string())
-            .map_err(|error| ControlError::Address { address: address.to_string(), reason: error.to_string() })?
-            .connect_timeout(PROMPT);
-        let client = runtime.block_on(endpoint.connect()).map(ControlClient::new).map_err(|error| {
-            let text = format!("launch cannot be reached at {address}: {error}");
+        let endpoint = zerofold_trust::endpoint(address, token, PROMPT)
+            .map_err(|reason| ControlError::Address { address: address.to_string(), reason })?;
+        let channel = runtime.block_on(endpoint.connect()).map_err(|error| {
+            let text = format!("launch cannot be reached at {address}: {}", zerofold_trust::reason(&error));
             ControlError::Call { call: "connect", status: Box::new(Status::unavailable(text)) }
         })?;
+        let client = ControlClient::new(zerofold_trust::wire(channel, token));
         let control = Control { runtime, client, identity, reports: Arc::default() };
         termination::listen(control.reports.clone()).map_err(ControlError::Runtime)?;
         let request = JoinRequest {
@@ -263,7 +268,7 @@ fn give_up(reports: &Reports, reason: &str) -> ! {
 
 /// Reports for as long as the process lives.
 async fn heartbeat(
-    mut client: ControlClient<Channel>,
+    mut client: ControlClient<Wire>,
     identity: Identity,
     activity: Arc<Activity>,
     reports: Arc<Reports>,

@@ -3,11 +3,12 @@
 use crate::comm::Store;
 use std::time::Duration;
 use tonic::Status;
-use tonic::transport::Channel;
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::{
-    StoreAddRequest, StoreCheckRequest, StoreDeleteRequest, StoreGetRequest, StoreSetRequest, StoreWaitRequest,
+    StoreAddRequest, StoreCheckRequest, StoreDeleteRequest, StoreGetAllRequest, StoreGetRequest, StoreSetRequest,
+    StoreWaitRequest,
 };
+use zerofold_trust::Wire;
 
 /// Added to a call's own limit before it is given up on this side, so that the server's answer, which names the missing
 /// key, arrives first.
@@ -17,13 +18,13 @@ const GRACE: Duration = Duration::from_secs(10);
 /// those who are gone. May be called from any thread that is not the control thread itself.
 #[derive(Clone)]
 pub struct ControlStore {
-    client: ControlClient<Channel>,
+    client: ControlClient<Wire>,
     handle: tokio::runtime::Handle,
     generation: u64,
 }
 
 impl ControlStore {
-    pub(super) fn new(client: ControlClient<Channel>, handle: tokio::runtime::Handle, generation: u64) -> Self {
+    pub(super) fn new(client: ControlClient<Wire>, handle: tokio::runtime::Handle, generation: u64) -> Self {
         ControlStore { client, handle, generation }
     }
 
@@ -57,6 +58,12 @@ impl Store for ControlStore {
     fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, String> {
         let request = StoreGetRequest { key: self.key(key), timeout_ms: timeout.as_millis() as u64 };
         self.call(timeout, self.client.clone().store_get(request)).map(|reply| reply.value)
+    }
+
+    /// In one call: one for each key would be as many calls as there are pairs of ranks.
+    fn get_all(&self, keys: &[String], timeout: Duration) -> Result<Vec<Vec<u8>>, String> {
+        let request = StoreGetAllRequest { keys: self.keys(keys), timeout_ms: timeout.as_millis() as u64 };
+        self.call(timeout, self.client.clone().store_get_all(request)).map(|reply| reply.values)
     }
 
     fn wait(&self, keys: &[String], timeout: Duration) -> Result<(), String> {

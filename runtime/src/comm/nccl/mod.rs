@@ -12,6 +12,7 @@
 //! CPU it is the null stream, which the tests' stand-in takes for the host.
 
 mod communicator;
+mod name;
 
 pub use communicator::Abort;
 
@@ -22,6 +23,7 @@ use super::{
 use crate::gpu::{Event, Events, GpuError, Stream};
 use crate::metrics::{Timeline, Track, Transfer};
 use communicator::{Communicator, Group, Operation, Watchdog};
+use name::short;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -62,7 +64,7 @@ impl Link {
         if let Some(known) = self.communicators.borrow().get(ranks) {
             return Ok(known.clone());
         }
-        let key = format!("nccl/{ranks:?}");
+        let key = format!("nccl/{}", short(ranks));
         let meeting = (place, ranks.len());
         let made = Rc::new(Communicator::meet(&self.watchdog, self.store.as_ref(), &key, meeting, self.timeout)?);
         self.communicators.borrow_mut().insert(ranks.to_vec(), made.clone());
