@@ -93,7 +93,7 @@ fn tell_once(told: &mut bool, terminal: &Terminal, what: &str, written: std::io:
 }
 
 /// `checkpoints/step-00000020` of its path: a run folder may be moved.
-fn in_the_run_folder(directory: &Path) -> PathBuf {
+pub(crate) fn in_the_run_folder(directory: &Path) -> PathBuf {
     let names: Vec<_> = directory.components().rev().take(2).collect();
     names.into_iter().rev().collect()
 }

@@ -40,16 +40,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .without_time()
-        .with_target(false)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("ZEROFOLD_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-        )
-        .init();
+    print_messages();
     keep_freed_memory();
     zerofold_runtime::torch::count_memory();
     match run(Arguments::parse().command) {
@@ -60,6 +51,17 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Messages go to standard error, which `launch` reads: as lines, or as one JSON object a line where it was asked for that.
+fn print_messages() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ZEROFOLD_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false);
+    match std::env::var("ZEROFOLD_LOG_FORMAT").as_deref() {
+        Ok("json") => lines.json().flatten_event(true).with_env_filter(filter).init(),
+        _ => lines.without_time().with_env_filter(filter).init(),
     }
 }
 

@@ -104,7 +104,7 @@ pub(crate) fn short(value: f64) -> String {
         1e9.. => format!("{}G", amount(value / 1e9)),
         1e6.. => format!("{}M", amount(value / 1e6)),
         1e4.. => format!("{}k", amount(value / 1e3)),
-        1e-3.. => amount(value),
+        1e-4.. => format!("{value:.6}").trim_end_matches('0').trim_end_matches('.').to_owned(),
         _ => {
             let text = format!("{value:.2e}");
             let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));

@@ -109,7 +109,7 @@ fn chart(shown: &Shown, runs: &[Run]) -> String {
 fn window(runs: &[Run]) -> Option<usize> {
     let longest = runs.iter().map(|run| run.history.steps.len()).max().unwrap_or(0);
     // An odd number, so that it is the mean around a step.
-    (longest >= SMOOTHED_FROM).then(|| (longest / SMOOTHED_SHARE) | 1)
+    (longest >= SMOOTHED_FROM).then_some((longest / SMOOTHED_SHARE) | 1)
 }
 
 fn plot(shown: &Shown, runs: &[Run], along: Along, window: Option<usize>) -> Plot {

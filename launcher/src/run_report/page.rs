@@ -22,7 +22,7 @@ pub(super) fn page(runs: &[Run], made: u64) -> String {
         runs => format!("{} runs", runs.len()),
     };
     let footer = format!("Made {} by launch report {}.", format::date(made), env!("CARGO_PKG_VERSION"));
-    let head = ["", "steps", "time", "loss", "held-out", "tokens/s", "step", "peak/rank", "saves", "restarts"];
+    let head = ["", "steps", "time", "loss", "held-out", "tokens/s", "step", "peak/rank", "checkpoints", "restarts"];
     fill(
         TEMPLATE,
         &[
@@ -54,7 +54,8 @@ fn label_width(runs: &[Run]) -> String {
 
 /// What all runs have in common, in words.
 fn facts(runs: &[Run]) -> String {
-    let told: [(&str, fn(&Run) -> String); 5] = [
+    type Fact = (&'static str, fn(&Run) -> String);
+    let told: [Fact; 5] = [
         ("Model", |run| {
             let hub = run.words("hub_model.id");
             if hub.is_empty() { run.words("training.model_name_or_path") } else { hub }
@@ -65,19 +66,31 @@ fn facts(runs: &[Run]) -> String {
             if ranks.is_empty() {
                 return ranks;
             }
-            format!("{ranks} ranks on {}, {}, ZeRO stage {stage}", run.words("device"), run.words("backend"))
+            let ranks = if ranks == "1" { "1 rank".to_owned() } else { format!("{ranks} ranks") };
+            format!("{ranks} on {}, backend {}, ZeRO stage {stage}", run.words("device"), run.words("backend"))
         }),
         ("Batch", |run| {
-            let key = "training.per_device_train_batch_size";
-            let (rows, accumulation) = (run.words(key), run.words("gradient_accumulation_steps"));
-            if rows.is_empty() { rows } else { format!("{rows} rows × {accumulation} micro-batches × ranks") }
+            let number = |key: &str| run.value(key).and_then(serde_json::Value::as_u64);
+            let rows = number("training.per_device_train_batch_size");
+            let (Some(rows), Some(accumulation), Some(ranks)) =
+                (rows, number("gradient_accumulation_steps"), number("num_processes"))
+            else {
+                return String::new();
+            };
+            let micro_batches = format::plural(accumulation, "micro-batch").replace("batchs", "batches");
+            let (all, ranks) = (rows.saturating_mul(accumulation).saturating_mul(ranks), format::plural(ranks, "rank"));
+            format!(
+                "{} × {micro_batches} × {ranks} = {} a step",
+                format::plural(rows, "row"),
+                format::plural(all, "row")
+            )
         }),
         ("Folder", |run| run.path.clone()),
     ];
-    let fact = |(name, of): &(&str, fn(&Run) -> String)| {
+    let fact = |(name, of): &Fact| {
         let first = of(&runs[0]);
         let shared = !first.is_empty() && runs.iter().all(|run| of(run) == first);
-        shared.then(|| format!("<dt>{name}</dt><dd>{}</dd>", escape(&first))).unwrap_or_default()
+        if shared { format!("<dt>{name}</dt><dd>{}</dd>", escape(&first)) } else { String::new() }
     };
     told.iter().map(fact).collect()
 }
@@ -200,7 +213,7 @@ mod tests {
         assert_eq!(text.matches("<script>").count(), 1, "its own");
         for part in [
             "<title>2 runs</title>",
-            "<td><i class=\"c0\"></i>&lt;b&gt;</td><td>1</td><td>2.0 s</td><td>2.0000</td><td>–</td><td>100</td><td>500 ms</td>\
+            "<td><i class=\"c0\"></i>&lt;b&gt;</td><td>1</td><td>2.5 s</td><td>2.0000</td><td>–</td><td>100</td><td>500 ms</td>\
              <td>1.00 MiB</td><td>0</td><td>1</td>",
             "begun again: &lt;script&gt;alert(1)&lt;/script&gt;",
             "a save failed: a &amp; b",
@@ -208,7 +221,7 @@ mod tests {
             "Made 2026-11-24 06:29:33 UTC by",
             "data-mark=\"restart after step 1: &lt;script&gt;",
         ] {
-            assert!(text.contains(part), "{part}\n{text}");
+            assert!(text.contains(part), "{part}\n{}", text.split_once("<body>").map_or("", |(_, body)| body));
         }
         assert!(!text.contains("{{") && !text.contains("NaN") && !text.contains("http:") && !text.contains("https:"));
         let empty = Run { history: History::default(), ..run("empty") };

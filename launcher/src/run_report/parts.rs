@@ -13,13 +13,14 @@ const PHASES: [(&str, &str, &str); 9] = [
     ("forward", "phase-forward", "forward"),
     ("backward", "phase-backward", "backward"),
     ("optimizer", "phase-optimizer", "optimizer"),
-    ("gather", "phase-gather", "waiting for a gather"),
-    ("reduce", "phase-reduce", "waiting for a reduction"),
-    ("exchange", "phase-exchange", "waiting for other ranks"),
+    ("gather", "phase-gather", "waiting, gather"),
+    ("reduce", "phase-reduce", "waiting, reduce"),
+    ("exchange", "phase-exchange", "waiting, exchange"),
     ("evaluation", "phase-evaluation", "evaluation"),
     ("checkpoint", "phase-checkpoint", "checkpoint"),
 ];
 const OTHER: (&str, &str) = ("phase-other", "the rest");
+const TIME: &str = "Where the time of a step goes";
 /// Less than this share of a step is part of the rest.
 const SMALL: f64 = 0.001;
 
@@ -75,8 +76,39 @@ pub(super) fn time(runs: &[Run]) -> String {
     if times.is_empty() {
         return String::new();
     }
+    let chart = if let [(_, one)] = &times[..] { phases(one) } else { side_by_side(&times) };
+    html(&chart)
+}
+
+/// Of one run, a bar for each phase.
+fn phases(times: &Times) -> Chart {
+    let whole: f64 = times.parts.iter().map(|(_, _, seconds)| seconds).sum();
+    let bars: Vec<Bar> = times
+        .parts
+        .iter()
+        .map(|(class, words, time)| Bar {
+            label: capitalised(words),
+            parts: vec![(*class, *time)],
+            value: seconds(*time),
+            more: percent(time / whole),
+            ..Bar::default()
+        })
+        .collect();
+    let about = format!(
+        "Seconds of rank 0 from step to step, {} in all: the mean of all steps but the first. A step alone takes {}, of which \
+         {} wait in collectives",
+        seconds(whole),
+        seconds(times.step),
+        percent(times.waited / times.step)
+    );
+    let (end, ticks) = axis(longest(&bars), amount);
+    Chart { title: TIME, about, legend: Vec::new(), end, ticks, bars }
+}
+
+/// Of several runs, a bar for each.
+fn side_by_side(times: &[(&Run, Times)]) -> Chart {
     let mut legend: Vec<(&'static str, String)> = Vec::new();
-    for (_, it) in &times {
+    for (_, it) in times {
         for (class, words, _) in &it.parts {
             if !legend.iter().any(|(known, _)| known == class) {
                 legend.push((class, (*words).to_owned()));
@@ -97,14 +129,8 @@ pub(super) fn time(runs: &[Run]) -> String {
         })
         .collect();
     let (end, ticks) = axis(longest(&bars), amount);
-    html(&Chart {
-        title: "Where the time of a step goes",
-        about: "Seconds of rank 0 from step to step, the mean of all steps but the first".to_owned(),
-        legend,
-        end,
-        ticks,
-        bars,
-    })
+    let about = "Seconds of rank 0 from step to step, the mean of all steps but the first".to_owned();
+    Chart { title: TIME, about, legend, end, ticks, bars }
 }
 
 /// Memory that was planned and measured; nothing where there is no plan.

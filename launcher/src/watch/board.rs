@@ -14,6 +14,7 @@ use zerofold_proto::v1::{
 use crate::control::Member;
 use crate::event::Event;
 use crate::metrics::{phase_name, phase_seconds, rate, seconds_of};
+use crate::records::in_the_run_folder;
 
 /// Over so many steps the time left is estimated.
 const RECENT_STEPS: usize = 20;
@@ -115,7 +116,8 @@ impl Board {
             }
             Event::Checkpoint { step, directory } => {
                 job.checkpoints += 1;
-                let (directory, published) = (directory.clone(), SystemTime::now());
+                let directory = Path::new(&self.run).join(in_the_run_folder(Path::new(directory)));
+                let (directory, published) = (directory.display().to_string(), SystemTime::now());
                 job.checkpoint = Some(Checkpoint { step: *step, directory, published });
             }
             Event::CheckpointFailed { .. } => job.failed_checkpoints += 1,
