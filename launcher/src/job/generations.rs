@@ -17,7 +17,7 @@ use crate::event::{Event, StopSignal};
 use crate::hosts::{NotGathered, nccl_interface};
 use crate::run_folder::Resume;
 use crate::supervise::restart::{self, Ended, Next, Restart};
-use crate::supervise::{Facts, Limits, Observer, Verdict, Worker, supervise};
+use crate::supervise::{Facts, Fleet, Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::worker_command::{JobEnvironment, LocalRanks};
 use crate::{best_checkpoint, initial_model, logs, report, resume, store};
@@ -91,6 +91,7 @@ impl Job {
         let mut fleet = hosts.start(&self.start(limits), || {
             self.spawn((hosts.own_ranks(), interface.as_deref()), limits, terminal, events)
         })?;
+        self.board.run_on(fleet.places().into_iter().map(|place| place.host).collect());
         Ok(supervise(&mut fleet, &self.control, received, limits, observer))
     }
 

@@ -38,6 +38,8 @@ struct Job {
     restarts: u64,
     last_restart: Option<String>,
     hang: Option<String>,
+    /// Of each rank, where the job has several.
+    hosts: Vec<String>,
     starting: bool,
     stopping: bool,
     step: u64,
@@ -93,6 +95,11 @@ impl Board {
         (job.starting, job.hang) = (true, None);
     }
 
+    /// The ranks run on these hosts, by rank; an empty name is this one.
+    pub fn run_on(&self, hosts: Vec<String>) {
+        lock(&self.job).hosts = hosts;
+    }
+
     /// The workers were begun again, for this reason.
     pub fn restarted(&self, reason: &str) {
         let mut job = lock(&self.job);
@@ -136,10 +143,12 @@ impl Board {
         let job = lock(&self.job).clone();
         let members = lock(&self.members).as_ref().map_or_else(Vec::new, |members| members());
         let now = Instant::now();
-        let ranks = members.iter().zip(0..).map(|(member, rank)| rank_status(now, rank, member, &self.host));
+        let host = |rank: u32| job.hosts.get(rank as usize).filter(|host| !host.is_empty()).unwrap_or(&self.host);
+        let ranks = members.iter().zip(0..).map(|(member, rank)| rank_status(now, rank, member, host(rank)));
+        let ranks = ranks.collect();
         StatusReply {
             job: Some(job.status(&self.run, now.saturating_duration_since(self.began), SystemTime::now())),
-            ranks: ranks.collect(),
+            ranks,
         }
     }
 }
@@ -326,6 +335,9 @@ mod tests {
         assert_eq!((ranks[1].rank, ranks[1].pid, ranks[1].step), (1, 7, 5));
         assert_eq!((ranks[1].collective, ranks[1].collective_name.as_str()), (7, "all_gather layer 3"));
         assert!(ranks[1].phase_seconds.is_some_and(|seconds| seconds >= 2.0) && ranks[2].phase_seconds.is_none());
+        board.run_on(vec![String::new(), "node-b".to_owned()]);
+        let hosts: Vec<String> = board.status().ranks.into_iter().map(|rank| rank.host).collect();
+        assert_eq!(hosts, [host_name(), "node-b".to_owned(), host_name()]);
         assert!(ranks[0].heard_seconds.is_none() && ranks[1].heard_seconds.is_some());
     }
 }
