@@ -83,7 +83,8 @@ impl Rank {
     async fn work(&mut self) -> Result<()> {
         let (rank, generation) = (self.rank, self.generation);
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let join = JoinRequest { rank, world_size: self.world_size, generation, pid: std::process::id(), version };
+        let join =
+            JoinRequest { rank, world_size: self.world_size, generation, pid: std::process::id(), version, nonce: 0 };
         self.client.join(join).await?;
         match self.behaviour.as_str() {
             "fail" => return self.fail("the loss is gone", false, 3).await,

@@ -10,6 +10,9 @@ pub const LOG_FORMAT: &str = "ZEROFOLD_LOG_FORMAT";
 /// its start.
 pub const STORE_PATIENCE: &str = "ZEROFOLD_STORE_PATIENCE";
 
+/// Read: how often a failed job is begun again, where no flag says so; torchrun's name.
+pub const MAX_RESTARTS: &str = "PET_MAX_RESTARTS";
+
 /// Read: the address of the Hugging Face hub; without it, the public one.
 pub const HF_ENDPOINT: &str = "HF_ENDPOINT";
 /// Read: the token that the hub knows its user by.

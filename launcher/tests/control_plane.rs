@@ -41,7 +41,7 @@ fn with_clients(world_size: u32, test: impl AsyncFnOnce(ControlPlane, Receiver<E
 }
 
 fn join(rank: u32, world_size: u32) -> JoinRequest {
-    JoinRequest { rank, world_size, generation: 1, pid: 1, version: env!("CARGO_PKG_VERSION").into() }
+    JoinRequest { rank, world_size, generation: 1, pid: 1, version: env!("CARGO_PKG_VERSION").into(), nonce: 0 }
 }
 
 /// All join; what is heard of that is not what the test is about.

@@ -7,6 +7,7 @@ use clap::parser::ValueSource;
 use zerofold_configs::{Inputs, flag_names};
 
 use super::last;
+use crate::environment::MAX_RESTARTS;
 use crate::error::LaunchError;
 use crate::logs::LogFormat;
 use crate::run_folder::Resume;
@@ -24,7 +25,8 @@ pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<TrainOpti
         step => Resume::Step(step.into()),
     });
     let Patience { timeout, grace } = Patience::of(before, after);
-    let max_restarts = after.get_one("max-restarts").or_else(|| before.get_one("max-restarts")).copied();
+    let typed = after.get_one("max-restarts").or_else(|| before.get_one("max-restarts")).copied();
+    let max_restarts = typed.map_or_else(restarts_of_environment, Ok)?;
     Ok(TrainOptions {
         inputs: inputs(before, after)?,
         resume,
@@ -32,7 +34,16 @@ pub(super) fn meant(before: &ArgMatches, after: &ArgMatches) -> Result<TrainOpti
         timeout,
         grace,
         log_format: log_format(before, after),
-        max_restarts: max_restarts.unwrap_or(0),
+        max_restarts,
+    })
+}
+
+/// What torchrun's environment says of restarts.
+fn restarts_of_environment() -> Result<u32, LaunchError> {
+    let Ok(value) = std::env::var(MAX_RESTARTS) else { return Ok(0) };
+    value.trim().parse().map_err(|_| {
+        let message = format!("{MAX_RESTARTS} in the environment is {value:?}, which is no number of restarts");
+        LaunchError::usage(message, "unset it, or give a number from 0; --max-restarts goes before it")
     })
 }
 

@@ -174,12 +174,13 @@ pub(crate) fn introduce(mut call: Request<()>) -> Result<Request<()>, Status> {
     Ok(call)
 }
 
-/// Notes, before anything is made of a call, that one has come.
+/// Notes that a call has come from somebody who knows the token: such a connection makes no room for others.
 // The error's type is tonic's.
 #[allow(clippy::result_large_err)]
 pub(crate) fn hear(call: Request<()>) -> Result<Request<()>, Status> {
     if let Some(connection) = call.extensions().get::<Connection>() {
         connection.heard();
+        connection.is_member();
     }
     Ok(call)
 }

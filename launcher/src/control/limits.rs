@@ -19,7 +19,7 @@ pub const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// How long the other side's system may not answer before a connection counts as dead.
 pub const DEAD_CONNECTION: Duration = Duration::from_secs(60);
 /// Connections for `launch status`, other nodes, and strangers.
-const CONNECTIONS_BESIDE_RANKS: usize = 64;
+const CONNECTIONS_BESIDE_RANKS: usize = 256;
 /// Files that `launch` needs beside connections and those of its workers.
 const FILES_BESIDE_CONNECTIONS: usize = 256;
 

@@ -95,6 +95,8 @@ pub struct Left {
 pub struct Member {
     /// The worker's process, as it said itself.
     pub pid: u32,
+    /// What it calls itself when it joins.
+    pub nonce: u64,
     /// When it joined.
     pub joined: Option<Instant>,
     /// When it was last heard from.
@@ -170,10 +172,15 @@ impl Membership {
             return Err(MembershipError::Version { rank, theirs, ours });
         }
         let member = &mut self.members[rank as usize];
+        // Who did not hear the answer asks again.
+        if member.joined.is_some() && request.nonce != 0 && member.nonce == request.nonce && member.left.is_none() {
+            return Ok(());
+        }
         if member.joined.is_some() {
             return Err(MembershipError::Duplicate { rank, first_pid: member.pid, second_pid: request.pid });
         }
-        *member = Member { pid: request.pid, joined: Some(now), heard: Some(now), ..Member::default() };
+        *member =
+            Member { pid: request.pid, nonce: request.nonce, joined: Some(now), heard: Some(now), ..Member::default() };
         Ok(())
     }
 
@@ -229,7 +236,7 @@ mod tests {
     use super::*;
 
     fn join(rank: u32) -> JoinRequest {
-        JoinRequest { rank, world_size: 2, generation: 1, pid: 100 + rank, version: "1.0".into() }
+        JoinRequest { rank, world_size: 2, generation: 1, pid: 100 + rank, version: "1.0".into(), nonce: 0 }
     }
 
     #[test]
@@ -249,6 +256,18 @@ mod tests {
             assert!(message.contains(expected), "{message:?} lacks {expected:?}");
         }
         assert!(membership.members()[1].joined.is_none());
+    }
+
+    #[test]
+    fn who_did_not_hear_the_answer_may_join_again() {
+        let now = Instant::now();
+        let mut membership = Membership::new(2, 1, "1.0");
+        membership.join(now, &JoinRequest { nonce: 7, ..join(0) }).unwrap();
+        membership.join(now, &JoinRequest { nonce: 7, ..join(0) }).unwrap();
+        let other = membership.join(now, &JoinRequest { nonce: 8, ..join(0) });
+        assert!(matches!(other, Err(MembershipError::Duplicate { rank: 0, .. })), "{other:?}");
+        membership.leave(now, &LeaveRequest { rank: 0, generation: 1, ..Default::default() }).unwrap();
+        assert!(membership.join(now, &JoinRequest { nonce: 7, ..join(0) }).is_err());
     }
 
     #[test]

@@ -138,7 +138,7 @@ proptest! {
             let now = Instant::now();
             let got = match call {
                 RankCall::Join { pid } => {
-                    membership.join(now, &JoinRequest { rank, world_size: RANKS, generation, pid, version: "1".into() })
+                    membership.join(now, &JoinRequest { rank, world_size: RANKS, generation, pid, version: "1".into(), nonce: 0 })
                 }
                 RankCall::Beat { step } => {
                     membership.heartbeat(now, &HeartbeatRequest { rank, generation, step, ..Default::default() })

@@ -3,10 +3,12 @@
 //! 1. Waiting for others is no fault: the culprit is a rank that is silent, that does not take part in what others wait in, or
 //!    that called another collective than the others.
 //! 2. How long is too long depends on what the culprit does: five times as long as its phase takes as a rule, and never less
-//!    than [`FLOOR`]; before a rank's first step, when it still loads and compiles, [`FIRST_STEP`].
+//!    than [`FLOOR`]; before a rank's first step, when it still loads and compiles, and in a phase that it never was in before,
+//!    [`FIRST_STEP`].
 //! 3. Times are the ranks' own: each tells how long it has been where it is, so that clocks need not agree.
 //! 4. A rank that has left, or has not joined, is nobody's culprit here; `verdict` sees to that.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use zerofold_proto::v1::{Call, Phase};
@@ -87,8 +89,9 @@ impl Seen<'_> {
 
     /// How long it may do what it does.
     fn patience(&self) -> Duration {
-        let least = if self.member.step == 0 { FIRST_STEP } else { FLOOR };
-        least.max(seconds(TIMES_USUAL * self.member.doing.usual_seconds))
+        let usual = self.member.doing.usual_seconds;
+        let least = if self.member.step == 0 || usual <= 0.0 { FIRST_STEP } else { FLOOR };
+        least.max(seconds(TIMES_USUAL * usual))
     }
 
     fn phase_words(&self) -> String {
@@ -224,7 +227,9 @@ fn mismatch(ranks: &[Seen<'_>]) -> Option<(u32, String)> {
     for sequence in oldest..=newest {
         let calls: Vec<(u32, &Call)> =
             ranks.iter().filter_map(|rank| Some((rank.rank, rank.call(sequence)?))).collect();
-        let same = |call: &Call| calls.iter().filter(|(_, other)| alike(call, other)).count();
+        let mut alike_calls = HashMap::new();
+        calls.iter().for_each(|(_, call)| *alike_calls.entry((&call.operation, call.bytes)).or_insert(0) += 1);
+        let same = |call: &Call| alike_calls.get(&(&call.operation, call.bytes)).copied().unwrap_or(0);
         let Some((rank, odd)) = calls.iter().rev().min_by_key(|(_, call)| same(call)) else { continue };
         let Some((_, usual)) = calls.iter().find(|(_, call)| !alike(call, odd)) else { continue };
         let others: Vec<u32> = calls.iter().filter(|(_, call)| !alike(call, odd)).map(|(rank, _)| *rank).collect();

@@ -46,7 +46,7 @@ async fn any(client: &mut ControlClient<Wire>, caller: Caller, dice: &mut Dice) 
         0 => {
             let version = dice.one_of(&[env!("CARGO_PKG_VERSION"), "", "0.0.0"]).to_owned();
             let (world_size, pid) = (caller.world_size(dice), dice.count() as u32);
-            client.join(JoinRequest { rank, world_size, generation, pid, version }).await?;
+            client.join(JoinRequest { rank, world_size, generation, pid, version, nonce: 0 }).await?;
         }
         1 | 2 => drop(client.heartbeat(heartbeat(rank, generation, dice)).await?),
         3 | 4 => drop(client.checkpoint_written(part(rank, generation, dice)).await?),

@@ -112,6 +112,7 @@ fn ranks_may_say_anything_in_any_order() {
 /// Takes the process for one test; returns the seed.
 fn begin() -> (MutexGuard<'static, ()>, u64) {
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    PANICS.lock().unwrap_or_else(PoisonError::into_inner).clear();
     std::panic::set_hook(Box::new(|panic| {
         PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(panic.to_string());
     }));
@@ -151,9 +152,7 @@ fn honest_job(address: SocketAddr, over: &AtomicBool) -> Duration {
             let (address, furthest, last) = (format!("http://{address}"), furthest.clone(), last.clone());
             ranks.spawn(async move {
                 let mut slowest = Duration::ZERO;
-                let worker = Simulated::connect(&address, rank, HONEST).await.unwrap();
-                let mut worker = worker.of(GENERATION);
-                worker.join().await.unwrap();
+                let mut worker = Simulated::enter(&address, rank, HONEST, GENERATION).await.unwrap();
                 worker.meet(Meeting::All, LATEST).await.unwrap();
                 for step in 1.. {
                     furthest.fetch_max(step, Ordering::AcqRel);

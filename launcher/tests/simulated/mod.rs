@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use tonic::Status;
+use tonic::{Code, Status};
 use zerofold_launcher::control::Listen;
 use zerofold_proto::v1::control_client::ControlClient;
 use zerofold_proto::v1::*;
@@ -49,6 +49,23 @@ impl Simulated {
         Ok(Simulated { rank, world_size, generation: 1, client: ControlClient::new(wire) })
     }
 
+    /// Connects and joins as a rank of that generation, as real workers do: again where the connection was lost in a crowd.
+    pub async fn enter(address: &str, rank: u32, world_size: u32, generation: u64) -> Result<Self, Status> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let entered = async {
+                let mut worker = Simulated::connect(address, rank, world_size).await?.of(generation);
+                worker.join().await.map(|()| worker)
+            };
+            match entered.await {
+                Err(status) if status.code() == Code::Unavailable && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                entered => return entered,
+            }
+        }
+    }
+
     /// Of that generation of the job; the first, if nothing is said.
     pub fn of(self, generation: u64) -> Self {
         Simulated { generation, ..self }
@@ -59,7 +76,8 @@ impl Simulated {
         let (rank, world_size) = (self.rank, self.world_size);
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let generation = self.generation;
-        let request = JoinRequest { rank, world_size, generation, pid: std::process::id(), version };
+        let request =
+            JoinRequest { rank, world_size, generation, pid: std::process::id(), version, nonce: u64::from(rank) + 1 };
         self.client.join(request).await.map(|_| ())
     }
 

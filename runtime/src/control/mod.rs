@@ -13,6 +13,7 @@ pub use checkpoint::CheckpointClient;
 pub use store::ControlStore;
 
 use crate::comm::Activity;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(20);
 /// How long what is done before this process ends itself may take.
 const LAST_ACTS: Duration = Duration::from_secs(2);
+/// How long to wait before joining is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Deadline of calls that are answered at once.
 const PROMPT: Duration = Duration::from_secs(30);
 
@@ -120,22 +123,38 @@ impl Control {
             .map_err(ControlError::Runtime)?;
         let endpoint = zerofold_trust::endpoint(address, token, PROMPT)
             .map_err(|reason| ControlError::Address { address: address.to_string(), reason })?;
-        let channel = runtime.block_on(endpoint.connect()).map_err(|error| {
-            let text = format!("launch cannot be reached at {address}: {}", zerofold_trust::reason(&error));
-            ControlError::Call { call: "connect", status: Box::new(Status::unavailable(text)) }
-        })?;
-        let client = ControlClient::new(zerofold_trust::wire(channel, token));
-        let control = Control { runtime, client, identity, reports: Arc::default() };
-        termination::listen(control.reports.clone()).map_err(ControlError::Runtime)?;
         let request = JoinRequest {
-            rank: control.identity.rank,
-            world_size: control.identity.world_size,
-            generation: control.identity.generation,
+            rank: identity.rank,
+            world_size: identity.world_size,
+            generation: identity.generation,
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_string(),
+            // A hasher of the standard library begins with a random state.
+            nonce: RandomState::new().build_hasher().finish() | 1,
         };
-        let mut client = control.client.clone();
-        control.call("join", PROMPT, async move { client.join(request).await })?;
+        let enter = async || {
+            let channel = endpoint.connect().await.map_err(|error| {
+                let text = format!("launch cannot be reached at {address}: {}", zerofold_trust::reason(&error));
+                ControlError::Call { call: "connect", status: Box::new(Status::unavailable(text)) }
+            })?;
+            let mut client = ControlClient::new(zerofold_trust::wire(channel, token));
+            let failed = |status| ControlError::Call { call: "join", status: Box::new(status) };
+            let joined = tokio::time::timeout(PROMPT, client.join(request.clone())).await;
+            joined
+                .unwrap_or_else(|_| Err(Status::unavailable(format!("no answer within {PROMPT:?}"))))
+                .map_err(failed)?;
+            Ok::<_, ControlError>(client)
+        };
+        // A connection may be lost in a crowd of others; `launch` knows who asks again.
+        let deadline = Instant::now() + PROMPT;
+        let client = loop {
+            match runtime.block_on(enter()) {
+                Err(error) if error.is_consequence() && Instant::now() < deadline => std::thread::sleep(AGAIN),
+                entered => break entered?,
+            }
+        };
+        let control = Control { runtime, client, identity, reports: Arc::default() };
+        termination::listen(control.reports.clone()).map_err(ControlError::Runtime)?;
         let beat = heartbeat(control.client.clone(), control.identity.clone(), activity, control.reports.clone());
         control.runtime.spawn(beat);
         Ok(control)
