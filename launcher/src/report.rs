@@ -390,6 +390,7 @@ mod tests {
             stored: Some((10, "s3://b/p/step-00000010".to_owned())),
             failed_uploads: vec![(20, "cannot write\nhint: look".to_owned())],
             restarts: 2,
+            reached: 20,
         };
         let mut facts = Facts::new(Instant::now(), places());
         for rank in &mut facts.ranks {

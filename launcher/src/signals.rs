@@ -38,6 +38,12 @@ pub fn listen(events: Sender<Event>) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Until [`listen`], a wish for a checkpoint is passed over in place of ending the process: nothing is trained yet.
+pub fn wait_with_saving() {
+    // SAFETY: SIG_IGN is a valid disposition, and no handler of ours is replaced.
+    unsafe { libc::signal(libc::SIGUSR1, libc::SIG_IGN) };
+}
+
 fn is_ignored(number: libc::c_int) -> bool {
     // SAFETY: an all-zero sigaction is a valid value of this plain C struct.
     let mut now: libc::sigaction = unsafe { std::mem::zeroed() };

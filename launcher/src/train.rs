@@ -47,6 +47,7 @@ pub fn train(options: &TrainOptions, format: LogFormat, began: Instant) -> Resul
     let terminal = Arc::new(Terminal::with_format(options.quiet, format));
     let (events, received) = mpsc::channel();
     let (config, topology) = resolve_job(&options.inputs)?;
+    signals::wait_with_saving();
     if !topology.is_coordinator() {
         return hosts::agent::run(topology, config, terminal);
     }

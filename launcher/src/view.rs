@@ -52,6 +52,8 @@ pub struct Story {
     pub failed_uploads: Vec<(u64, String)>,
     /// How often the job was begun again.
     pub restarts: u32,
+    /// The step that the run is at.
+    pub reached: u64,
 }
 
 /// Shows and records what happens.
@@ -101,6 +103,7 @@ impl View {
         story.steps += 1;
         story.first.get_or_insert_with(|| record.clone());
         story.last = Some(record.clone());
+        story.reached = record.step;
         story.tokens_per_second.push(rate(record.tokens, record.seconds));
         story.seconds.push(record.seconds);
         story.waited += record.communication_seconds;
@@ -186,7 +189,8 @@ impl Story {
     /// What came after `step` is about to be done again.
     fn begin_again(&mut self, step: u64) {
         self.restarts += 1;
-        let undone = self.last.as_ref().map_or(0, |last| last.step.saturating_sub(step)).min(self.steps);
+        let undone = self.reached.saturating_sub(step).min(self.steps);
+        self.reached = step;
         self.steps -= undone;
         let kept = self.seconds.len().saturating_sub(undone as usize);
         self.seconds.truncate(kept);

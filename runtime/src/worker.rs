@@ -186,7 +186,9 @@ fn train_joined(
     };
     let resume = std::env::var_os("ZEROFOLD_RESUME").map(|path| open_step(Path::new(&path))).transpose()?;
     let plan = step_plan(config, train.rows(), resume.as_ref())?;
+    activity.enter(Phase::Meeting);
     let comm = connect(environment, config.backend, control, device.torch(), activity.clone())?;
+    activity.enter(Phase::Loading);
     let model_directory = &config.training.model_name_or_path;
     let mut trainer = build(config, model_directory, comm, activity, plan.total_steps())?;
     check_tokens(&train, &config.training.dataset, trainer.model.config.vocab_size)?;

@@ -81,9 +81,10 @@ fn measured(llama: &Llama, shape: Shape, kind: SegmentKind) -> (u64, u64) {
 }
 
 /// The most that one product of the segment's linear layers takes beside its result: oneDNN packs what it multiplies, in as
-/// many bytes as suit the processor, which no plan knows. Not in float16, which libtorch multiplies itself on most processors.
+/// many bytes as suit the processor, which no plan knows. In float16 libtorch multiplies itself, but on processors that can.
 fn scratch(leaves: &[Tensor], shape: Shape) -> u64 {
-    if leaves[0].kind() == Kind::Half {
+    let knows_float16 = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("avx512_fp16"));
+    if leaves[0].kind() == Kind::Half && !knows_float16() {
         return 0;
     }
     let rows = (shape[0] * shape[1]) as i64;

@@ -14,6 +14,9 @@ use crate::logs::LogFormat;
 /// A longer list of names stands in the help line, not in place of the value.
 const PLACEHOLDER_LETTERS: usize = 24;
 
+/// Seconds: a third of a year, which the clock's arithmetic still holds.
+const LONGEST_WAIT: u64 = 10_000_000;
+
 const EXAMPLES: &str = "\
 Examples:
   launch --nproc 2 --config zero3.yaml train
@@ -254,9 +257,9 @@ fn job_options() -> Vec<Arg> {
 fn waiting_options() -> [Arg; 3] {
     [
         option("timeout", "SECONDS", "How long a rank may take to join, be silent, or hold others up [default: 1800]")
-            .value_parser(value_parser!(u64).range(1..)),
+            .value_parser(value_parser!(u64).range(1..=LONGEST_WAIT)),
         option("grace", "SECONDS", "How long ranks may take to stop when asked (Ctrl-C, SIGTERM) [default: 60]")
-            .value_parser(value_parser!(u64)),
+            .value_parser(value_parser!(u64).range(..=LONGEST_WAIT)),
         Arg::new("quiet").long("quiet").short('q').action(ArgAction::SetTrue).help("Print errors and the result only"),
     ]
 }

@@ -194,6 +194,11 @@ impl ControlPlane {
         self.shared.begin(generation, world_size);
     }
 
+    /// Whether a checkpoint is being published: its folder is not to be touched until it is not.
+    pub fn is_publishing(&self) -> bool {
+        self.shared.publishing.load(Ordering::Acquire) > 0
+    }
+
     /// A worker's process ended: checkpoints that wait for it are answered with an error.
     pub fn rank_gone(&self, rank: u32, reason: &str) {
         self.shared.rank_gone(rank, reason);

@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     stop_told: AtomicBool,
     /// How many checkpoints were asked for.
     pub(crate) saves: AtomicU64,
+    /// How many checkpoints are being published.
+    pub(crate) publishing: AtomicU64,
     membership: Mutex<Membership>,
     checkpoints: Mutex<Checkpoints>,
     publish: Arc<Publish>,
@@ -89,6 +91,7 @@ impl Shared {
             stop: AtomicBool::new(false),
             stop_told: AtomicBool::new(false),
             saves: AtomicU64::new(0),
+            publishing: AtomicU64::new(0),
             membership: Mutex::new(membership),
             checkpoints: Mutex::new(Checkpoints { collector, waiting: HashMap::new() }),
             publish,
@@ -101,8 +104,12 @@ impl Shared {
     }
 
     /// Begins another membership of the job: nothing of the one before counts any more.
+    /// To be called when no checkpoint is being published any more.
     pub(crate) fn begin(&self, generation: u64, world_size: u32) {
         self.membership().begin(generation, world_size);
+        // What was asked of the ranks before was done, or is asked again.
+        self.saves.store(0, Ordering::Release);
+        self.stop_told.store(false, Ordering::Release);
         let mut checkpoints = lock(&self.checkpoints);
         checkpoints.answer_all("the job was begun again");
         checkpoints.collector = Collector::new(world_size);
@@ -137,6 +144,7 @@ impl Shared {
 
     /// Publishes on a thread of its own and answers every rank, even when the caller's connection is gone by then.
     fn publish(self: Arc<Self>, complete: Complete<Vec<u8>>) {
+        self.publishing.fetch_add(1, Ordering::AcqRel);
         tokio::task::spawn_blocking(move || {
             let step = complete.step;
             let Complete { directory, parts, .. } = complete;
@@ -151,6 +159,7 @@ impl Shared {
                 }
             };
             lock(&self.checkpoints).answer(step, answer);
+            self.publishing.fetch_sub(1, Ordering::AcqRel);
         });
     }
 }

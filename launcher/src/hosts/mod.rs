@@ -179,13 +179,14 @@ impl Hosts {
     /// Numbers the ranks of those who are there.
     fn settle(&mut self, config: &Resolved, guests: Vec<Guest>) -> Result<Resolved, LaunchError> {
         let mut next = self.topology.ranks;
+        // Of several launches on one host only the first counts as the host.
+        let hosts = 1 + guests.iter().filter(|guest| guest.local_rank == 0).count() as u32;
         self.places.clear();
         for guest in guests {
             let ranks = next..next + guest.ranks;
             next = ranks.end;
             self.places.push((guest, ranks));
         }
-        let hosts = self.places.len() as u32 + 1;
         let resolved = resolve(&Inputs { joined: Some(Joined { hosts, ranks: next }), ..self.inputs.clone() })?;
         // What was looked up since the configuration was resolved first is no matter of how many there are.
         Ok(Resolved {

@@ -22,6 +22,9 @@ use crate::terminal::Terminal;
 use crate::worker_command::{JobEnvironment, LocalRanks};
 use crate::{best_checkpoint, initial_model, logs, report, resume, store};
 
+/// How often it is looked whether a checkpoint is still being published.
+const PUBLISHING: Duration = Duration::from_millis(20);
+
 /// How often a failed job is begun again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Restarts {
@@ -61,7 +64,11 @@ impl Job {
                 restarts.most,
                 if pause.is_zero() { String::new() } else { format!(", in {} s", pause.as_secs()) }
             ));
-            if let Some(signal) = wait(pause, received, &self.control, observer) {
+            let mut signal = wait(pause, received, &self.control, observer);
+            while signal.is_none() && self.control.is_publishing() {
+                signal = wait(PUBLISHING, received, &self.control, observer);
+            }
+            if let Some(signal) = signal {
                 let facts = Facts { stop: Some((Instant::now(), signal)), signals: 1, ..facts };
                 return Ok((Verdict::Stopped(signal), facts, None));
             }
@@ -70,6 +77,11 @@ impl Job {
                 return Ok((Verdict::Stopped(signal), facts, None));
             }
             self.begin_again(terminal)?;
+            // Of what was said until now only a signal still counts.
+            if let Some(signal) = wait(Duration::ZERO, received, &self.control, observer) {
+                let facts = Facts { stop: Some((Instant::now(), signal)), signals: 1, ..facts };
+                return Ok((Verdict::Stopped(signal), facts, None));
+            }
             observer.restarted(&Restart { generation: self.generation, step: self.steps().1, reason })?;
         }
     }
@@ -158,7 +170,10 @@ impl Job {
         };
         if let Some(store) = store {
             // Where the newest one here is damaged, the store must not have a newer one than what is done from here on.
-            store::resume::clear_after(store, self.steps().1, terminal)?;
+            // One that cannot be reached now is no reason to end the job: an upload that it stands in the way of is told.
+            if let Err(error) = store::resume::clear_after(store, self.steps().1, terminal) {
+                terminal.complain(&format!("warning: {error}"));
+            }
         }
         self.generation += 1;
         self.run.write_generation(self.generation)?;
@@ -213,6 +228,7 @@ fn wait(
         match received.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(Event::Signal(signal)) => return Some(signal),
             Ok(Event::StopAskedByHost(signal)) => return Some(signal),
+            Ok(Event::StopAsked { .. }) => return Some(StopSignal::Terminate),
             Ok(event) => pass_on(event, control, observer),
             Err(_) => return None,
         }

@@ -22,7 +22,7 @@ pub(crate) fn wait_for_uploads(
     (observer, control): (&mut dyn Observer, &ControlPlane),
 ) -> Option<StopSignal> {
     let mut signals = facts.signals;
-    let mut deadline = (signals > 0).then(|| Instant::now() + grace);
+    let mut deadline = (signals > 0 || facts.stop.is_some()).then(|| Instant::now() + grace);
     let (mut given_up, mut came, mut told) = (false, None, false);
     loop {
         let pending = uploader.pending();

@@ -3,10 +3,10 @@
 //! 1. Waiting for others is no fault: the culprit is a rank that is silent, that does not take part in what others wait in, or
 //!    that called another collective than the others.
 //! 2. How long is too long depends on what the culprit does: five times as long as its phase takes as a rule, and never less
-//!    than [`FLOOR`]; before a rank's first step, when it still loads and compiles, and in a phase that it never was in before,
-//!    [`FIRST_STEP`].
+//!    than [`FLOOR`]; before a rank's first step, when it still loads and compiles, in a phase that it never was in before, and
+//!    while it saves, evaluates or exports, [`FIRST_STEP`].
 //! 3. Times are the ranks' own: each tells how long it has been where it is, so that clocks need not agree.
-//! 4. A rank that has left, or has not joined, is nobody's culprit here; `verdict` sees to that.
+//! 4. A rank that has left is nobody's culprit.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -43,6 +43,8 @@ pub enum HangKind {
     Silent,
     /// It does something else while others wait.
     Absent,
+    /// It has not joined.
+    NotJoined,
     /// It waits in an earlier collective than the others.
     Behind,
     /// Ranks called different collectives.
@@ -90,7 +92,9 @@ impl Seen<'_> {
     /// How long it may do what it does.
     fn patience(&self) -> Duration {
         let usual = self.member.doing.usual_seconds;
-        let least = if self.member.step == 0 || usual <= 0.0 { FIRST_STEP } else { FLOOR };
+        let takes_its_time =
+            matches!(self.phase(), Phase::Loading | Phase::Checkpoint | Phase::Evaluation | Phase::Export);
+        let least = if self.member.step == 0 || usual <= 0.0 || takes_its_time { FIRST_STEP } else { FLOOR };
         least.max(seconds(TIMES_USUAL * usual))
     }
 
@@ -122,6 +126,7 @@ pub fn phase_name(phase: Phase) -> &'static str {
         Phase::Gather => "gather",
         Phase::Reduce => "reduce",
         Phase::Exchange => "exchange",
+        Phase::Meeting => "meeting the others",
     }
 }
 
@@ -135,7 +140,8 @@ pub fn call_words(call: &Call) -> String {
 /// a break: what was not heard before that says nothing about the ranks.
 pub fn diagnose(now: Instant, awake: Instant, members: &[Member]) -> Option<Hang> {
     let ranks: Vec<Seen<'_>> = (0..).zip(members).filter_map(|(rank, member)| seen(now, awake, rank, member)).collect();
-    silent(&ranks).or_else(|| absent(&ranks)).or_else(|| all_wait(&ranks)).or_else(|| slow(&ranks))
+    let found = silent(&ranks).or_else(|| absent(&ranks)).or_else(|| not_met(&ranks));
+    found.or_else(|| not_joined(now, members)).or_else(|| all_wait(&ranks)).or_else(|| slow(&ranks))
 }
 
 fn seen(now: Instant, awake: Instant, rank: u32, member: &Member) -> Option<Seen<'_>> {
@@ -182,6 +188,36 @@ fn absent(ranks: &[Seen<'_>]) -> Option<Hang> {
         after_step(culprit)
     );
     Some(Hang { rank: culprit.rank, words, lasts, kind: HangKind::Absent })
+}
+
+/// Others wait to be connected with somebody who does not come.
+fn not_met(ranks: &[Seen<'_>]) -> Option<Hang> {
+    let waits = |rank: &&Seen<'_>| rank.phase() == Phase::Meeting;
+    let waiting: Vec<&Seen<'_>> = ranks.iter().filter(waits).collect();
+    let absent = |rank: &&Seen<'_>| rank.begun() == 0 && matches!(rank.phase(), Phase::Starting | Phase::Loading);
+    let culprit = ranks.iter().filter(absent).max_by_key(|rank| rank.in_phase_for())?;
+    let lasts = waiting.iter().map(|rank| rank.in_phase_for()).max().filter(|lasts| *lasts >= FIRST_STEP)?;
+    let words = format!(
+        "rank {} has not come to meet the others, for whom {} for {}: {}",
+        culprit.rank,
+        who_waits(&waiting),
+        format::duration(lasts),
+        culprit.phase_words()
+    );
+    Some(Hang { rank: culprit.rank, words, lasts, kind: HangKind::Absent })
+}
+
+/// Others have joined, and somebody has not.
+fn not_joined(now: Instant, members: &[Member]) -> Option<Hang> {
+    let first = members.iter().filter_map(|member| member.joined).min()?;
+    let lasts = now.saturating_duration_since(first);
+    let missing = members.iter().position(|member| member.joined.is_none())?;
+    if lasts < FIRST_STEP {
+        return None;
+    }
+    let rank = missing as u32;
+    let words = format!("rank {rank} has not joined the job, {} after the first one did", format::duration(lasts));
+    Some(Hang { rank, words, lasts, kind: HangKind::NotJoined })
 }
 
 /// Everybody waits: in different collectives, in differently many, or in the same.

@@ -92,7 +92,7 @@ fn a_silent_rank_is_the_culprit_whatever_it_did_last() {
     assert_eq!(diagnose(now, now - SECOND, &[silent.clone(), silent.clone()]), None);
     // Who has left or was never there is not waited for.
     let left = Member { left: Some(Left::default()), ..silent };
-    nobody(now, &[left, Member::default()]);
+    nobody(now, &[left]);
 }
 
 #[test]
@@ -139,4 +139,29 @@ fn a_rank_alone_that_does_not_go_on_is_told() {
         nobody(now, &[at_work(now, phase, 500.0, 0)]);
     }
     nobody(now, &[at_work(now, Phase::Data, 2.0, 0)]);
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named_before_anything_began() {
+    let now = Instant::now();
+    let at = |phase: Phase, seconds: f64| {
+        let mut member = at_work(now, phase, seconds, 0);
+        (member.step, member.doing.usual_seconds, member.doing.calls) = (0, 0.0, Vec::new());
+        member
+    };
+    let members = [at(Phase::Meeting, 61.0), at(Phase::Loading, 65.0)];
+    let (rank, kind, words) = found(now, &members);
+    assert_eq!((rank, kind), (1, HangKind::Absent));
+    assert!(
+        words.starts_with("rank 1 has not come to meet the others, for whom rank 0 waits for 1 min 01 s"),
+        "{words}"
+    );
+    nobody(now, &[at(Phase::Meeting, 20.0), at(Phase::Loading, 65.0)]);
+    nobody(now, &[at(Phase::Meeting, 200.0), at(Phase::Meeting, 200.0)]);
+
+    let early = Member { joined: Some(now - 70 * SECOND), ..at(Phase::Meeting, 1.0) };
+    let (rank, kind, words) = found(now, &[early.clone(), Member::default()]);
+    assert_eq!((rank, kind), (1, HangKind::NotJoined));
+    assert_eq!(words, "rank 1 has not joined the job, 1 min 10 s after the first one did");
+    nobody(now, &[Member { joined: Some(now - 30 * SECOND), ..early }, Member::default()]);
 }

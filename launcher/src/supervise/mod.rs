@@ -213,6 +213,7 @@ fn note(facts: &mut Facts, now: Instant, event: Event) {
         }
         Event::StopAskedByHost(signal) => {
             facts.stop.get_or_insert((now, signal));
+            facts.signals = facts.signals.max(1);
         }
         Event::HostLost { host, ranks: lost, how } => host_lost(facts, now, &host, &lost, &how),
         Event::HostsChanged => {}

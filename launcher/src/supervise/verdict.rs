@@ -203,7 +203,9 @@ fn failure(now: Instant, rank: u32, it: &RankFacts, facts: &Facts, limits: &Limi
             Ending::Code(0) => Cause::LeftSilently,
             ending => Cause::Ended(ending),
         };
-        return Some(Failure { rank, at: *at, cause, consequence: ended_by_us(*at) });
+        // A scheduler that stops a job signals its workers too, which may not yet know what to make of it.
+        let stopped = facts.stop.is_some() && cause == Cause::Ended(Ending::Signal(libc::SIGTERM));
+        return Some(Failure { rank, at: *at, cause, consequence: stopped || ended_by_us(*at) });
     }
     if let Some((since, hang)) =
         facts.hang.as_ref().filter(|(since, hang)| hang.rank == rank && now >= *since + limits.silence)

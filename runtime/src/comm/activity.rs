@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 pub use zerofold_proto::v1::Phase;
 use zerofold_proto::v1::{Call, Doing, PhaseTime};
 
-/// How many of the last collectives are remembered.
+/// How many of the last collectives are told.
 const CALLS: usize = 16;
+/// How many are remembered: more than are ever begun before the first of them is waited for.
+const KEPT: usize = 1024;
 /// How many of a phase's last visits its usual length is the median of.
 const VISITS: usize = 32;
 
@@ -128,7 +130,7 @@ impl Activity {
     pub fn begin(&self, operation: &'static str, bytes: u64) -> u64 {
         let mut state = self.state();
         let sequence = state.calls.back().map_or(0, |call| call.sequence) + 1;
-        if state.calls.len() == CALLS {
+        if state.calls.len() == KEPT {
             state.calls.pop_front();
         }
         let about = state.about.clone();
@@ -163,14 +165,14 @@ impl Activity {
         let state = self.state();
         let now = Instant::now();
         let blocked = state.blocked.first();
-        let call = blocked.and_then(|(sequence, _)| state.calls.iter().find(|call| call.sequence == *sequence));
+        let call = blocked.and_then(|(sequence, _)| state.call(*sequence));
         Doing {
             phase: state.phase.into(),
             seconds: state.own_time(now).as_secs_f64(),
             usual_seconds: state.usual(state.phase).as_secs_f64(),
             blocked_in: call.map(Begun::call),
             blocked_seconds: blocked.map_or(0.0, |(_, since)| (now - *since).as_secs_f64()),
-            calls: state.calls.iter().map(Begun::call).collect(),
+            calls: state.calls.iter().skip(state.calls.len().saturating_sub(CALLS)).map(Begun::call).collect(),
         }
     }
 
@@ -204,6 +206,10 @@ impl State {
         &mut self.times[index]
     }
 
+    fn call(&self, sequence: u64) -> Option<&Begun> {
+        self.calls.iter().rev().find(|call| call.sequence == sequence)
+    }
+
     /// Time in the current phase without what was spent blocked.
     fn own_time(&self, now: Instant) -> Duration {
         let blocked = self.blocked.first().map_or(Duration::ZERO, |(_, since)| now - *since.max(&self.entered));
@@ -226,8 +232,7 @@ impl State {
         let now = Instant::now();
         let (all, here) = (now - since, now - since.max(self.entered));
         self.blocked_in_phase += here;
-        let call = self.calls.iter().find(|call| call.sequence == sequence);
-        let phase = call.map_or(Phase::Exchange, Begun::phase);
+        let phase = self.call(sequence).map_or(Phase::Exchange, Begun::phase);
         self.times(phase).spent += all;
     }
 }
@@ -252,6 +257,10 @@ mod tests {
         let last = Call { sequence: 20, operation: "all_gather".into(), about: "layer 3".into(), bytes: 64 };
         assert_eq!(doing.calls.last(), Some(&last));
         assert_eq!((doing.blocked_in, doing.blocked_seconds), (None, 0.0));
+        {
+            let _long_ago = activity.block_in(2);
+            assert_eq!(activity.doing().blocked_in.unwrap().sequence, 2, "begun before those that are told");
+        }
         let outer = activity.block_in(19);
         {
             let _inner = activity.block_in(20);

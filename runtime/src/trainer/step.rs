@@ -235,8 +235,15 @@ impl Trainer {
     /// what is short, so it is waited for.
     fn release_state(&mut self) -> Result<(), TrainError> {
         let copies = self.shards.offloaded_bytes() == 0;
-        let Some(saving) = &mut self.saving else { return Ok(()) };
-        Ok(saving.release(copies)?)
+        if self.saving.is_none() {
+            return Ok(());
+        }
+        self.enter(Phase::Checkpoint);
+        if let Some(saving) = &mut self.saving {
+            saving.release(copies)?;
+        }
+        self.enter(Phase::Optimizer);
+        Ok(())
     }
 
     /// What everything random in a micro-batch of this rank follows from. It does not depend on the stage, nor on what was
