@@ -92,7 +92,7 @@ fn two_hundred_faults_change_nothing() {
     let scene = Scene::new();
     let run = scene.path("run");
     // So many that the faults are over before the steps are.
-    let steps = 16 * faults;
+    let steps = 120 * faults;
     let began = Instant::now();
     let whole = scene.train("tiny-llama", "whole", JOB).with("--max_steps", steps.to_string());
     let ended = wait_until_done(whole.start());
@@ -112,7 +112,7 @@ fn two_hundred_faults_change_nothing() {
             let count = Metrics::of(&run).count();
             (count > seen).then(|| seen = count)
         });
-        let pause = Duration::from_millis(random.below(1500));
+        let pause = Duration::from_millis(random.below(1000));
         let until = Instant::now() + pause;
         wait_for("the moment", || (Instant::now() >= until).then_some(()));
         held.extend(Held::of(running.pid()));
