@@ -123,6 +123,9 @@ impl Control {
             .map_err(ControlError::Runtime)?;
         let endpoint = zerofold_trust::endpoint(address, token, PROMPT)
             .map_err(|reason| ControlError::Address { address: address.to_string(), reason })?;
+        // Before joining, so that a scheduler's SIGTERM at a start stops the job and is no failure of this rank.
+        let reports = Arc::<Reports>::default();
+        termination::listen(reports.clone()).map_err(ControlError::Runtime)?;
         let request = JoinRequest {
             rank: identity.rank,
             world_size: identity.world_size,
@@ -153,8 +156,7 @@ impl Control {
                 entered => break entered?,
             }
         };
-        let control = Control { runtime, client, identity, reports: Arc::default() };
-        termination::listen(control.reports.clone()).map_err(ControlError::Runtime)?;
+        let control = Control { runtime, client, identity, reports };
         let beat = heartbeat(control.client.clone(), control.identity.clone(), activity, control.reports.clone());
         control.runtime.spawn(beat);
         Ok(control)
