@@ -75,8 +75,13 @@ fn publish_all(job: Option<&JobRecord>, directory: &Path, parts: &[Vec<u8>]) -> 
             .map_err(|error| format!("rank {rank} sent no part of a checkpoint: {error}"))
     };
     let parts = parts.iter().enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let parts_count = parts.len();
     let mut manifest = Manifest::assemble(parts).map_err(|error| error.to_string())?;
     manifest.job = job.cloned();
+    if let Some(configuration) = manifest.job.as_mut().and_then(|job| job.configuration.as_object_mut()) {
+        // The job may go on with other numbers of processes than it began with.
+        configuration.insert("num_processes".to_owned(), parts_count.into());
+    }
     publish(directory, &manifest).map_err(|error| error.to_string())?;
     Ok(directory.join(MANIFEST_FILE).display().to_string())
 }
@@ -98,8 +103,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let step = zerofold_checkpoint::step_directory(folder.path(), 7);
         std::fs::create_dir(&step).unwrap();
-        let manifest = publish_parts(None, &step, Ok(vec![part(0, 7), part(1, 7)])).unwrap();
-        assert!(Path::new(&manifest).is_file());
+        let job = JobRecord { configuration: json!({"num_processes": 8}), chat_template: None, data: None };
+        let manifest = publish_parts(Some(&job), &step, Ok(vec![part(0, 7), part(1, 7)])).unwrap();
+        let written = std::fs::read_to_string(&manifest).unwrap();
+        let written: serde_json::Value = serde_json::from_str(&written).unwrap();
+        assert_eq!(written["job"]["configuration"]["num_processes"], 2, "as many as wrote it");
         assert!(publish_parts(None, &step, Ok(vec![part(0, 7), part(1, 7)])).is_err());
         assert!(publish_parts(None, &step, Err("rank 1: too late".into())).is_err());
         assert!(Path::new(&manifest).is_file(), "what is published stays");

@@ -104,8 +104,12 @@ impl MetricsFile {
 
     /// Goes on after `step`: what an earlier run wrote about later steps is taken out, since they are about to be done again.
     pub fn resume(path: &Path, step: u64) -> std::io::Result<Self> {
+        MetricsFile::shortened(path, Some(step))
+    }
+
+    fn shortened(path: &Path, after: Option<u64>) -> std::io::Result<Self> {
         let kept = match File::open(path) {
-            Ok(file) => lines_until(BufReader::new(file), step)?,
+            Ok(file) => lines_until(BufReader::new(file), after)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
@@ -115,9 +119,10 @@ impl MetricsFile {
         Ok(MetricsFile { file: File::options().append(true).open(path)?, path: path.to_owned() })
     }
 
-    /// Takes out what was written about steps after `step`, since they are about to be done again.
-    pub fn begin_again(&mut self, step: u64) -> std::io::Result<()> {
-        *self = MetricsFile::resume(&self.path, step)?;
+    /// Takes out what was written about what came after a step, since it is about to be done again; with none, about all steps and
+    /// what was evaluated before the first.
+    pub fn begin_again(&mut self, after: Option<u64>) -> std::io::Result<()> {
+        *self = MetricsFile::shortened(&self.path, after)?;
         Ok(())
     }
 
@@ -213,15 +218,18 @@ pub fn rate(units: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { units as f64 / seconds } else { f64::NAN }
 }
 
-/// The lines of steps up to `step`. What is no whole line of ours (the last one of a killed run) is left out.
-fn lines_until(reader: impl BufRead, step: u64) -> std::io::Result<Vec<u8>> {
+/// The lines of steps up to that one; with none, what was told before the first step but its evaluation. What is no whole line of
+/// ours (the last one of a killed run) is left out.
+fn lines_until(reader: impl BufRead, after: Option<u64>) -> std::io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     for line in reader.lines() {
         let line = line?;
         let Ok(object) = serde_json::from_str::<Value>(&line) else { continue };
         // That the job was begun again stays so, however far back it goes.
         let of = object.get("step").and_then(Value::as_u64);
-        if of.is_some_and(|of| of <= step) || object.get("restart").is_some() {
+        let done =
+            of.is_some_and(|of| of <= after.unwrap_or(0)) && (after.is_some() || object.get("eval_loss").is_none());
+        if done || object.get("restart").is_some() {
             kept.extend_from_slice(line.as_bytes());
             kept.push(b'\n');
         }
@@ -286,5 +294,26 @@ mod tests {
         assert!(lines.iter().all(|line| (now - line["time"].as_f64().unwrap()).abs() < 60.0), "{text}");
         assert_eq!(lines[0]["tokens_per_second"], 200.0);
         assert_eq!(lines[0]["grad_norm"], Value::Null);
+    }
+
+    #[test]
+    fn what_is_evaluated_before_the_first_step_is_there_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut metrics = MetricsFile::create(&path).unwrap();
+        let model = HubModel { id: "a/b".to_owned(), revision: "main".to_owned(), commit: "c".to_owned() };
+        metrics.model(0, &model).unwrap();
+        metrics.evaluation(&EvaluationRecord::default()).unwrap();
+        metrics.step(&step(1)).unwrap();
+        let again = |metrics: &mut MetricsFile, after| {
+            metrics.begin_again(after).unwrap();
+            metrics.restart(after.unwrap_or(0), 2, "why").unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let is = |key: &str| lines.iter().filter(|line| line.get(key).is_some()).count();
+            (is("model"), is("eval_loss"), is("loss"), is("restart"))
+        };
+        assert_eq!(again(&mut metrics, Some(0)), (1, 1, 0, 1), "it goes on after a checkpoint of step 0");
+        assert_eq!(again(&mut metrics, None), (1, 0, 0, 2));
     }
 }

@@ -66,10 +66,10 @@ impl Records {
     /// # Errors
     /// What was written of that cannot be taken back.
     pub(crate) fn restarted(&mut self, restart: &Restart) -> Result<(), LaunchError> {
-        self.metrics.begin_again(restart.step).map_err(LaunchError::system("write metrics.jsonl"))?;
-        let written = self.metrics.restart(restart.step, restart.generation, &restart.reason);
+        self.metrics.begin_again(restart.after).map_err(LaunchError::system("write metrics.jsonl"))?;
+        let written = self.metrics.restart(restart.after.unwrap_or(0), restart.generation, &restart.reason);
         self.check_metrics(written);
-        let written = self.events.as_mut().map_or(Ok(()), |events| events.purge(restart.step));
+        let written = self.events.as_mut().map_or(Ok(()), |events| events.purge(restart.after));
         self.check_events(written);
         Ok(())
     }

@@ -85,6 +85,7 @@ fn sentence(failure: &Failure, facts: &Facts) -> String {
         Cause::NeverJoined(limit) => format!("{name} did not join the job within {}", format::duration(*limit)),
         Cause::HostLost(words) => words.clone(),
         Cause::Hung(words) => words.replacen(&format!("rank {}", failure.rank), &name, 1),
+        Cause::Unkillable => format!("{name} does not end, not even by SIGKILL"),
         Cause::Silent(limit) => format!("{name} was not heard from for {}", format::duration(*limit)),
     }
 }
@@ -211,7 +212,7 @@ pub fn measured(facts: &Facts, last: Option<&StepRecord>) -> Option<Measured> {
 }
 
 fn state(rank: &RankFacts) -> Option<StateBytes> {
-    rank.left.as_ref().map(|left| left.state)
+    rank.left.as_ref().map(|(_, left)| left.state)
 }
 
 fn state_words(state: &StateBytes) -> String {
@@ -245,7 +246,7 @@ fn by_rank<T>(values: &[T], words: impl Fn(&T) -> String) -> String {
 
 /// Where the result is and how to try it; `None` when no model was written.
 pub fn result(facts: &Facts) -> Option<String> {
-    let mut left = facts.ranks.iter().filter_map(|it| it.left.as_ref());
+    let mut left = facts.ranks.iter().filter_map(|it| it.left.as_ref().map(|(_, left)| left));
     let Left { model_directory: directory, model_step, step, .. } =
         left.find(|left| !left.model_directory.is_empty())?;
     let of_step = match model_step == step {
@@ -395,9 +396,9 @@ mod tests {
         let mut facts = Facts::new(Instant::now(), places());
         for rank in &mut facts.ranks {
             let state = StateBytes { parameters: 1 << 20, gradients: 1 << 20, ..StateBytes::default() };
-            rank.left = Some(Left { state, ..Left::default() });
+            rank.left = Some((Instant::now(), Left { state, ..Left::default() }));
         }
-        facts.ranks[0].left.as_mut().unwrap().model_directory = "runs/my run/model".into();
+        facts.ranks[0].left.as_mut().unwrap().1.model_directory = "runs/my run/model".into();
         let members = [1 << 30, 2 << 30].map(|peak| Member { peak_memory_bytes: peak, ..Member::default() });
         let text =
             summary(&story, &Ended { time: Duration::from_secs(30), facts: &facts, members: &members, plan: None });

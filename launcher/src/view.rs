@@ -174,9 +174,10 @@ impl Observer for View {
     fn restarted(&mut self, restart: &Restart) -> Result<(), LaunchError> {
         self.records.restarted(restart)?;
         self.board.restarted(&restart.reason);
-        logs::at_step(restart.step);
-        self.story.begin_again(restart.step);
-        self.terminal.progress(restart.step, String::new());
+        let step = restart.after.unwrap_or(0);
+        logs::at_step(step);
+        self.story.begin_again(step);
+        self.terminal.progress(step, String::new());
         Ok(())
     }
 

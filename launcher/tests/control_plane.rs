@@ -198,3 +198,41 @@ fn a_port_in_use_is_named() {
     drop(control);
     assert!(start(1, Some(port)).is_ok());
 }
+
+#[test]
+fn who_never_writes_a_part_keeps_nobody_waiting() {
+    let (events, received) = mpsc::channel();
+    let publish = |directory: &Path, parts: Result<Vec<Vec<u8>>, String>| {
+        parts.map(|parts| format!("{}/{}", directory.display(), parts.len()))
+    };
+    let options = ControlOptions {
+        save_patience: Duration::from_millis(100),
+        ..ControlOptions::new(Listen::loopback(None).unwrap(), 2, 1, Arc::new(publish))
+    };
+    let control = ControlPlane::start(options, events).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let contact = control.contact();
+    let connected = async || {
+        let wire = connect(&contact.url(), &contact.token, Duration::from_secs(20)).await;
+        ControlClient::new(wire.unwrap())
+    };
+    let test = async {
+        let (mut first, mut second) = (connected().await, connected().await);
+        first.join(join(0, 2)).await.unwrap();
+        second.join(join(1, 2)).await.unwrap();
+        let outcome = first.checkpoint_written(part(0, 20, "a")).await.unwrap().into_inner();
+        assert!(outcome.failure.starts_with("no part came from rank 1 within"), "{}", outcome.failure);
+        let late = second.checkpoint_written(part(1, 20, "b")).await.unwrap().into_inner();
+        assert!(late.failure.contains("rank 1 was too late"), "{}", late.failure);
+        let failed = received.try_iter().find_map(|event| match event {
+            Event::CheckpointFailed { step, reason } => Some((step, reason)),
+            _ => None,
+        });
+        assert_eq!(failed, Some((20, outcome.failure)), "told once");
+        let (one, other) =
+            tokio::join!(first.checkpoint_written(part(0, 40, "a")), second.checkpoint_written(part(1, 40, "b")));
+        assert_eq!(one.unwrap().into_inner().manifest, "folder/2");
+        assert_eq!(other.unwrap().into_inner().manifest, "folder/2", "the next save has nothing to do with it");
+    };
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), test).await.expect("the test hangs") });
+}

@@ -1,6 +1,6 @@
 //! Collects the parts of a checkpoint until every rank's is there. Pure: what publishes the manifest is elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
@@ -68,13 +68,26 @@ struct Open<P> {
 pub struct Collector<P> {
     world_size: u32,
     open: Option<Open<P>>,
+    /// A step that was not waited for any longer, with the ranks whose parts of it are still to come.
+    given_up: Option<(u64, BTreeSet<u32>)>,
     gone: Option<CollectError>,
+}
+
+/// What became of one rank's part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offered<P> {
+    /// Others are still to come.
+    Taken,
+    /// It was the last one.
+    Complete(Complete<P>),
+    /// It came after its step was given up; the checkpoint failed.
+    TooLate,
 }
 
 impl<P> Collector<P> {
     /// For a job of `world_size` ranks.
     pub fn new(world_size: u32) -> Self {
-        Collector { world_size, open: None, gone: None }
+        Collector { world_size, open: None, given_up: None, gone: None }
     }
 
     /// Takes one rank's part, or why it has none. With the last one everything is handed out and the collector is ready for the
@@ -88,9 +101,14 @@ impl<P> Collector<P> {
         step: u64,
         directory: &str,
         part: Result<P, String>,
-    ) -> Result<Option<Complete<P>>, CollectError> {
+    ) -> Result<Offered<P>, CollectError> {
         if let Some(gone) = &self.gone {
             return Err(gone.clone());
+        }
+        if let Some((_, awaited)) = self.given_up.as_mut().filter(|(given_up, _)| *given_up == step)
+            && awaited.remove(&rank)
+        {
+            return Ok(Offered::TooLate);
         }
         let mut open =
             self.open.take().unwrap_or_else(|| Open { step, directory: directory.to_owned(), parts: BTreeMap::new() });
@@ -105,11 +123,21 @@ impl<P> Collector<P> {
         }
         if open.parts.len() < self.world_size as usize {
             self.open = Some(open);
-            return Ok(None);
+            return Ok(Offered::Taken);
         }
         let parts = open.parts.into_iter();
         let parts = parts.map(|(rank, part)| part.map_err(|reason| format!("rank {rank}: {reason}")));
-        Ok(Some(Complete { step, directory: open.directory, parts: parts.collect() }))
+        Ok(Offered::Complete(Complete { step, directory: open.directory, parts: parts.collect() }))
+    }
+
+    /// Waits no longer for the parts of `step` that are missing, and names the ranks they are missing from. Their parts may come
+    /// late and are not used then. None when nothing of this step is missing.
+    pub fn give_up(&mut self, step: u64) -> Option<Vec<u32>> {
+        let open = self.open.take_if(|open| open.step == step)?;
+        let missing: BTreeSet<u32> = (0..self.world_size).filter(|rank| !open.parts.contains_key(rank)).collect();
+        let ranks = missing.iter().copied().collect();
+        self.given_up = Some((step, missing));
+        Some(ranks)
     }
 
     /// A rank ended: no checkpoint can be completed from now on.
@@ -126,21 +154,24 @@ mod tests {
     #[test]
     fn parts_come_out_by_rank_once_all_are_there() {
         let mut collector = Collector::new(3);
-        assert_eq!(collector.offer(2, 20, "d", Ok("c")), Ok(None));
-        assert_eq!(collector.offer(0, 20, "d", Ok("a")), Ok(None));
-        let complete = collector.offer(1, 20, "d", Ok("b")).unwrap().unwrap();
-        assert_eq!(complete, Complete { step: 20, directory: "d".into(), parts: Ok(vec!["a", "b", "c"]) });
-        assert_eq!(collector.offer(1, 40, "e", Ok("b")), Ok(None));
+        assert_eq!(collector.offer(2, 20, "d", Ok("c")), Ok(Offered::Taken));
+        assert_eq!(collector.offer(0, 20, "d", Ok("a")), Ok(Offered::Taken));
+        let complete = collector.offer(1, 20, "d", Ok("b"));
+        assert_eq!(
+            complete,
+            Ok(Offered::Complete(Complete { step: 20, directory: "d".into(), parts: Ok(vec!["a", "b", "c"]) }))
+        );
+        assert_eq!(collector.offer(1, 40, "e", Ok("b")), Ok(Offered::Taken));
     }
 
     #[test]
     fn a_rank_without_a_part_is_the_reason_once_all_have_spoken() {
         let mut collector = Collector::new(3);
-        assert_eq!(collector.offer(2, 20, "d", Err("no space left".into())), Ok(None));
-        assert_eq!(collector.offer(1, 20, "d", Err("read-only".into())), Ok(None));
-        let complete = collector.offer(0, 20, "d", Ok(())).unwrap().unwrap();
+        assert_eq!(collector.offer(2, 20, "d", Err("no space left".into())), Ok(Offered::Taken));
+        assert_eq!(collector.offer(1, 20, "d", Err("read-only".into())), Ok(Offered::Taken));
+        let Ok(Offered::Complete(complete)) = collector.offer(0, 20, "d", Ok(())) else { panic!("all have spoken") };
         assert_eq!(complete.parts, Err("rank 1: read-only".into()));
-        assert_eq!(collector.offer(0, 40, "e", Ok(())), Ok(None), "the next step has nothing to do with it");
+        assert_eq!(collector.offer(0, 40, "e", Ok(())), Ok(Offered::Taken), "the next step has nothing to do with it");
     }
 
     #[test]
@@ -163,5 +194,20 @@ mod tests {
         assert_eq!(collector.offer(1, 20, "d", Ok(())), Err(error.clone()));
         // The first death stays the reason.
         assert_eq!(collector.rank_gone(0, "exited"), error);
+    }
+
+    #[test]
+    fn a_part_that_comes_too_late_spoils_nothing() {
+        let mut collector = Collector::new(3);
+        collector.offer(1, 20, "d", Ok(())).unwrap();
+        assert_eq!(collector.give_up(10), None, "nobody waits for that");
+        assert_eq!(collector.give_up(20), Some(vec![0, 2]));
+        assert_eq!(collector.give_up(20), None, "told once");
+        // Who did not wait is at the next step by now.
+        assert_eq!(collector.offer(1, 40, "e", Ok(())), Ok(Offered::Taken));
+        assert_eq!(collector.offer(2, 20, "d", Ok(())), Ok(Offered::TooLate));
+        assert_eq!(collector.offer(2, 40, "e", Ok(())), Ok(Offered::Taken));
+        assert_eq!(collector.offer(0, 20, "d", Ok(())), Ok(Offered::TooLate));
+        assert!(matches!(collector.offer(0, 40, "e", Ok(())), Ok(Offered::Complete(_))));
     }
 }

@@ -18,6 +18,8 @@ pub const WINDOW_BYTES: u32 = 256 << 10;
 pub const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// How long the other side's system may not answer before a connection counts as dead.
 pub const DEAD_CONNECTION: Duration = Duration::from_secs(60);
+/// How long ranks that have written their parts of a checkpoint wait for the others.
+pub const SAVE_PATIENCE: Duration = Duration::from_secs(1800);
 /// Connections for `launch status`, other nodes, and strangers.
 const CONNECTIONS_BESIDE_RANKS: usize = 256;
 /// Files that `launch` needs beside connections and those of its workers.

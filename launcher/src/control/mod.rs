@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -84,6 +85,8 @@ pub struct ControlOptions {
     pub generation: u64,
     /// Publishes complete checkpoints.
     pub publish: Arc<Publish>,
+    /// How long the parts of a checkpoint are waited for, from the first one.
+    pub save_patience: Duration,
     /// What those who watch the job are told; none where there is no job.
     pub board: Option<Arc<Board>>,
     /// Serves the launches of other hosts, where there are some.
@@ -93,7 +96,8 @@ pub struct ControlOptions {
 impl ControlOptions {
     /// A job on one host, which nobody watches.
     pub fn new(listen: Listen, world_size: u32, generation: u64, publish: Arc<Publish>) -> ControlOptions {
-        ControlOptions { listen, world_size, generation, publish, board: None, hosts: None }
+        let save_patience = limits::SAVE_PATIENCE;
+        ControlOptions { listen, world_size, generation, publish, save_patience, board: None, hosts: None }
     }
 }
 
@@ -126,7 +130,7 @@ impl ControlPlane {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
 
         let membership = Membership::new(options.world_size, options.generation, env!("CARGO_PKG_VERSION"));
-        let shared = Arc::new(Shared::new(membership, options.publish, events));
+        let shared = Arc::new(Shared::new(membership, options.publish, options.save_patience, events));
         let service = |bytes| ControlServer::new(ControlService(shared.clone())).max_decoding_message_size(bytes);
         let (small, large) = (service(limits::MAX_MESSAGE_BYTES), service(limits::MAX_PART_MESSAGE_BYTES));
         let service = BySize { small, large };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use zerofold_proto::v1::{HeartbeatRequest, JoinRequest, LeaveRequest};
 
-use super::checkpoint::{CollectError, Collector};
+use super::checkpoint::{CollectError, Collector, Offered};
 use super::membership::{Membership, MembershipError};
 use super::store::{Store, StoreError};
 
@@ -173,11 +173,11 @@ proptest! {
             } else if parts.insert(rank, part).is_some() {
                 prop_assert_eq!(got, Err(CollectError::Duplicate { rank, step }));
             } else {
-                let complete = got.unwrap();
-                prop_assert_eq!(complete.is_some(), parts.len() == RANKS as usize);
-                match complete {
-                    None => open = Some((ours, folder, parts)),
-                    Some(complete) => {
+                let offered = got.unwrap();
+                prop_assert_eq!(matches!(offered, Offered::Complete(_)), parts.len() == RANKS as usize);
+                match offered {
+                    Offered::Taken | Offered::TooLate => open = Some((ours, folder, parts)),
+                    Offered::Complete(complete) => {
                         let first = parts.iter().find_map(|(rank, part)| Some(format!("rank {rank}: {}", part.as_ref().err()?)));
                         let whole = first.map_or_else(|| Ok(parts.into_values().flatten().collect()), Err);
                         prop_assert_eq!((complete.step, complete.directory, complete.parts), (ours, folder, whole));

@@ -12,13 +12,14 @@ use tonic::{Request, Response, Status};
 use zerofold_proto::v1::control_server::Control;
 use zerofold_proto::v1::*;
 
-use super::checkpoint::{Collector, Complete};
+use super::checkpoint::{Collector, Complete, Offered};
 use super::connections::Connection;
 use super::limits::MAX_PART_BYTES;
 use super::membership::{Left, Membership, MembershipError};
 use super::records::{self, RecordError};
 use super::store::{Store, StoreError};
 use crate::event::Event;
+use crate::format;
 
 /// Publishes the manifest of a complete checkpoint: gets the step's folder and every rank's part (JSON, by rank), or why there
 /// are none. Returns the manifest's path, or what went wrong after clearing the folder away. Called on a thread where
@@ -38,8 +39,13 @@ enum Outcome {
 
 type Answer = Option<Outcome>;
 
-/// Where the outcome of a checkpoint will be told, and the whole checkpoint if this part was the last.
-type Taken = (watch::Receiver<Answer>, Option<Complete<Vec<u8>>>);
+/// What became of a rank's part.
+enum Taken {
+    /// Where the outcome of the checkpoint will be told, and the whole checkpoint if this part was the last.
+    Waits(watch::Receiver<Answer>, Option<Complete<Vec<u8>>>),
+    /// The others did not wait so long.
+    TooLate,
+}
 
 /// What the service and `launch`'s main thread share.
 pub(crate) struct Shared {
@@ -61,6 +67,8 @@ pub(crate) struct Shared {
 struct Checkpoints {
     collector: Collector<Vec<u8>>,
     waiting: HashMap<u64, watch::Sender<Answer>>,
+    /// How long the parts of a step are waited for, from the first one.
+    patience: Duration,
 }
 
 impl Checkpoints {
@@ -84,7 +92,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(crate) fn new(membership: Membership, publish: Arc<Publish>, events: Sender<Event>) -> Self {
+    /// `patience` is how long the parts of a checkpoint are waited for, from the first one.
+    pub(crate) fn new(
+        membership: Membership,
+        publish: Arc<Publish>,
+        patience: Duration,
+        events: Sender<Event>,
+    ) -> Self {
         let collector = Collector::new(membership.world_size());
         Shared {
             store: Store::default(),
@@ -93,7 +107,7 @@ impl Shared {
             saves: AtomicU64::new(0),
             publishing: AtomicU64::new(0),
             membership: Mutex::new(membership),
-            checkpoints: Mutex::new(Checkpoints { collector, waiting: HashMap::new() }),
+            checkpoints: Mutex::new(Checkpoints { collector, waiting: HashMap::new(), patience }),
             publish,
             events: Mutex::new(events),
         }
@@ -131,15 +145,40 @@ impl Shared {
         let mut checkpoints = lock(&self.checkpoints);
         let own = if part.failure.is_empty() { Ok(part.part) } else { Err(part.failure) };
         match checkpoints.collector.offer(part.rank, part.step, &part.directory, own) {
-            Ok(complete) => {
+            Ok(Offered::TooLate) => Ok(Taken::TooLate),
+            Ok(offered) => {
                 let waiting = checkpoints.waiting.entry(part.step).or_insert_with(|| watch::Sender::new(None));
-                Ok((waiting.subscribe(), complete))
+                let complete = match offered {
+                    Offered::Complete(complete) => Some(complete),
+                    _ => None,
+                };
+                Ok(Taken::Waits(waiting.subscribe(), complete))
             }
             Err(error) => {
                 checkpoints.answer_all(&error.to_string());
                 Err(error.to_string())
             }
         }
+    }
+
+    /// Waits for what comes of the checkpoint of `step`, and for the ranks that it lacks no longer than the patience lasts.
+    async fn outcome(&self, step: u64, answer: &mut watch::Receiver<Answer>) -> Answer {
+        let patience = lock(&self.checkpoints).patience;
+        if tokio::time::timeout(patience, answer.wait_for(Option::is_some)).await.is_err() {
+            self.give_up(step, patience);
+        }
+        // Given up, or complete and being published.
+        answer.wait_for(Option::is_some).await.map_or(None, |outcome| outcome.clone())
+    }
+
+    /// Ends the save of `step` for those who wait, if parts of it are missing. Its folder stays: who is late still writes there.
+    fn give_up(&self, step: u64, patience: Duration) {
+        let mut checkpoints = lock(&self.checkpoints);
+        let Some(missing) = checkpoints.collector.give_up(step) else { return };
+        let reason = format!("no part came from {} within {}", format::ranks(&missing), format::duration(patience));
+        checkpoints.answer(step, Outcome::Failed(reason.clone()));
+        drop(checkpoints);
+        self.tell(Event::CheckpointFailed { step, reason });
     }
 
     /// Publishes on a thread of its own and answers every rank, even when the caller's connection is gone by then.
@@ -287,15 +326,17 @@ impl Control for ControlService {
         }
         let failure = records::shortened(failure);
         let part = CheckpointPart { rank, generation, step, directory, part, failure };
-        let (mut answer, complete) = self.0.take_part(part).map_err(Status::failed_precondition)?;
+        let (mut answer, complete) = match self.0.take_part(part).map_err(Status::failed_precondition)? {
+            Taken::Waits(answer, complete) => (answer, complete),
+            Taken::TooLate => {
+                let failure = format!("rank {rank} was too late: the others had given the checkpoint up");
+                return Ok(Response::new(CheckpointOutcome { manifest: String::new(), failure }));
+            }
+        };
         if let Some(complete) = complete {
             self.0.clone().publish(complete);
         }
-        let outcome = match answer.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone(),
-            Err(_) => None,
-        };
-        match outcome {
+        match self.0.outcome(step, &mut answer).await {
             Some(Outcome::Published(manifest)) => {
                 Ok(Response::new(CheckpointOutcome { manifest, failure: String::new() }))
             }

@@ -27,6 +27,11 @@ impl Fleet for HostsFleet {
         self.local.reap(rank);
     }
 
+    fn leave_behind(&mut self, rank: u32) {
+        // The agent of another host sees to its own.
+        self.local.leave_behind(rank);
+    }
+
     fn last_line(&self, rank: u32) -> Option<String> {
         match (rank as usize) < self.local.len() {
             true => self.local.last_line(rank),

@@ -50,6 +50,10 @@ impl Job {
             if facts.stop.is_some() {
                 return Ok((verdict, facts, None));
             }
+            if facts.ranks.iter().any(|it| it.exit.is_none()) {
+                let why = "a process of it does not end, and may still hold its device".to_owned();
+                return Ok((verdict, facts, Some(why)));
+            }
             let furthest = self.control.members().iter().map(|member| member.step).max().unwrap_or(0);
             ends.push(Ended::new(furthest.max(self.steps().1), first));
             let pause = match restart::next(&ends, restarts.most) {
@@ -82,7 +86,11 @@ impl Job {
                 let facts = Facts { stop: Some((Instant::now(), signal)), signals: 1, ..facts };
                 return Ok((Verdict::Stopped(signal), facts, None));
             }
-            observer.restarted(&Restart { generation: self.generation, step: self.steps().1, reason })?;
+            observer.restarted(&Restart {
+                generation: self.generation,
+                after: self.resume.is_some().then(|| self.steps().1),
+                reason,
+            })?;
         }
     }
 

@@ -126,12 +126,14 @@ impl Job {
         let board = Arc::new(Board::new(run.root(), Instant::now(), generation));
         let control = ControlPlane::start(
             ControlOptions {
-                listen: meeting.listen,
-                world_size: config.num_processes,
-                generation,
-                publish: publisher(&config, digest.clone(), uploader.clone(), events.clone()),
                 board: Some(board.clone()),
                 hosts: service,
+                ..ControlOptions::new(
+                    meeting.listen,
+                    config.num_processes,
+                    generation,
+                    publisher(&config, digest.clone(), uploader.clone(), events.clone()),
+                )
             },
             events.clone(),
         )?;

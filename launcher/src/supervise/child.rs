@@ -141,6 +141,11 @@ impl Worker {
         }
     }
 
+    /// Neither signals nor waits for it any more: it was sent SIGKILL and ends when the kernel lets it.
+    pub fn leave_behind(&mut self) {
+        self.reaped = true;
+    }
+
     /// Frees the process's entry, after its [`Event::Exited`].
     pub fn reap(&mut self) {
         self.reaped = self.reaped || self.process.wait().is_ok();

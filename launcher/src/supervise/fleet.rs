@@ -22,6 +22,9 @@ pub trait Fleet {
     /// Frees what is left of a process that has ended.
     fn reap(&mut self, rank: u32);
 
+    /// Waits for a process no longer, whatever becomes of it.
+    fn leave_behind(&mut self, rank: u32);
+
     /// The last line that a rank wrote to stderr.
     fn last_line(&self, rank: u32) -> Option<String>;
 
@@ -41,6 +44,12 @@ impl Fleet for Vec<Worker> {
     fn reap(&mut self, rank: u32) {
         if let Some(worker) = self.get_mut(rank as usize) {
             worker.reap();
+        }
+    }
+
+    fn leave_behind(&mut self, rank: u32) {
+        if let Some(worker) = self.get_mut(rank as usize) {
+            worker.leave_behind();
         }
     }
 

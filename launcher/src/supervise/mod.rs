@@ -100,7 +100,10 @@ pub fn supervise(
             last_reason = reason;
         }
         let until = match decision {
-            Decision::Finish => return (verdict::verdict(now, &facts, limits), facts),
+            Decision::Finish => {
+                leave_behind(&facts, fleet, observer);
+                return (verdict::verdict(now, &facts, limits), facts);
+            }
             Decision::Wait(until) => until.map_or(now + TICK, |until| until.min(now + TICK)),
             Decision::AskToStop => {
                 facts.asked_to_stop = true;
@@ -154,6 +157,16 @@ pub fn supervise(
     }
 }
 
+/// Tells of processes that the kernel does not let end, and no longer waits for them.
+fn leave_behind(facts: &Facts, fleet: &mut dyn Fleet, observer: &mut dyn Observer) {
+    for (rank, it) in (0..).zip(&facts.ranks).filter(|(_, it)| it.exit.is_none()) {
+        let why = fleet.state(rank).map(|state| format!(": {state}")).unwrap_or_default();
+        let pid = it.place.pid;
+        observer.notice(&format!("warning: process {pid} (rank {rank}) does not end, not even by SIGKILL{why}"));
+        fleet.leave_behind(rank);
+    }
+}
+
 /// Keeps in mind who holds the job up, and tells of it once; and of the end of it.
 fn look_at(hang: Option<Hang>, facts: &mut Facts, now: Instant, fleet: &dyn Fleet, observer: &mut dyn Observer) {
     let same = |before: &Hang, hang: &Hang| (before.rank, before.kind) == (hang.rank, hang.kind);
@@ -198,8 +211,15 @@ fn note(facts: &mut Facts, now: Instant, event: Event) {
             // The first words count: what follows is told by a process that is already falling apart.
             it.report.get_or_insert(Report { at: now, message, consequence });
         }),
-        Event::Left { rank, left } => with(ranks, rank, |it| it.left = Some(left)),
-        Event::Exited { rank, exit } => with(ranks, rank, |it| it.exit = Some((now, exit))),
+        Event::Left { rank, left } => with(ranks, rank, |it| it.left = Some((now, left))),
+        Event::Exited { rank, exit } => {
+            let asked = exit.ending == Ending::Signal(libc::SIGTERM) && facts.terminated.is_none();
+            with(ranks, rank, |it| it.exit = Some((now, exit)));
+            if asked {
+                // It meant the job, but came before the worker knew what to make of it.
+                facts.stop.get_or_insert((now, StopSignal::Terminate));
+            }
+        }
         Event::Signal(signal) if verdict::is_repetition(facts.stop, now, signal) => {
             facts.signals = facts.signals.max(1);
         }

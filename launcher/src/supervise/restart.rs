@@ -20,8 +20,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub struct Restart {
     /// Its number.
     pub generation: u64,
-    /// It goes on after this step.
-    pub step: u64,
+    /// It goes on after this step; none where nothing was saved and all is done again, down to what is evaluated before the
+    /// first step.
+    pub after: Option<u64>,
     /// Why the one before ended.
     pub reason: String,
 }
@@ -47,6 +48,7 @@ impl Ended {
             Cause::NeverJoined(_) | Cause::Silent(_) => ("silence".to_owned(), true),
             Cause::Hung(_) => ("hang".to_owned(), true),
             Cause::HostLost(_) => ("a host was lost".to_owned(), true),
+            Cause::Unkillable => ("it does not end".to_owned(), true),
         };
         Ended { step, error, external }
     }

@@ -6,6 +6,8 @@
 //! 3. Then the rest is terminated, and killed if that does not help.
 //! 4. The cause that is shown first is the earliest failure that is nobody else's consequence.
 //! 5. What `launch` did to a worker itself is no failure of that worker.
+//! 6. A worker that has left is done: its process gets a while to end, is then ended, and that is nobody's failure.
+//! 7. A process that the kernel does not let end, not even by SIGKILL, is named and left to the kernel.
 
 use std::time::{Duration, Instant};
 
@@ -56,8 +58,8 @@ pub struct RankFacts {
     pub heard: Option<Instant>,
     /// Why it says it fails.
     pub report: Option<Report>,
-    /// What it told on leaving.
-    pub left: Option<Left>,
+    /// When it left, and what it told then.
+    pub left: Option<(Instant, Left)>,
     /// When and how its process ended.
     pub exit: Option<(Instant, Exit)>,
     /// When and why `launch` gave it up while it ran: it said nothing for too long.
@@ -107,6 +109,9 @@ pub struct Limits {
     pub silence: Duration,
 }
 
+/// How long the process of a worker that has left may take to end, and one that was sent SIGKILL.
+const LINGER: Duration = Duration::from_secs(60);
+
 /// SIGTERM again within this time of the first means nothing new.
 const SAME_SIGNAL: Duration = Duration::from_secs(5);
 
@@ -149,6 +154,8 @@ pub enum Cause {
     HostLost(String),
     /// It held the job up for too long; in words, as a sentence about `rank N`.
     Hung(String),
+    /// The kernel does not let its process end.
+    Unkillable,
 }
 
 /// One rank's failure.
@@ -200,6 +207,7 @@ fn failure(now: Instant, rank: u32, it: &RankFacts, facts: &Facts, limits: &Limi
     if let Some((at, exit)) = &it.exit {
         let cause = match exit.ending {
             Ending::Code(0) if it.left.is_some() => return None,
+            Ending::Signal(_) if it.left.is_some() && ended_by_us(*at) => return None,
             Ending::Code(0) => Cause::LeftSilently,
             ending => Cause::Ended(ending),
         };
@@ -212,6 +220,12 @@ fn failure(now: Instant, rank: u32, it: &RankFacts, facts: &Facts, limits: &Limi
     {
         let at = *since + limits.silence;
         return Some(Failure { rank, at, cause: Cause::Hung(hang.words.clone()), consequence: ended_by_us(at) });
+    }
+    if it.left.is_some() {
+        return None;
+    }
+    if facts.killed.is_some_and(|killed| now >= killed + LINGER) {
+        return Some(Failure { rank, at: now, cause: Cause::Unkillable, consequence: true });
     }
     // It runs. Too long without a word is a failure, known from the moment at which the limit passed.
     let (since, cause) = match it.heard.filter(|_| it.joined) {
@@ -241,8 +255,11 @@ pub fn decide(now: Instant, facts: &Facts, limits: &Limits) -> (Decision, &'stat
     if running == 0 {
         return (Decision::Finish, "every process has ended");
     }
-    if facts.killed.is_some() {
-        return (Decision::Wait(None), "killed processes are about to end");
+    if let Some(killed) = facts.killed {
+        return match now >= killed + LINGER {
+            true => (Decision::Finish, "the kernel does not let the rest end"),
+            false => (Decision::Wait(Some(killed + LINGER)), "killed processes are about to end"),
+        };
     }
     if let Some(terminated) = facts.terminated {
         let kill_at = terminated + limits.terminate;
@@ -260,7 +277,16 @@ pub fn decide(now: Instant, facts: &Facts, limits: &Limits) -> (Decision, &'stat
             false => (Decision::Wait(Some(gathered_at)), "a rank failed; others may tell the cause"),
         };
     }
-    let silent_at = facts.ranks.iter().filter(|it| it.exit.is_none()).map(|it| it.heard.unwrap_or(facts.started)).min();
+    let running = || facts.ranks.iter().filter(|it| it.exit.is_none());
+    let left_at = running().map(|it| it.left.as_ref().map(|(at, _)| *at)).collect::<Option<Vec<Instant>>>();
+    if let Some(left_at) = left_at.into_iter().flatten().max() {
+        return match now >= left_at + LINGER || facts.signals > 1 {
+            true => (Decision::Terminate, "a worker is done, but its process does not end"),
+            false => (Decision::Wait(Some(left_at + LINGER)), "the last processes are about to end"),
+        };
+    }
+    let at_work = running().filter(|it| it.left.is_none());
+    let silent_at = at_work.map(|it| it.heard.unwrap_or(facts.started)).min();
     let hung_at = facts.hang.as_ref().map(|(since, _)| *since);
     let silent_at = silent_at.into_iter().chain(hung_at).min().map(|since| since + limits.silence);
     let Some((stop_at, _)) = facts.stop else {
@@ -289,7 +315,7 @@ pub fn verdict(now: Instant, facts: &Facts, limits: &Limits) -> Verdict {
         None => match stopped {
             Some(stopped) if !failures.is_empty() => return stopped,
             _ if !failures.is_empty() => 0,
-            Some(stopped) if facts.ranks.iter().any(|it| it.left.as_ref().is_some_and(|left| left.stopped)) => {
+            Some(stopped) if facts.ranks.iter().any(|it| it.left.as_ref().is_some_and(|(_, left)| left.stopped)) => {
                 return stopped;
             }
             _ => return Verdict::Completed,

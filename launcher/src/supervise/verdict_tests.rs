@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::fleet::Place;
 use super::verdict::*;
 use crate::control::Left;
-use crate::event::StopSignal;
+use crate::event::{Event, StopSignal};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -31,8 +31,8 @@ fn report(at: Instant, consequence: bool) -> Option<Report> {
     Some(Report { at, message: "why".into(), consequence })
 }
 
-fn left(stopped: bool) -> Option<Left> {
-    Some(Left { stopped, ..Left::default() })
+fn left(at: Instant, stopped: bool) -> Option<(Instant, Left)> {
+    Some((at, Left { stopped, ..Left::default() }))
 }
 
 #[test]
@@ -48,7 +48,11 @@ fn a_dead_rank_ends_the_job_in_steps() {
     assert_eq!(decide(gathered, &facts, &limits()).0, Decision::Wait(Some(gathered + 5 * SECOND)));
     assert_eq!(decide(gathered + 5 * SECOND, &facts, &limits()).0, Decision::Kill);
     facts.killed = Some(gathered + 5 * SECOND);
-    assert_eq!(decide(gathered + 6 * SECOND, &facts, &limits()).0, Decision::Wait(None));
+    let left_behind = gathered + 65 * SECOND;
+    assert_eq!(decide(gathered + 6 * SECOND, &facts, &limits()).0, Decision::Wait(Some(left_behind)));
+    assert_eq!(decide(left_behind, &facts, &limits()).0, Decision::Finish, "the kernel does not let it end");
+    let Verdict::Failed { first, others } = verdict(left_behind, &facts, &limits()) else { panic!() };
+    assert_eq!((first.rank, &others[0].cause), (1, &Cause::Unkillable));
     facts.ranks[0].exit = exit(gathered + 6 * SECOND, Ending::Signal(9));
     assert_eq!(decide(gathered + 6 * SECOND, &facts, &limits()).0, Decision::Finish);
     let Verdict::Failed { first, others } = verdict(gathered + 6 * SECOND, &facts, &limits()) else { panic!() };
@@ -87,7 +91,7 @@ fn exiting_well_without_leaving_is_a_failure() {
     facts.ranks[0].exit = exit(start, Ending::Code(0));
     let Verdict::Failed { first, .. } = verdict(start, &facts, &limits()) else { panic!() };
     assert_eq!(first.cause, Cause::LeftSilently);
-    facts.ranks[0].left = left(false);
+    facts.ranks[0].left = left(start, false);
     assert_eq!(verdict(start, &facts, &limits()), Verdict::Completed);
 }
 
@@ -142,9 +146,9 @@ fn a_stopped_job_is_complete_only_if_its_work_was_done() {
     facts.stop = Some((start, StopSignal::Terminate));
     facts.asked_to_stop = true;
     facts.ranks[0].exit = exit(start, Ending::Code(0));
-    facts.ranks[0].left = left(true);
+    facts.ranks[0].left = left(start, true);
     assert_eq!(verdict(start, &facts, &limits()), Verdict::Stopped(StopSignal::Terminate));
-    facts.ranks[0].left = left(false);
+    facts.ranks[0].left = left(start, false);
     assert_eq!(verdict(start, &facts, &limits()), Verdict::Completed);
 }
 
@@ -156,7 +160,7 @@ fn a_failure_while_stopping_is_still_a_failure() {
     facts.ranks[0].report = report(start + SECOND, false);
     facts.ranks[0].exit = exit(start + SECOND, Ending::Code(1));
     facts.ranks[1].exit = exit(start + SECOND, Ending::Code(0));
-    facts.ranks[1].left = left(true);
+    facts.ranks[1].left = left(start, true);
     assert!(matches!(verdict(start + SECOND, &facts, &limits()), Verdict::Failed { first, .. } if first.rank == 0));
 }
 
@@ -177,4 +181,46 @@ fn a_scheduler_that_sends_sigterm_twice_asks_once() {
         let before = before.map(|signal| (first, signal));
         assert_eq!(is_repetition(before, after(milliseconds), signal), repeats, "{before:?} {signal:?}");
     }
+}
+
+#[test]
+fn who_has_left_but_does_not_end_is_ended_and_blamed_for_nothing() {
+    let start = Instant::now();
+    let mut facts = running(start, 2);
+    facts.ranks[0].left = left(start, false);
+    facts.ranks[1].heard = Some(start + SECOND);
+    assert_eq!(decide(start, &facts, &limits()).0, Decision::Wait(Some(start + 1801 * SECOND)), "the other is at work");
+    facts.ranks[1].left = left(start + SECOND, false);
+    facts.ranks[1].exit = exit(start + 2 * SECOND, Ending::Code(0));
+    let ended = start + 60 * SECOND;
+    assert_eq!(decide(start + 2 * SECOND, &facts, &limits()).0, Decision::Wait(Some(ended)));
+    assert_eq!(decide(ended, &facts, &limits()).0, Decision::Terminate);
+    facts.terminated = Some(ended);
+    facts.ranks[0].exit = exit(ended + SECOND, Ending::Signal(9));
+    assert_eq!(verdict(ended + SECOND, &facts, &limits()), Verdict::Completed);
+    let long_after = ended + 7200 * SECOND;
+    facts.ranks[0].exit = None;
+    facts.killed = Some(ended + 5 * SECOND);
+    assert_eq!(decide(long_after, &facts, &limits()).0, Decision::Finish);
+    assert_eq!(verdict(long_after, &facts, &limits()), Verdict::Completed, "its work is done");
+}
+
+#[test]
+fn sigterm_at_a_worker_that_does_not_know_it_yet_stops_the_job() {
+    let start = Instant::now();
+    let mut facts = running(start, 2);
+    let ended =
+        |signal| Event::Exited { rank: 0, exit: Exit { ending: Ending::Signal(signal), last_lines: Vec::new() } };
+    let mut killed = facts.clone();
+    super::note(&mut killed, start, ended(libc::SIGKILL));
+    assert_eq!(killed.stop, None);
+    super::note(&mut facts, start, ended(libc::SIGTERM));
+    assert_eq!(decide(start + SECOND, &facts, &limits()).0, Decision::Terminate);
+    facts.terminated = Some(start + SECOND);
+    facts.ranks[1].exit = exit(start + 2 * SECOND, Ending::Signal(15));
+    assert_eq!(verdict(start + 2 * SECOND, &facts, &limits()), Verdict::Stopped(StopSignal::Terminate));
+    let mut ended_by_launch = running(start, 2);
+    ended_by_launch.terminated = Some(start);
+    super::note(&mut ended_by_launch, start + SECOND, ended(libc::SIGTERM));
+    assert_eq!(ended_by_launch.stop, None);
 }

@@ -30,13 +30,13 @@ impl EventFile {
         let file = File::options().append(true).create_new(true).open(folder.new_file()?)?;
         let mut events = EventFile { file };
         events.write(0, What::FileVersion(FILE_VERSION.to_owned()))?;
-        events.purge(done)?;
+        events.purge(Some(done))?;
         Ok(events)
     }
 
-    /// From here on, what was written of the steps after `done` no longer counts: they are done again.
-    pub fn purge(&mut self, done: u64) -> std::io::Result<()> {
-        self.write(done + 1, What::SessionLog(SessionLog { status: SESSION_START }))
+    /// From here on, what was written of the steps after `done` no longer counts: they are done again. With none, nothing counts.
+    pub fn purge(&mut self, done: Option<u64>) -> std::io::Result<()> {
+        self.write(done.map_or(0, |done| done + 1), What::SessionLog(SessionLog { status: SESSION_START }))
     }
 
     /// Adds a step.

@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use zerofold_checkpoint::{CheckpointError, FileEntry, Part, ensure_room, fault, shard_file_name};
 
-/// How long the other ranks may take to write their parts.
-const COMMIT_DEADLINE: Duration = Duration::from_secs(1800);
+/// How long `launch` may take to tell what came of a save. It gives up sooner on ranks that do not write their parts.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(2 * 3600);
 
 /// A save under way.
 pub(super) struct Saving {
