@@ -205,10 +205,8 @@ fn who_never_writes_a_part_keeps_nobody_waiting() {
     let publish = |directory: &Path, parts: Result<Vec<Vec<u8>>, String>| {
         parts.map(|parts| format!("{}/{}", directory.display(), parts.len()))
     };
-    let options = ControlOptions {
-        save_patience: Duration::from_millis(100),
-        ..ControlOptions::new(Listen::loopback(None).unwrap(), 2, 1, Arc::new(publish))
-    };
+    let mut options = ControlOptions::new(Listen::loopback(None).unwrap(), 2, 1, Arc::new(publish));
+    options.save_patience = Duration::from_millis(100);
     let control = ControlPlane::start(options, events).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let contact = control.contact();
