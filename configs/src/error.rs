@@ -108,6 +108,43 @@ pub enum ConfigError {
         /// How to settle it.
         hint: String,
     },
+    /// Values of a DeepSpeed JSON that were also written elsewhere, differently, or where Accelerate allows one place
+    /// only; all of them.
+    #[error("{file} does not agree with what is written elsewhere:{}\nhint: {hint}", lines(list))]
+    Disagreements {
+        /// The DeepSpeed JSON.
+        file: String,
+        /// Each as `key: value (place) and key: value (place)`.
+        list: Vec<String>,
+        /// How to settle them.
+        hint: String,
+    },
+    /// A file with the trainer's keys at the top level and something that does not go with them there.
+    #[error("{place}: {key} stands at the top level beside {other} ({other_place})\nhint: {hint}")]
+    MixedForms {
+        /// The trainer's key.
+        key: String,
+        /// Where it stands.
+        place: String,
+        /// The key that is not the trainer's.
+        other: String,
+        /// Where that stands.
+        other_place: String,
+        /// How to settle it.
+        hint: String,
+    },
+    /// Batch sizes that do not multiply.
+    #[error("{total} ({place}) must be rows per device × accumulation × processes, but {equation}\nhint: {hint}")]
+    Batch {
+        /// The size of the whole batch, as `key: value`.
+        total: String,
+        /// Where it stands.
+        place: String,
+        /// What the factors make, each with its place.
+        equation: String,
+        /// How to settle it.
+        hint: String,
+    },
     /// Something that needs what is sharded, where nothing says what is: copies, or optimizer state elsewhere.
     #[error("{place}: {setting} needs ZeRO stage {least}{}, and no stage is set\nhint: {hint}", or_more(*least))]
     NeedsStage {
@@ -128,6 +165,11 @@ pub enum ConfigError {
         /// The flags and the YAML that set them.
         hint: String,
     },
+}
+
+/// Each on an indented line of its own.
+fn lines(list: &[String]) -> String {
+    list.iter().map(|line| format!("\n  {line}")).collect()
 }
 
 /// What follows the lowest of several stages.

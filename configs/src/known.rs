@@ -24,7 +24,8 @@ pub(crate) enum Role {
 #[derive(Debug)]
 pub(crate) struct Known {
     pub name: &'static str,
-    /// Values that mean what happens anyway, in small letters; `*` is any value. Nothing at all is always neutral.
+    /// Values that mean what happens anyway, in small letters; `*` is any value, `off` an object with `enabled: false`.
+    /// Nothing at all is always neutral.
     pub neutral: &'static [&'static str],
     pub role: Role,
 }
@@ -43,7 +44,7 @@ pub(crate) const fn known(name: &'static str, neutral: &'static [&'static str], 
 
 use Role::{NoEffect, NotBuilt, Used};
 
-const NO: &[&str] = &["false", "no", "none", ""];
+const NO: &[&str] = &["false", "no", "off", "none", ""];
 const NONE: &[&str] = &["none", ""];
 const ANY: &[&str] = &["*"];
 const ONE: &[&str] = &["1"];
@@ -90,13 +91,9 @@ const TOP: &[Known] = &[
 const DEEPSPEED: &[Known] = &[
     known("gradient_accumulation_steps", &[], Used),
     known("gradient_clipping", &[], Used),
-    known(
-        "deepspeed_config_file",
-        NONE,
-        NotBuilt("write zero_stage, gradient_accumulation_steps and gradient_clipping into deepspeed_config instead"),
-    ),
+    known("deepspeed_config_file", &[], Used),
     known("offload_param_device", &[], Used),
-    known("offload_param_nvme_path", NONE, NoEffect("parameters lie where the optimizer's state does")),
+    known("offload_param_nvme_path", &[], Used),
     known("zero3_init_flag", ANY, NoEffect("")),
     known("zero3_save_16bit_model", NO, NoEffect("the model is always exported, in the type that save_dtype says")),
     known("deepspeed_multinode_launcher", ANY, NoEffect("")),
@@ -105,7 +102,10 @@ const DEEPSPEED: &[Known] = &[
     known("deepspeed_exclusion_filter", NONE, ONE_LAUNCH_EACH),
     known("deepspeed_moe_layer_cls_names", NONE, NoEffect("no model here has experts")),
     known("seq_parallel_communication_data_type", NONE, NoEffect("sequences are not split over processes")),
-    // What stands under zero_optimization in a DeepSpeed JSON.
+];
+
+/// What stands under `zero_optimization` in a DeepSpeed JSON, and is taken in `deepspeed_config` too.
+pub(crate) const ZERO: &[Known] = &[
     known("overlap_comm", TRUE, NoEffect("what is sent always travels while the next unit computes")),
     known("contiguous_gradients", TRUE, NoEffect("a unit's gradients always lie end to end")),
     known("reduce_scatter", TRUE, NoEffect("from stage 1 on gradients are always reduced by a reduce-scatter")),
@@ -121,6 +121,8 @@ const DEEPSPEED: &[Known] = &[
     known("stage3_gather_16bit_weights_on_model_save", ANY, NoEffect("")),
     known("elastic_checkpoint", NO, NoEffect("a checkpoint is resumed by any number of processes")),
     known("ignore_unused_parameters", ANY, NoEffect("")),
+    known("load_from_fp32_weights", ANY, NoEffect("")),
+    known("stage3_model_persistence_threshold", AUTO, NoEffect("small parameters are sharded with their unit")),
     known("zero_hpz_partition_size", ONE, NotBuilt("use fsdp_reshard_after_forward with the size of a group")),
     known("zero_quantized_weights", NO, NotBuilt("parameters travel in the compute type: remove the key")),
     known("zero_quantized_gradients", NO, NotBuilt("use reduce_dtype: bfloat16 to send half the bytes")),
@@ -132,6 +134,11 @@ const FSDP: &[Known] = &[
     known("fsdp_backward_prefetch_policy", &[], Used),
     known("fsdp_activation_checkpointing", &[], Used),
     known("fsdp_cpu_offload", &[], Used),
+    known(
+        "fsdp_activation_checkpointing_offload",
+        NO,
+        NoEffect("what is kept for the backward pass stays on the device"),
+    ),
     // The next unit is always gathered ahead, which is what `true` asks for.
     known("fsdp_forward_prefetch", ANY, NoEffect("")),
     known("fsdp_use_orig_params", ANY, NoEffect("")),
@@ -159,24 +166,25 @@ pub(crate) const TABLES: &[(Section, &[Known])] = &[
     (Section::Training, TRAINING),
     (Section::Top, TOP),
     (Section::DeepSpeed, DEEPSPEED),
+    (Section::DeepSpeed, ZERO),
     (Section::Fsdp, FSDP),
     (Section::Parallelism, PARALLELISM),
 ];
 
-fn table(section: Section) -> &'static [Known] {
-    TABLES.iter().find(|(of, _)| *of == section).map_or(&[], |(_, table)| table)
+fn table(section: Section) -> impl Iterator<Item = &'static Known> {
+    TABLES.iter().filter(move |(of, _)| *of == section).flat_map(|(_, table)| table.iter())
 }
 
 /// Every right name in a section.
 fn names(section: Section) -> impl Iterator<Item = &'static str> {
     let registry = KEYS.iter().filter(move |key| key.section == section).map(|key| key.name);
-    registry.chain(table(section).iter().map(|known| known.name))
+    registry.chain(table(section).map(|known| known.name))
 }
 
 /// The names in a section that can be recommended: what is not built is no way out.
 pub(crate) fn suggestible(section: Section) -> impl Iterator<Item = &'static str> {
     let built = move |name: &&'static str| {
-        let known = table(section).iter().find(|known| known.name == *name);
+        let known = table(section).find(|known| known.name == *name);
         !known.is_some_and(|known| matches!(known.role, NotBuilt(_)))
     };
     names(section).filter(built)
@@ -202,6 +210,9 @@ fn is_neutral(value: &Value, neutral: &[&str]) -> bool {
     if neutral.contains(&"*") {
         return true;
     }
+    if let (["off"], Value::Mapping(entries)) = (neutral, value) {
+        return entries.is_empty() || entries.get("enabled") == Some(&Value::Bool(false));
+    }
     match value {
         Value::Null => true,
         Value::Sequence(entries) => entries.iter().all(|entry| is_neutral(entry, neutral)),
@@ -222,17 +233,22 @@ fn is_neutral(value: &Value, neutral: &[&str]) -> bool {
 pub(crate) fn check(settings: &Settings) -> Result<Vec<String>, ConfigError> {
     let mut notes = Vec::new();
     for setting in settings.effective() {
-        let Some(known) = table(setting.section).iter().find(|known| known.name == setting.key) else {
+        let Some(known) = table(setting.section).find(|known| known.name == setting.key) else {
             continue;
         };
-        match known.role {
-            Used => {}
-            _ if is_neutral(&setting.value, known.neutral) => {}
-            NoEffect(reason) => notes.push(no_effect(setting, reason)),
-            NotBuilt(hint) => return Err(setting.not_built(hint)),
-        }
+        notes.extend(judge(known, setting)?);
     }
     Ok(notes)
+}
+
+/// What becomes of one setting of a known key: an error where it is not built, a note where it has no effect.
+pub(crate) fn judge(known: &Known, setting: &Setting) -> Result<Option<String>, ConfigError> {
+    match known.role {
+        Used => Ok(None),
+        _ if is_neutral(&setting.value, known.neutral) => Ok(None),
+        NoEffect(reason) => Ok(Some(no_effect(setting, reason))),
+        NotBuilt(hint) => Err(setting.not_built(hint)),
+    }
 }
 
 /// The note for a setting without effect.

@@ -6,7 +6,7 @@ use crate::known::{Known, Role, known};
 use crate::value::text;
 use serde_yaml::Value;
 
-const NO: &[&str] = &["false", "no", "none", ""];
+const NO: &[&str] = &["false", "no", "off", "none", ""];
 const NONE: &[&str] = &["none", ""];
 const YES: &[&str] = &["true"];
 const ZERO: &[&str] = &["0", "none", "false"];
@@ -21,7 +21,8 @@ const LOADER: Role = NoEffect("the data is tokenised once, before the training")
 const DDP: Role = NoEffect("it is an option of PyTorch's DDP");
 const CUDA: Role = NoEffect("memory that libtorch keeps is used again by the next step");
 const RESUME: Role = NotBuilt("use the flag --resume");
-const MASTERS: Role = NoEffect("master_dtype is the type of the masters, mixed_precision that of the computing");
+const ATTENTION: Role =
+    NoEffect("attention is libtorch's scaled_dot_product_attention, whose kernel is chosen by device and type");
 const NO_EFFECT_SILENT: Role = NoEffect("");
 
 /// Known keys of the section `training:` beside the registry.
@@ -45,6 +46,9 @@ pub(crate) const TRAINING: &[Known] = &[
     known("dataset_train_split", &["train"], NotBuilt("dataset is the path of one JSONL file")),
     known("dataset_test_split", &["test"], NotBuilt("eval_dataset is the path of one JSONL file")),
     known("dataset_streaming", NO, REMOVE),
+    known("streaming", NO, REMOVE),
+    known("datasets", NONE, NotBuilt("dataset is one source: name it there")),
+    known("test_split_size", NONE, NotBuilt("eval_dataset is the path of the held-out data")),
     known("shuffle_dataset", NO, NotBuilt("use train_sampling_strategy: random")),
     known("group_by_length", NO, NotBuilt("use train_sampling_strategy: random")),
     known("length_column_name", ANY, NO_EFFECT_SILENT),
@@ -55,6 +59,9 @@ pub(crate) const TRAINING: &[Known] = &[
     known("dataloader_prefetch_factor", NONE, LOADER),
     known("dataloader_pin_memory", ANY, NO_EFFECT_SILENT),
     known("dataloader_persistent_workers", NO, LOADER),
+    known("dataloader_multiprocessing_context", ANY, NO_EFFECT_SILENT),
+    known("dataloader_in_order", ANY, NO_EFFECT_SILENT),
+    known("label_names", ANY, NO_EFFECT_SILENT),
     known("dataloader_drop_last", NO, NotBuilt("every row is used once per epoch: use false")),
     // Loss and optimizer
     known("loss_type", &["nll", "chunked_nll"], REMOVE),
@@ -90,6 +97,8 @@ pub(crate) const TRAINING: &[Known] = &[
     known("eval_do_concat_batches", ANY, NO_EFFECT_SILENT),
     known("prediction_loss_only", ANY, NO_EFFECT_SILENT),
     known("batch_eval_metrics", NO, REMOVE),
+    known("eval_use_gather_object", ANY, NO_EFFECT_SILENT),
+    known("include_for_metrics", ANY, NO_EFFECT_SILENT),
     known("metric_for_best_model", &["eval_loss", "loss", "none"], NotBuilt("the best model is that of eval_loss")),
     known("greater_is_better", NO, NotBuilt("of losses the lower is the better: use false")),
     known("save_only_model", NO, REMOVE),
@@ -104,6 +113,9 @@ pub(crate) const TRAINING: &[Known] = &[
     known("logging_nan_inf_filter", ANY, NO_EFFECT_SILENT),
     known("run_name", NONE, METRICS),
     known("project", NONE, METRICS),
+    known("trackio_space_id", NONE, METRICS),
+    known("trackio_bucket_id", NONE, METRICS),
+    known("trackio_static_space_id", NONE, METRICS),
     known("disable_tqdm", ANY, NO_EFFECT_SILENT),
     known("log_level", ANY, NO_EFFECT_SILENT),
     known("log_level_replica", ANY, NO_EFFECT_SILENT),
@@ -127,12 +139,19 @@ pub(crate) const TRAINING: &[Known] = &[
     known("ddp_bucket_cap_mb", NONE, DDP),
     known("ddp_broadcast_buffers", ANY, NO_EFFECT_SILENT),
     known("fsdp", NO, NotBuilt("use distributed_type: FSDP with fsdp_config at the top level")),
-    known("deepspeed", NO, NotBuilt("use distributed_type: DEEPSPEED with deepspeed_config at the top level")),
+    known("fsdp_config", NO, NotBuilt("use distributed_type: FSDP with fsdp_config at the top level")),
+    known("deepspeed", &[], Used),
+    known("parallelism_config", NO, NotBuilt("write parallelism_config at the top level of an Accelerate file")),
+    known("accelerate_config", NONE, NotBuilt("use --config FILE for an Accelerate file, or --zero_stage N")),
+    known("ddp_static_graph", ANY, NO_EFFECT_SILENT),
+    known("debug", NO, NoEffect("the buffers of every collective are always checked")),
     known("accelerator_config", NO, REMOVE),
     // The model
-    known("dtype", &["float32", "auto", "none"], MASTERS),
-    known("torch_dtype", &["float32", "auto", "none"], MASTERS),
-    known("attn_implementation", NONE, NoEffect("there is one implementation of attention")),
+    known("dtype", &[], Used),
+    known("attn_implementation", &["sdpa", "none", ""], ATTENTION),
+    known("use_cache", ANY, NO_EFFECT_SILENT),
+    known("ignore_bias_buffers", ANY, NO_EFFECT_SILENT),
+    known("router_aux_loss_coef", ANY, NO_EFFECT_SILENT),
     known("trust_remote_code", NO, NoEffect("no code of a model folder is ever run")),
     known("model_init_kwargs", NONE, REMOVE),
     known("use_peft", NO, NO_PEFT),
@@ -140,17 +159,44 @@ pub(crate) const TRAINING: &[Known] = &[
     known("lora_alpha", NONE, NO_LORA),
     known("lora_dropout", NONE, NO_LORA),
     known("lora_target_modules", NONE, NO_LORA),
+    known("lora_target_parameters", NONE, NO_LORA),
+    known("lora_modules_to_save", NONE, NO_LORA),
+    known("lora_task_type", ANY, NO_EFFECT_SILENT),
+    known("use_rslora", NO, NO_LORA),
+    known("use_dora", NO, NO_LORA),
+    known("bnb_4bit_quant_type", ANY, NO_EFFECT_SILENT),
+    known("use_bnb_nested_quant", ANY, NO_EFFECT_SILENT),
+    known("bnb_4bit_quant_storage", ANY, NO_EFFECT_SILENT),
     known("load_in_8bit", NO, NO_PEFT),
     known("load_in_4bit", NO, NO_PEFT),
 ];
 
-/// Names that were once right, or are right elsewhere, with the name here.
-pub(crate) const RENAMED: &[(&str, &str)] = &[
+/// Names that the trainers once had, or have beside the right one, for exactly the same: they are read, with a note.
+pub(crate) const FORMER: &[(&str, &str)] = &[
     ("max_seq_length", "max_length"),
-    ("max_seq_len", "max_length"),
-    ("cutoff_len", "max_length"),
     ("evaluation_strategy", "eval_strategy"),
     ("dataset_name", "dataset"),
+    ("per_gpu_train_batch_size", "per_device_train_batch_size"),
+    ("per_gpu_eval_batch_size", "per_device_eval_batch_size"),
+    ("torch_dtype", "dtype"),
+    ("use_liger", "use_liger_kernel"),
+    ("fp16_backend", "half_precision_backend"),
+    ("xpu_backend", "ddp_backend"),
+    ("push_to_hub_model_id", "hub_model_id"),
+    ("push_to_hub_token", "hub_token"),
+    ("activation_checkpointing", "gradient_checkpointing"),
+    ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+];
+
+/// The name here of a former one; `-` counts as `_`.
+pub(crate) fn former(name: &str) -> Option<&'static str> {
+    FORMER.iter().find(|(old, _)| crate::registry::same_name(old, name)).map(|(_, new)| *new)
+}
+
+/// Names that are right elsewhere, with the name here.
+pub(crate) const RENAMED: &[(&str, &str)] = &[
+    ("max_seq_len", "max_length"),
+    ("cutoff_len", "max_length"),
     ("train_dataset", "dataset"),
     ("train_file", "dataset"),
     ("dataset_path", "dataset"),
@@ -168,8 +214,6 @@ pub(crate) const RENAMED: &[(&str, &str)] = &[
     ("train_batch_size", "per_device_train_batch_size"),
     ("train_micro_batch_size_per_gpu", "per_device_train_batch_size"),
     ("micro_batch_size", "per_device_train_batch_size"),
-    ("per_gpu_train_batch_size", "per_device_train_batch_size"),
-    ("per_gpu_eval_batch_size", "per_device_eval_batch_size"),
     ("output", "output_dir"),
     ("output_path", "output_dir"),
     ("stage", "zero_stage"),

@@ -16,8 +16,12 @@
 //! [`Resolved::notes`]. Keys that mean nothing here (options of TPUs, of a progress bar) are taken without a word.
 
 mod accelerate;
+mod bounds;
+mod cautions;
+mod deepspeed;
 mod device;
 mod error;
+mod flat;
 mod fsdp;
 mod generate;
 mod known;
@@ -45,6 +49,7 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+pub use cautions::{cautions, forgetting};
 pub use error::ConfigError;
 pub use generate::{ComputeDtype, GenerateRequest};
 pub use machine::{

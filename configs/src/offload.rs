@@ -12,6 +12,7 @@ use std::path::PathBuf;
 const DEVICE: &str = "offload_optimizer_device";
 const FOLDER: &str = "offload_optimizer_nvme_path";
 const PARAMETERS: &str = "offload_param_device";
+const PARAMETERS_FOLDER: &str = "offload_param_nvme_path";
 const FSDP: [&str; 2] = ["fsdp_offload_params", "fsdp_cpu_offload"];
 const IN_HOST_MEMORY: &str = "it is in host memory already: the job runs on the CPU";
 
@@ -51,6 +52,12 @@ pub(crate) fn optimizer(
         (_, None) => Offload::No,
     };
     parameters(reader, distributed, asked, device, &offload)?;
+    let folder_setting = distributed.find(reader, Section::DeepSpeed, PARAMETERS_FOLDER);
+    if let (Some(folder), Some(setting)) = (read::<PathBuf>(folder_setting, FOLDER)?, folder_setting)
+        && offload != Offload::Files(folder)
+    {
+        reader.notes.push(no_effect(setting, "parameters lie where the optimizer's state does"));
+    }
     Ok(offload)
 }
 

@@ -15,7 +15,8 @@ pub(crate) struct Types {
 
 /// Settles all of them.
 pub(crate) fn types(reader: &mut Reader<'_>) -> Result<Types, ConfigError> {
-    let (mixed_precision, mixed_setting) = mixed_precision(reader)?;
+    let dtype = dtype(reader)?;
+    let (mixed_precision, mixed_setting) = mixed_precision(reader, dtype.as_ref())?;
     let master = reader.opinion::<StateType>("master_dtype")?;
     let reduce = reader.opinion::<ElementType>("reduce_dtype")?;
     let accumulate = reader.opinion::<StateType>("grad_accum_dtype")?;
@@ -40,6 +41,20 @@ pub(crate) fn types(reader: &mut Reader<'_>) -> Result<Types, ConfigError> {
         true => (StateType::Bfloat16, ElementType::Bfloat16),
         false => (StateType::Float32, ElementType::Float32),
     };
+    if let (Some(dtype), false) = (dtype, pure) {
+        let computing = match mixed_precision {
+            Precision::No => "float32",
+            Precision::Bf16 => "bfloat16",
+            Precision::Fp16 => "float16",
+        };
+        reader.notes.push(format!(
+            "{} ({}): computing is in {computing} and masters stay float32, where TRL would keep and update the weights \
+             themselves in {}; master_dtype: bfloat16 does that",
+            dtype.setting.equation(),
+            dtype.setting.place,
+            if dtype.value == Precision::Fp16 { "float16" } else { "bfloat16" }
+        ));
+    }
     Ok(Types {
         mixed_precision,
         master: reader.settle("master_dtype", master, StateType::Float32).into(),
@@ -48,9 +63,27 @@ pub(crate) fn types(reader: &mut Reader<'_>) -> Result<Types, ConfigError> {
     })
 }
 
+/// TRL's `dtype`, the type that it loads a model in, where that is not float32 or the files' own.
+fn dtype<'a>(reader: &Reader<'a>) -> Result<Option<Opinion<'a, Precision>>, ConfigError> {
+    let Some(setting) = reader.settings.find(Section::Training, "dtype") else { return Ok(None) };
+    let name = crate::value::text(&setting.value).unwrap_or_default().to_lowercase();
+    let value = match name.strip_prefix("torch.").unwrap_or(&name) {
+        "auto" | "none" | "" | "float32" | "fp32" | "float" => return Ok(None),
+        "bfloat16" | "bf16" => Precision::Bf16,
+        "float16" | "fp16" | "half" => Precision::Fp16,
+        _ => return Err(setting.not_allowed("it must be one of auto, float32, bfloat16, float16", None)),
+    };
+    Ok(Some(Opinion { value, setting }))
+}
+
 /// Settles `mixed_precision` and where it was said. `bf16: false` speaks against bf16 alone, not for float32:
 /// `bf16: false` beside `fp16: true` is what trainers' files hold.
-fn mixed_precision<'a>(reader: &mut Reader<'a>) -> Result<(Precision, Option<&'a Setting>), ConfigError> {
+///
+/// Where nothing says, it is the type that a model is to be loaded in.
+fn mixed_precision<'a>(
+    reader: &mut Reader<'a>,
+    dtype: Option<&Opinion<'a, Precision>>,
+) -> Result<(Precision, Option<&'a Setting>), ConfigError> {
     let named = reader.opinion::<Precision>("mixed_precision")?;
     let switches = [
         (Precision::Bf16, reader.opinion::<bool>("bf16")?),
@@ -77,6 +110,7 @@ fn mixed_precision<'a>(reader: &mut Reader<'a>) -> Result<(Precision, Option<&'a
         (_, Some(against)) => Some(Opinion { value: Precision::No, setting: against.setting }),
         (held, None) => held,
     };
+    let held = held.or(dtype.map(|dtype| Opinion { value: dtype.value, setting: dtype.setting }));
     let setting = held.as_ref().map(|held| held.setting);
     Ok((reader.settle("mixed_precision", held, Precision::No), setting))
 }

@@ -13,12 +13,14 @@ pub struct Preset {
     pub text: &'static str,
 }
 
-/// Every preset, by stage.
+/// Every preset: the demo by stage, then supervised fine-tuning of a model and data of one's own.
 pub const PRESETS: &[Preset] = &[
     Preset { name: "ddp.yaml", text: include_str!("../ddp.yaml") },
     Preset { name: "zero1.yaml", text: include_str!("../zero1.yaml") },
     Preset { name: "zero2.yaml", text: include_str!("../zero2.yaml") },
     Preset { name: "zero3.yaml", text: include_str!("../zero3.yaml") },
+    Preset { name: "sft-basic.yaml", text: include_str!("../sft-basic.yaml") },
+    Preset { name: "sft-recipe.yaml", text: include_str!("../sft-recipe.yaml") },
 ];
 
 /// The configuration called `name`: a file at that path, else a preset. Returns what to call it in messages, and its

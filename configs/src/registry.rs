@@ -1,7 +1,7 @@
 //! What a key is: the form of the registry that flags, `--help` and the reading of values are all made from.
 
 use crate::known::{Role, TABLES};
-use crate::known_training::RENAMED;
+use crate::known_training::{FORMER, RENAMED};
 use crate::profile::ProfileSteps;
 use crate::store_url::StoreUrl;
 use crate::training::KEYS;
@@ -249,6 +249,7 @@ pub fn flag_names() -> Vec<&'static str> {
         names.extend(table.iter().filter(|known| !known.is_section()).map(|known| known.name));
     }
     // Old and foreign names too: the answer is the right one. `model` belongs to another command.
+    names.extend(FORMER.iter().map(|(old, _)| *old));
     names.extend(RENAMED.iter().map(|(old, _)| *old).filter(|old| *old != "model"));
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| seen.insert(*name));
@@ -263,10 +264,16 @@ pub(crate) struct Difference {
     common: std::cmp::Reverse<usize>,
 }
 
+/// Names whose lengths differ by more than this are never near, and comparing them takes time.
+const FAR: usize = 64;
+
 /// The difference of two names in small letters.
 pub(crate) fn difference(written: &str, known: &str) -> Difference {
     let common = written.chars().zip(known.chars()).take_while(|(left, right)| left == right).count();
-    let letters = strsim::damerau_levenshtein(written, known);
+    let letters = match written.len().abs_diff(known.len()) {
+        apart if apart > FAR => apart,
+        _ => strsim::damerau_levenshtein(written, known),
+    };
     Difference { letters, common: std::cmp::Reverse(common) }
 }
 

@@ -10,13 +10,14 @@ use crate::sharding::{ReshardAfterForward, Sharding, Stage};
 use crate::topology::{self, Settled, Topology};
 use crate::training::{KEYS, Training};
 use crate::types::{DeviceKind, Strategy};
-use crate::{device, fsdp, mesh, offload, precision, presets, source, units};
+use crate::{deepspeed, device, fsdp, mesh, offload, precision, presets, source, units};
 use std::collections::BTreeMap;
 
 /// What the user gave, as written.
 #[derive(Debug, Clone, Default)]
 pub struct Inputs {
-    /// `--config` (or `--config_file`): a path, or a preset's name.
+    /// `--config` (or `--config_file`): a path, or a preset's name. YAML in Accelerate's form or flat as TRL has it, or a
+    /// DeepSpeed JSON.
     pub config: Option<String>,
     /// `--set`, each as `key=value`; keys may carry their section, as in `training.learning_rate`.
     pub set: Vec<String>,
@@ -62,7 +63,9 @@ pub fn resolve_job(inputs: &Inputs) -> Result<(Resolved, Topology), ConfigError>
     let mut accelerate_file = None;
     if let Some(name) = &inputs.config {
         let (file, text) = presets::find(name)?;
-        if source::add_file(&mut settings, &file, &text)? {
+        if deepspeed::is_json(&file, &text) {
+            deepspeed::add_json(&mut settings, &file, &text)?;
+        } else if source::add_file(&mut settings, &file, &text)? {
             accelerate_file = Some(file);
         }
     }
@@ -72,6 +75,7 @@ pub fn resolve_job(inputs: &Inputs) -> Result<(Resolved, Topology), ConfigError>
     for (name, value) in &inputs.flags {
         source::add_flag(&mut settings, name, value)?;
     }
+    deepspeed::add_named(&mut settings, inputs.config.as_deref())?;
     topology::add_environment(&mut settings, &inputs.environment);
     let settled = topology::settle(&settings, &inputs.environment)?;
     topology::add_ranks_per_node(&mut settings, inputs, &settled)?;
@@ -87,7 +91,8 @@ fn decide(
     hosts: &Settled,
 ) -> Result<Resolved, ConfigError> {
     let mut reader = Reader::new(settings);
-    reader.notes = check(settings)?;
+    reader.notes = settings.notes.clone();
+    reader.notes.extend(check(settings)?);
     reader.notes.extend_from_slice(&hosts.notes);
     check_required(settings, inputs)?;
     let distributed = DistributedType::read(&reader)?;
@@ -132,7 +137,7 @@ fn decide(
     let share_gpus = device::share_gpus(&mut reader, device)?;
     let main_process_port = reader.read::<Option<u16>>("main_process_port")?.filter(|port| *port != 0);
     let training = training(&mut reader)?;
-    Ok(Resolved {
+    let mut resolved = Resolved {
         num_processes,
         device,
         gpu_ids,
@@ -160,7 +165,12 @@ fn decide(
         training,
         provenance: reader.provenance,
         notes: reader.notes,
-    })
+    };
+    if let Some(later) = &settings.deepspeed {
+        let notes = later.settle(settings, &mut resolved)?;
+        resolved.notes.extend(notes);
+    }
+    Ok(resolved)
 }
 
 /// What becomes of gathered parameters after the forward pass; below stage 3 there are none.

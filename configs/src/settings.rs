@@ -18,6 +18,15 @@ pub(crate) enum Layer {
     Flag,
 }
 
+/// What a file calls a setting that is read under another name.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Original {
+    /// The key as the file has it: `scheduler.type`, `training.max_seq_length`.
+    pub path: String,
+    /// The value as the file has it, where it is another one too: `WarmupLR`.
+    pub value: Option<String>,
+}
+
 /// One value as it was written.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Setting {
@@ -28,17 +37,25 @@ pub(crate) struct Setting {
     pub layer: Layer,
     /// `zero3.yaml:12`, `--set learning_rate`, `flag --learning_rate`.
     pub place: String,
+    /// What the file has in place of `key` and `value`; messages quote it.
+    pub original: Option<Original>,
 }
 
 impl Setting {
-    /// The key with its section.
+    /// The key with its section, as it was written.
     pub(crate) fn path(&self) -> String {
-        self.section.path(self.key)
+        self.original.as_ref().map_or_else(|| self.section.path(self.key), |original| original.path.clone())
+    }
+
+    /// The value as it was written.
+    fn written(&self) -> String {
+        let original = self.original.as_ref().and_then(|original| original.value.clone());
+        original.unwrap_or_else(|| written(&self.value))
     }
 
     /// `key: value`, for messages.
     pub(crate) fn equation(&self) -> String {
-        format!("{}: {}", self.path(), written(&self.value))
+        format!("{}: {}", self.path(), self.written())
     }
 
     /// `auto`, DeepSpeed's word for "what the trainer says".
@@ -71,7 +88,7 @@ impl Setting {
     pub(crate) fn not_allowed(&self, allowed: impl Into<String>, hint: Option<String>) -> ConfigError {
         ConfigError::InvalidValue {
             key: self.path(),
-            value: written(&self.value),
+            value: self.written(),
             place: self.place.clone(),
             allowed: allowed.into(),
             hint: hint.map(|hint| format!("\nhint: {hint}")).unwrap_or_default(),
@@ -80,12 +97,7 @@ impl Setting {
 
     /// The error for something known that is not built.
     pub(crate) fn not_built(&self, hint: impl Into<String>) -> ConfigError {
-        ConfigError::NotBuilt {
-            key: self.path(),
-            value: written(&self.value),
-            place: self.place.clone(),
-            hint: hint.into(),
-        }
+        ConfigError::NotBuilt { key: self.path(), value: self.written(), place: self.place.clone(), hint: hint.into() }
     }
 
     /// The error for a setting that needs a stage where none is set.
@@ -109,6 +121,10 @@ impl Setting {
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
     all: Vec<Setting>,
+    /// What was noticed while they were read.
+    pub notes: Vec<String>,
+    /// What a DeepSpeed JSON asks for that is checked once the rest is decided.
+    pub deepspeed: Option<crate::deepspeed::Later>,
 }
 
 impl Settings {

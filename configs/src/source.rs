@@ -1,34 +1,42 @@
 //! From text to settings: the YAML file with the line of each key, `--set`, and flags.
 
 use crate::error::ConfigError;
+use crate::flat::Form;
 use crate::known::lookup;
+use crate::known_training::former;
 use crate::registry::Section;
-use crate::settings::{Layer, Setting, Settings};
+use crate::settings::{Layer, Original, Setting, Settings};
 use crate::suggestion::suggestion;
+use crate::value::quoted;
 use serde_yaml::Value;
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
 
 /// A configuration file is refused above this size.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The text of a configuration file.
+/// The text of a configuration file. A pipe (`/dev/stdin`) may be one.
 pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
     let failed = |message: String| ConfigError::Read { path: path.to_path_buf(), message };
     let metadata = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?;
     if metadata.is_dir() {
         return Err(failed("it is a folder, not a configuration file".to_owned()));
     }
-    if metadata.len() > MAX_BYTES {
-        return Err(failed(format!("it has {} bytes; a configuration has at most {MAX_BYTES}", metadata.len())));
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
+    file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(failed(format!("a configuration has at most {MAX_BYTES} bytes")));
     }
-    std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))
+    Ok(text)
 }
 
 /// Adds what a YAML file sets. `file` is its name in messages. Returns whether the file has the Accelerate part, which
 /// is to say any key beside `training`.
 pub(crate) fn add_file(settings: &mut Settings, file: &str, text: &str) -> Result<bool, ConfigError> {
-    let syntax = |message: String| ConfigError::Syntax { file: file.to_owned(), message };
+    let syntax = |message: String| ConfigError::Syntax { file: file.to_owned(), message: quoted(&message) };
+    crate::bounds::check(text).map_err(syntax)?;
     let mut document: Value = serde_yaml::from_str(text).map_err(|error| {
         let message = error.to_string();
         duplicate(file, text, &message).unwrap_or_else(|| syntax(message))
@@ -40,18 +48,18 @@ pub(crate) fn add_file(settings: &mut Settings, file: &str, text: &str) -> Resul
         Value::Null => return Ok(false),
         _ => return Err(syntax("expected `key: value` lines at the top level".to_owned())),
     };
-    refuse_deepspeed_json(&document, file)?;
+    let form = Form::of(&document, file, &lines)?;
     let mut accelerate = false;
     for (key, value) in document {
         let key = key_text(&key).ok_or_else(|| syntax("a key at the top level is not text".to_owned()))?;
-        accelerate |= key != Section::Training.name();
+        accelerate |= key != Section::Training.name() && form == Form::Sections;
         let place = |path: &str| match lines.get(path).or_else(|| lines.get(&key)) {
             Some(line) => format!("{file}:{line}"),
             None => file.to_owned(),
         };
         let section = Section::ALL.into_iter().find(|section| *section != Section::Top && section.name() == key);
         let Some(section) = section else {
-            add(settings, Section::Top, &key, value, Layer::File, place(&key))?;
+            add(settings, form.section_of(&key), &key, value, Layer::File, place(&key))?;
             continue;
         };
         let entries = match value {
@@ -72,20 +80,6 @@ pub(crate) fn add_file(settings: &mut Settings, file: &str, text: &str) -> Resul
         }
     }
     Ok(accelerate)
-}
-
-/// A DeepSpeed JSON is YAML too, but its keys mean other things.
-fn refuse_deepspeed_json(document: &serde_yaml::Mapping, file: &str) -> Result<(), ConfigError> {
-    match ["zero_optimization", "train_micro_batch_size_per_gpu"].into_iter().find(|key| document.contains_key(*key)) {
-        Some(key) => Err(ConfigError::NotBuilt {
-            key: key.to_owned(),
-            value: "a DeepSpeed JSON as the configuration".to_owned(),
-            place: file.to_owned(),
-            hint: "write distributed_type: DEEPSPEED, with deepspeed_config.zero_stage below it, into a YAML file"
-                .to_owned(),
-        }),
-        None => Ok(()),
-    }
 }
 
 fn key_text(key: &Value) -> Option<String> {
@@ -126,13 +120,12 @@ fn add_path(settings: &mut Settings, path: &str, value: Value, layer: Layer, pla
         };
     }
     // A bare name is looked for where users set most: in the training section, then as Accelerate's own.
-    for section in [Section::Training, Section::Top, Section::DeepSpeed, Section::Fsdp, Section::Parallelism] {
-        if let Some(known) = lookup(section, path) {
-            settings.add(Setting { section, key: known, value, layer, place });
-            return Ok(());
-        }
+    let sections = [Section::Training, Section::Top, Section::DeepSpeed, Section::Fsdp, Section::Parallelism];
+    let named = sections.into_iter().find(|section| lookup(*section, path).is_some());
+    match named.or(former(path).map(|_| Section::Training)) {
+        Some(section) => add(settings, section, path, value, layer, place),
+        None => Err(unknown(None, path, place)),
     }
-    Err(unknown(None, path, place))
 }
 
 fn add(
@@ -143,21 +136,26 @@ fn add(
     layer: Layer,
     place: String,
 ) -> Result<(), ConfigError> {
-    match lookup(section, key) {
-        Some(known) => {
-            let setting = Setting { section, key: known, value, layer, place };
-            match settings.in_layer(section, known, layer) {
-                // One key under two spellings; the same spelling twice is no YAML.
-                Some(other) if layer == Layer::File && other.value != setting.value => {
-                    Err(other.conflict(&setting, format!("{key} is another spelling of {known}: keep one")))
-                }
-                _ => {
-                    settings.add(setting);
-                    Ok(())
-                }
-            }
+    let renamed = former(key).filter(|_| section == Section::Training);
+    let Some(known) = lookup(section, key).or(renamed) else { return Err(unknown(Some(section), key, place)) };
+    let original = renamed.map(|_| Original { path: section.path(&key.replace('-', "_")), value: None });
+    let setting = Setting { section, key: known, value, layer, place, original };
+    match settings.in_layer(section, known, layer) {
+        // One key under two spellings; the same spelling twice is no YAML, and the last one holds elsewhere.
+        Some(other) if (layer == Layer::File || other.original != setting.original) && other.value != setting.value => {
+            Err(other.conflict(&setting, format!("{key} is another spelling of {known}: keep one")))
         }
-        None => Err(unknown(Some(section), key, place)),
+        _ => {
+            if renamed.is_some() {
+                settings.notes.push(format!(
+                    "{} ({}) is called {known} here: read as that",
+                    setting.path(),
+                    setting.place
+                ));
+            }
+            settings.add(setting);
+            Ok(())
+        }
     }
 }
 
@@ -165,7 +163,7 @@ fn unknown(section: Option<Section>, key: &str, place: String) -> ConfigError {
     let flag = place.starts_with("flag ");
     let named = section.filter(|section| *section != Section::Top);
     ConfigError::UnknownKey {
-        key: key.to_owned(),
+        key: quoted(key),
         place,
         section: named.map(|section| format!(" in {}", section.name())).unwrap_or_default(),
         hint: suggestion(section, key, flag),

@@ -60,8 +60,23 @@ fn whole(value: &Value) -> Option<i128> {
     }
 }
 
+/// Characters of a key or value that a message quotes.
+const MOST_QUOTED: usize = 200;
+
+/// `text`, cut where it is too long for a message.
+pub(crate) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(MOST_QUOTED) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// The value as YAML would be written on one line, for messages.
 pub(crate) fn written(value: &Value) -> String {
+    quoted(&whole_written(value))
+}
+
+fn whole_written(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::Bool(switch) => switch.to_string(),
@@ -76,7 +91,7 @@ pub(crate) fn written(value: &Value) -> String {
 pub(crate) fn text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.trim().to_owned()),
-        Value::Bool(_) | Value::Number(_) => Some(written(value)),
+        Value::Bool(_) | Value::Number(_) => Some(whole_written(value)),
         _ => None,
     }
 }

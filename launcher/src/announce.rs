@@ -121,6 +121,13 @@ pub fn warning(config: &Resolved) -> Option<String> {
     })
 }
 
+/// What is allowed and seldom meant: in the configuration, and together with `rows` rows of training data.
+pub fn cautions(config: &Resolved, rows: usize) -> Vec<String> {
+    let forgetting = zerofold_configs::forgetting(config.training.learning_rate, rows as u64, 1);
+    let all = zerofold_configs::cautions(config).into_iter().chain(forgetting);
+    all.map(|caution| format!("warning: {caution}")).collect()
+}
+
 /// What is sharded, by DeepSpeed's number and FSDP's name, and what is not as usual.
 fn sharding(config: &Resolved) -> String {
     let sharding = &config.sharding;

@@ -135,7 +135,7 @@ fn warm_up_is_steps_or_a_share_rounded_up() {
 #[test]
 fn presets_resolve_by_name_without_a_word() {
     let stages = [("ddp.yaml", 0), ("zero1.yaml", 1), ("zero2.yaml", 2), ("zero3.yaml", 3)];
-    assert_eq!(PRESETS.len(), stages.len());
+    assert_eq!(PRESETS.len(), stages.len() + 2, "the recipes have a test of their own");
     for (name, stage) in stages {
         let job = resolve(&Inputs { config: Some(name.to_owned()), ..Inputs::default() }).unwrap();
         assert_eq!((job.sharding.stage.number(), job.num_processes), (stage, 2), "{name}");
@@ -146,6 +146,22 @@ fn presets_resolve_by_name_without_a_word() {
         assert!(text.lines().nth(line - 1).unwrap().contains("learning_rate: "), "{name}:{line}");
     }
     assert!(resolve(&Inputs { config: Some("zero2".to_owned()), ..Inputs::default() }).is_ok());
+}
+
+#[test]
+fn recipes_resolve_by_name_without_a_word() {
+    for (name, evaluates) in [("sft-basic.yaml", false), ("sft-recipe", true)] {
+        let flags = super::pairs(&[("model_name_or_path", "SmolLM2"), ("dataset", "chats.jsonl"), ("output_dir", "o")]);
+        let job =
+            resolve(&Inputs { config: Some(name.to_owned()), flags, nproc: Some(2), ..Inputs::default() }).unwrap();
+        assert_eq!((job.num_processes, job.gradient_accumulation_steps, job.global_batch()), (2, 8, 32), "{name}");
+        assert_eq!((job.mixed_precision, job.gradient_checkpointing), (Precision::Bf16, true), "{name}");
+        assert_eq!((job.training.learning_rate, job.training.max_length), (2e-5, 4096), "{name}");
+        assert_eq!(job.training.warmup_steps_of(100), 10, "{name}");
+        assert_eq!(job.training.dataset, std::path::Path::new("chats.jsonl"), "{name}");
+        assert_eq!(job.training.load_best_model_at_end, evaluates, "{name}");
+        assert_eq!(job.notes, Vec::<String>::new(), "{name}");
+    }
 }
 
 #[test]

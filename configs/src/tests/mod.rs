@@ -3,6 +3,7 @@
 mod device;
 mod errors;
 mod forms;
+mod keys;
 mod mesh;
 mod precedence;
 mod precision;

@@ -40,7 +40,7 @@ Examples:
   launch doctor
       what on this machine would hurt a job, and how to mend it
 
-Presets for --config: ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml.
+Presets for --config: ddp.yaml, zero1.yaml, zero2.yaml, zero3.yaml, sft-basic.yaml, sft-recipe.yaml.
 `launch train --help` lists every key; `launch COMMAND --help` what each of the others can do.";
 
 const TRAIN_NOTE: &str = "Each of these is also a key of the file, in its section `training:` or in Accelerate's own part, \

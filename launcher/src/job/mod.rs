@@ -296,6 +296,7 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
 fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Result<Prepared, LaunchError> {
     let prepared = tokenise(config, &config.training.dataset, terminal)?;
     announce::example(&prepared.report).iter().for_each(|line| terminal.say(line));
+    announce::cautions(config, prepared.report.rows).iter().for_each(|text| terminal.complain(text));
     if let Some(dataset) = &config.training.eval_dataset {
         tokenise(config, dataset, terminal)?.dataset.save(&run.eval_data())?;
     }

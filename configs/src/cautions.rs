@@ -1,0 +1,91 @@
+//! What to be warned of before a training begins: settings that are allowed and seldom meant.
+
+use crate::resolved::Resolved;
+use crate::types::{Scheduler, Strategy};
+
+/// The highest rate of full fine-tuning that is usual: ten to a hundred times below that of training from scratch.
+const USUAL_RATE: f64 = 5e-5;
+/// A rate so many times the usual one is far above it.
+const FAR: f64 = 10.0;
+/// Fewer rows than this are a small data set.
+const SMALL: u64 = 1000;
+
+/// Warnings that the configuration alone gives cause for: no warm-up, and a learning rate far above the usual one that
+/// nothing watches.
+pub fn cautions(config: &Resolved) -> Vec<String> {
+    let training = &config.training;
+    let rate = training.learning_rate;
+    let place = |key: &str| config.provenance.get(key).map_or("default", String::as_str);
+    let mut warnings = Vec::new();
+    let warms = training.warmup_steps > 0.0 || training.warmup_ratio > 0.0;
+    if training.lr_scheduler_type == Scheduler::Constant {
+        warnings.push(format!(
+            "lr_scheduler_type is constant ({}), which has no warm-up: the first steps are taken at the full rate of \
+             {rate}; constant_with_warmup with warmup_ratio 0.06 to 0.1 is usual",
+            place("lr_scheduler_type")
+        ));
+    } else if !warms {
+        warnings.push(format!(
+            "there is no warm-up: the first steps are taken at the full rate of {rate}; 6 to 10 % of the steps are usual: \
+             --warmup_ratio 0.06"
+        ));
+    }
+    if rate > FAR * USUAL_RATE && training.eval_strategy == Strategy::No {
+        warnings.push(format!(
+            "learning_rate is {rate} ({}), far above the 1e-5 to 5e-5 of full fine-tuning, and nothing is evaluated on the \
+             way: give held-out data (--eval_dataset PATH --eval_strategy steps), or a lower rate",
+            place("learning_rate")
+        ));
+    }
+    warnings
+}
+
+/// The warning for the case in which a model forgets most: a high rate, few rows, and one source of data alone, all
+/// three together. `learning_rate` is the highest rate, `rows` are those of all `sources` of training data together.
+pub fn forgetting(learning_rate: f64, rows: u64, sources: usize) -> Option<String> {
+    (learning_rate > USUAL_RATE && rows < SMALL && sources < 2).then(|| {
+        format!(
+            "learning_rate is {learning_rate}, above the 1e-5 to 5e-5 of full fine-tuning, and all {rows} rows are of one \
+             source: the model may forget what it knew; lower the rate, add rows, or mix in a share of general data"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Inputs, resolve};
+
+    fn warnings(flags: &[(&str, &str)]) -> Vec<String> {
+        let required = [("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o")];
+        let all = required.iter().chain(flags);
+        let flags = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        cautions(&resolve(&Inputs { flags, ..Inputs::default() }).unwrap())
+    }
+
+    #[test]
+    fn a_missing_warm_up_and_a_high_rate_that_nothing_watches_are_told() {
+        let warm = ("warmup_ratio", "0.06");
+        assert_eq!(warnings(&[warm]), Vec::<String>::new());
+        assert_eq!(warnings(&[("warmup_steps", "10")]), Vec::<String>::new());
+        assert_eq!(warnings(&[warm, ("learning_rate", "5e-4")]), Vec::<String>::new());
+        let told = warnings(&[]);
+        assert!(told.len() == 1 && told[0].contains("no warm-up") && told[0].contains("0.00002"), "{told:?}");
+        let told = warnings(&[warm, ("lr_scheduler_type", "constant")]);
+        assert!(told.len() == 1 && told[0].contains("constant (flag --lr_scheduler_type)"), "{told:?}");
+        let high = [warm, ("learning_rate", "6e-4")];
+        let told = warnings(&high);
+        assert!(told.len() == 1 && told[0].contains("learning_rate is 0.0006 (flag --learning_rate)"), "{told:?}");
+        let watched = [high[0], high[1], ("eval_strategy", "steps"), ("eval_dataset", "e")];
+        assert_eq!(warnings(&watched), Vec::<String>::new());
+    }
+
+    #[test]
+    fn forgetting_takes_all_three() {
+        let told = forgetting(1e-4, 999, 1).unwrap();
+        assert!(told.contains("0.0001") && told.contains("999 rows"), "{told}");
+        for (rate, rows, sources) in [(5e-5, 999, 1), (1e-4, 1000, 1), (1e-4, 999, 2)] {
+            assert_eq!(forgetting(rate, rows, sources), None, "{rate} {rows} {sources}");
+        }
+    }
+}
