@@ -28,6 +28,8 @@ pub(crate) struct Setting {
     pub layer: Layer,
     /// `zero3.yaml:12`, `--set learning_rate`, `flag --learning_rate`.
     pub place: String,
+    /// Of a file: the column in that line, where the value begins, or the key where the value stands below.
+    pub column: Option<usize>,
 }
 
 impl Setting {
@@ -39,6 +41,14 @@ impl Setting {
     /// `key: value`, for messages.
     pub(crate) fn equation(&self) -> String {
         format!("{}: {}", self.path(), written(&self.value))
+    }
+
+    /// The place for an error: in a file with the column, so that an editor goes there.
+    pub(crate) fn exact_place(&self) -> String {
+        match self.column {
+            Some(column) => format!("{}:{column}", self.place),
+            None => self.place.clone(),
+        }
     }
 
     /// `auto`, DeepSpeed's word for "what the trainer says".
@@ -72,7 +82,7 @@ impl Setting {
         ConfigError::InvalidValue {
             key: self.path(),
             value: written(&self.value),
-            place: self.place.clone(),
+            place: self.exact_place(),
             allowed: allowed.into(),
             hint: hint.map(|hint| format!("\nhint: {hint}")).unwrap_or_default(),
         }
@@ -83,23 +93,23 @@ impl Setting {
         ConfigError::NotBuilt {
             key: self.path(),
             value: written(&self.value),
-            place: self.place.clone(),
+            place: self.exact_place(),
             hint: hint.into(),
         }
     }
 
     /// The error for a setting that needs a stage where none is set.
     pub(crate) fn needs_stage(&self, least: Stage, hint: impl Into<String>) -> ConfigError {
-        ConfigError::NeedsStage { setting: self.equation(), place: self.place.clone(), least, hint: hint.into() }
+        ConfigError::NeedsStage { setting: self.equation(), place: self.exact_place(), least, hint: hint.into() }
     }
 
     /// The error for two settings that disagree.
     pub(crate) fn conflict(&self, other: &Setting, hint: impl Into<String>) -> ConfigError {
         ConfigError::Conflict {
             first: self.equation(),
-            first_place: self.place.clone(),
+            first_place: self.exact_place(),
             second: other.equation(),
-            second_place: other.place.clone(),
+            second_place: other.exact_place(),
             hint: hint.into(),
         }
     }

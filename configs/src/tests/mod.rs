@@ -1,11 +1,14 @@
 //! The whole way from text and flags to a resolved configuration, as tables.
 
+mod again;
+mod compose;
 mod device;
 mod errors;
 mod forms;
 mod mesh;
 mod precedence;
 mod precision;
+mod schema;
 mod sharding;
 
 use crate::{ConfigError, Inputs, Resolved, resolve};

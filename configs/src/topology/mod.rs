@@ -117,8 +117,8 @@ pub(crate) fn add_ranks_per_node(
 ) -> Result<(), ConfigError> {
     let launches = settled.topology.nodes.max;
     let flag = inputs.nproc.map(|ranks| {
-        let place = "flag --nproc".to_owned();
-        (ranks, Setting { section: Section::Top, key: "nproc", value: ranks.into(), layer: Layer::Flag, place })
+        let (section, place) = (Section::Top, "flag --nproc".to_owned());
+        (ranks, Setting { section, key: "nproc", value: ranks.into(), layer: Layer::Flag, place, column: None })
     });
     let variable = sources::ranks_per_node(&inputs.environment)?;
     for (ranks, said) in variable.into_iter().chain(flag) {
@@ -214,7 +214,8 @@ pub(crate) fn settle(settings: &Settings, environment: &BTreeMap<String, String>
 
 /// A setting that was not written but told by a scheduler.
 fn told(key: &'static str, value: impl Into<Value>, place: &str) -> Setting {
-    Setting { section: Section::Top, key, value: value.into(), layer: Layer::Environment, place: place.to_owned() }
+    let (section, place) = (Section::Top, place.to_owned());
+    Setting { section, key, value: value.into(), layer: Layer::Environment, place, column: None }
 }
 
 const BY_SLURM: &str = "the environment of a Slurm step";

@@ -78,5 +78,5 @@ pub(crate) fn ranks_per_node(environment: &BTreeMap<String, String>) -> Result<O
 
 fn setting(key: &'static str, value: Value, variable: &str) -> Setting {
     let place = format!("{variable} in the environment");
-    Setting { section: Section::Top, key, value, layer: Layer::Environment, place }
+    Setting { section: Section::Top, key, value, layer: Layer::Environment, place, column: None }
 }
