@@ -1,12 +1,11 @@
 //! A file with the trainer's keys at the top level, as TRL's command line reads it.
 
+use crate::document::Entry;
 use crate::error::ConfigError;
 use crate::known::lookup;
 use crate::known_training::former;
 use crate::registry::Section;
 use crate::value::text;
-use serde_yaml::Mapping;
-use std::collections::HashMap;
 
 /// Which of the two forms a file has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +19,8 @@ pub(crate) enum Form {
 impl Form {
     /// The form of a file: flat when the trainer's keys stand at the top level and there is no `training:`. What is only
     /// Accelerate's cannot stand beside them; a key that both have (`fp16`) can.
-    pub(crate) fn of(document: &Mapping, file: &str, lines: &HashMap<String, usize>) -> Result<Self, ConfigError> {
-        let keys: Vec<String> = document.keys().filter_map(text).collect();
+    pub(crate) fn of(entries: &[Entry], file: &str) -> Result<Self, ConfigError> {
+        let keys: Vec<String> = entries.iter().filter_map(|entry| text(&entry.key)).collect();
         if keys.iter().any(|key| key == Section::Training.name()) {
             return Ok(Form::Sections);
         }
@@ -29,7 +28,10 @@ impl Form {
         let only_trainers = |key: &&String| trainers(key) && !section(key) && lookup(Section::Top, key).is_none();
         let Some(key) = keys.iter().find(only_trainers) else { return Ok(Form::Sections) };
         let accelerates = |key: &&String| section(key) || (lookup(Section::Top, key).is_some() && !trainers(key));
-        let place = |key: &str| lines.get(key).map_or_else(|| file.to_owned(), |line| format!("{file}:{line}"));
+        let place = |key: &str| {
+            let entry = entries.iter().find(|entry| text(&entry.key).as_deref() == Some(key));
+            entry.map_or_else(|| file.to_owned(), |entry| format!("{file}:{}:{}", entry.at.line, entry.at.column))
+        };
         match keys.iter().find(accelerates) {
             None => Ok(Form::Flat),
             Some(other) => Err(ConfigError::MixedForms {

@@ -11,15 +11,19 @@
 //!                                                                     ──> config.resolved.yaml
 //! ```
 //!
+//! An [`outline`] is the same without the paths that only a run needs; [`compose`] writes it as a file again, ours or
+//! another program's.
+//!
 //! An unknown key is an error that offers a right name where one is near; a key that would change the result but is not built
 //! is an error that says so; a known key without effect here that somebody may count on is told in
 //! [`Resolved::notes`]. Keys that mean nothing here (options of TPUs, of a progress bar) are taken without a word.
 
 mod accelerate;
-mod bounds;
 mod cautions;
+mod compose;
 mod deepspeed;
 mod device;
+mod document;
 mod error;
 mod flat;
 mod fsdp;
@@ -29,12 +33,14 @@ mod known_training;
 mod machine;
 mod mesh;
 mod offload;
+mod outline;
 mod precision;
 mod presets;
 mod profile;
 mod registry;
 mod resolve;
 mod resolved;
+mod schema;
 mod settings;
 mod sharding;
 mod source;
@@ -45,22 +51,26 @@ mod training;
 mod types;
 mod units;
 mod value;
+mod written;
 
 #[cfg(test)]
 mod tests;
 
 pub use cautions::{cautions, forgetting};
+pub use compose::{Composed, Form, LeftOut, compose};
 pub use error::ConfigError;
 pub use generate::{ComputeDtype, GenerateRequest};
 pub use machine::{
     Answer, AttentionChoice, BenchRequest, CollectiveRate, CopyRate, DriverFacts, GpuFacts, NcclFacts, ProductRate,
     Rates, WorkerFacts,
 };
+pub use outline::{Outline, outline};
 pub use presets::{PRESETS, Preset};
 pub use profile::ProfileSteps;
 pub use registry::{Allowed, DefaultValue, Group, Key, Kind, Section, flag_names, key, nearest, other_keys};
 pub use resolve::{Inputs, Joined, resolve, resolve_job};
 pub use resolved::{HubModel, Resolved};
+pub use schema::schema;
 pub use sharding::{BackwardPrefetch, ElementTypes, ReshardAfterForward, Sharding, Stage, UnitPolicy};
 pub use store_url::StoreUrl;
 pub use topology::{DEFAULT_PORT, ENVIRONMENT, Endpoint, Nodes, RendezvousTimes, STATIC_RUN_ID, StartedBy, Topology};
@@ -69,3 +79,4 @@ pub use types::{
     Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, Reporter, Sampling, Scheduler, StateDictType,
     Strategy,
 };
+pub use written::Written;

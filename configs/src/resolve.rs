@@ -10,6 +10,7 @@ use crate::sharding::{ReshardAfterForward, Sharding, Stage};
 use crate::topology::{self, Settled, Topology};
 use crate::training::{KEYS, Training};
 use crate::types::{DeviceKind, Strategy};
+use crate::written::{ACCELERATE_HOSTS, Written};
 use crate::{deepspeed, device, fsdp, mesh, offload, precision, presets, source, units};
 use std::collections::BTreeMap;
 
@@ -59,14 +60,29 @@ pub fn resolve(inputs: &Inputs) -> Result<Resolved, ConfigError> {
 /// # Errors
 /// As [`resolve`].
 pub fn resolve_job(inputs: &Inputs) -> Result<(Resolved, Topology), ConfigError> {
+    let file = inputs.config.as_deref().map(presets::find).transpose()?;
+    resolve_file(file.as_ref().map(|(name, text)| (name.as_str(), text.as_str())), inputs)
+}
+
+/// The same with a file that is read already, as its name in messages and its text.
+pub(crate) fn resolve_file(file: Option<(&str, &str)>, inputs: &Inputs) -> Result<(Resolved, Topology), ConfigError> {
+    let (mut settings, accelerate_file) = collect(file, inputs)?;
+    let settled = topology::settle(&settings, &inputs.environment)?;
+    topology::add_ranks_per_node(&mut settings, inputs, &settled)?;
+    let resolved = decide(&settings, accelerate_file, inputs, &settled)?;
+    let topology = topology::with_ranks(settled, inputs, &resolved)?;
+    Ok((resolved, topology))
+}
+
+/// Everything that was written, and the file's name where it has the Accelerate part.
+fn collect<'a>(file: Option<(&'a str, &str)>, inputs: &Inputs) -> Result<(Settings, Option<&'a str>), ConfigError> {
     let mut settings = Settings::default();
     let mut accelerate_file = None;
-    if let Some(name) = &inputs.config {
-        let (file, text) = presets::find(name)?;
-        if deepspeed::is_json(&file, &text) {
-            deepspeed::add_json(&mut settings, &file, &text)?;
-        } else if source::add_file(&mut settings, &file, &text)? {
-            accelerate_file = Some(file);
+    if let Some((name, text)) = file {
+        if deepspeed::is_json(name, text) {
+            deepspeed::add_json(&mut settings, name, text)?;
+        } else if source::add_file(&mut settings, name, text)? {
+            accelerate_file = Some(name);
         }
     }
     for text in &inputs.set {
@@ -77,11 +93,26 @@ pub fn resolve_job(inputs: &Inputs) -> Result<(Resolved, Topology), ConfigError>
     }
     deepspeed::add_named(&mut settings, inputs.config.as_deref())?;
     topology::add_environment(&mut settings, &inputs.environment);
-    let settled = topology::settle(&settings, &inputs.environment)?;
-    topology::add_ranks_per_node(&mut settings, inputs, &settled)?;
-    let resolved = decide(&settings, accelerate_file.as_deref(), inputs, &settled)?;
-    let topology = topology::with_ranks(settled, inputs, &resolved)?;
-    Ok((resolved, topology))
+    Ok((settings, accelerate_file))
+}
+
+/// What was written of the hosts of the job, which a [`Resolved`] does not tell.
+pub(crate) fn hosts_written(inputs: &Inputs) -> Result<Vec<Written>, ConfigError> {
+    let file = inputs.config.as_deref().map(presets::find).transpose()?;
+    let (settings, _) = collect(file.as_ref().map(|(name, text)| (name.as_str(), text.as_str())), inputs)?;
+    let of_hosts = |key: &str| {
+        ACCELERATE_HOSTS.contains(&key) || crate::key(key).is_some_and(|known| known.group == crate::Group::Hosts)
+    };
+    let found = settings.effective().filter(|setting| setting.section == Section::Top && of_hosts(setting.key));
+    Ok(found
+        .map(|setting| Written {
+            section: setting.section,
+            key: setting.key,
+            value: setting.value.clone(),
+            source: setting.place.clone(),
+            field: String::new(),
+        })
+        .collect())
 }
 
 fn decide(

@@ -39,6 +39,8 @@ pub(crate) struct Setting {
     pub place: String,
     /// What the file has in place of `key` and `value`; messages quote it.
     pub original: Option<Original>,
+    /// Of a file: the column in that line, where the value begins, or the key where the value stands below.
+    pub column: Option<usize>,
 }
 
 impl Setting {
@@ -56,6 +58,14 @@ impl Setting {
     /// `key: value`, for messages.
     pub(crate) fn equation(&self) -> String {
         format!("{}: {}", self.path(), self.written())
+    }
+
+    /// The place for an error: in a file with the column, so that an editor goes there.
+    pub(crate) fn exact_place(&self) -> String {
+        match self.column {
+            Some(column) => format!("{}:{column}", self.place),
+            None => self.place.clone(),
+        }
     }
 
     /// `auto`, DeepSpeed's word for "what the trainer says".
@@ -89,7 +99,7 @@ impl Setting {
         ConfigError::InvalidValue {
             key: self.path(),
             value: self.written(),
-            place: self.place.clone(),
+            place: self.exact_place(),
             allowed: allowed.into(),
             hint: hint.map(|hint| format!("\nhint: {hint}")).unwrap_or_default(),
         }
@@ -97,21 +107,21 @@ impl Setting {
 
     /// The error for something known that is not built.
     pub(crate) fn not_built(&self, hint: impl Into<String>) -> ConfigError {
-        ConfigError::NotBuilt { key: self.path(), value: self.written(), place: self.place.clone(), hint: hint.into() }
+        ConfigError::NotBuilt { key: self.path(), value: self.written(), place: self.exact_place(), hint: hint.into() }
     }
 
     /// The error for a setting that needs a stage where none is set.
     pub(crate) fn needs_stage(&self, least: Stage, hint: impl Into<String>) -> ConfigError {
-        ConfigError::NeedsStage { setting: self.equation(), place: self.place.clone(), least, hint: hint.into() }
+        ConfigError::NeedsStage { setting: self.equation(), place: self.exact_place(), least, hint: hint.into() }
     }
 
     /// The error for two settings that disagree.
     pub(crate) fn conflict(&self, other: &Setting, hint: impl Into<String>) -> ConfigError {
         ConfigError::Conflict {
             first: self.equation(),
-            first_place: self.place.clone(),
+            first_place: self.exact_place(),
             second: other.equation(),
-            second_place: other.place.clone(),
+            second_place: other.exact_place(),
             hint: hint.into(),
         }
     }

@@ -1,15 +1,17 @@
-//! From text to settings: the YAML file with the line of each key, `--set`, and flags.
+//! From text to settings: the file with the place of each key and value, `--set`, and flags.
 
+use crate::document::{Entry, Node, Spot};
 use crate::error::ConfigError;
 use crate::flat::Form;
 use crate::known::lookup;
 use crate::known_training::former;
 use crate::registry::Section;
+use crate::resolved::Resolved;
 use crate::settings::{Layer, Original, Setting, Settings};
 use crate::suggestion::suggestion;
 use crate::value::quoted;
+use crate::written::Written;
 use serde_yaml::Value;
-use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 
@@ -32,58 +34,110 @@ pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
     Ok(text)
 }
 
-/// Adds what a YAML file sets. `file` is its name in messages. Returns whether the file has the Accelerate part, which
-/// is to say any key beside `training`.
+/// Adds what a file sets, YAML or JSON. `file` is its name in messages. Returns whether the file has the Accelerate part,
+/// which is to say any key beside `training`.
 pub(crate) fn add_file(settings: &mut Settings, file: &str, text: &str) -> Result<bool, ConfigError> {
-    let syntax = |message: String| ConfigError::Syntax { file: file.to_owned(), message: quoted(&message) };
-    crate::bounds::check(text).map_err(syntax)?;
-    let mut document: Value = serde_yaml::from_str(text).map_err(|error| {
-        let message = error.to_string();
-        duplicate(file, text, &message).unwrap_or_else(|| syntax(message))
-    })?;
-    document.apply_merge().map_err(|error| syntax(error.to_string()))?;
-    let lines = key_lines(text);
-    let document = match document {
-        Value::Mapping(mapping) => mapping,
-        Value::Null => return Ok(false),
-        _ => return Err(syntax("expected `key: value` lines at the top level".to_owned())),
+    let document = Node::read(file, text)?;
+    let Some(entries) = document.entries() else {
+        let file = place(file, document.at);
+        return Err(ConfigError::Syntax { file, message: "expected `key: value` lines at the top level".to_owned() });
     };
-    let form = Form::of(&document, file, &lines)?;
+    if is_resolved(&document) {
+        add_resolved(settings, file, &document)?;
+        return Ok(false);
+    }
+    let form = Form::of(&entries, file)?;
     let mut accelerate = false;
-    for (key, value) in document {
-        let key = key_text(&key).ok_or_else(|| syntax("a key at the top level is not text".to_owned()))?;
+    for entry in entries {
+        let key = key_text(file, &entry)?;
         accelerate |= key != Section::Training.name() && form == Form::Sections;
-        let place = |path: &str| match lines.get(path).or_else(|| lines.get(&key)) {
-            Some(line) => format!("{file}:{line}"),
-            None => file.to_owned(),
-        };
         let section = Section::ALL.into_iter().find(|section| *section != Section::Top && section.name() == key);
         let Some(section) = section else {
-            add(settings, form.section_of(&key), &key, value, Layer::File, place(&key))?;
+            add(settings, form.section_of(&key), &key, entry.node.value(), Layer::File, At::of(file, &entry))?;
             continue;
         };
-        let entries = match value {
-            Value::Mapping(entries) => entries,
-            Value::Null => continue,
-            other => {
-                let written = crate::value::written(&other);
-                return Err(syntax(format!(
-                    "{key} is {written}, expected indented `key: value` lines ({})",
-                    place(&key)
-                )));
-            }
+        let Some(inside) = entry.node.entries() else {
+            let written = crate::value::written(&entry.node.value());
+            return Err(ConfigError::Syntax {
+                file: place(file, entry.node.at),
+                message: format!("{key} is {written}, expected indented `key: value` lines"),
+            });
         };
-        for (entry, value) in entries {
-            let entry = key_text(&entry).ok_or_else(|| syntax(format!("a key in {key} is not text")))?;
-            let place = place(&format!("{key}.{entry}"));
-            add(settings, section, &entry, value, Layer::File, place)?;
+        for entry in inside {
+            let key = key_text(file, &entry)?;
+            add(settings, section, &key, entry.node.value(), Layer::File, At::of(file, &entry))?;
         }
     }
     Ok(accelerate)
 }
 
-fn key_text(key: &Value) -> Option<String> {
-    crate::value::text(key)
+/// Whether this is the `config.resolved.yaml` of a run: only there stands where each value came from.
+fn is_resolved(document: &Node) -> bool {
+    ["provenance", "sharding", "training"].iter().all(|part| document.entry(part).is_some())
+}
+
+/// Adds what a run was configured with, so that it can be had again; each value from its line of the file.
+fn add_resolved(settings: &mut Settings, file: &str, document: &Node) -> Result<(), ConfigError> {
+    let resolved: Resolved = serde_yaml::from_value(document.value()).map_err(|error| ConfigError::Syntax {
+        file: file.to_owned(),
+        message: format!("as the resolved configuration of a run it does not fit this version: {error}"),
+    })?;
+    for written in resolved.repeated() {
+        let at = find(document, &written.field);
+        let at = at.map_or_else(|| At::named(file.to_owned()), |entry| At::of(file, &entry));
+        let Written { section, key, value, .. } = written;
+        settings.add(Setting {
+            section,
+            key,
+            value,
+            layer: Layer::File,
+            place: at.place,
+            original: None,
+            column: at.value_column,
+        });
+    }
+    Ok(())
+}
+
+/// The entry at a dotted path.
+fn find(document: &Node, path: &str) -> Option<Entry> {
+    let mut parts = path.split('.');
+    let first = document.entry(parts.next()?)?;
+    parts.try_fold(first, |entry, part| entry.node.entry(part))
+}
+
+fn key_text(file: &str, entry: &Entry) -> Result<String, ConfigError> {
+    crate::value::text(&entry.key).ok_or_else(|| ConfigError::Syntax {
+        file: place(file, entry.at),
+        message: "a key here is not text".to_owned(),
+    })
+}
+
+fn place(file: &str, Spot { line, column }: Spot) -> String {
+    format!("{file}:{line}:{column}")
+}
+
+/// Where a key and its value stand.
+struct At {
+    /// Without columns.
+    place: String,
+    key_column: Option<usize>,
+    value_column: Option<usize>,
+}
+
+impl At {
+    /// A place without lines.
+    fn named(place: String) -> Self {
+        At { place, key_column: None, value_column: None }
+    }
+
+    fn of(file: &str, entry: &Entry) -> Self {
+        let (key, value) = (entry.at, entry.node.at);
+        // Null that nobody wrote begins where the key ends; a value of another line is told by its key.
+        let same = value.line == key.line && value.column > key.column;
+        let value_column = if same { value.column } else { key.column };
+        At { place: format!("{file}:{}", key.line), key_column: Some(key.column), value_column: Some(value_column) }
+    }
 }
 
 /// Adds `--set key=value`: `key` alone, or with its section as in `training.learning_rate`.
@@ -94,13 +148,13 @@ pub(crate) fn add_set(settings: &mut Settings, text: &str) -> Result<(), ConfigE
     if path.is_empty() {
         return Err(bad());
     }
-    add_path(settings, path, given(value), Layer::Set, format!("--set {path}"))
+    add_path(settings, path, given(value), Layer::Set, At::named(format!("--set {path}")))
 }
 
 /// Adds a flag. `name` comes without its dashes and may be spelled with `-`.
 pub(crate) fn add_flag(settings: &mut Settings, name: &str, value: &str) -> Result<(), ConfigError> {
     let name = name.trim_start_matches('-');
-    add_path(settings, name, given(value), Layer::Flag, format!("flag --{name}"))
+    add_path(settings, name, given(value), Layer::Flag, At::named(format!("flag --{name}")))
 }
 
 /// What was given on the command line; `null` takes back what a file sets.
@@ -111,20 +165,20 @@ fn given(value: &str) -> Value {
     }
 }
 
-fn add_path(settings: &mut Settings, path: &str, value: Value, layer: Layer, place: String) -> Result<(), ConfigError> {
+fn add_path(settings: &mut Settings, path: &str, value: Value, layer: Layer, at: At) -> Result<(), ConfigError> {
     if let Some((section, key)) = path.split_once('.') {
         let section = section.replace('-', "_");
         return match Section::ALL.into_iter().find(|known| *known != Section::Top && known.name() == section) {
-            Some(known) => add(settings, known, key, value, layer, place),
-            None => Err(unknown(None, path, place)),
+            Some(known) => add(settings, known, key, value, layer, at),
+            None => Err(unknown(None, path, &at)),
         };
     }
     // A bare name is looked for where users set most: in the training section, then as Accelerate's own.
     let sections = [Section::Training, Section::Top, Section::DeepSpeed, Section::Fsdp, Section::Parallelism];
     let named = sections.into_iter().find(|section| lookup(*section, path).is_some());
     match named.or(former(path).map(|_| Section::Training)) {
-        Some(section) => add(settings, section, path, value, layer, place),
-        None => Err(unknown(None, path, place)),
+        Some(section) => add(settings, section, path, value, layer, at),
+        None => Err(unknown(None, path, &at)),
     }
 }
 
@@ -134,12 +188,12 @@ fn add(
     key: &str,
     value: Value,
     layer: Layer,
-    place: String,
+    at: At,
 ) -> Result<(), ConfigError> {
     let renamed = former(key).filter(|_| section == Section::Training);
-    let Some(known) = lookup(section, key).or(renamed) else { return Err(unknown(Some(section), key, place)) };
+    let Some(known) = lookup(section, key).or(renamed) else { return Err(unknown(Some(section), key, &at)) };
     let original = renamed.map(|_| Original { path: section.path(&key.replace('-', "_")), value: None });
-    let setting = Setting { section, key: known, value, layer, place, original };
+    let setting = Setting { section, key: known, value, layer, place: at.place, original, column: at.value_column };
     match settings.in_layer(section, known, layer) {
         // One key under two spellings; the same spelling twice is no YAML, and the last one holds elsewhere.
         Some(other) if (layer == Layer::File || other.original != setting.original) && other.value != setting.value => {
@@ -159,82 +213,17 @@ fn add(
     }
 }
 
-fn unknown(section: Option<Section>, key: &str, place: String) -> ConfigError {
-    let flag = place.starts_with("flag ");
+fn unknown(section: Option<Section>, key: &str, at: &At) -> ConfigError {
+    let flag = at.place.starts_with("flag ");
+    let place = match at.key_column {
+        Some(column) => format!("{}:{column}", at.place),
+        None => at.place.clone(),
+    };
     let named = section.filter(|section| *section != Section::Top);
     ConfigError::UnknownKey {
         key: quoted(key),
         place,
         section: named.map(|section| format!(" in {}", section.name())).unwrap_or_default(),
         hint: suggestion(section, key, flag),
-    }
-}
-
-/// The error for a key that stands twice, which the reader of YAML tells without a line.
-fn duplicate(file: &str, text: &str, message: &str) -> Option<ConfigError> {
-    let (_, named) = message.split_once("duplicate entry with key \"")?;
-    let named = named.split('"').next()?;
-    let mut lines: HashMap<String, usize> = HashMap::new();
-    for (path, line) in keys(text).into_iter().filter(|(path, _)| path.rsplit('.').next() == Some(named)) {
-        if let Some(&first) = lines.get(&path) {
-            return Some(ConfigError::Duplicate { key: path, place: format!("{file}:{line}"), first });
-        }
-        lines.insert(path, line);
-    }
-    None
-}
-
-/// The first line (from 1) of each key of a block-style YAML text, by its dotted path.
-fn key_lines(text: &str) -> HashMap<String, usize> {
-    let mut lines = HashMap::new();
-    for (path, line) in keys(text) {
-        lines.entry(path).or_insert(line);
-    }
-    lines
-}
-
-/// Every key of a block-style YAML text with its line, in order. Keys inside `{…}` and `[…]` have none.
-fn keys(text: &str) -> Vec<(String, usize)> {
-    let mut found = Vec::new();
-    let mut open: Vec<(usize, String)> = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let trimmed = line.trim_start();
-        if trimmed.is_empty() || trimmed.starts_with(['#', '-', '{', '}', '[', ']']) {
-            continue;
-        }
-        let Some((key, rest)) = trimmed.split_once(':') else {
-            continue;
-        };
-        if !(rest.is_empty() || rest.starts_with([' ', '\t'])) {
-            continue;
-        }
-        let indent = line.len() - trimmed.len();
-        while open.last().is_some_and(|(outer, _)| *outer >= indent) {
-            open.pop();
-        }
-        let key = key.trim().trim_matches(['"', '\'']).to_owned();
-        open.push((indent, key));
-        let path = open.iter().map(|(_, key)| key.as_str()).collect::<Vec<_>>().join(".");
-        found.push((path, index + 1));
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_of_keys_are_found() {
-        let text =
-            "# comment: not a key\na: 1\n\nnested:\n  # x: y\n  one: http://host:80\n  'two': 2\nlast:\n- item: 1\n";
-        let lines = key_lines(text);
-        let line = |path: &str| lines.get(path).copied();
-        assert_eq!(line("a"), Some(2));
-        assert_eq!(line("nested"), Some(4));
-        assert_eq!(line("nested.one"), Some(6));
-        assert_eq!(line("nested.two"), Some(7));
-        assert_eq!(line("last"), Some(8));
-        assert_eq!(lines.len(), 5, "{lines:?}");
     }
 }

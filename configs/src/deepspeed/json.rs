@@ -1,4 +1,4 @@
-//! The members of a JSON object with their lines.
+//! The members of a JSON object with their places.
 
 use crate::error::ConfigError;
 use crate::value::quoted;
@@ -50,7 +50,7 @@ impl<'a> Source<'a> {
                 return Err(ConfigError::Duplicate {
                     key: quoted(&if outer.is_empty() { name.clone() } else { format!("{outer}.{name}") }),
                     place: self.place(value.get()),
-                    first: self.line(first),
+                    first: self.line_and_column(first).0,
                 });
             }
         }
@@ -63,18 +63,21 @@ impl<'a> Source<'a> {
             .map_err(|error| ConfigError::Syntax { file: self.place(written), message: error.to_string() })
     }
 
-    /// `FILE:LINE` of a value.
+    /// `FILE:LINE:COLUMN` of a value.
     pub(super) fn place(self, value: &str) -> String {
-        format!("{}:{}", self.file, self.line(value))
+        let (line, column) = self.line_and_column(value);
+        format!("{}:{line}:{column}", self.file)
     }
 
     pub(super) fn syntax(self, message: &str) -> ConfigError {
         ConfigError::Syntax { file: self.file.to_owned(), message: quoted(message) }
     }
 
-    /// The line, from 1, on which `value`, a part of the text, begins.
-    fn line(self, value: &str) -> usize {
+    /// Where `value`, a part of the text, begins: line and column, in characters, from 1.
+    pub(super) fn line_and_column(self, value: &str) -> (usize, usize) {
         let begin = (value.as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize);
-        self.text.as_bytes().iter().take(begin).filter(|byte| **byte == b'\n').count() + 1
+        let before = self.text.get(..begin).unwrap_or_default();
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        (before.matches('\n').count() + 1, line.chars().count() + 1)
     }
 }

@@ -42,7 +42,9 @@ const ONE_PLACE: &str = "write each value in one place, or auto into the DeepSpe
 /// One key of the JSON: its path, its place, its value, and this as it is written.
 struct Entry {
     path: String,
+    /// `FILE:LINE`.
     place: String,
+    column: usize,
     value: Value,
     written: String,
 }
@@ -55,8 +57,8 @@ impl Entry {
     /// A setting of `key` with `value`; messages quote the entry as it stands in the JSON.
     fn setting(&self, (section, key): (Section, &'static str), value: Value) -> Setting {
         let original = Original { path: self.path.clone(), value: Some(self.written.clone()) };
-        let place = self.place.clone();
-        Setting { section, key, value, layer: Layer::File, place, original: Some(original) }
+        let (place, column) = (self.place.clone(), Some(self.column));
+        Setting { section, key, value, layer: Layer::File, place, original: Some(original), column }
     }
 }
 
@@ -236,7 +238,9 @@ fn collect<'a>(source: Source<'a>, outer: &str, object: &'a str, found: &mut Vec
             let value = source.value(written)?;
             // A number as it stands there: 5e8 is not 500000000.0.
             let written_as = if value.is_number() { quoted(written) } else { crate::value::written(&value) };
-            found.push(Entry { path, place: source.place(written), value, written: written_as });
+            let (line, column) = source.line_and_column(written);
+            let place = format!("{}:{line}", source.file);
+            found.push(Entry { path, place, column, value, written: written_as });
         } else if keys::is_branch(&path) && written.starts_with('{') {
             collect(source, &path, written, found)?;
         } else if keys::is_branch(&path) {

@@ -52,6 +52,7 @@ impl Json<'_> {
             layer: Layer::File,
             place: place.map_or_else(|| self.file.to_owned(), |entry| entry.place.clone()),
             original: Some(Original { path: path.to_owned(), value: Some(written) }),
+            column: place.map(|entry| entry.column),
         }
     }
 

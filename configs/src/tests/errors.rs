@@ -6,28 +6,32 @@ use crate::{Inputs, resolve};
 #[test]
 fn unknown_keys_are_named_with_their_line_and_a_way_out() {
     let cases = [
-        ("mixed_precison: bf16\n", "", "job.yaml:1: unknown key mixed_precison\nhint: did you mean mixed_precision?"),
+        ("mixed_precison: bf16\n", "", "job.yaml:1:1: unknown key mixed_precison\nhint: did you mean mixed_precision?"),
         (
             "learning_rate: 1\n",
             "",
-            "job.yaml:1: unknown key learning_rate\nhint: learning_rate belongs in the section training:",
+            "job.yaml:1:1: unknown key learning_rate\nhint: learning_rate belongs in the section training:",
         ),
         ("zero_stage: 3\n", "", "hint: zero_stage belongs in the section deepspeed_config:"),
         (
             "",
             "  learning_rte: 1\n",
-            "job.yaml:5: unknown key learning_rte in training\nhint: did you mean learning_rate?",
+            "job.yaml:5:3: unknown key learning_rte in training\nhint: did you mean learning_rate?",
         ),
-        ("", "  cutoff_len: 1\n", "job.yaml:5: unknown key cutoff_len in training\nhint: it is called max_length here"),
+        (
+            "",
+            "  cutoff_len: 1\n",
+            "job.yaml:5:3: unknown key cutoff_len in training\nhint: it is called max_length here",
+        ),
         ("", "  num_processes: 1\n", "hint: num_processes belongs at the top level of the file"),
         ("", "  qqqqqqqqqqqq: 1\n", "hint: launch train --help lists every key"),
         (
             "distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stge: 3\n",
             "",
-            "job.yaml:3: unknown key zero_stge in deepspeed_config\nhint: did you mean zero_stage?",
+            "job.yaml:3:3: unknown key zero_stge in deepspeed_config\nhint: did you mean zero_stage?",
         ),
         ("fsdp_config:\n  sharding_stratgy: X\n", "", "in fsdp_config\nhint: did you mean fsdp_sharding_strategy?"),
-        ("parallelism_config: {tp_sise: 1}\n", "", "job.yaml:1: unknown key tp_sise in parallelism_config"),
+        ("parallelism_config: {tp_sise: 1}\n", "", "job.yaml:1:22: unknown key tp_sise in parallelism_config"),
     ];
     for (accelerate, more, expected) in cases {
         says(&resolved(accelerate, more).unwrap_err(), &[expected]);
@@ -121,7 +125,7 @@ fn values_out_of_range_say_what_is_allowed() {
     says(&port, &["flag --main_process_port: main_process_port is 65536", "from 0 to 65535"]);
     says(&resolved("distributed_type: DEEPSPED\n", "").unwrap_err(), &["did you mean DEEPSPEED?", "job.yaml:1"]);
     let stage = "distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 4\n";
-    says(&resolved(stage, "").unwrap_err(), &["job.yaml:3: deepspeed_config.zero_stage is 4", "from 0 to 3"]);
+    says(&resolved(stage, "").unwrap_err(), &["job.yaml:3:15: deepspeed_config.zero_stage is 4", "from 0 to 3"]);
 }
 
 #[test]
@@ -164,7 +168,7 @@ fn what_is_not_built_is_never_dropped() {
     for entry in training {
         says(
             &resolved("", &format!("  {entry}\n")).unwrap_err(),
-            &["job.yaml:5: training.", "is not built yet\nhint: "],
+            &["job.yaml:5:", ": training.", "is not built yet\nhint: "],
         );
     }
     let neutral = "  packing: false\n  fp16: false\n  neftune_noise_alpha: null\n  label_smoothing_factor: 0.0\n  \
@@ -182,49 +186,49 @@ fn two_written_values_that_disagree_name_both_places() {
         (
             plain("mixed_precision: 'no'"),
             "  bf16: true\n",
-            ["mixed_precision: no (job.yaml:2)", "training.bf16: true (job.yaml:7)"],
+            ["mixed_precision: no (job.yaml:2:18)", "training.bf16: true (job.yaml:7:9)"],
         ),
         (
             plain("mixed_precision: bf16"),
             "  bf16: no\n",
-            ["mixed_precision: bf16 (job.yaml:2)", "training.bf16: no (job.yaml:7)"],
+            ["mixed_precision: bf16 (job.yaml:2:18)", "training.bf16: no (job.yaml:7:9)"],
         ),
         (
             format!("{deepspeed}  gradient_accumulation_steps: 2\n"),
             "  gradient_accumulation_steps: 4\n",
-            ["training.gradient_accumulation_steps: 4 (job.yaml:8)", "_accumulation_steps: 2 (job.yaml:3)"],
+            ["training.gradient_accumulation_steps: 4 (job.yaml:8:32)", "_accumulation_steps: 2 (job.yaml:3:32)"],
         ),
         (
             format!("{deepspeed}  gradient_clipping: 1.0\n"),
             "  max_grad_norm: 0.5\n",
-            ["training.max_grad_norm: 0.5 (job.yaml:8)", "deepspeed_config.gradient_clipping: 1.0 (job.yaml:3)"],
+            ["training.max_grad_norm: 0.5 (job.yaml:8:18)", "deepspeed_config.gradient_clipping: 1.0 (job.yaml:3:22)"],
         ),
         (
             plain("deepspeed_config:\n  zero_stage: 3"),
             "",
-            ["distributed_type: MULTI_CPU (job.yaml:1)", "deepspeed_config.zero_stage: 3 (job.yaml:3)"],
+            ["distributed_type: MULTI_CPU (job.yaml:1:19)", "deepspeed_config.zero_stage: 3 (job.yaml:3:15)"],
         ),
         (
             fsdp(strategies),
             "",
-            ["fsdp_sharding_strategy: FULL_SHARD (job.yaml:3)", "after_forward: SHARD_GRAD_OP (job.yaml:4)"],
+            ["fsdp_sharding_strategy: FULL_SHARD (job.yaml:3:27)", "after_forward: SHARD_GRAD_OP (job.yaml:4:31)"],
         ),
         (
             fsdp("  fsdp_activation_checkpointing: true\n"),
             "  gradient_checkpointing: false\n",
-            ["training.gradient_checkpointing: false (job.yaml:8)", "_checkpointing: true (job.yaml:3)"],
+            ["training.gradient_checkpointing: false (job.yaml:8:27)", "_checkpointing: true (job.yaml:3:34)"],
         ),
         (
             String::new(),
             "  warmup_steps: 5\n  warmup_ratio: 0.1\n",
-            ["warmup_steps: 5 (job.yaml:5)", "warmup_ratio: 0.1 (job.yaml:6)"],
+            ["warmup_steps: 5 (job.yaml:5:17)", "warmup_ratio: 0.1 (job.yaml:6:17)"],
         ),
     ];
     for (accelerate, more, places) in table {
         says(&resolved(&accelerate, more).unwrap_err(), &[places[0], places[1], " disagree\nhint: "]);
     }
     let spellings = "distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 1\n  version: 2\n";
-    says(&resolved(spellings, "").unwrap_err(), &["(job.yaml:3)", "(job.yaml:4)", "version is another spelling"]);
+    says(&resolved(spellings, "").unwrap_err(), &["(job.yaml:3:17)", "(job.yaml:4:12)", "version is another spelling"]);
     let agreeing = format!("{deepspeed}  gradient_accumulation_steps: 4\n  gradient_clipping: 1\n");
     let more = "  gradient_accumulation_steps: '4'\n  max_grad_norm: 1.0\n";
     assert_eq!(resolved(&agreeing, more).unwrap().gradient_accumulation_steps, 4);
@@ -264,19 +268,19 @@ fn files_that_cannot_be_read_say_why() {
     says(&named("zero4.yaml"), &["no configuration named zero4.yaml", "did you mean zero", "ddp.yaml"]);
     says(&named("."), &["cannot read .", "folder"]);
     let broken = with_flags("training:\n  seed: [1\n", &[], &[]).unwrap_err();
-    says(&broken, &["job.yaml cannot be understood", "line"]);
+    says(&broken, &["job.yaml:3:1 cannot be understood: while parsing a flow sequence"]);
     for (text, expected) in [
-        ("a: 1\na: 2\n", "job.yaml:2: a is set a second time; the first is in line 1\nhint: keep one of the two"),
+        ("a: 1\na: 2\n", "job.yaml:2:1: a is set a second time; the first is in line 1\nhint: keep one of the two"),
         (
             "seed: 1\ntraining:\n  seed: 1\n  dataset: d\n  seed: 2\n",
-            "job.yaml:5: training.seed is set a second time; the first is in line 3\nhint: keep one of the two",
+            "job.yaml:5:3: training.seed is set a second time; the first is in line 3\nhint: keep one of the two",
         ),
-        ("{a: 1, a: 2}\n", "job.yaml cannot be understood: duplicate entry"),
+        ("{a: 1, a: 2}\n", "job.yaml:1:8: a is set a second time"),
     ] {
         says(&with_flags(text, &[], &[]).unwrap_err(), &[expected]);
     }
-    says(&with_flags("- a\n", &[], &[]).unwrap_err(), &["key: value"]);
-    says(&with_flags("training: 5\n", &[], &[]).unwrap_err(), &["training is 5", "job.yaml:1"]);
+    says(&with_flags("- a\n", &[], &[]).unwrap_err(), &["job.yaml:1:", " cannot be understood: expected `key: value`"]);
+    says(&with_flags("training: 5\n", &[], &[]).unwrap_err(), &["training is 5", "job.yaml:1:11"]);
     let flags = pairs(&[("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o")]);
     let flags: Vec<(&str, &str)> = flags.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert!(with_flags("", &flags, &[]).is_ok(), "an empty file is a file without keys");

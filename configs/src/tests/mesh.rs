@@ -71,7 +71,7 @@ fn hybrid_on_one_machine_is_one_copy_and_says_so() {
 fn the_equation_is_shown_with_its_values() {
     let refused = |parallelism: &str| refusal(&file("FSDP", "fsdp_version: 2", parallelism));
     let message = refused("dp_replicate_size: 2, dp_shard_size: 3");
-    let expected = "job.yaml:4: parallelism_config.parallelism_config_dp_replicate_size is 2, which is not allowed: \
+    let expected = "job.yaml:4:41: parallelism_config.parallelism_config_dp_replicate_size is 2, which is not allowed: \
         dp_replicate_size × dp_shard_size must be num_processes, but 2 × 3 = 6, and num_processes is 8 (job.yaml:2)\nhint: parallelism_config_dp_shard_size may be left out: it follows from the other two";
     assert_eq!(message, expected);
     says(

@@ -1,5 +1,7 @@
 //! The whole way from text and flags to a resolved configuration, as tables.
 
+mod again;
+mod compose;
 mod device;
 mod errors;
 mod forms;
@@ -7,6 +9,7 @@ mod keys;
 mod mesh;
 mod precedence;
 mod precision;
+mod schema;
 mod sharding;
 
 use crate::{ConfigError, Inputs, Resolved, resolve};

@@ -32,12 +32,20 @@ fn mixed_precision_has_four_names() {
         (
             "mixed_precision: bf16\n",
             "  fp16: true\n",
-            ["mixed_precision: bf16 (job.yaml:2)", "fp16: true (job.yaml:7)"],
+            ["mixed_precision: bf16 (job.yaml:2:18)", "fp16: true (job.yaml:7:9)"],
         ),
-        ("mixed_precision: 'no'\nfp16: true\n", "", ["mixed_precision: no (job.yaml:2)", "fp16: true (job.yaml:3)"]),
-        ("fp16: true\n", "  bf16: true\n", ["training.bf16: true (job.yaml:7)", "fp16: true (job.yaml:2)"]),
-        ("", "  fp16: true\n  bf16: true\n", ["training.bf16: true (job.yaml:7)", "training.fp16: true (job.yaml:6)"]),
-        ("fp16: true\n", "  fp16: false\n", ["fp16: true (job.yaml:2)", "training.fp16: false (job.yaml:7)"]),
+        (
+            "mixed_precision: 'no'\nfp16: true\n",
+            "",
+            ["mixed_precision: no (job.yaml:2:18)", "fp16: true (job.yaml:3:7)"],
+        ),
+        ("fp16: true\n", "  bf16: true\n", ["training.bf16: true (job.yaml:7:9)", "fp16: true (job.yaml:2:7)"]),
+        (
+            "",
+            "  fp16: true\n  bf16: true\n",
+            ["training.bf16: true (job.yaml:7:9)", "training.fp16: true (job.yaml:6:9)"],
+        ),
+        ("fp16: true\n", "  fp16: false\n", ["fp16: true (job.yaml:2:7)", "training.fp16: false (job.yaml:7:9)"]),
     ];
     for (accelerate, more, places) in conflicts {
         let message = resolved(&format!("{CPU}{accelerate}"), more).unwrap_err();
@@ -102,7 +110,11 @@ fn element_types_that_cannot_be_say_why() {
     says(&refused("bf16", "grad_accum_dtype: float16"), &["one of float32, bfloat16"]);
     says(
         &refused("fp16", "master_dtype: bfloat16"),
-        &["master_dtype: bfloat16 (job.yaml:7)", "mixed_precision: fp16 (job.yaml:2) disagree", "float32 masters"],
+        &[
+            "master_dtype: bfloat16 (job.yaml:7:17)",
+            "mixed_precision: fp16 (job.yaml:2:18) disagree",
+            "float32 masters",
+        ],
     );
     says(
         &refused("bf16", "reduce_dtype: float16"),

@@ -91,7 +91,7 @@ fn strategies_that_cannot_be_say_why() {
         ("fsdp_version: 2, fsdp_sharding_strategy: SHARD_GRAD_OP", &["no meaning", "fsdp_reshard_after_forward alone"]),
         (
             "fsdp_version: 2, fsdp_reshard_after_forward: true, fsdp_sharding_strategy: SHARD_GRAD_OP",
-            &["fsdp_sharding_strategy: SHARD_GRAD_OP (job.yaml:3) and", "disagree", "after_forward alone"],
+            &["fsdp_sharding_strategy: SHARD_GRAD_OP (job.yaml:3:90) and", "disagree", "after_forward alone"],
         ),
         ("fsdp_version: 2, fsdp_reshard_after_forward: 4, fsdp_sharding_strategy: NO_SHARD", &["disagree"]),
         ("fsdp_sharding_strategy: FULL_SHARD, fsdp_reshard_after_forward: HYBRID_SHARD", &["disagree"]),
@@ -287,7 +287,7 @@ fn optimizer_state_goes_into_files_where_it_is_sharded() {
         fast disk";
     assert_eq!(missing, hint);
     let whole = refusal(&deepspeed(&format!("zero_stage: 0, {nvme}")));
-    says(&whole, &["zero_stage: 0 (job.yaml:3) disagree", "only optimizer state that is sharded", "--zero_stage 1"]);
+    says(&whole, &["zero_stage: 0 (job.yaml:3:32) disagree", "only optimizer state that is sharded", "--zero_stage 1"]);
     says(&refusal(&deepspeed("offload_optimizer_device: disk")), &["one of none, cpu, nvme"]);
     let without = refusal(&deepspeed("zero_stage: 3, offload_param_device: nvme"));
     says(&without, &["is not built yet\nhint: parameters lie where the optimizer's state does"]);

@@ -117,18 +117,9 @@ pub(crate) fn add_ranks_per_node(
 ) -> Result<(), ConfigError> {
     let launches = settled.topology.nodes.max;
     let flag = inputs.nproc.map(|ranks| {
-        let place = "flag --nproc".to_owned();
-        (
-            ranks,
-            Setting {
-                section: Section::Top,
-                key: "nproc",
-                value: ranks.into(),
-                layer: Layer::Flag,
-                place,
-                original: None,
-            },
-        )
+        let (section, place) = (Section::Top, "flag --nproc".to_owned());
+        let (value, layer) = (ranks.into(), Layer::Flag);
+        (ranks, Setting { section, key: "nproc", value, layer, place, original: None, column: None })
     });
     let variable = sources::ranks_per_node(&inputs.environment)?;
     for (ranks, said) in variable.into_iter().chain(flag) {
@@ -224,14 +215,8 @@ pub(crate) fn settle(settings: &Settings, environment: &BTreeMap<String, String>
 
 /// A setting that was not written but told by a scheduler.
 fn told(key: &'static str, value: impl Into<Value>, place: &str) -> Setting {
-    Setting {
-        section: Section::Top,
-        key,
-        value: value.into(),
-        layer: Layer::Environment,
-        place: place.to_owned(),
-        original: None,
-    }
+    let (section, value, place) = (Section::Top, value.into(), place.to_owned());
+    Setting { section, key, value, layer: Layer::Environment, place, original: None, column: None }
 }
 
 const BY_SLURM: &str = "the environment of a Slurm step";

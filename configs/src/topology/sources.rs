@@ -78,5 +78,6 @@ pub(crate) fn ranks_per_node(environment: &BTreeMap<String, String>) -> Result<O
 
 fn setting(key: &'static str, value: Value, variable: &str) -> Setting {
     let place = format!("{variable} in the environment");
-    Setting { section: Section::Top, key, value, layer: Layer::Environment, place, original: None }
+    let (section, layer) = (Section::Top, Layer::Environment);
+    Setting { section, key, value, layer, place, original: None, column: None }
 }
