@@ -143,6 +143,7 @@ pub(crate) const TRAINING: &[Known] = &[
     known("deepspeed", &[], Used),
     known("parallelism_config", NO, NotBuilt("write parallelism_config at the top level of an Accelerate file")),
     known("accelerate_config", NONE, NotBuilt("use --config FILE for an Accelerate file, or --zero_stage N")),
+    known("env", NONE, NotBuilt("set these variables in the environment that launch is started in")),
     known("ddp_static_graph", ANY, NO_EFFECT_SILENT),
     known("debug", NO, NoEffect("the buffers of every collective are always checked")),
     known("accelerator_config", NO, REMOVE),

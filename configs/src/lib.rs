@@ -1,14 +1,15 @@
 //! What can be configured: as written, then resolved.
 //!
-//! A job is described in three places: a YAML file in Accelerate's own form with one section of ours (`training:`),
-//! `--set key=value`, and one flag per key. [`resolve`] puts them together (flags, then `--set`, then the file, then
+//! A job is described in three places: a file (YAML in Accelerate's own form with one section of ours, `training:`; flat YAML as
+//! TRL has it; a DeepSpeed JSON), `--set key=value`, and one flag per key. [`resolve`] puts them together (flags, then `--set`, then the file, then
 //! the defaults) into a [`Resolved`], in which everything is decided and which remembers where each value came from. It
 //! is written to the run folder as `config.resolved.yaml` and is the only configuration that a worker reads.
 //!
 //! ```text
-//! YAML file ──source──┐
-//! --set, flags ───────┴─> settings ──accelerate, fsdp, mesh, units, precision, training──> Resolved
-//!                                                                     ──> config.resolved.yaml
+//! YAML file ──source───────┐
+//! DeepSpeed JSON ─deepspeed┤
+//! --set, flags ────────────┴─> settings ──accelerate, fsdp, mesh, units, precision, training──> Resolved
+//!                                                                          ──> config.resolved.yaml
 //! ```
 //!
 //! An [`outline`] is the same without the paths that only a run needs; [`compose`] writes it as a file again, ours or

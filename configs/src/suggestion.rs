@@ -14,6 +14,9 @@ pub(crate) fn suggestion(section: Option<Section>, key: &str, flag: bool) -> Str
     if let Some((_, new)) = RENAMED.iter().find(|(old, _)| same_name(old, short)) {
         return format!("it is called {new} here");
     }
+    if section == Some(Section::Top) && crate::deepspeed::keys::is_known(key) {
+        return format!("{key} is a key of a DeepSpeed JSON: give that by --config FILE.json or deepspeed_config_file");
+    }
     if let Some(hint) = key.split_once('.').and_then(|(outer, inner)| misspelt_section(outer, inner)) {
         return hint;
     }

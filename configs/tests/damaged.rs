@@ -9,7 +9,7 @@ const MUTATIONS: u64 = 600;
 /// A configuration takes well under a millisecond; the machine may be busy.
 const LONGEST: Duration = Duration::from_secs(3);
 /// Peak memory of this process, in KiB.
-const MOST_MEMORY: u64 = 400 << 10;
+const MOST_MEMORY: u64 = 128 << 10;
 
 /// SplitMix64: numbers that a seed decides.
 struct Random(u64);

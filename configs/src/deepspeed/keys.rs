@@ -203,6 +203,11 @@ pub(super) fn is_branch(path: &str) -> bool {
         || KEYS.iter().any(|known| known.name.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
 }
 
+/// Whether a key stands at the top level of a DeepSpeed JSON.
+pub(crate) fn is_known(key: &str) -> bool {
+    find(key).is_some() || is_branch(key)
+}
+
 /// Every whole path.
 pub(crate) fn paths() -> impl Iterator<Item = String> {
     let zero = ZERO.iter().map(|known| format!("{UNDER_ZERO}{}", known.name));

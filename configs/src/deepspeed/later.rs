@@ -6,7 +6,7 @@ use crate::known::judge;
 use crate::registry::Section;
 use crate::resolved::Resolved;
 use crate::settings::{Setting, Settings};
-use crate::types::Precision;
+use crate::types::{Precision, Scheduler};
 use crate::value::{number, text};
 use std::collections::BTreeMap;
 
@@ -113,15 +113,17 @@ impl Later {
         Err(ConfigError::Batch { total, place, equation, hint })
     }
 
+    /// The JSON's schedule, unless a flag has chosen another.
+    fn scheduler(&self, resolved: &Resolved) -> Option<&Setting> {
+        let holds = |setting: &&Setting| resolved.provenance.get("lr_scheduler_type") == Some(&setting.place);
+        self.written("scheduler.type").filter(holds)
+    }
+
     /// Where DeepSpeed's schedule is not the one of the same shape here.
     fn schedule(&self, resolved: &Resolved) -> Result<(), ConfigError> {
-        let Some(scheduler) = self.written("scheduler.type") else { return Ok(()) };
-        // A flag may have chosen another schedule.
-        if resolved.provenance.get("lr_scheduler_type") != Some(&scheduler.place) {
-            return Ok(());
-        }
+        let Some(scheduler) = self.scheduler(resolved) else { return Ok(()) };
         let training = &resolved.training;
-        let warms = training.warmup_steps > 0.0 || training.warmup_ratio > 0.0;
+        let warms = warms(resolved);
         let kind = self.entries.get("scheduler.params.warmup_type");
         let name = kind.and_then(|setting| text(&setting.value)).unwrap_or_else(|| "log".to_owned());
         if !["log", "linear"].contains(&name.as_str()) {
@@ -166,6 +168,16 @@ impl Later {
                 resolved.training.learning_rate
             ));
         }
+        let kind = resolved.training.lr_scheduler_type;
+        let later = warms(resolved) || kind == Scheduler::Linear;
+        if let Some(scheduler) = self.scheduler(resolved).filter(|_| later) {
+            notes.push(format!(
+                "{} ({}): rates are those of transformers' {kind}; DeepSpeed's own come one step later{}",
+                scheduler.equation(),
+                scheduler.place,
+                if kind == Scheduler::Cosine { " in the warm-up" } else { "" }
+            ));
+        }
         if let Some(decay) =
             self.written("optimizer.params.weight_decay").filter(|_| resolved.training.weight_decay > 0.0)
         {
@@ -177,4 +189,9 @@ impl Later {
         }
         notes
     }
+}
+
+/// Whether the rate rises at first.
+fn warms(resolved: &Resolved) -> bool {
+    resolved.training.warmup_steps > 0.0 || resolved.training.warmup_ratio > 0.0
 }

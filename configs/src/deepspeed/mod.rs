@@ -74,9 +74,7 @@ pub(crate) fn is_json(file: &str, text: &str) -> bool {
         let section = Section::ALL.into_iter().any(|section| section != Section::Top && section.name() == name);
         section || lookup(Section::Top, name).is_some() || lookup(Section::Training, name).is_some()
     };
-    let theirs = |name: &str| keys::find(name).is_some() || keys::is_branch(name);
-    let is_object = |value: &str| value.starts_with('{');
-    let only_theirs = |(name, value): &(String, &str)| theirs(name) && (!ours(name) || is_object(value));
+    let only_theirs = |(name, value): &(String, &str)| keys::is_known(name) && (!ours(name) || value.starts_with('{'));
     match members.iter().any(only_theirs) {
         true => !members.iter().any(|(name, _)| Section::ALL.iter().any(|it| it.name() == name)),
         false => named && !members.iter().any(|(name, _)| ours(name)),
