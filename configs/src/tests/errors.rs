@@ -15,7 +15,7 @@ fn unknown_keys_are_named_with_their_line_and_a_way_out() {
         (
             "zero_optimization:\n  stage: 3\n",
             "",
-            "job.yaml:1: unknown key zero_optimization\nhint: zero_optimization is a key of a DeepSpeed JSON",
+            "job.yaml:1:1: unknown key zero_optimization\nhint: zero_optimization is a key of a DeepSpeed JSON",
         ),
         ("zero_stage: 3\n", "", "hint: zero_stage belongs in the section deepspeed_config:"),
         (
