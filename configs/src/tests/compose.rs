@@ -1,4 +1,4 @@
-//! Files for other programs, and what they cannot say. That these programs read them, scripts/check-configs shows.
+//! Files for other programs, and what they cannot say.
 
 use super::{pairs, says};
 use crate::resolve::resolve_file;
