@@ -9,6 +9,7 @@
 //!            ├ doctor → what this machine has, lacks and reaches; asks `worker doctor` and bench
 //!            ├ bench → this machine's rates, by an errand of `worker bench`
 //!            ├ plan → what a job would need, from config.json alone
+//!            ├ config → the configuration itself: shown, checked, written as a file
 //!            ├ compare → `train` in several configurations, a few steps each
 //!            └ train → job: configuration, checks, data → announce; memberships, again after a failure
 //!                 → control (serves the workers)  ─┐
@@ -27,6 +28,7 @@ pub mod checkpoints;
 pub mod cli;
 pub mod columns;
 pub mod compare;
+pub mod config_command;
 pub mod control;
 pub mod doctor;
 pub mod environment;

@@ -8,7 +8,9 @@ use zerofold_launcher::cli::{self, CliError, Meant};
 use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
 use zerofold_launcher::logs::{self, LogFormat};
 use zerofold_launcher::terminal::Terminal;
-use zerofold_launcher::{bench, checkpoints, compare, doctor, generate, hosts, hub, plan, run_report, train, watch};
+use zerofold_launcher::{
+    bench, checkpoints, compare, config_command, doctor, generate, hosts, hub, plan, run_report, train, watch,
+};
 
 fn main() -> ExitCode {
     let began = Instant::now();
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         Ok(Meant::Token(file)) => hosts::make_token(file.as_deref()),
         Ok(Meant::Bench(options)) => bench::bench(&options, &Terminal::new(false)),
         Ok(Meant::Compare(options)) => compare::compare(&options, &Terminal::new(false)),
+        Ok(Meant::Config(options)) => config_command::config(&options, &Terminal::new(false)),
         Ok(Meant::Status(options)) => watch::status(&options, &Terminal::new(false)),
         Ok(Meant::Report(options)) => run_report::report(&options, &Terminal::new(false)),
         Ok(Meant::Checkpoint(run)) => checkpoints::ask(&run, &Terminal::new(false)),

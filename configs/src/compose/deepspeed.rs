@@ -2,6 +2,7 @@
 
 use super::{Composed, LeftOut};
 use crate::outline::Outline;
+use crate::registry::Group;
 use crate::resolved::Resolved;
 use crate::sharding::{ReshardAfterForward, Stage};
 use crate::types::{ElementType, Offload, Precision, Scheduler};
@@ -135,6 +136,7 @@ fn left_out(outline: &Outline, scheduled: bool) -> Vec<LeftOut> {
         "fsdp_reshard_after_forward" if group => None,
         key if key.starts_with("fsdp_") || key.starts_with("parallelism_") => (!written.is_default()).then_some(UNITS),
         "num_processes" | "gpu_ids" | "main_process_port" => Some(LAUNCHER),
+        _ if written.group() == Group::Hosts => Some(LAUNCHER),
         _ => Some(SCRIPT),
     };
     let written = outline.written();

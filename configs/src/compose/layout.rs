@@ -135,15 +135,18 @@ fn fsdp(resolved: &Resolved, written: &[Written], version: u8) -> Vec<Line> {
         lines.push(line("fsdp_offload_params", true.into()));
     }
     let same_words = ["fsdp_sharding_strategy", "fsdp_reshard_after_forward"];
-    let others = written.iter().filter(|written| {
-        matches!(written.section, Section::Fsdp | Section::Parallelism)
-            && !same_words.contains(&written.key)
-            && (written.is_set() || !written.is_default())
-            && !written.value.is_null()
-            && !(written.section == Section::Parallelism && !hybrid)
+    let says = |written: &&Written| {
+        let of_version = match written.section {
             // Version 2 knows no other.
-            && !(version == 2 && written.key == "fsdp_backward_prefetch")
-    });
+            Section::Fsdp => {
+                !same_words.contains(&written.key) && (version == 1 || written.key != "fsdp_backward_prefetch")
+            }
+            Section::Parallelism => hybrid,
+            _ => false,
+        };
+        of_version && !written.value.is_null() && (written.is_set() || !written.is_default())
+    };
+    let others = written.iter().filter(says);
     lines.extend(others.map(|written| Line {
         section: written.section,
         key: written.key,

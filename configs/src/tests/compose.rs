@@ -1,9 +1,12 @@
-//! Files for other programs, and what they cannot say. That these programs read them, scripts/check-configs shows.
+//! Files for other programs, and what they cannot say.
 
 use super::{pairs, says};
 use crate::resolve::resolve_file;
 use crate::{Composed, Form, Inputs, Outline, compose, outline};
 use serde_json::json;
+
+/// Flags and their values.
+type Flags<'a> = &'a [(&'a str, &'a str)];
 
 const BASE: [(&str, &str); 3] = [("model_name_or_path", "m"), ("dataset", "d.jsonl"), ("output_dir", "out")];
 
@@ -23,7 +26,7 @@ fn left_out(composed: &Composed) -> Vec<&str> {
 #[test]
 fn accelerate_files_mean_the_same_job() {
     let fsdp = [("fsdp_version", "2"), ("fsdp_reshard_after_forward", "false")];
-    let table: [(u32, &[(&str, &str)], &str); 9] = [
+    let table: [(u32, Flags<'_>, &str); 9] = [
         (0, &[("num_processes", "2")], "MULTI_CPU"),
         (0, &[("num_processes", "1"), ("bf16", "true")], "NO"),
         (8, &[], "MULTI_GPU"),

@@ -31,6 +31,8 @@ Examples:
       what each stage would need, and which one fits
   launch compare --config zero3.yaml
       a few steps of each stage: which one is fastest here
+  launch config show --config zero3.yaml
+      every key, its value and where it came from; check, init and convert are there too
   launch status runs/zero3
       what a run is doing; launch report draws what it did
   launch generate --model runs/zero3/model --chat \"Hello\"
@@ -102,7 +104,7 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .styles(styles)
         .max_term_width(110)
-        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch generate --model NAME [OPTIONS]\n       launch status RUN [OPTIONS]\n       launch report RUN... [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]\n       launch token [FILE]")
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch config ACTION [OPTIONS]\n       launch generate --model NAME [OPTIONS]\n       launch status RUN [OPTIONS]\n       launch report RUN... [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]\n       launch token [FILE]")
         .after_help(EXAMPLES)
         .allow_external_subcommands(true)
         .subcommand_required(true)
@@ -113,6 +115,7 @@ pub(super) fn command() -> Command {
         .subcommand(train())
         .subcommand(plan())
         .subcommand(compare())
+        .subcommand(super::config::command())
         .subcommand(generate())
         .subcommands(super::watching::commands())
         .subcommands(super::checkpoints::commands())
@@ -265,7 +268,7 @@ fn waiting_options() -> [Arg; 3] {
 }
 
 /// The options that name a configuration.
-fn configuration_options() -> Vec<Arg> {
+pub(super) fn configuration_options() -> Vec<Arg> {
     vec![
         nproc(
             "Processes to start on this host, one rank each [default: its share of num_processes, else its GPUs, else 1]",
@@ -284,7 +287,7 @@ pub(super) fn option(name: &'static str, value: &'static str, help: impl Into<St
 
 /// One flag per key. Known names of other programs that have no line of their own are accepted too: the configuration
 /// knows what to answer.
-fn key_flags(hide: bool) -> Vec<Arg> {
+pub(super) fn key_flags(hide: bool) -> Vec<Arg> {
     let keys = Group::ALL.into_iter().flat_map(|group| KEYS.iter().filter(move |key| key.group == group));
     let mut flags: Vec<Arg> = keys.map(|key| key_flag(key).hide(hide)).collect();
     let taken = [

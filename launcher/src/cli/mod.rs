@@ -6,6 +6,7 @@
 mod arguments;
 mod checkpoints;
 mod compare;
+mod config;
 mod generate;
 mod machine;
 mod plan;
@@ -21,6 +22,7 @@ use zerofold_configs::nearest;
 use crate::bench::BenchOptions;
 use crate::checkpoints::{DiffOptions, ExportOptions, InspectOptions, VerifyOptions};
 use crate::compare::CompareOptions;
+use crate::config_command::ConfigOptions;
 use crate::doctor::DoctorOptions;
 use crate::error::LaunchError;
 use crate::generate::GenerateOptions;
@@ -31,10 +33,11 @@ use crate::train::TrainOptions;
 use crate::watch::StatusOptions;
 
 /// The commands.
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "train",
     "plan",
     "compare",
+    "config",
     "generate",
     "status",
     "report",
@@ -58,6 +61,8 @@ pub enum Meant {
     Plan(Box<PlanOptions>),
     /// Train a few steps in several configurations.
     Compare(Box<CompareOptions>),
+    /// Show, check or write a configuration.
+    Config(Box<ConfigOptions>),
     /// Generate.
     Generate(Box<GenerateOptions>),
     /// Tell what a run is doing.
@@ -113,6 +118,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
         Some(("train", after)) => Ok(Meant::Train(Box::new(train::meant(&matches, after)?))),
         Some(("plan", after)) => Ok(Meant::Plan(Box::new(plan::meant(&matches, after)?))),
         Some(("compare", after)) => Ok(Meant::Compare(Box::new(compare::meant(&matches, after)?))),
+        Some(("config", after)) => Ok(Meant::Config(Box::new(config::meant(&matches, after)?))),
         Some(("generate", after)) => {
             refuse_job_options(&matches, "generate")?;
             Ok(Meant::Generate(Box::new(generate::meant(after, on_terminal)?)))
@@ -204,9 +210,11 @@ fn last<'a>(name: &str, before: &'a ArgMatches, after: &'a ArgMatches) -> Option
 mod tests {
     use super::*;
     use crate::checkpoints::ExportDtype;
+    use crate::config_command::{ConfigAction, Target};
     use crate::run_folder::Resume;
     use std::time::Duration;
     use zerofold_checkpoint::Dtype;
+    use zerofold_configs::Form;
 
     fn parse_line(line: &str) -> Result<Meant, CliError> {
         parse(line.split_whitespace().map(OsString::from), false)
@@ -341,6 +349,38 @@ mod tests {
             assert!(told.contains(parts), "{line}: {told}");
         }
         assert!(error("launch --resume compare").contains("--resume has no meaning for compare"));
+    }
+
+    #[test]
+    fn config_takes_every_key_and_writes_to_files() {
+        let config = |line: &str| match parse_line(line) {
+            Ok(Meant::Config(options)) => *options,
+            other => panic!("{line}: {other:?}"),
+        };
+        let options = config("launch --bf16 config show --config zero3.yaml --nproc 3 --changed --seed 7");
+        assert_eq!(options.action, ConfigAction::Show { json: false, changed: true });
+        assert_eq!((options.inputs.config.as_deref(), options.inputs.nproc), (Some("zero3.yaml"), Some(3)));
+        for flag in [("bf16", "true"), ("seed", "7")] {
+            assert!(options.inputs.flags.contains(&(flag.0.to_owned(), flag.1.to_owned())), "{flag:?}");
+        }
+        let target = |output: Option<&str>, force| Target { output: output.map(Into::into), force };
+        let options = config("launch config init --output mine.yaml --zero_stage 3");
+        assert_eq!(options.action, ConfigAction::Init(target(Some("mine.yaml"), false)));
+        assert_eq!(options.inputs.flags, [("zero_stage".to_owned(), "3".to_owned())]);
+        let options = config("launch config convert --to deepspeed --force");
+        assert_eq!(options.action, ConfigAction::Convert(Form::DeepSpeed, target(None, true)));
+        assert_eq!(config("launch config check").action, ConfigAction::Check);
+        assert_eq!(config("launch config schema").action, ConfigAction::Schema);
+        for (line, part) in [
+            ("launch config convert", "--to"),
+            ("launch config convert --to hugging", "[possible values: zerofold, accelerate, deepspeed]"),
+            ("launch config init --output", "a value is required for '--output <FILE>'"),
+            ("launch config shwo", "'show'"),
+            ("launch --resume config show", "--resume has no meaning for config"),
+            ("launch config show --learning_rat 1", "--learning_rate"),
+        ] {
+            assert!(error(line).contains(part), "{line}: {}", error(line));
+        }
     }
 
     #[test]

@@ -24,6 +24,6 @@ mod snapshot;
 mod transfer;
 
 pub use error::{HubError, HubTrouble};
-pub(crate) use place::{ModelName, bring, shown};
+pub(crate) use place::{ModelName, bring, is_repository, shown};
 pub use push::{PushOptions, push};
 pub(crate) use snapshot::Extent;

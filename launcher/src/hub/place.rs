@@ -57,6 +57,11 @@ impl ModelName<'_> {
     }
 }
 
+/// Whether a model of this name would be looked for on the hub: there is no such folder, and it can be a repository.
+pub(crate) fn is_repository(name: &Path) -> bool {
+    ModelName { name, revision: None }.repository().is_some()
+}
+
 /// A folder whose name is nearly this one.
 fn near(path: &Path) -> Option<PathBuf> {
     let parent = path.parent()?;

@@ -1,0 +1,75 @@
+//! What `train` would refuse, told without running, and what lies at the paths that are named.
+
+use std::path::Path;
+
+use zerofold_configs::{Inputs, Outline, Resolved, outline};
+
+use crate::error::LaunchError;
+use crate::format;
+use crate::hub::is_repository;
+use crate::initial_model::InitialModel;
+use crate::model_folder;
+use crate::terminal::Terminal;
+
+pub(super) fn check(inputs: &Inputs, terminal: &Terminal) -> Result<(), LaunchError> {
+    let outline = outline(inputs)?;
+    for note in &outline.resolved.notes {
+        terminal.result(&format!("note: {note}"));
+    }
+    outline.check()?;
+    let resolved = &outline.resolved;
+    let training = &resolved.training;
+    terminal.result(&format!("model  {}", model(&training.model_name_or_path)?));
+    terminal.result(&format!("data   {}", data("dataset", &training.dataset, resolved)?));
+    if let Some(path) = &training.eval_dataset {
+        terminal.result(&format!("held-out data  {}", data("eval_dataset", path, resolved)?));
+    }
+    terminal.result(&format!("ok: {}", summary(&outline)));
+    Ok(())
+}
+
+/// What lies where the model is named. The hub is not asked.
+fn model(path: &Path) -> Result<String, LaunchError> {
+    let shown = path.display();
+    if is_repository(path) {
+        return Ok(format!("{shown}: no such folder, so it is taken from the hub, which is not asked here"));
+    }
+    let found = InitialModel::of(path)?;
+    model_folder::check(&found.folder)?;
+    Ok(match found.checkpoint {
+        Some(step) => format!("{shown}: the checkpoint {} and its model folder are there", step.display()),
+        None => format!("{shown}: configuration, tokenizer and weights are there"),
+    })
+}
+
+/// What lies where data is named. Whether its rows can be used only reading them tells.
+fn data(key: &str, path: &Path, resolved: &Resolved) -> Result<String, LaunchError> {
+    let shown = path.display();
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Ok(format!("{shown}: a folder is there")),
+        Ok(metadata) => Ok(format!("{shown}: {} are there", format::bytes(metadata.len()))),
+        // A pattern is for those who read it.
+        Err(_) if path.to_string_lossy().contains(['*', '?', '[', ',']) => Ok(format!("{shown}: not looked for here")),
+        Err(error) => {
+            let place = resolved.provenance.get(key).map_or("default", String::as_str);
+            let message = format!("{place}: {key} is {shown}: {error}");
+            Err(LaunchError::usage(message, "paths are relative to the folder that launch is started in"))
+        }
+    }
+}
+
+/// The job in a line.
+fn summary(outline: &Outline) -> String {
+    let resolved = &outline.resolved;
+    let hosts = match outline.topology.nodes.max {
+        1 => String::new(),
+        hosts => format!(" on {hosts} hosts"),
+    };
+    format!(
+        "{}{hosts}, ZeRO stage {}, mixed precision {}, {} an optimizer step",
+        format::plural(u64::from(resolved.num_processes), "rank"),
+        resolved.sharding.stage,
+        resolved.mixed_precision,
+        format::plural(resolved.global_batch(), "row"),
+    )
+}
