@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{DataError, Fault};
-use crate::rows::{Message, Role};
+use crate::message::{Message, Role};
 use crate::template::{ChatTemplate, Rendered};
 use crate::tokenizer::{Encoded, Tokenizer};
 

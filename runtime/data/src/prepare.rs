@@ -7,9 +7,10 @@ use std::thread;
 use crate::dataset::{IGNORED, TokenizedDataset, supervised};
 use crate::error::{DataError, Fault};
 use crate::mask;
+use crate::message::{Message, Role};
 use crate::model_files;
 use crate::report::{DataReport, RowKind, Segment};
-use crate::rows::{Message, Role, Row, RowReader};
+use crate::rows::{Row, RowReader};
 use crate::template::{ChatTemplate, Rendered};
 use crate::tokenizer::Tokenizer;
 

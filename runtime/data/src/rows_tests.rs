@@ -1,6 +1,7 @@
 //! Rows as they may be, and the messages on those that may not.
 
 use super::*;
+use crate::message::Role;
 
 fn read(text: &[u8]) -> Result<Vec<(u64, Row)>, String> {
     let folder = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@
 use std::fs;
 
 use super::*;
-use crate::rows::Role;
+use crate::message::Role;
 use crate::testing;
 
 fn conversation() -> Vec<Message> {

@@ -14,8 +14,8 @@ use minijinja::{Environment, Value};
 use serde_json::Value as Json;
 
 use crate::error::DataError;
+use crate::message::Message;
 use crate::model_files::{self, SpecialTokens};
-use crate::rows::Message;
 
 /// Instructions that one rendering may take: a template comes with a model from anywhere and must come to an end.
 const FUEL: u64 = 10_000_000;
