@@ -9,23 +9,22 @@ use serde_json::{Map, Value};
 
 use crate::dataset::IGNORED;
 use crate::error::{DataError, Fault};
-use crate::message::{Message, parse_messages};
+use crate::message::{Conversation, parse_conversation};
 
 /// Longest line that is read, in bytes.
 const LINE_LIMIT: u64 = 64 << 20;
 
 /// Columns that change what a row means and that this reader does not carry out: better refused than overlooked.
-const UNSUPPORTED: [&str; 6] =
-    ["tools", "chat_template_kwargs", "completion_mask", "assistant_masks", "position_ids", "seq_lengths"];
+const UNSUPPORTED: [&str; 4] = ["completion_mask", "assistant_masks", "position_ids", "seq_lengths"];
 
 pub(crate) const SHAPES: &str =
     "a row is {\"messages\": [{\"role\": …, \"content\": …}, …]} or {\"input_ids\": […], \"labels\": […]}";
 
 /// One row of a data file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Row {
     /// A conversation of at least one message.
-    Conversation(Vec<Message>),
+    Conversation(Conversation),
     /// Token ids and, for each, its label: the id itself or another, or −100 where nothing is learned.
     Tokens {
         /// At least one id.
@@ -111,7 +110,10 @@ impl RowReader {
             }
             _ => self.first = self.first.or(Some((self.line, name))),
         }
-        let known = ["messages", "input_ids", "labels", "attention_mask"];
+        let known: &[&str] = match name {
+            "messages" => &["messages", "tools", "chat_template_kwargs", "labels"],
+            _ => &["input_ids", "labels", "attention_mask", "messages"],
+        };
         self.ignored.extend(columns.keys().filter(|key| !known.contains(&key.as_str())).cloned());
         Ok(row)
     }
@@ -155,7 +157,7 @@ fn parse_columns(columns: &Map<String, Value>) -> Result<(&'static str, Row), Fa
         return Err(Fault::new(message, "remove the column if the rows mean the same without it"));
     }
     match (has("messages"), has("input_ids")) {
-        (true, false) if !has("labels") => Ok(("messages", Row::Conversation(parse_messages(&columns["messages"])?))),
+        (true, false) if !has("labels") => Ok(("messages", Row::Conversation(parse_conversation(columns)?))),
         (false, true) => Ok(("input_ids", parse_tokens(columns)?)),
         _ => {
             let names: Vec<&str> = columns.keys().map(String::as_str).collect();
