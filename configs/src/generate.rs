@@ -24,6 +24,12 @@ pub struct GenerateRequest {
     /// The step's folder of the checkpoint whose masters are the weights, in place of the folder's.
     #[serde(default)]
     pub checkpoint: Option<PathBuf>,
+    /// The text of the chat template, in place of the folder's.
+    #[serde(default)]
+    pub chat_template: Option<String>,
+    /// The token that ends a turn, in place of the folder's.
+    #[serde(default)]
+    pub eos_token: Option<String>,
     /// What to answer or continue. Without a prompt and a data set, prompts are read from standard input.
     #[serde(default)]
     pub prompt: Option<String>,
@@ -84,6 +90,8 @@ impl GenerateRequest {
         Self {
             model: model.into(),
             checkpoint: None,
+            chat_template: None,
+            eos_token: None,
             prompt: None,
             chat: false,
             system: None,

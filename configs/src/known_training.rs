@@ -35,8 +35,6 @@ pub(crate) const TRAINING: &[Known] = &[
     known("packing_strategy", ANY, NO_EFFECT_SILENT),
     known("completion_only_loss", NO, NotBuilt("use rows with messages, whose loss is on the assistant's tokens")),
     known("truncation_mode", &["keep_start"], REMOVE),
-    known("chat_template_path", NONE, NotBuilt("put the template into the model folder as chat_template.jinja")),
-    known("eos_token", NONE, REMOVE),
     known("pad_token", NONE, NoEffect("padding is masked by position, whatever its token")),
     known("dataset_text_field", &["text"], NotBuilt("plain text rows are not read so far: use messages")),
     known("dataset_num_proc", ANY, NO_EFFECT_SILENT),

@@ -193,6 +193,7 @@ fn decide(
         export_model: true,
         hub_model: None,
         initial_checkpoint: None,
+        chat_template: None,
         training,
         provenance: reader.provenance,
         notes: reader.notes,

@@ -69,6 +69,9 @@ pub struct Resolved {
     /// `model_name_or_path`.
     #[serde(default)]
     pub initial_checkpoint: Option<PathBuf>,
+    /// The text of the chat template that `chat_template_path` names; without one, it is the model folder's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// The training itself.
     pub training: Training,
     /// Where each value came from, by key: `zero3.yaml:12`, `flag --learning_rate`, `--set learning_rate`, `default`.

@@ -156,6 +156,10 @@ keys! {
         max_length: u32 = "1024", Allowed::AtLeast(2.0), Data;
         /// Loss on the assistant's tokens only, for rows with `messages`
         assistant_only_loss: bool = "true", Allowed::Any, Data;
+        /// The chat template: a .jinja file, a model that has one, or a built-in one's name
+        chat_template_path: Option<PathBuf> = (computed "the model's own"), Allowed::Any, Data;
+        /// The token that ends a turn
+        eos_token: Option<String> = (computed "the tokenizer's own"), Allowed::Any, Data;
         /// The type of the exported model's files
         save_dtype: Option<ElementType> = (computed "the type of the model's own files"), Allowed::Any, Reports;
     }

@@ -8,9 +8,10 @@ use zerofold_checkpoint::publish::MANIFEST_FILE;
 use zerofold_checkpoint::{JobRecord, Manifest, Part, discard_unfinished, publish};
 use zerofold_configs::{Resolved, StateDictType};
 
+use crate::chat_template;
 use crate::control::Publish;
 use crate::event::Event;
-use crate::initial_model::{self, template_digest};
+use crate::initial_model;
 use crate::model_beside::ModelBeside;
 use crate::store::{Keep, Uploader};
 
@@ -64,9 +65,8 @@ pub fn publisher(
 
 /// What every checkpoint tells of its job.
 fn job_record(config: &Resolved) -> JobRecord {
-    let model = &config.training.model_name_or_path;
     let configuration = serde_json::to_value(initial_model::anywhere(config)).unwrap_or_default();
-    JobRecord { configuration, chat_template: template_digest(model), data: None }
+    JobRecord { configuration, chat_template: chat_template::digest(config), data: None }
 }
 
 fn publish_all(job: Option<&JobRecord>, directory: &Path, parts: &[Vec<u8>]) -> Result<String, String> {

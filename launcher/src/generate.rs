@@ -9,7 +9,7 @@ use crate::error::LaunchError;
 use crate::hub::{Extent, ModelName};
 use crate::initial_model::InitialModel;
 use crate::terminal::Terminal;
-use crate::{model_folder, worker_command};
+use crate::{chat_template, model_folder, worker_command};
 
 /// What the command line asks of `generate`.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,7 +44,12 @@ fn command(options: GenerateOptions, terminal: &Terminal) -> Result<Command, Lau
     if let Some(step) = &model.checkpoint {
         zerofold_checkpoint::verify(step)?;
     }
-    let request = GenerateRequest { model: model.folder, checkpoint: model.checkpoint, ..request };
+    let digest = chat_template::digest_of(model.chat_template.as_deref(), &model.folder);
+    if let Some(warning) = chat_template::other_than_trained(&model.folder, digest.as_deref())? {
+        terminal.complain(&warning);
+    }
+    let InitialModel { folder: model, checkpoint, chat_template, eos_token, .. } = model;
+    let request = GenerateRequest { model, checkpoint, chat_template, eos_token, ..request };
     let worker = worker_command::find_worker()?;
     let json = serde_json::to_string(&request).map_err(|error| {
         let message = format!("the request cannot be written as JSON: {error}");

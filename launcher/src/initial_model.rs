@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use zerofold_checkpoint::{Found, Manifest, open_step};
 use zerofold_configs::{HubModel, Resolved};
-use zerofold_data::ChatTemplate;
 
+use crate::chat_template;
 use crate::checkpoints::Place;
 use crate::error::LaunchError;
 
@@ -16,6 +16,9 @@ pub(crate) struct InitialModel {
     pub(crate) checkpoint: Option<PathBuf>,
     /// Where that folder came from, if the checkpoint's job had it from the hub.
     pub(crate) hub_model: Option<HubModel>,
+    /// The text of the chat template that the checkpoint's job chose, and the token that ended its turns.
+    pub(crate) chat_template: Option<String>,
+    pub(crate) eos_token: Option<String>,
 }
 
 impl InitialModel {
@@ -25,7 +28,10 @@ impl InitialModel {
     /// # Errors
     /// A run without a checkpoint; a checkpoint whose model is not known or not there any more.
     pub(crate) fn of(path: &Path) -> Result<Self, LaunchError> {
-        let model = || Ok(InitialModel { folder: path.to_owned(), checkpoint: None, hub_model: None });
+        let model = || {
+            let folder = path.to_owned();
+            Ok(InitialModel { folder, checkpoint: None, hub_model: None, chat_template: None, eos_token: None })
+        };
         if !path.is_dir() || path.join("config.json").is_file() {
             return model();
         }
@@ -40,18 +46,20 @@ impl InitialModel {
             Place::Model(_) | Place::Run(..) => return model(),
         };
         let found = open_step(&step)?;
-        let run = configuration(&found).map(|run| (run.training.model_name_or_path, run.hub_model));
-        let Ok((folder, hub_model)) = run.inspect_err(|error| tracing::debug!("{}: {error}", step.display())) else {
+        let Ok(run) = configuration(&found).inspect_err(|error| tracing::debug!("{}: {error}", step.display())) else {
             let message = format!("{} does not tell which model it was trained from", step.display());
             return Err(LaunchError::usage(message, EXPORT));
         };
+        let folder = &run.training.model_name_or_path;
         if !folder.join("config.json").is_file() {
             let (step, folder) = (step.display(), folder.display());
             let message = format!("{step} was trained from {folder}, and no config.json is there any more");
             return Err(LaunchError::usage(message, EXPORT));
         }
-        check_template(&found.manifest, &folder)?;
-        Ok(InitialModel { folder, checkpoint: Some(step), hub_model })
+        check_template(&found.manifest, &run)?;
+        let Resolved { hub_model, chat_template, training, .. } = run;
+        let (folder, eos_token) = (training.model_name_or_path, training.eos_token);
+        Ok(InitialModel { folder, checkpoint: Some(step), hub_model, chat_template, eos_token })
     }
 }
 
@@ -64,6 +72,8 @@ pub(crate) fn settle(mut config: Resolved) -> Result<Resolved, LaunchError> {
     config.training.model_name_or_path = model.folder;
     config.initial_checkpoint = model.checkpoint;
     config.hub_model = model.hub_model;
+    config.chat_template = model.chat_template;
+    config.training.eos_token = config.training.eos_token.or(model.eos_token);
     Ok(config)
 }
 
@@ -90,23 +100,23 @@ pub(crate) fn anywhere(config: &Resolved) -> Resolved {
     config
 }
 
-/// The BLAKE3 hash of a model folder's chat template, if it has one.
-pub(crate) fn template_digest(folder: &Path) -> Option<String> {
-    ChatTemplate::load(folder).ok().map(|template| template.digest())
-}
-
 /// A model that sees other tokens around its messages than those it was trained on is a worse model, and nothing else tells.
 ///
 /// # Errors
-/// The template in `folder` is not the one that the checkpoint was trained with.
-pub(crate) fn check_template(manifest: &Manifest, folder: &Path) -> Result<(), LaunchError> {
+/// The template of the configuration, or in its model's folder, is not the one that the checkpoint was trained with.
+pub(crate) fn check_template(manifest: &Manifest, config: &Resolved) -> Result<(), LaunchError> {
+    let folder = &config.training.model_name_or_path;
+    check_digest(manifest, chat_template::digest(config), folder)
+}
+
+/// As [`check_template`], with the template's hash.
+pub(crate) fn check_digest(manifest: &Manifest, here: Option<String>, folder: &Path) -> Result<(), LaunchError> {
     let Some(job) = &manifest.job else { return Ok(()) };
-    let here = template_digest(folder);
     if here == job.chat_template {
         return Ok(());
     }
     let words = |digest: Option<&String>| match digest {
-        Some(digest) => format!("the one with hash {}…", digest.get(..16).unwrap_or(digest)),
+        Some(digest) => format!("the one with hash {}", chat_template::short(digest)),
         None => "none".to_owned(),
     };
     let message = format!(
@@ -116,7 +126,8 @@ pub(crate) fn check_template(manifest: &Manifest, folder: &Path) -> Result<(), L
         words(here.as_ref()),
         words(job.chat_template.as_ref()),
     );
-    Err(LaunchError::usage(message, "put the template back with which the model was trained"))
+    let hint = "put the template back with which the model was trained, or give the job's chat_template_path";
+    Err(LaunchError::usage(message, hint))
 }
 
 #[cfg(test)]
@@ -137,6 +148,9 @@ mod tests {
     #[test]
     fn another_template_is_refused() {
         let folder = tempfile::tempdir().unwrap();
+        let template_digest = |folder: &Path| chat_template::digest_of(None, folder);
+        let check_template =
+            |manifest: &Manifest, folder: &Path| check_digest(manifest, template_digest(folder), folder);
         assert!(check_template(&manifest(None), folder.path()).is_ok());
         std::fs::write(folder.path().join("chat_template.jinja"), "{{ messages[0].content }}").unwrap();
         let digest = template_digest(folder.path());

@@ -62,7 +62,7 @@ pub(crate) fn find(
         LaunchError::RunFolder { path: run.root().to_owned(), message, hint }
     })?;
     if let Resume::Step(_) = resume {
-        initial_model::check_template(&found.manifest, &config.training.model_name_or_path)?;
+        initial_model::check_template(&found.manifest, config)?;
     }
     Ok(found)
 }
@@ -125,7 +125,8 @@ pub(crate) fn begin(
 }
 
 /// Keys of `training:` that do not matter to what is computed, or of which more is told elsewhere.
-const TOLD_ELSEWHERE: [&str; 8] = [
+const TOLD_ELSEWHERE: [&str; 9] = [
+    "chat_template_path",
     "model_name_or_path",
     "model_revision",
     "output_dir",
@@ -214,7 +215,7 @@ impl Going {
             let (path, message, hint) = (run.root().to_owned(), format!("{directory} {reason}"), hint.to_owned());
             Misfit { reason: format!("it {reason}"), error: LaunchError::RunFolder { path, message, hint } }
         };
-        initial_model::check_template(manifest, &config.training.model_name_or_path)?;
+        initial_model::check_template(manifest, config)?;
         let plan = step_plan(config, rows)?;
         let Ok(saved) = serde_json::from_value::<Cursor>(manifest.state["data"].clone()) else {
             let hint = "it was written by another version of launch: resume with that one";

@@ -21,7 +21,7 @@ use crate::supervise::{Observer, Verdict};
 use crate::tensorboard::{EventFile, EventsFolder};
 use crate::terminal::Terminal;
 use crate::view::View;
-use crate::{initial_model, profile, report, signals, store};
+use crate::{chat_template, initial_model, profile, report, signals, store};
 
 /// What the command line asks of `train`.
 #[derive(Clone, Debug)]
@@ -68,6 +68,7 @@ pub fn train(options: &TrainOptions, format: LogFormat, began: Instant) -> Resul
     config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
     let earlier = options.resume.as_ref().and_then(|_| earlier(&config));
     hub::bring(&mut config, earlier.as_ref(), Extent::Whole, &terminal)?;
+    chat_template::settle(&mut config, &terminal)?;
     let meeting = Meeting { listen, hosts, received: &received };
     let job = Job::prepare(config, None, options.resume.as_ref(), meeting, (&terminal, &events))?;
     if topology.is_alone() {

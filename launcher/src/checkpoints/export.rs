@@ -4,18 +4,22 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use zerofold_checkpoint::export::MAX_FILE_BYTES;
-use zerofold_checkpoint::{CheckpointError, Dtype, ExportPlan, Found, ModelExport, ModelFiles, refuse_existing};
+use zerofold_checkpoint::{
+    CheckpointError, Dtype, ExportPlan, Found, ModelExport, ModelFiles, SideChanges, refuse_existing,
+};
 use zerofold_configs::{ElementType, Resolved};
+use zerofold_data::Tokenizer;
 use zerofold_plan::ModelConfig;
 
 use super::card::Card;
 use super::parameters::Parameters;
 use super::place::Place;
 use super::remote::Remote;
+use crate::chat_template;
 use crate::error::LaunchError;
 use crate::format;
 use crate::hub::{Extent, ModelName};
-use crate::initial_model::{check_template, configuration};
+use crate::initial_model::{check_digest, configuration};
 use crate::terminal::Terminal;
 
 const GIVE_THE_MODEL: &str =
@@ -101,7 +105,9 @@ pub(crate) fn write_model(
 ) -> Result<(ExportPlan, Dtype), LaunchError> {
     let run = configuration(found);
     let source = Source::of(options, run.as_ref(), &found.directory, terminal)?;
-    check_template(&found.manifest, &source.folder)?;
+    let run_template = run.as_ref().ok().and_then(|run| run.chat_template.as_deref());
+    let template = chat_template::digest_of(run_template, &source.folder);
+    check_digest(&found.manifest, template.clone(), &source.folder)?;
     source.check(found)?;
     let dtype = source.dtype(options.dtype, run.as_ref().ok(), found)?;
     let card = Card {
@@ -112,7 +118,16 @@ pub(crate) fn write_model(
         exported: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
     };
     let card = card.text();
-    let order = ModelExport { found, side_files: &source.folder, dtype, max_file_bytes: MAX_FILE_BYTES, card: &card };
+    let changes = SideChanges {
+        chat_template: run_template,
+        trained_with: template.as_deref(),
+        eos_token: match run.as_ref().ok().and_then(|run| run.training.eos_token.as_deref()) {
+            Some(token) => Some((token, Tokenizer::load(&source.folder)?.id_of(token)?)),
+            None => None,
+        },
+    };
+    let order =
+        ModelExport { found, side_files: &source.folder, changes, dtype, max_file_bytes: MAX_FILE_BYTES, card: &card };
     Ok((order.write(&options.output)?, dtype))
 }
 

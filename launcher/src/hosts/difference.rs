@@ -6,8 +6,16 @@ use zerofold_configs::Resolved;
 
 /// What may differ, since it is about the machine or about where values came from. How many processes there are is told by
 /// each host for itself.
-const OWN: [&str; 7] =
-    ["gpu_ids", "main_process_port", "num_processes", "provenance", "notes", "hub_model", "initial_checkpoint"];
+const OWN: [&str; 8] = [
+    "gpu_ids",
+    "main_process_port",
+    "num_processes",
+    "provenance",
+    "notes",
+    "hub_model",
+    "initial_checkpoint",
+    "chat_template",
+];
 /// More are only counted.
 const SHOWN: usize = 8;
 

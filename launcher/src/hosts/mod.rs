@@ -194,6 +194,7 @@ impl Hosts {
             export_model: config.export_model,
             hub_model: config.hub_model.clone(),
             initial_checkpoint: config.initial_checkpoint.clone(),
+            chat_template: config.chat_template.clone(),
             notes: config.notes.clone(),
             ..resolved
         })

@@ -312,6 +312,8 @@ pub(crate) fn tokenise(config: &Resolved, dataset: &Path, terminal: &Terminal) -
         dataset,
         max_length: training.max_length,
         assistant_only_loss: training.assistant_only_loss,
+        chat_template: config.chat_template.as_deref(),
+        eos_token: training.eos_token.as_deref(),
     })?;
     announce::data(&prepared.report, began.elapsed()).iter().for_each(|line| terminal.say(line));
     for warning in &prepared.report.warnings {

@@ -65,7 +65,7 @@ pub use publish::{Found, manifest_from, open_step, publish, published_steps, ste
 pub use read_back::WrittenModel;
 pub use reader::{DescribedTensor, SafetensorsReader, StoredTensor};
 pub use retention::{Cleared, ClearedWhat, Retention, delete_old, discard_unfinished, prepare_to_resume, set_aside};
-pub use side_files::{copy_side_files, is_side_file};
+pub use side_files::{SideChanges, copy_side_files, is_side_file};
 pub use staging::StagingDirectory;
 pub use state::{StateReader, StoredParameter};
 pub use storage_proof::{STORAGE_PROOF, StorageProof, check_storage};

@@ -10,7 +10,7 @@ use crate::model_files::ModelFiles;
 use crate::places::element_words;
 use crate::publish::Found;
 use crate::read_back::LOOK_AT_MACHINE;
-use crate::side_files::copy_side_files;
+use crate::side_files::{SideChanges, copy_side_files};
 use crate::staging::StagingDirectory;
 use crate::state::StateReader;
 use crate::units::{STATES, SavedParameter};
@@ -31,6 +31,8 @@ pub struct ModelExport<'a> {
     pub found: &'a Found,
     /// The model folder that configuration, tokenizer and chat template come from.
     pub side_files: &'a Path,
+    /// What they say otherwise.
+    pub changes: SideChanges<'a>,
     /// The type of the weights.
     pub dtype: Dtype,
     /// At most this many bytes of weights in a file ([`crate::export::MAX_FILE_BYTES`]).
@@ -69,7 +71,7 @@ impl ModelExport<'_> {
             })?;
         }
         writer.finish()?;
-        copy_side_files(self.side_files, staging.path(), self.dtype)?;
+        copy_side_files(self.side_files, staging.path(), self.dtype, &self.changes)?;
         write_new(&staging.path().join(CARD_FILE), self.card.as_bytes())?;
         check_written(&saved, staging.path(), &entries)?;
         staging.commit(false)?;
@@ -186,7 +188,14 @@ mod tests {
     }
 
     fn export<'a>(base: &'a Path, found: &'a Found, dtype: Dtype) -> ModelExport<'a> {
-        ModelExport { found, side_files: base, dtype, max_file_bytes: MAX_FILE_BYTES, card: "# a card\n" }
+        ModelExport {
+            found,
+            side_files: base,
+            changes: SideChanges::default(),
+            dtype,
+            max_file_bytes: MAX_FILE_BYTES,
+            card: "# a card\n",
+        }
     }
 
     #[test]

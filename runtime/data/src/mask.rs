@@ -3,26 +3,31 @@
 use std::ops::Range;
 
 use crate::error::{DataError, Fault};
-use crate::rows::{Message, Role};
-use crate::template::{ChatTemplate, Rendered};
-use crate::tokenizer::{Encoded, Tokenizer};
+use crate::message::Conversation;
+use crate::template::{ChatTemplate, Context, Rendered};
+use crate::tokenizer::Encoded;
 
 /// What to do when the assistant's part of a conversation cannot be told.
 const NO_SPANS: &str = "put {% generation %} and {% endgeneration %} into the chat template round what the assistant \
                         writes, or set assistant_only_loss: false to learn from all tokens";
 
-/// The byte ranges of `full`, the rendered `messages`, that the assistant wrote, its end-of-turn token included.
+/// The byte ranges of `full`, the rendered `conversation`, that the assistant wrote, its end-of-turn token included.
+/// `markers` are the texts of special tokens.
 ///
 /// By the template's own marks where it has them. Else by rendering what comes before each answer and what comes up to
 /// its end: where the template renders a conversation's beginning as it renders the whole's (which is checked, both
 /// times, and refused if not), the answer is what lies between.
+///
+/// Some templates take the thinking out of all answers but the last, so that an answer alone is not the one in the
+/// whole. What comes before the next answer still is; and up to there, the answer goes to the first end-of-turn token.
 pub(crate) fn assistant_spans(
     template: &ChatTemplate,
-    tokenizer: &Tokenizer,
-    messages: &[Message],
+    markers: &[String],
+    conversation: &Conversation,
     full: &Rendered,
 ) -> Result<Vec<Range<usize>>, Fault> {
-    let turns: Vec<usize> = (0..messages.len()).filter(|&index| messages[index].role == Role::Assistant).collect();
+    let messages = &conversation.messages;
+    let turns: Vec<usize> = (0..messages.len()).filter(|&index| messages[index].is_assistant()).collect();
     if template.has_generation_marks() {
         if full.spans.is_empty() && !turns.is_empty() {
             let message = "the chat template marks nothing of this conversation as the assistant's";
@@ -33,15 +38,23 @@ pub(crate) fn assistant_spans(
         }
         return Ok(full.spans.clone());
     }
+    let context = Context::of(conversation, template).map_err(|error| fault_of(error, NO_SPANS))?;
+    let beginnings = Beginnings { template, context: &context, full: &full.text };
+    let starts = turns.iter().map(|&turn| beginnings.of(turn, true)).collect::<Result<Vec<_>, _>>()?;
     let mut spans = Vec::with_capacity(turns.len());
-    for turn in turns {
-        let start = prefix(template, &messages[..turn], true, &full.text)?.len();
-        let through = if turn + 1 == messages.len() {
-            full.text.as_str()
+    for (index, &turn) in turns.iter().enumerate() {
+        let start = starts[index];
+        let end = if turn + 1 == messages.len() {
+            end_of_turn(&full.text, markers)
         } else {
-            prefix(template, &messages[..=turn], false, &full.text)?
+            match beginnings.of(turn + 1, false) {
+                Ok(end) => end_of_turn(&full.text[..end], markers),
+                Err(fault) => {
+                    let until = starts.get(index + 1).copied().ok_or(fault)?;
+                    first_end_of_turn(full, start..until, messages[turn].content(), markers)?
+                }
+            }
         };
-        let end = end_of_turn(through, tokenizer);
         if start >= end || spans.last().is_some_and(|span: &Range<usize>| span.end > start) {
             let message = format!("the chat template leaves nothing of messages[{turn}] after the prompt before it");
             return Err(Fault::new(message, NO_SPANS));
@@ -51,36 +64,54 @@ pub(crate) fn assistant_spans(
     Ok(spans)
 }
 
-/// The rendering of a conversation's beginning, as the part of `full` that it must be.
-fn prefix<'a>(
-    template: &ChatTemplate,
-    messages: &[Message],
-    add_generation_prompt: bool,
+/// Renders beginnings of a conversation, each of which must be one of the whole.
+struct Beginnings<'a> {
+    template: &'a ChatTemplate,
+    context: &'a Context,
     full: &'a str,
-) -> Result<&'a str, Fault> {
-    let what = match (messages.len(), add_generation_prompt) {
-        (0, _) => "no message".to_string(),
-        (1, _) => "messages[0]".to_string(),
-        (count, _) => format!("messages[0..={}]", count - 1),
-    };
-    let text = template.render(messages, add_generation_prompt).map_err(|error| {
-        let message = format!("which tokens are the assistant's cannot be told: on {what} alone, {error}");
-        Fault::new(message, NO_SPANS)
-    })?;
-    match full.get(..text.len()) {
-        Some(beginning) if beginning == text => Ok(beginning),
-        _ => {
-            let same = text.bytes().zip(full.bytes()).take_while(|(left, right)| left == right).count();
-            let prompt = if add_generation_prompt { " with a prompt for the answer" } else { "" };
-            let message = format!(
-                "which tokens are the assistant's cannot be told: {what}{prompt} renders as …{}, but the whole \
-                 conversation as …{}",
-                excerpt(&text, same),
-                excerpt(full, same)
-            );
-            Err(Fault::new(message, NO_SPANS))
+}
+
+impl Beginnings<'_> {
+    /// The bytes of the first `count` messages in the whole text.
+    fn of(&self, count: usize, add_generation_prompt: bool) -> Result<usize, Fault> {
+        let what = match (count, add_generation_prompt) {
+            (0, _) => "no message".to_string(),
+            (1, _) => "messages[0]".to_string(),
+            (count, _) => format!("messages[0..={}]", count - 1),
+        };
+        let rendered = self.template.render_messages(self.context, count, add_generation_prompt).map_err(|error| {
+            let message = format!("which tokens are the assistant's cannot be told: on {what} alone, {error}");
+            Fault::new(message, NO_SPANS)
+        })?;
+        let (text, full) = (rendered.text.as_str(), self.full);
+        if full.starts_with(text) {
+            return Ok(text.len());
         }
+        let same = text.bytes().zip(full.bytes()).take_while(|(left, right)| left == right).count();
+        let prompt = if add_generation_prompt { " with a prompt for the answer" } else { "" };
+        let message = format!(
+            "which tokens are the assistant's cannot be told: {what}{prompt} renders as …{}, but the whole conversation \
+             as …{}",
+            excerpt(text, same),
+            excerpt(full, same)
+        );
+        Err(Fault::new(message, NO_SPANS))
     }
+}
+
+/// Where in `region` of the whole text the answer ends that it begins with: after the first of the tokens that the whole
+/// conversation ends with. What the answer itself says must not hold it.
+fn first_end_of_turn(full: &Rendered, region: Range<usize>, content: &str, markers: &[String]) -> Result<usize, Fault> {
+    let marker = marker_at_end(full.text.trim_end(), markers);
+    let found = marker.filter(|marker| !content.contains(*marker)).and_then(|marker| {
+        let text = full.text.get(region.clone())?;
+        Some(region.start + text.find(marker)? + marker.len())
+    });
+    found.ok_or_else(|| {
+        let message = "which tokens are the assistant's cannot be told: the chat template renders earlier answers \
+                       otherwise than the last, and no end-of-turn token tells where they end";
+        Fault::new(message, NO_SPANS)
+    })
 }
 
 /// A little of `text` before and after the byte `at`, quoted.
@@ -92,10 +123,16 @@ fn excerpt(text: &str, at: usize) -> String {
     )
 }
 
+/// The special token that `text` ends with; of several the longest.
+pub(crate) fn marker_at_end<'a>(text: &str, markers: &'a [String]) -> Option<&'a str> {
+    let ending = markers.iter().filter(|marker| !marker.is_empty() && text.ends_with(marker.as_str()));
+    ending.max_by_key(|marker| marker.len()).map(String::as_str)
+}
+
 /// The end of the turn that `text` ends with: without the white space after an end-of-turn token.
-fn end_of_turn(text: &str, tokenizer: &Tokenizer) -> usize {
+fn end_of_turn(text: &str, markers: &[String]) -> usize {
     let trimmed = text.trim_end();
-    if tokenizer.ends_with_special(trimmed) { trimmed.len() } else { text.len() }
+    if marker_at_end(trimmed, markers).is_some() { trimmed.len() } else { text.len() }
 }
 
 /// A label for each token: its id where it lies in one of the `spans`, −100 elsewhere.

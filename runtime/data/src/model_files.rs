@@ -43,6 +43,11 @@ impl SpecialTokens {
         Ok(SpecialTokens(tokens))
     }
 
+    /// Names a token, in place of the one of that name.
+    pub(crate) fn insert(&mut self, name: &str, token: &str) {
+        self.0.insert(name.to_string(), token.to_string());
+    }
+
     /// The token of that name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)

@@ -7,10 +7,11 @@ use std::thread;
 use crate::dataset::{IGNORED, TokenizedDataset, supervised};
 use crate::error::{DataError, Fault};
 use crate::mask;
+use crate::message::{Conversation, Message};
 use crate::model_files;
 use crate::report::{DataReport, RowKind, Segment};
-use crate::rows::{Message, Role, Row, RowReader};
-use crate::template::{ChatTemplate, Rendered};
+use crate::rows::{Row, RowReader};
+use crate::template::{ChatTemplate, TemplateSource};
 use crate::tokenizer::Tokenizer;
 
 /// Rows that are read before they are shared out to the threads.
@@ -27,6 +28,10 @@ pub struct Prepare<'a> {
     pub max_length: u32,
     /// Learn from the assistant's tokens only. Rows of `input_ids` have labels of their own instead.
     pub assistant_only_loss: bool,
+    /// The text of the chat template; without one, that of the model folder.
+    pub chat_template: Option<&'a str>,
+    /// The token that ends a turn; without one, the tokenizer's.
+    pub eos_token: Option<&'a str>,
 }
 
 /// A data set ready for training, and what to tell about it.
@@ -89,11 +94,15 @@ struct EncodedRow {
     ids: Vec<u32>,
     labels: Vec<i32>,
     truncated: bool,
+    /// Whether each answer ends with a special token that is learned.
+    ended: bool,
 }
 
 #[derive(Default)]
 struct Collected {
     dataset: TokenizedDataset,
+    /// Rows with an answer that does not end, and the first one's line.
+    unended: (usize, Option<u64>),
     dropped: usize,
     truncated: usize,
     longest: usize,
@@ -109,6 +118,9 @@ impl Collected {
             self.dataset = TokenizedDataset::new();
         }
         self.dataset.push(row.line, &row.ids, &row.labels);
+        if !row.ended {
+            self.unended = (self.unended.0 + 1, self.unended.1.or(Some(row.line)));
+        }
         self.truncated += usize::from(row.truncated);
         self.longest = self.longest.max(row.ids.len());
     }
@@ -129,8 +141,14 @@ impl<'a> Encoder<'a> {
         let model = options.model_directory;
         let conversations = matches!(first, Row::Conversation(_));
         let needed = conversations || model.join("tokenizer.json").exists();
-        let tokenizer = if needed { Some(Tokenizer::load(model)?) } else { None };
-        let template = if conversations { Some(ChatTemplate::load(model)?) } else { None };
+        let mut tokenizer = if needed { Some(Tokenizer::load(model)?) } else { None };
+        if let (Some(tokenizer), Some(token)) = (&mut tokenizer, options.eos_token) {
+            tokenizer.end_with(token)?;
+        }
+        let template = match &tokenizer {
+            Some(tokenizer) if conversations => Some(template_of(options, tokenizer)?),
+            _ => None,
+        };
         Ok(Encoder { options, tokenizer, template, vocabulary: model_files::vocabulary_size(model)? })
     }
 
@@ -155,10 +173,10 @@ impl<'a> Encoder<'a> {
     }
 
     fn encode(&self, line: u64, row: &Row) -> Result<EncodedRow, Fault> {
-        let (mut ids, mut labels) = match (row, &self.template, &self.tokenizer) {
-            (Row::Tokens { input_ids, labels }, ..) => (input_ids.clone(), labels.clone()),
-            (Row::Conversation(messages), Some(template), Some(tokenizer)) => {
-                self.encode_conversation(messages, template, tokenizer)?
+        let (mut ids, mut labels, ended) = match (row, &self.template, &self.tokenizer) {
+            (Row::Tokens { input_ids, labels }, ..) => (input_ids.clone(), labels.clone(), true),
+            (Row::Conversation(conversation), Some(template), Some(tokenizer)) => {
+                self.encode_conversation(conversation, template, tokenizer)?
             }
             (Row::Conversation(_), ..) => {
                 return Err(Fault::new("a conversation among rows of `input_ids`", "keep the two kinds in two files"));
@@ -176,43 +194,45 @@ impl<'a> Encoder<'a> {
         let truncated = ids.len() > limit;
         ids.truncate(limit);
         labels.truncate(limit);
-        Ok(EncodedRow { line, ids, labels, truncated })
+        Ok(EncodedRow { line, ids, labels, truncated, ended })
     }
 
     fn encode_conversation(
         &self,
-        messages: &[Message],
+        conversation: &Conversation,
         template: &ChatTemplate,
         tokenizer: &Tokenizer,
-    ) -> Result<(Vec<u32>, Vec<i32>), Fault> {
-        let full = template.render_with_spans(messages, false).map_err(|error| {
-            mask::fault_of(error, "the chat template takes only certain roles, often in turns; change the row")
+    ) -> Result<(Vec<u32>, Vec<i32>, bool), Fault> {
+        let full = template.render_with_spans(conversation, false).map_err(|error| {
+            let hint = "a chat template takes certain roles, often in turns; change the row, or choose another template \
+                        (chat_template_path)";
+            mask::fault_of(error, hint)
         })?;
         let encoded =
             tokenizer.encode_with_offsets(&full.text).map_err(|error| mask::fault_of(error, "change the row"))?;
-        let labels = if self.options.assistant_only_loss {
-            self.assistant_labels(messages, template, tokenizer, &full, &encoded)?
-        } else {
-            encoded.ids.iter().map(|&id| mask::label_of(id)).collect::<Result<_, _>>()?
-        };
-        Ok((encoded.ids, labels))
-    }
-
-    fn assistant_labels(
-        &self,
-        messages: &[Message],
-        template: &ChatTemplate,
-        tokenizer: &Tokenizer,
-        full: &Rendered,
-        encoded: &crate::tokenizer::Encoded,
-    ) -> Result<Vec<i32>, Fault> {
-        if !messages.iter().any(|message| message.role == Role::Assistant) {
+        if !self.options.assistant_only_loss {
+            let labels = encoded.ids.iter().map(|&id| mask::label_of(id)).collect::<Result<_, _>>()?;
+            return Ok((encoded.ids, labels, true));
+        }
+        if !conversation.messages.iter().any(Message::is_assistant) {
             let hint = "add the answer, remove the row, or set assistant_only_loss: false";
             return Err(Fault::new("no message of this conversation is the assistant's", hint));
         }
-        let spans = mask::assistant_spans(template, tokenizer, messages, full)?;
-        mask::labels(encoded, &full.text, &spans, IGNORED)
+        let spans = mask::assistant_spans(template, tokenizer.markers(), conversation, &full)?;
+        let labels = mask::labels(&encoded, &full.text, &spans, IGNORED)?;
+        let ended =
+            spans.iter().all(|span| mask::marker_at_end(&full.text[span.clone()], tokenizer.markers()).is_some());
+        Ok((encoded.ids, labels, ended))
     }
+}
+
+/// The chosen chat template, or the model's, with the special tokens of the tokenizer.
+fn template_of(options: &Prepare<'_>, tokenizer: &Tokenizer) -> Result<ChatTemplate, DataError> {
+    let source = match options.chat_template {
+        Some(text) => TemplateSource { text: text.to_owned(), place: "chat_template_path".into() },
+        None => TemplateSource::of_model(options.model_directory)?,
+    };
+    ChatTemplate::compile(source, tokenizer.special().clone())
 }
 
 fn finish(
@@ -221,7 +241,7 @@ fn finish(
     reader: &RowReader,
     collected: Collected,
 ) -> Result<Prepared, DataError> {
-    let Collected { dataset, dropped, truncated, longest } = collected;
+    let Collected { dataset, unended, dropped, truncated, longest } = collected;
     if dataset.rows() == 0 {
         let rows = if dropped == 1 { "its only row".to_owned() } else { format!("its {dropped} rows") };
         let message = format!("nothing in {rows} is supervised (with max_length {})", options.max_length);
@@ -239,7 +259,7 @@ fn finish(
         supervised_tokens: dataset.supervised_tokens(),
         longest,
         example: example(&dataset, encoder.tokenizer.as_ref())?,
-        warnings: warnings(&dataset, encoder, reader),
+        warnings: warnings(&dataset, encoder, reader, unended),
     };
     Ok(Prepared { dataset, report })
 }
@@ -265,7 +285,12 @@ fn example(dataset: &TokenizedDataset, tokenizer: Option<&Tokenizer>) -> Result<
     Ok(segments)
 }
 
-fn warnings(dataset: &TokenizedDataset, encoder: &Encoder<'_>, reader: &RowReader) -> Vec<String> {
+fn warnings(
+    dataset: &TokenizedDataset,
+    encoder: &Encoder<'_>,
+    reader: &RowReader,
+    (unended, first): (usize, Option<u64>),
+) -> Vec<String> {
     let mut warnings = Vec::new();
     if !reader.ignored_columns().is_empty() {
         let names: Vec<&str> = reader.ignored_columns().iter().map(String::as_str).collect();
@@ -278,6 +303,13 @@ fn warnings(dataset: &TokenizedDataset, encoder: &Encoder<'_>, reader: &RowReade
             warnings
                 .push(format!("no supervised token ends a generation (ids {ids:?}): the model does not learn to stop"));
         }
+    }
+    if let Some(line) = first {
+        let rows = dataset.rows();
+        warnings.push(format!(
+            "line {line}: an answer ends without an end-of-turn token that is learned (as in {unended} of {rows} rows): \
+             the model does not learn to stop there"
+        ));
     }
     warnings
 }

@@ -31,8 +31,14 @@ impl Setting {
 
     fn prepare(&self, max_length: u32, assistant_only_loss: bool) -> Result<Prepared, String> {
         let dataset = self.path("train.jsonl");
-        let options =
-            Prepare { model_directory: self.folder.path(), dataset: &dataset, max_length, assistant_only_loss };
+        let options = Prepare {
+            model_directory: self.folder.path(),
+            dataset: &dataset,
+            max_length,
+            assistant_only_loss,
+            chat_template: None,
+            eos_token: None,
+        };
         prepare(&options).map_err(|error| error.to_string().replace(&format!("{}/", self.folder.path().display()), ""))
     }
 }
@@ -113,16 +119,94 @@ fn all_tokens_are_supervised_when_asked() {
 }
 
 #[test]
-fn a_template_that_rewrites_the_past_is_refused() {
-    let thinking = row(&["Q", "A"]) + &row(&["Q", "<think>hm</think>A", "R", "B"]);
-    let error = Setting::new(testing::FORGETFUL, &thinking).prepare(1024, true).unwrap_err();
-    assert!(
-        error.starts_with("train.jsonl:2: which tokens are the assistant's cannot be told: messages[0..=1] renders")
+fn where_earlier_thinking_is_left_out_the_answers_are_found_all_the_same() {
+    let thinking = row(&["Q", "<think>hm</think>A", "R", "<think>ho</think>B"]);
+    let prepared = Setting::new(testing::FORGETFUL, &thinking).prepare(1024, true).unwrap();
+    assert_eq!(
+        shown(&prepared),
+        "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n⟦A<|im_end|>⟧\n\
+         <|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n⟦<think>ho</think>B<|im_end|>⟧\n"
     );
-    assert!(error.contains("<think>") && error.contains("but the whole conversation as"), "{error}");
+}
+
+#[test]
+fn a_template_that_rewrites_the_past_is_refused() {
+    let rewriting = format!("{{{{ messages | length }}}}{}", testing::CHATML);
+    let error = Setting::new(&rewriting, &row(&["Q", "A", "R", "B"])).prepare(1024, true).unwrap_err();
+    assert!(
+        error.starts_with("train.jsonl:1: which tokens are the assistant's cannot be told: messages[0] with a prompt"),
+        "{error}"
+    );
+    assert!(error.contains("renders as …\"1<|") && error.contains("but the whole conversation as …\"4<|"), "{error}");
     assert!(error.contains("hint: put {% generation %}") && error.contains("assistant_only_loss: false"), "{error}");
-    // Where nothing is rewritten the same template is good.
-    assert!(Setting::new(testing::FORGETFUL, &row(&["Q", "A", "R", "B"])).prepare(1024, true).is_ok());
+    // An answer that itself holds the end of a turn may end anywhere.
+    let forged = row(&["Q", "<think>hm</think>A<|im_end|>more", "R", "B"]);
+    let error = Setting::new(testing::FORGETFUL, &forged).prepare(1024, true).unwrap_err();
+    assert!(error.contains("no end-of-turn token tells where they end"), "{error}");
+}
+
+#[test]
+fn answers_without_an_end_of_turn_are_told_with_the_first_line() {
+    let template = testing::CHATML.replace("<|im_end|>", "~");
+    let rows = row(&["Q", "A"]) + "\n" + &row(&["Q", "B"]);
+    let prepared = Setting::new(&template, &rows).prepare(1024, true).unwrap();
+    let told = |prepared: &Prepared| {
+        prepared.report.warnings.iter().find(|warning| warning.contains("end-of-turn")).cloned().unwrap_or_default()
+    };
+    let warning = told(&prepared);
+    assert!(warning.starts_with("line 1: an answer ends without") && warning.contains("2 of 2 rows"), "{warning}");
+    assert_eq!(told(&Setting::new(testing::CHATML, &rows).prepare(1024, true).unwrap()), "");
+}
+
+#[test]
+fn a_chosen_template_and_end_of_turn_go_before_the_models_own() {
+    let setting = Setting::new("{{ raise_exception('mine') }}", &row(&["Q", "A"]));
+    let prepare_with = |template, eos_token| {
+        let dataset = setting.path("train.jsonl");
+        prepare(&Prepare {
+            model_directory: setting.folder.path(),
+            dataset: &dataset,
+            max_length: 1024,
+            assistant_only_loss: true,
+            chat_template: template,
+            eos_token,
+        })
+    };
+    let chosen = "{{ messages[0].content }}{% generation %}{{ messages[1].content + eos_token }}{% endgeneration %}";
+    assert_eq!(shown(&prepare_with(Some(chosen), None).unwrap()), "Q⟦A<|im_end|>⟧");
+    let ended = prepare_with(Some(chosen), Some("</s>")).unwrap();
+    assert_eq!((shown(&ended).as_str(), ended.report.warnings.len()), ("Q⟦A</s>⟧", 0));
+    let error = prepare_with(Some(chosen), Some("<nothing>")).unwrap_err().to_string();
+    assert!(error.contains("eos_token is \"<nothing>\", which is no token of this tokenizer"), "{error}");
+    assert!(prepare_with(None, None).unwrap_err().to_string().contains("mine"));
+}
+
+#[test]
+fn what_the_template_would_pass_over_is_refused() {
+    let rows = |fields: &str| {
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"Q\"}}, {{\"role\": \"assistant\", {fields}}}]}}\n"
+        )
+    };
+    let call = rows("\"tool_calls\": [{\"function\": {\"name\": \"f\"}}]");
+    let thought = rows("\"content\": \"A\", \"reasoning\": \"hm\"");
+    let tools = row(&["Q", "A"]).replace("{\"messages\"", "{\"tools\": [{\"name\": \"f\"}], \"messages\"");
+    let variable = tools.replace("\"tools\": [{\"name\": \"f\"}]", "\"chat_template_kwargs\": {\"thinking\": 1}");
+    let developer = row(&["Q", "A"]).replace("\"user\"", "\"developer\"");
+    for (rows, expected) in [
+        (call, "messages[1]: the template does not read the field `tool_calls`"),
+        (thought, "messages[1]: the template does not read the field `thinking`"),
+        (tools, "the template does not read `tools`"),
+        (variable, "the template does not read `thinking` of chat_template_kwargs"),
+        (developer, "messages[0]: the template knows no role \"developer\""),
+    ] {
+        let error = Setting::new(testing::CHATML, &rows).prepare(1024, true).unwrap_err();
+        assert!(error.starts_with("train.jsonl:1: ") && error.contains(expected), "{error}");
+        assert!(error.contains("\nhint: "), "{error}");
+    }
+    // Empty ones say nothing, and names need not be read.
+    let rows = rows("\"content\": \"A\", \"tool_calls\": [], \"name\": \"me\", \"refusal\": null");
+    Setting::new(testing::CHATML, &rows).prepare(1024, true).unwrap();
 }
 
 #[test]

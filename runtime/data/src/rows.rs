@@ -9,52 +9,22 @@ use serde_json::{Map, Value};
 
 use crate::dataset::IGNORED;
 use crate::error::{DataError, Fault};
+use crate::message::{Conversation, parse_conversation};
 
 /// Longest line that is read, in bytes.
 const LINE_LIMIT: u64 = 64 << 20;
 
 /// Columns that change what a row means and that this reader does not carry out: better refused than overlooked.
-const UNSUPPORTED: [&str; 6] =
-    ["tools", "chat_template_kwargs", "completion_mask", "assistant_masks", "position_ids", "seq_lengths"];
+const UNSUPPORTED: [&str; 4] = ["completion_mask", "assistant_masks", "position_ids", "seq_lengths"];
 
-const SHAPES: &str =
+pub(crate) const SHAPES: &str =
     "a row is {\"messages\": [{\"role\": …, \"content\": …}, …]} or {\"input_ids\": […], \"labels\": […]}";
 
-/// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Instructions that stand above the conversation.
-    System,
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-    /// What a tool gave back.
-    Tool,
-}
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Message {
-    /// Who speaks.
-    pub role: Role,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// A message.
-    pub fn new(role: Role, content: impl Into<String>) -> Message {
-        Message { role, content: content.into() }
-    }
-}
-
 /// One row of a data file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Row {
     /// A conversation of at least one message.
-    Conversation(Vec<Message>),
+    Conversation(Conversation),
     /// Token ids and, for each, its label: the id itself or another, or −100 where nothing is learned.
     Tokens {
         /// At least one id.
@@ -140,7 +110,10 @@ impl RowReader {
             }
             _ => self.first = self.first.or(Some((self.line, name))),
         }
-        let known = ["messages", "input_ids", "labels", "attention_mask"];
+        let known: &[&str] = match name {
+            "messages" => &["messages", "tools", "chat_template_kwargs", "labels"],
+            _ => &["input_ids", "labels", "attention_mask", "messages"],
+        };
         self.ignored.extend(columns.keys().filter(|key| !known.contains(&key.as_str())).cloned());
         Ok(row)
     }
@@ -184,7 +157,7 @@ fn parse_columns(columns: &Map<String, Value>) -> Result<(&'static str, Row), Fa
         return Err(Fault::new(message, "remove the column if the rows mean the same without it"));
     }
     match (has("messages"), has("input_ids")) {
-        (true, false) if !has("labels") => Ok(("messages", parse_messages(&columns["messages"])?)),
+        (true, false) if !has("labels") => Ok(("messages", Row::Conversation(parse_conversation(columns)?))),
         (false, true) => Ok(("input_ids", parse_tokens(columns)?)),
         _ => {
             let names: Vec<&str> = columns.keys().map(String::as_str).collect();
@@ -194,48 +167,6 @@ fn parse_columns(columns: &Map<String, Value>) -> Result<(&'static str, Row), Fa
             Err(Fault::new(message, SHAPES))
         }
     }
-}
-
-fn parse_messages(value: &Value) -> Result<Row, Fault> {
-    let Value::Array(entries) = value else {
-        return Err(Fault::new(format!("expected `messages` to be an array, found {}", kind(value)), SHAPES));
-    };
-    if entries.is_empty() {
-        return Err(Fault::new(
-            "`messages` is empty",
-            "a conversation has at least a user's and an assistant's message",
-        ));
-    }
-    let messages = entries.iter().enumerate().map(|(index, entry)| parse_message(index, entry));
-    Ok(Row::Conversation(messages.collect::<Result<_, _>>()?))
-}
-
-fn parse_message(index: usize, entry: &Value) -> Result<Message, Fault> {
-    let hint = "a message is {\"role\": \"system\", \"user\", \"assistant\" or \"tool\", \"content\": \"text\"}";
-    let fault = |message: String| Err(Fault::new(format!("messages[{index}]: {message}"), hint));
-    let Value::Object(fields) = entry else {
-        return fault(format!("expected an object, found {}", kind(entry)));
-    };
-    let role = match fields.get("role").and_then(Value::as_str) {
-        Some("system") => Role::System,
-        Some("user") => Role::User,
-        Some("assistant") => Role::Assistant,
-        Some("tool") => Role::Tool,
-        Some(other) => return fault(format!("unknown role \"{other}\"")),
-        None => {
-            let names: Vec<&str> = fields.keys().map(String::as_str).collect();
-            return fault(format!("expected `role` and `content`, found the fields: {}", names.join(", ")));
-        }
-    };
-    let Some(Value::String(content)) = fields.get("content") else {
-        let found = fields.get("content").map_or("nothing", kind);
-        return fault(format!("expected `content` to be a string, found {found}"));
-    };
-    let extra = fields.iter().find(|(name, value)| !["role", "content"].contains(&name.as_str()) && !value.is_null());
-    if let Some((name, _)) = extra {
-        return fault(format!("the field `{name}` is not supported"));
-    }
-    Ok(Message { role, content: content.clone() })
 }
 
 fn parse_tokens(columns: &Map<String, Value>) -> Result<Row, Fault> {
@@ -284,7 +215,8 @@ fn integers(
     entries.iter().enumerate().map(convert).collect()
 }
 
-fn kind(value: &Value) -> &'static str {
+/// What a value is, for errors.
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

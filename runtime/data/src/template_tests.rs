@@ -4,11 +4,11 @@
 use std::fs;
 
 use super::*;
-use crate::rows::Role;
+use crate::message::{Message, Role};
 use crate::testing;
 
-fn conversation() -> Vec<Message> {
-    vec![Message::new(Role::User, "hi"), Message::new(Role::Assistant, "hé 🙂"), Message::new(Role::User, "bye")]
+fn conversation() -> Conversation {
+    vec![Message::new(Role::User, "hi"), Message::new(Role::Assistant, "hé 🙂"), Message::new(Role::User, "bye")].into()
 }
 
 #[test]
@@ -30,6 +30,7 @@ fn white_space_signs_of_marks_keep_their_meaning() {
         ("a\n  {% generation %}b\n  {% endgeneration %}\n c", "a\nb\n c"),
         ("a\n  {%+ generation +%}\nb{%+ endgeneration +%}\n c", "a\n  \nb\n c"),
         ("a{%generation%}b{%  endgeneration\n%}c", "abc"),
+        ("a\r\nb{% if true %}\r\nc{% endif %}\rd", "a\nbc\nd"),
         ("{# {% generation %} #}a{% generation %}{% endgeneration %}", "a"),
         ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
     ] {
@@ -40,6 +41,7 @@ fn white_space_signs_of_marks_keep_their_meaning() {
 #[test]
 fn marks_that_do_not_pair_are_refused_with_their_line() {
     for (source, expected) in [
+        ("a {%} b %}", "chat template: "),
         ("a\n{% generation %}{% generation %}", "`generation` inside `generation` (line 2"),
         ("\n\n{% endgeneration %}", "`endgeneration` without `generation` (line 3"),
         ("{% generation %}", "`generation` without `endgeneration`"),
@@ -52,7 +54,7 @@ fn marks_that_do_not_pair_are_refused_with_their_line() {
 
 #[test]
 fn a_message_cannot_forge_a_mark() {
-    let messages = [Message::new(Role::User, "\u{FDD0}mine\u{FDD1}")];
+    let messages = Conversation::from(vec![Message::new(Role::User, "\u{FDD0}mine\u{FDD1}")]);
     let error = testing::template(testing::MARKED).render(&messages, false).unwrap_err().to_string();
     assert!(error.contains("U+FDD0"), "{error}");
     assert!(testing::template(testing::CHATML).render(&messages, false).unwrap().contains("\u{FDD0}mine"));

@@ -108,7 +108,7 @@ pub(crate) const MARKED: &str = "{% for message in messages %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-/// Takes the thinking out of every answer but the last: what comes before an answer changes what was before.
+/// Takes the thinking out of every answer but the last.
 pub(crate) const FORGETFUL: &str = "{% for message in messages %}<|im_start|>{{ message.role + '\n' }}\
 {{ message.content if loop.last else message.content.split('</think>')[-1] }}<|im_end|>{{ '\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";

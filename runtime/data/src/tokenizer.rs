@@ -65,6 +65,20 @@ impl Tokenizer {
         Tokenizer { inner, post_processor, special, markers, pad_id, eos_ids }
     }
 
+    /// Lets turns end with another token than the tokenizer's own (`eos_token`): the templates write it, and a generation
+    /// ends there too.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] when the tokenizer has no such token.
+    pub fn end_with(&mut self, token: &str) -> Result<(), DataError> {
+        let id = self.id_of(token)?;
+        self.special.insert("eos_token", token);
+        self.markers.push(token.to_string());
+        self.eos_ids.retain(|&other| other != id);
+        self.eos_ids.insert(0, id);
+        Ok(())
+    }
+
     /// Text to ids. `add_special` lets the tokenizer add what it adds of itself (often a first token); a text that a
     /// chat template made has these already.
     ///
@@ -107,6 +121,20 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// The id of a token that `eos_token` names.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] when the tokenizer has no such token.
+    pub fn id_of(&self, token: &str) -> Result<u32, DataError> {
+        self.token_to_id(token).ok_or_else(|| {
+            let message = format!(
+                "eos_token is {token:?}, which is no token of this tokenizer\nhint: name one that its vocabulary has; \
+                 tokens are never added"
+            );
+            DataError::Tokenizer { message }
+        })
+    }
+
     /// The id to pad with: of `pad_token`, else of the end of a sequence, else 0.
     pub fn pad_id(&self) -> u32 {
         self.pad_id
@@ -122,9 +150,9 @@ impl Tokenizer {
         &self.special
     }
 
-    /// Whether `text` ends with a special token.
-    pub(crate) fn ends_with_special(&self, text: &str) -> bool {
-        self.markers.iter().any(|token| !token.is_empty() && text.ends_with(token.as_str()))
+    /// The texts of special tokens.
+    pub(crate) fn markers(&self) -> &[String] {
+        &self.markers
     }
 }
 

@@ -19,8 +19,14 @@ fn ids_and_masks_are_those_of_transformers() {
     let expected: Value = serde_json::from_str(&file).unwrap();
     let model_directory = fixtures().join("models/tiny-llama");
     let dataset = fixtures().join("data/chat.jsonl");
-    let options =
-        Prepare { model_directory: &model_directory, dataset: &dataset, max_length: 1024, assistant_only_loss: true };
+    let options = Prepare {
+        model_directory: &model_directory,
+        dataset: &dataset,
+        max_length: 1024,
+        assistant_only_loss: true,
+        chat_template: None,
+        eos_token: None,
+    };
     let prepared = prepare(&options).unwrap();
     let rows = expected["rows"].as_array().unwrap();
     assert_eq!(prepared.dataset.rows(), rows.len());
@@ -41,8 +47,8 @@ fn the_prompt_of_a_generation_is_that_of_transformers() {
     let model = fixtures().join("models/tiny-llama");
     let template = zerofold_data::ChatTemplate::load(&model).unwrap();
     let tokenizer = zerofold_data::Tokenizer::load(&model).unwrap();
-    let messages = [Message::new(Role::User, prompt["messages"][0]["content"].as_str().unwrap())];
-    let text = template.render(&messages, true).unwrap();
+    let messages = vec![Message::new(Role::User, prompt["messages"][0]["content"].as_str().unwrap())];
+    let text = template.render(&messages.into(), true).unwrap();
     assert_eq!(text, prompt["text"].as_str().unwrap());
     let ids: Vec<i64> = tokenizer.encode(&text, false).unwrap().into_iter().map(i64::from).collect();
     assert_eq!(ids, numbers(&prompt["input_ids"]));

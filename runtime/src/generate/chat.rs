@@ -24,7 +24,7 @@ pub(super) fn run(generator: &mut Generator, template: &ChatTemplate, system: Op
             "/new" => messages = system_messages(system),
             question => {
                 messages.push(Message::new(Role::User, question));
-                let prompt = generator.encode(&template.render(&messages, true)?, false)?;
+                let prompt = generator.encode(&template.render(&messages.clone().into(), true)?, false)?;
                 let answer = generator.generate(&prompt, &mut print_piece)?;
                 print_piece("\n")?;
                 messages.push(Message::new(Role::Assistant, answer));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use zerofold_configs::GenerateRequest;
-use zerofold_data::{ChatTemplate, Message, Role, Row, RowReader};
+use zerofold_data::{ChatTemplate, Conversation, Message, Row, RowReader};
 
 use super::{Generator, print_piece};
 
@@ -71,18 +71,19 @@ fn summary(matches: usize, rows: usize) -> String {
 }
 
 /// The messages before the last assistant turn, and what that turn says.
-fn split(row: Row) -> Result<(Vec<Message>, String)> {
-    let Row::Conversation(mut messages) = row else {
+fn split(row: Row) -> Result<(Conversation, String)> {
+    let Row::Conversation(mut conversation) = row else {
         bail!(
             "the row has token ids instead of messages\nhint: answers are compared as text; give rows with `messages`"
         );
     };
-    let Some(last) = messages.iter().rposition(|message| message.role == Role::Assistant) else {
+    let messages = &mut conversation.messages;
+    let Some(last) = messages.iter().rposition(Message::is_assistant) else {
         bail!("the conversation has no assistant turn to compare with\nhint: end each row with the right answer");
     };
-    let expected = messages.swap_remove(last).content;
+    let expected = messages[last].content().to_owned();
     messages.truncate(last);
-    Ok((messages, expected))
+    Ok((conversation, expected))
 }
 
 /// The output file, under another name until it is whole.
@@ -123,21 +124,22 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerofold_data::Role;
 
     #[test]
     fn the_last_assistant_turn_is_the_answer() {
         let message = |role, text: &str| Message::new(role, text);
-        let row = Row::Conversation(vec![
+        let row = Row::Conversation(Conversation::from(vec![
             message(Role::User, "one"),
             message(Role::Assistant, "first"),
             message(Role::User, "two"),
             message(Role::Assistant, "second"),
             message(Role::User, "thanks"),
-        ]);
+        ]));
         let (conversation, expected) = split(row).expect("a turn");
-        let texts: Vec<&str> = conversation.iter().map(|message| message.content.as_str()).collect();
+        let texts: Vec<&str> = conversation.messages.iter().map(|message| message.content()).collect();
         assert_eq!((texts, expected.as_str()), (vec!["one", "first", "two"], "second"));
-        assert!(split(Row::Conversation(vec![message(Role::User, "one")])).is_err());
+        assert!(split(Row::Conversation(vec![message(Role::User, "one")].into())).is_err());
         assert!(split(Row::Tokens { input_ids: vec![1], labels: vec![1] }).is_err());
     }
 

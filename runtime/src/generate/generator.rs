@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use tch::Kind;
-use zerofold_data::Tokenizer;
+use zerofold_data::{SpecialTokens, Tokenizer};
 
 use super::{SampleOptions, Sampler, WholeModel};
 use crate::model::LayerCache;
@@ -41,6 +41,19 @@ impl Generator {
         let model = WholeModel::load(model_dir, checkpoint, kind)?;
         let caches = model.empty_caches();
         Ok(Generator { model, tokenizer, sampler, max_new_tokens: options.max_new_tokens, caches, seen: Vec::new() })
+    }
+
+    /// Lets answers end with this token too.
+    ///
+    /// # Errors
+    /// A token that the tokenizer does not have.
+    pub fn end_with(&mut self, token: &str) -> Result<()> {
+        Ok(self.tokenizer.end_with(token)?)
+    }
+
+    /// The tokenizer's named special tokens.
+    pub fn special(&self) -> &SpecialTokens {
+        self.tokenizer.special()
     }
 
     /// Text to token ids; `add_special` adds what the tokenizer puts around plain text, which a chat template has written

@@ -17,7 +17,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Kind, Tensor};
 use zerofold_configs::{ComputeDtype, GenerateRequest};
-use zerofold_data::{ChatTemplate, Message, Role};
+use zerofold_data::{ChatTemplate, Message, Role, TemplateSource};
 
 pub use generator::{Generator, Options};
 pub use sample::{SampleOptions, Sampler};
@@ -78,14 +78,17 @@ fn answer(request: &GenerateRequest) -> Result<()> {
         },
     };
     let mut generator = Generator::load(&request.model, request.checkpoint.as_deref(), kind, options)?;
+    if let Some(token) = &request.eos_token {
+        generator.end_with(token)?;
+    }
     if let Some(path) = &request.dataset {
-        let template = ChatTemplate::load(&request.model)?;
+        let template = template(request, &generator)?;
         return dataset::run(&mut generator, &template, path, request);
     }
     let prompt = match &request.prompt {
         Some(prompt) => prompt.clone(),
         None if std::io::stdin().is_terminal() => {
-            let template = ChatTemplate::load(&request.model)?;
+            let template = template(request, &generator)?;
             return chat::run(&mut generator, &template, request.system.as_deref());
         }
         None => {
@@ -97,7 +100,7 @@ fn answer(request: &GenerateRequest) -> Result<()> {
     let ids = if request.chat {
         let mut messages = system_messages(request.system.as_deref());
         messages.push(Message::new(Role::User, prompt));
-        let text = ChatTemplate::load(&request.model)?.render(&messages, true)?;
+        let text = template(request, &generator)?.render(&messages.into(), true)?;
         generator.encode(&text, false)?
     } else {
         generator.encode(&prompt, true)?
@@ -109,6 +112,15 @@ fn answer(request: &GenerateRequest) -> Result<()> {
     // Nobody watches: the text as decoded in one go, which differs from the pieces where a model writes broken UTF-8.
     let text = generator.generate(&ids, &mut |_| Ok(()))?;
     print_piece(&format!("{text}\n"))
+}
+
+/// The chat template of the request, or the model's own.
+fn template(request: &GenerateRequest, generator: &Generator) -> Result<ChatTemplate> {
+    let source = match &request.chat_template {
+        Some(text) => TemplateSource { text: text.clone(), place: "chat_template_path".into() },
+        None => TemplateSource::of_model(&request.model)?,
+    };
+    Ok(ChatTemplate::compile(source, generator.special().clone())?)
 }
 
 /// What a request must not say together.

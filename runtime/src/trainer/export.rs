@@ -5,9 +5,11 @@ use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use std::path::PathBuf;
 use zerofold_checkpoint::{
-    Dtype, ExportPlan, ExportWriter, ModelFiles, StagingDirectory, TensorEntry, copy_side_files, ensure_room, fault,
+    Dtype, ExportPlan, ExportWriter, ModelFiles, SideChanges, StagingDirectory, TensorEntry, copy_side_files,
+    ensure_room, fault,
 };
 use zerofold_configs::ElementType;
+use zerofold_data::{TemplateSource, Tokenizer};
 
 /// The largest file of an exported model, as Hugging Face's own tools write them.
 const MAX_FILE_BYTES: u64 = 5_000_000_000;
@@ -49,7 +51,17 @@ impl Trainer {
             Ok::<(), TrainError>(())
         })?;
         let written = writer.finish()?;
-        copy_side_files(source, staging.path(), dtype)?;
+        let template = job.config.chat_template.as_deref();
+        let trained_with = match template {
+            Some(text) => Some(TemplateSource { text: text.to_owned(), place: source.clone() }.digest()),
+            None => TemplateSource::of_model(source).ok().map(|source| source.digest()),
+        };
+        let eos_token = match job.config.training.eos_token.as_deref() {
+            Some(token) => Some((token, Tokenizer::load(source)?.id_of(token)?)),
+            None => None,
+        };
+        let changes = SideChanges { chat_template: template, trained_with: trained_with.as_deref(), eos_token };
+        copy_side_files(source, staging.path(), dtype, &changes)?;
         fault::reach(fault::EXPORTED);
         written.check()?;
         Ok(staging.commit(true)?)

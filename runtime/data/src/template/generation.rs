@@ -22,7 +22,7 @@ pub(super) fn mark(source: &str) -> Result<Option<String>, String> {
     let mut rest = source;
     let mut opened = false;
     let mut found = false;
-    while let Some(at) = rest.find("{%").into_iter().chain(rest.find("{#")).min() {
+    while let Some(at) = opening(rest) {
         output.push_str(&rest[..at]);
         rest = &rest[at..];
         if rest.starts_with("{#") {
@@ -53,6 +53,14 @@ pub(super) fn mark(source: &str) -> Result<Option<String>, String> {
     Ok(found.then_some(output))
 }
 
+/// Where the next tag or comment begins.
+fn opening(source: &str) -> Option<usize> {
+    source
+        .match_indices('{')
+        .map(|(at, _)| at)
+        .find(|&at| source[at..].starts_with("{%") || source[at..].starts_with("{#"))
+}
+
 /// One of the two tags, with its signs for white space on either side.
 struct Tag<'a> {
     begins: bool,
@@ -65,7 +73,7 @@ struct Tag<'a> {
 impl<'a> Tag<'a> {
     /// The tag that `source`, which begins with `{%`, begins with.
     fn parse(source: &'a str) -> Option<Tag<'a>> {
-        let inside = &source[2..source.find("%}")?];
+        let (inside, _) = source.get(2..)?.split_once("%}")?;
         let name = inside.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
         let begins = match name {
             "generation" => true,

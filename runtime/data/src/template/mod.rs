@@ -1,24 +1,33 @@
 //! The model's chat template, rendered as transformers renders it.
 //!
 //! Chat templates are Jinja2 with Python's string methods, some functions of transformers' own and a `generation` tag;
-//! [`python`] supplies what a template may expect of Python, [`generation`] the tag.
+//! [`python`] supplies what a template may expect of Python, [`generation`] the tag, [`bounds`] an end. [`builtin`] has
+//! templates of our own for models without one.
 
+mod bounds;
+mod builtin;
 mod clock;
+mod context;
 mod generation;
+mod json;
+mod methods;
 mod python;
+mod source;
+mod values;
 
 use std::ops::Range;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
 use minijinja::{Environment, Value};
-use serde_json::Value as Json;
 
 use crate::error::DataError;
-use crate::model_files::{self, SpecialTokens};
-use crate::rows::Message;
+use crate::mask;
+use crate::message::Conversation;
+use crate::model_files::SpecialTokens;
 
-/// Instructions that one rendering may take: a template comes with a model from anywhere and must come to an end.
-const FUEL: u64 = 10_000_000;
+pub(crate) use context::Context;
+pub use source::{TemplateSource, trained_template_digest};
 
 const NAME: &str = "chat_template";
 
@@ -40,36 +49,12 @@ pub struct Rendered {
 }
 
 impl ChatTemplate {
-    /// Finds a model folder's template where transformers does: chat_template.jinja, else chat_template.json, else
-    /// `chat_template` in tokenizer_config.json (a string, or a list whose entry named "default" is taken).
+    /// The template of a model folder ([`TemplateSource::of_model`]), compiled, with the folder's special tokens.
     ///
     /// # Errors
     /// [`DataError::Model`] when there is none or it cannot be compiled.
     pub fn load(model_directory: &Path) -> Result<ChatTemplate, DataError> {
-        let special = SpecialTokens::load(model_directory)?;
-        let path = model_directory.join("chat_template.jinja");
-        if let Some(source) = model_files::read_text(&path)? {
-            return ChatTemplate::compile(source, special, &path);
-        }
-        for name in ["chat_template.json", "tokenizer_config.json"] {
-            let path = model_directory.join(name);
-            let Some(file) = model_files::read_json(&path)? else {
-                continue;
-            };
-            match file.get("chat_template") {
-                None | Some(Json::Null) => {}
-                Some(value) => {
-                    let source = default_template(value).ok_or_else(|| {
-                        let hint = "expected a string, or a list of {name, template} with one named \"default\"";
-                        DataError::model(&path, "`chat_template` has no default template", hint)
-                    })?;
-                    return ChatTemplate::compile(source.to_string(), special, &path);
-                }
-            }
-        }
-        let hint = "rows with `messages` need the template of a chat model: use an instruct model, put a \
-                    chat_template.jinja into the folder, or give rows of `input_ids`";
-        Err(DataError::model(model_directory, "this model has no chat template", hint))
+        ChatTemplate::compile(TemplateSource::of_model(model_directory)?, SpecialTokens::load(model_directory)?)
     }
 
     /// Compiles a template that did not come out of a model folder.
@@ -77,21 +62,37 @@ impl ChatTemplate {
     /// # Errors
     /// [`DataError::Model`] when it cannot be compiled.
     pub fn from_source(source: &str, special: SpecialTokens) -> Result<ChatTemplate, DataError> {
-        ChatTemplate::compile(source.to_string(), special, Path::new(NAME))
+        ChatTemplate::compile(TemplateSource { text: source.to_string(), place: NAME.into() }, special)
     }
 
-    fn compile(source: String, special: SpecialTokens, path: &Path) -> Result<ChatTemplate, DataError> {
+    /// Compiles a template with the special tokens that it may name.
+    ///
+    /// # Errors
+    /// [`DataError::Model`] when it cannot be compiled.
+    pub fn compile(source: TemplateSource, special: SpecialTokens) -> Result<ChatTemplate, DataError> {
+        let TemplateSource { text: source, place } = source;
         let broken = |message: String| {
             let hint =
                 "the template must be Jinja as transformers takes it; copy it again from where the model came from";
-            DataError::model(path, format!("chat template: {message}"), hint)
+            DataError::model(&place, format!("chat template: {message}"), hint)
         };
-        let marked = generation::mark(&source).map_err(broken)?;
+        if source.len() > bounds::LONGEST_TEMPLATE {
+            let size = bounds::LONGEST_TEMPLATE >> 20;
+            return Err(broken(format!("it is longer than {size} MiB, as none should be")));
+        }
+        // As Jinja does: files of Windows have lines that end otherwise.
+        let text = source.replace("\r\n", "\n").replace('\r', "\n");
+        let marked = generation::mark(&text).map_err(broken)?;
         let mut environment = python::environment();
-        environment.set_fuel(Some(FUEL));
-        let text = marked.clone().unwrap_or_else(|| source.clone());
-        environment.add_template_owned(NAME, text).map_err(|error| broken(describe(&error)))?;
-        Ok(ChatTemplate { environment, source, special, marked: marked.is_some() })
+        environment.set_fuel(Some(bounds::FUEL));
+        let is_marked = marked.is_some();
+        let text = marked.unwrap_or(text);
+        let added = panic::catch_unwind(AssertUnwindSafe(|| environment.add_template_owned(NAME, text)));
+        match added {
+            Ok(added) => added.map_err(|error| broken(bounds::describe(&error)))?,
+            Err(_) => return Err(broken(PANICKED.to_string())),
+        }
+        Ok(ChatTemplate { environment, source, special, marked: is_marked })
     }
 
     /// The template as it is written.
@@ -101,7 +102,7 @@ impl ChatTemplate {
 
     /// The BLAKE3 hash of [`source`](ChatTemplate::source), 64 hexadecimal digits.
     pub fn digest(&self) -> String {
-        blake3::hash(self.source.as_bytes()).to_hex().to_string()
+        source::digest(&self.source)
     }
 
     /// Whether the template marks with `{% generation %}` what the assistant writes.
@@ -112,29 +113,61 @@ impl ChatTemplate {
     /// The text of a conversation; with `add_generation_prompt`, up to where the assistant's next answer begins.
     ///
     /// # Errors
-    /// [`DataError::Template`] when the template raises an exception, fails or does not come to an end.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, DataError> {
-        Ok(self.render_with_spans(messages, add_generation_prompt)?.text)
+    /// [`DataError::Template`] when the template raises an exception, fails or does not come to an end, or does not read
+    /// something that the conversation says (a role, a call of a tool, tools).
+    pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String, DataError> {
+        Ok(self.render_with_spans(conversation, add_generation_prompt)?.text)
     }
 
     /// [`ChatTemplate::render`], with the places that the template marks as the assistant's.
     ///
     /// # Errors
-    /// [`DataError::Template`] when the template raises an exception, fails or does not come to an end.
-    pub fn render_with_spans(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Rendered, DataError> {
+    /// As [`ChatTemplate::render`].
+    pub fn render_with_spans(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, DataError> {
+        let context = Context::of(conversation, self)?;
+        self.render_messages(&context, conversation.messages.len(), add_generation_prompt)
+    }
+
+    /// The byte ranges of a rendered conversation that the assistant wrote, ends of turns included: by the template's own
+    /// marks, else by rendering turn by turn. `markers` are the texts of special tokens.
+    ///
+    /// # Errors
+    /// [`DataError::Template`] when they cannot be told for sure.
+    pub fn answers(
+        &self,
+        conversation: &Conversation,
+        rendered: &Rendered,
+        markers: &[String],
+    ) -> Result<Vec<Range<usize>>, DataError> {
+        mask::assistant_spans(self, markers, conversation, rendered)
+            .map_err(|fault| DataError::Template { message: fault.message })
+    }
+
+    /// The first `count` messages of a conversation.
+    pub(crate) fn render_messages(
+        &self,
+        context: &Context,
+        count: usize,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, DataError> {
         let fault = |message: String| DataError::Template { message };
-        if self.marked && messages.iter().any(|message| generation::contains_mark(&message.content)) {
-            return Err(fault("a message holds U+FDD0 or U+FDD1, which are no characters; remove them".into()));
+        let template = self.environment.get_template(NAME).map_err(|error| fault(bounds::describe(&error)))?;
+        let variables = context.variables(count, add_generation_prompt, &self.special);
+        bounds::begin();
+        let mut output = bounds::BoundedText::default();
+        // A template must not end the program: the engine takes some slices and numbers for impossible.
+        let rendered = panic::catch_unwind(AssertUnwindSafe(|| {
+            template.render_captured_to(Value::from_iter(variables), &mut output).map(|_| ())
+        }));
+        match rendered {
+            Ok(rendered) => rendered.map_err(|error| fault(bounds::describe(&error)))?,
+            Err(_) => return Err(fault(PANICKED.to_string())),
         }
-        let mut context: Vec<(&str, Value)> = vec![
-            ("messages", Value::from_serialize(messages)),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
-        ];
-        context.extend(self.special.iter().map(|(name, token)| (name, Value::from(token))));
-        let template = self.environment.get_template(NAME).map_err(|error| fault(describe(&error)))?;
-        let text = template.render(Value::from_iter(context)).map_err(|error| fault(describe(&error)))?;
+        let text = String::from_utf8(output.bytes).map_err(|_| fault("it writes what is no text".to_string()))?;
         if self.marked {
             generation::take_marks(&text).map_err(fault)
         } else {
@@ -143,26 +176,8 @@ impl ChatTemplate {
     }
 }
 
-fn default_template(value: &Json) -> Option<&str> {
-    match value {
-        Json::String(source) => Some(source),
-        Json::Array(entries) => entries
-            .iter()
-            .find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"))?
-            .get("template")?
-            .as_str(),
-        Json::Object(entries) => entries.get("default")?.as_str(),
-        _ => None,
-    }
-}
-
-/// What went wrong and in which line of the template.
-fn describe(error: &minijinja::Error) -> String {
-    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_string);
-    let what =
-        if error.kind() == minijinja::ErrorKind::OutOfFuel { "does not come to an end".to_string() } else { what };
-    error.line().map_or_else(|| what.clone(), |line| format!("{what} (line {line} of the template)"))
-}
+/// What is said where the engine gave up.
+const PANICKED: &str = "it computes something that cannot be computed (a slice or a number out of range)";
 
 #[cfg(test)]
 #[path = "../template_tests.rs"]

@@ -1,11 +1,10 @@
 //! What a chat template may expect of Python and of transformers.
 
-use std::fmt::Write;
-
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value};
 
-use super::clock;
+use super::json::Dump;
+use super::{bounds, clock, methods, values};
 
 /// An environment with the settings and functions that transformers gives a template.
 pub(super) fn environment() -> Environment<'static> {
@@ -13,11 +12,63 @@ pub(super) fn environment() -> Environment<'static> {
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_formatter(write);
+    environment.set_unknown_method_callback(methods::call);
     environment.add_filter("tojson", to_json);
+    environment.add_filter("string", |value: &Value| text_of(value));
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
+    // In Python a text, a dict and what is undefined can be counted and indexed too.
+    environment.add_test("sequence", is_iterable);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("number", |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
+    environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |format: &str| clock::format(format, clock::now()));
     environment
+}
+
+/// Prints a value as Python does.
+fn write(output: &mut Output<'_>, _state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    match value.as_str() {
+        Some(text) => {
+            bounds::count(text.len())?;
+            output.write_str(text)?;
+        }
+        None => {
+            let text = text_of(value);
+            bounds::count(text.len())?;
+            output.write_str(&text)?;
+        }
+    }
+    Ok(())
+}
+
+fn text_of(value: &Value) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = values::write_value(&mut text, value);
+    text
+}
+
+fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    let unsized_value = || {
+        let message = format!("a value of type {} has no length", value.kind());
+        Error::new(ErrorKind::InvalidOperation, message)
+    };
+    match value.len() {
+        Some(length) => Ok(length),
+        None if value.kind() == ValueKind::Iterable => Ok(value.try_iter()?.count()),
+        None => Err(unsized_value()),
+    }
+}
+
+fn is_iterable(value: &Value) -> bool {
+    use ValueKind::{Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), String | Map | Seq | Iterable | Undefined)
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
@@ -36,6 +87,9 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
             return Err(Error::new(ErrorKind::InvalidOperation, "tojson: `separators` must be two strings"));
         }
     };
+    if indent.is_some_and(|indent| indent > MOST_INDENT) {
+        return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: `indent` is more than {MOST_INDENT}")));
+    }
     let dump = Dump {
         indent,
         between_items,
@@ -44,105 +98,8 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
         sorted: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
     };
     options.assert_all_used()?;
-    let mut output = String::new();
-    dump.value(&mut output, value, 1)?;
-    Ok(output)
+    dump.text(value)
 }
 
-struct Dump {
-    indent: Option<usize>,
-    between_items: String,
-    after_key: String,
-    ascii: bool,
-    sorted: bool,
-}
-
-impl Dump {
-    fn value(&self, output: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
-        match value.kind() {
-            ValueKind::Undefined => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: value is undefined")),
-            ValueKind::None => output.push_str("null"),
-            ValueKind::Bool => output.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => output.push_str(&value.to_string()),
-            ValueKind::String => self.string(output, value.as_str().unwrap_or_default()),
-            ValueKind::Map => self.map(output, value, depth)?,
-            ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<Value> = value.try_iter()?.collect();
-                output.push('[');
-                for (index, item) in items.iter().enumerate() {
-                    self.separate(output, index, depth);
-                    self.value(output, item, depth + 1)?;
-                }
-                self.close(output, items.len(), depth);
-                output.push(']');
-            }
-            kind => {
-                return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: cannot write a {kind}")));
-            }
-        }
-        Ok(())
-    }
-
-    fn map(&self, output: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
-        let mut keys: Vec<Value> = value.try_iter()?.collect();
-        if self.sorted {
-            keys.sort();
-        }
-        output.push('{');
-        for (index, key) in keys.iter().enumerate() {
-            self.separate(output, index, depth);
-            match key.as_str() {
-                Some(text) => self.string(output, text),
-                None => self.string(output, &key.to_string()),
-            }
-            output.push_str(&self.after_key);
-            self.value(output, &value.get_item(key)?, depth + 1)?;
-        }
-        self.close(output, keys.len(), depth);
-        output.push('}');
-        Ok(())
-    }
-
-    fn separate(&self, output: &mut String, index: usize, depth: usize) {
-        if index > 0 {
-            output.push_str(&self.between_items);
-        }
-        self.new_line(output, depth);
-    }
-
-    fn close(&self, output: &mut String, items: usize, depth: usize) {
-        if items > 0 {
-            self.new_line(output, depth - 1);
-        }
-    }
-
-    fn new_line(&self, output: &mut String, depth: usize) {
-        if let Some(indent) = self.indent {
-            output.push('\n');
-            output.push_str(&" ".repeat(indent * depth));
-        }
-    }
-
-    fn string(&self, output: &mut String, text: &str) {
-        output.push('"');
-        for character in text.chars() {
-            match character {
-                '"' => output.push_str("\\\""),
-                '\\' => output.push_str("\\\\"),
-                '\n' => output.push_str("\\n"),
-                '\r' => output.push_str("\\r"),
-                '\t' => output.push_str("\\t"),
-                '\u{8}' => output.push_str("\\b"),
-                '\u{c}' => output.push_str("\\f"),
-                _ if character < ' ' || (self.ascii && character > '~') => {
-                    for unit in character.encode_utf16(&mut [0; 2]) {
-                        // Writing to a string cannot fail.
-                        let _ = write!(output, "\\u{unit:04x}");
-                    }
-                }
-                _ => output.push(character),
-            }
-        }
-        output.push('"');
-    }
-}
+/// Widest step of an indentation.
+const MOST_INDENT: usize = 100;
