@@ -16,6 +16,7 @@
 //! [`Resolved::notes`]. Keys that mean nothing here (options of TPUs, of a progress bar) are taken without a word.
 
 mod accelerate;
+mod data;
 mod device;
 mod error;
 mod fsdp;
@@ -45,6 +46,7 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+pub use data::{ColumnMapping, DataNames};
 pub use error::ConfigError;
 pub use generate::{ComputeDtype, GenerateRequest};
 pub use machine::{

@@ -22,6 +22,7 @@ pub mod announce;
 mod at_work;
 pub mod bench;
 mod best_checkpoint;
+mod cache_folder;
 pub mod checkpoint_publisher;
 pub mod checkpoints;
 pub mod cli;

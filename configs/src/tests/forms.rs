@@ -157,6 +157,7 @@ fn a_resolved_configuration_survives_its_file() {
         ("seed", "18446744073709551615"),
         ("data_seed", "7"),
         ("eval_dataset", "no"),
+        ("column_mapping", "messages=dialogue"),
         ("save_dtype", "bfloat16"),
         ("main_process_port", "29501"),
         ("output_dir", "a b: #c"),

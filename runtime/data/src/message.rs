@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use crate::columns::SHAPES;
 use crate::error::Fault;
-use crate::rows::{SHAPES, kind};
+use crate::rows::kind;
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
