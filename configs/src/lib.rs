@@ -22,6 +22,7 @@
 mod accelerate;
 mod cautions;
 mod compose;
+mod data;
 mod deepspeed;
 mod device;
 mod document;
@@ -59,6 +60,7 @@ mod tests;
 
 pub use cautions::{cautions, forgetting};
 pub use compose::{Composed, Form, LeftOut, compose};
+pub use data::{ColumnMapping, DataNames};
 pub use error::ConfigError;
 pub use generate::{ComputeDtype, GenerateRequest};
 pub use machine::{

@@ -1,5 +1,6 @@
 //! What a key is: the form of the registry that flags, `--help` and the reading of values are all made from.
 
+use crate::data::{ColumnMapping, DataNames};
 use crate::known::{Role, TABLES};
 use crate::known_training::{FORMER, RENAMED};
 use crate::profile::ProfileSteps;
@@ -51,6 +52,10 @@ impl Section {
 pub enum Kind {
     /// A path, relative to the working directory.
     Path,
+    /// Paths and patterns of data, relative to the working directory.
+    Data,
+    /// Names of columns for names of columns.
+    Mapping,
     /// Words.
     Text,
     /// A whole number.
@@ -68,10 +73,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What stands for the value in a usage line: `PATH`, `TEXT`, `N`, `X`, `BOOL`, `FIRST..LAST`, `URL`, or the names.
+    /// What stands for the value in a usage line: `PATH`, `HERE=THERE,…`, `TEXT`, `N`, `X`, `BOOL`, `FIRST..LAST`, `URL`, or the names.
     pub fn placeholder(self) -> String {
         match self {
-            Kind::Path => "PATH".to_owned(),
+            Kind::Path | Kind::Data => "PATH".to_owned(),
+            Kind::Mapping => "HERE=THERE,…".to_owned(),
             Kind::Text => "TEXT".to_owned(),
             Kind::Integer => "N".to_owned(),
             Kind::Number => "X".to_owned(),
@@ -214,6 +220,8 @@ impl Key {
     pub fn allowed_words(&self) -> String {
         let kind = match self.kind {
             Kind::Path => "a path".to_owned(),
+            Kind::Data => DataNames::WORDS.to_owned(),
+            Kind::Mapping => ColumnMapping::WORDS.to_owned(),
             Kind::Text => "words".to_owned(),
             Kind::Integer => "a whole number".to_owned(),
             Kind::Number => "a number".to_owned(),

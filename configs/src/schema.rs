@@ -110,6 +110,14 @@ fn of_kind(kind: Kind, allowed: Allowed) -> Vec<Value> {
     let spelt = || json!({"type": "string", "pattern": NUMERIC});
     match kind {
         Kind::Path | Kind::Text => vec![json!({"type": ["string", "number", "boolean"]})],
+        Kind::Data => vec![
+            json!({"type": ["string", "number"]}),
+            json!({"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}}),
+        ],
+        Kind::Mapping => vec![
+            json!({"type": "string", "pattern": "="}),
+            json!({"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}),
+        ],
         Kind::Integer => ranges("integer", allowed).into_iter().chain([spelt()]).collect(),
         Kind::Number => ranges("number", allowed).into_iter().chain([spelt()]).collect(),
         Kind::Switch => switch(),

@@ -1,6 +1,7 @@
 //! The table of keys: each is declared once, here, with its type, default, range, group and help. The struct
 //! [`Training`], the registry [`KEYS`] and the reading of values are all made from it.
 
+use crate::data::{ColumnMapping, DataNames};
 use crate::error::ConfigError;
 use crate::profile::ProfileSteps;
 use crate::registry::{Allowed, DefaultValue, Group, Key, Section};
@@ -88,10 +89,10 @@ keys! {
         model_name_or_path: PathBuf = required, Allowed::Any, Files;
         /// Of a model of the hub: the branch, tag or commit
         model_revision: String = "main", Allowed::Any, Files;
-        /// The training data: JSONL with `messages`, or with `input_ids` (and `labels`)
-        dataset: PathBuf = required, Allowed::Any, Files;
+        /// The training data: files, folders or patterns of JSONL, JSON or Parquet (docs/data.md)
+        dataset: DataNames = required, Allowed::Any, Files;
         /// The held-out data, of the same form
-        eval_dataset: Option<PathBuf> = unset, Allowed::Any, Files;
+        eval_dataset: Option<DataNames> = unset, Allowed::Any, Files;
         /// The run folder: metrics, logs, checkpoints and the finished model
         output_dir: PathBuf = required, Allowed::Any, Files;
         /// Rows of one micro-batch on each process
@@ -154,12 +155,18 @@ keys! {
         train_sampling_strategy: Sampling = "random", Allowed::Any, Data;
         /// Tokens of a row; what is longer is cut at the end
         max_length: u32 = "1024", Allowed::AtLeast(2.0), Data;
-        /// Loss on the assistant's tokens only, for rows with `messages`
+        /// Loss on the assistant's tokens only, for rows that are conversations
         assistant_only_loss: bool = "true", Allowed::Any, Data;
         /// The chat template: a .jinja file, a model that has one, or a built-in one's name
         chat_template_path: Option<PathBuf> = (computed "the model's own"), Allowed::Any, Data;
         /// The token that ends a turn
         eos_token: Option<String> = (computed "the tokenizer's own"), Allowed::Any, Data;
+        /// Loss on the completion only, for rows with `prompt` and `completion`
+        completion_only_loss: Option<bool> = (computed "true for such rows"), Allowed::Any, Data;
+        /// The column of plain text
+        dataset_text_field: String = "text", Allowed::Any, Data;
+        /// Columns called otherwise in the data; only those named are used
+        column_mapping: Option<ColumnMapping> = unset, Allowed::Any, Data;
         /// The type of the exported model's files
         save_dtype: Option<ElementType> = (computed "the type of the model's own files"), Allowed::Any, Reports;
     }

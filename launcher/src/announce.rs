@@ -5,7 +5,7 @@ use std::time::Duration;
 use zerofold_configs::{
     BackwardPrefetch, DeviceKind, Offload, Precision, ReshardAfterForward, Resolved, Stage, UnitPolicy,
 };
-use zerofold_data::{DataReport, RowKind, Segment, StepPlan};
+use zerofold_data::{DataReport, Loss, Prepared, Segment, StepPlan};
 
 use crate::format;
 use crate::hub;
@@ -15,11 +15,16 @@ use crate::worker_command::threads_per_rank;
 /// So many characters of the first example are shown.
 const EXAMPLE_CHARACTERS: usize = 1500;
 
-/// One data file: its counts, and what the loss is taken on.
-pub fn data(report: &DataReport, took: Duration) -> Vec<String> {
+/// One data set: its counts, and what the loss is taken on.
+pub fn data(prepared: &Prepared, took: Duration) -> Vec<String> {
+    let report = &prepared.report;
+    let source = match report.files {
+        1 => report.source.clone(),
+        files => format!("{} ({files} files)", report.source),
+    };
     let mut line = format!(
         "data   {}: {}, {}, {:.1} % supervised, longest {} ({})",
-        report.path.display(),
+        source,
         format::plural(report.rows as u64, "row"),
         format::plural(report.tokens as u64, "token"),
         100.0 * report.supervised_share(),
@@ -32,12 +37,18 @@ pub fn data(report: &DataReport, took: Duration) -> Vec<String> {
     if report.dropped > 0 {
         line.push_str(&format!("; {} left out: nothing supervised", format::plural(report.dropped as u64, "row")));
     }
-    let loss = match (report.kind, report.assistant_only_loss) {
-        (RowKind::Tokens, _) => "       loss on the labels of the file",
-        (RowKind::Conversations, true) => "       loss on the assistant's tokens only (assistant_only_loss)",
-        (RowKind::Conversations, false) => "       loss on all tokens (assistant_only_loss: false)",
+    let loss = match report.loss {
+        Loss::Labels => "loss on the labels of the file",
+        Loss::Assistant => "loss on the assistant's tokens only (assistant_only_loss)",
+        Loss::AssistantOfCompletion => "loss on the assistant's tokens in the completion only (assistant_only_loss)",
+        Loss::Completion => "loss on the completion only",
+        Loss::All => "loss on all tokens",
     };
-    vec![line, loss.to_owned()]
+    let mut lines = vec![line, format!("       {loss}")];
+    if prepared.from_cache {
+        lines.push(format!("       tokenised data taken from cache ({})", prepared.file.display()));
+    }
+    lines
 }
 
 /// The first example as the model sees it; what the loss is taken on stands between ⟦ and ⟧.

@@ -6,6 +6,8 @@ pub const WORKER: &str = "ZEROFOLD_WORKER";
 pub const LOG: &str = "ZEROFOLD_LOG";
 /// Read, and set for workers: the form of messages, `text` or `json`; `--log-format` goes before it.
 pub const LOG_FORMAT: &str = "ZEROFOLD_LOG_FORMAT";
+/// Read: the folder in which tokenised data are kept, in `datasets`; without it, `zerofold` in the user's folder of caches.
+pub const CACHE: &str = "ZEROFOLD_CACHE";
 /// Read: for how many seconds a request to a store that fails is tried again; without it, 180 while a run goes on and 15 at
 /// its start.
 pub const STORE_PATIENCE: &str = "ZEROFOLD_STORE_PATIENCE";

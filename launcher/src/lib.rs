@@ -23,6 +23,7 @@ pub mod announce;
 mod at_work;
 pub mod bench;
 mod best_checkpoint;
+mod cache_folder;
 mod chat_template;
 pub mod checkpoint_publisher;
 pub mod checkpoints;

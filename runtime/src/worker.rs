@@ -18,7 +18,7 @@ use tch::Device;
 use thiserror::Error;
 use zerofold_checkpoint::{Found, Weights, check_storage, open_step};
 use zerofold_configs::{Backend, Resolved, Sampling, Scheduler};
-use zerofold_data::{StepPlan, StepPlanOptions, TokenizedDataset};
+use zerofold_data::{Places, StepPlan, StepPlanOptions, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_proto::v1::{LeaveRequest, StateBytes};
 use zerofold_trust::Token;
@@ -191,7 +191,8 @@ fn train_joined(
     activity.enter(Phase::Loading);
     let model_directory = &config.training.model_name_or_path;
     let mut trainer = build(config, model_directory, comm, activity, plan.total_steps())?;
-    check_tokens(&train, &config.training.dataset, trainer.model.config.vocab_size)?;
+    trainer.options.places = train.places.clone();
+    check_tokens(&train, trainer.model.config.vocab_size)?;
     if matches!(device.torch(), Device::Cuda(_)) {
         device::tell_attention(&trainer.model, config.training.max_length as usize)?;
     }
@@ -300,19 +301,22 @@ fn build(
         backward_prefetch: config.sharding.backward_prefetch,
         nonfinite: config.nonfinite_gradients,
         seed: training.seed,
-        dataset: training.dataset.clone(),
+        // Those of the rows that are trained on: known to whoever has the data.
+        places: Places::default(),
     };
     Ok(Trainer::new(model, segments, shards, activity, options))
 }
 
 /// A token id that the embedding does not have would be an index error deep inside a step, on one rank only.
-fn check_tokens(dataset: &TokenizedDataset, file: &Path, vocabulary: usize) -> Result<(), TrainError> {
+fn check_tokens(dataset: &TokenizedDataset, vocabulary: usize) -> Result<(), TrainError> {
+    if dataset.largest_token().is_some_and(|largest| (largest as usize) < vocabulary) {
+        return Ok(());
+    }
     for row in 0..dataset.rows() {
         let (ids, labels) = dataset.row(row);
         let outside = ids.iter().map(|&id| i64::from(id)).chain(labels.iter().map(|&label| i64::from(label)));
         if let Some(token) = outside.into_iter().find(|&token| token >= vocabulary as i64) {
-            let (file, line) = (file.display().to_string(), dataset.lines[row]);
-            return Err(TrainError::TokenOutside { file, line, token, vocabulary });
+            return Err(TrainError::TokenOutside { place: dataset.places.words(row), token, vocabulary });
         }
     }
     Ok(())

@@ -117,7 +117,8 @@ impl Scene {
                 command.env_remove(&*name);
             }
         }
-        // Nobody's own models and tokens are touched, and the real hub is never asked.
+        // Nobody's own models, tokens and tokenised data are touched, and the real hub is never asked.
+        command.env("ZEROFOLD_CACHE", self.path("cache"));
         command.env("HF_HOME", self.path("hf")).env("HF_HUB_OFFLINE", "1").env("NO_PROXY", "*");
         command.args(words.split_whitespace()).current_dir(self.folder.path());
         command.env(MARKER, self.folder.path()).env("OMP_NUM_THREADS", "1").stdin(Stdio::null());

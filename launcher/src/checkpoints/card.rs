@@ -72,7 +72,16 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
         false => ("warmup_ratio", training.warmup_ratio.to_string()),
     };
     vec![
-        ("dataset", format!("`{}`", name_of(&training.dataset))),
+        (
+            "dataset",
+            training
+                .dataset
+                .names()
+                .iter()
+                .map(|name| format!("`{}`", name_of(name.as_ref())))
+                .collect::<Vec<_>>()
+                .join(", "),
+        ),
         length,
         ("num_processes", run.num_processes.to_string()),
         ("per_device_train_batch_size", training.per_device_train_batch_size.to_string()),

@@ -31,7 +31,7 @@ use crate::hub::{self, Extent};
 use crate::memory::memory_of_rank;
 use crate::terminal::Terminal;
 use crate::worker_command::find_worker;
-use crate::{announce, bench, format, job, model_folder, report, signals};
+use crate::{announce, bench, chat_template, format, job, model_folder, report, signals};
 use entry::{Entry, check_that_something_fits, entry};
 use figures::{Ceilings, Comparison, Machine, Method, Model};
 use folder::Folder;
@@ -110,6 +110,7 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
     let quiet = Terminal::new(true);
     for (_, config) in &mut series {
         hub::bring(config, None, Extent::Whole, if options.quiet { &quiet } else { terminal })?;
+        chat_template::settle(config, &quiet)?;
     }
     let Some((_, first)) = series.first().cloned() else {
         return Err(LaunchError::usage("there is nothing to compare", "name a stage: --stages 0,1,2,3"));

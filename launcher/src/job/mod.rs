@@ -9,8 +9,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use zerofold_checkpoint::{Found, StorageProof};
-use zerofold_configs::Resolved;
-use zerofold_data::{Prepare, Prepared, StepPlan, StepPlanOptions, prepare};
+use zerofold_configs::{DataNames, Resolved};
+use zerofold_data::{Columns, Prepare, Prepared, Sources, StepPlan, StepPlanOptions, prepare};
 use zerofold_plan::ModelConfig;
 use zerofold_store::CheckpointStore;
 
@@ -27,7 +27,7 @@ use crate::supervise::Limits;
 use crate::terminal::Terminal;
 use crate::watch::{Board, ControlFile, MetricsEndpoint, Told};
 use crate::worker_command::find_worker;
-use crate::{announce, best_checkpoint, initial_model, model_folder, offload_folder, profile, resume};
+use crate::{announce, best_checkpoint, cache_folder, initial_model, model_folder, offload_folder, profile, resume};
 
 pub(crate) use generations::Restarts;
 
@@ -163,11 +163,11 @@ impl Job {
                 &tokenised
             }
         };
-        prepared.dataset.save(&run.train_data())?;
+        prepared.put(&run.train_data())?;
         let warning = model_folder::too_long("rows have up to", prepared.report.longest, &model);
         warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
         let rows = prepared.dataset.rows();
-        let data = digest.get_or_init(|| prepared.dataset.digest());
+        let data = digest.get_or_init(|| prepared.digest.clone());
         let (resume, plan) = match found {
             None => (None, step_plan(&config, rows)?),
             Some((found, asked)) => {
@@ -298,26 +298,34 @@ fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Resu
     announce::example(&prepared.report).iter().for_each(|line| terminal.say(line));
     announce::cautions(config, prepared.report.rows).iter().for_each(|text| terminal.complain(text));
     if let Some(dataset) = &config.training.eval_dataset {
-        tokenise(config, dataset, terminal)?.dataset.save(&run.eval_data())?;
+        tokenise(config, dataset, terminal)?.put(&run.eval_data())?;
     }
     Ok(prepared)
 }
 
-/// Tokenises one file and tells what it holds.
-pub(crate) fn tokenise(config: &Resolved, dataset: &Path, terminal: &Terminal) -> Result<Prepared, LaunchError> {
+/// Tokenises a data set, or finds it tokenised, and tells what it holds.
+pub(crate) fn tokenise(config: &Resolved, dataset: &DataNames, terminal: &Terminal) -> Result<Prepared, LaunchError> {
     let training = &config.training;
     let began = Instant::now();
+    let sources = Sources::find(dataset.names())?;
+    let mapping = training.column_mapping.as_ref().map(|mapping| mapping.pairs().clone()).unwrap_or_default();
+    let columns = Columns::new(mapping, Some(&training.dataset_text_field))?;
+    let (cache, note) = cache_folder::datasets(&training.output_dir);
+    note.iter().for_each(|note| terminal.complain(note));
     let prepared = prepare(&Prepare {
         model_directory: &training.model_name_or_path,
-        dataset,
+        sources: &sources,
+        columns: &columns,
         max_length: training.max_length,
         assistant_only_loss: training.assistant_only_loss,
         chat_template: config.chat_template.as_deref(),
         eos_token: training.eos_token.as_deref(),
+        completion_only_loss: training.completion_only_loss,
+        cache: &cache,
     })?;
-    announce::data(&prepared.report, began.elapsed()).iter().for_each(|line| terminal.say(line));
+    announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
     for warning in &prepared.report.warnings {
-        terminal.complain(&format!("warning: {}: {warning}", dataset.display()));
+        terminal.complain(&format!("warning: {dataset}: {warning}"));
     }
     Ok(prepared)
 }

@@ -7,7 +7,7 @@
 use std::io::{BufRead, Write};
 
 use serde_json::{Value, json};
-use zerofold_data::{ChatTemplate, Conversation, Row, RowReader, SpecialTokens};
+use zerofold_data::{ChatTemplate, Columns, Conversation, Row, RowReader, Sources, SpecialTokens};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -35,7 +35,8 @@ fn main() -> Result<(), Failure> {
 }
 
 fn conversation(path: &std::path::Path) -> Result<Conversation, Failure> {
-    match RowReader::open(path)?.next().ok_or("no row")?? {
+    let (sources, columns) = (Sources::find(&[path.to_string_lossy()])?, Columns::default());
+    match RowReader::new(&sources, &columns).next().ok_or("no row")?? {
         (_, Row::Conversation(conversation)) => Ok(conversation),
         _ => Err("the row is no conversation".into()),
     }

@@ -20,8 +20,8 @@ pub struct Batch {
     pub tokens: usize,
     /// Positions with a label.
     pub supervised: usize,
-    /// In which lines of the data file the rows stand, from 1; empty for a rank without work.
-    pub lines: Vec<u64>,
+    /// Which rows of the data set they are; empty for a rank without work.
+    pub of_dataset: Vec<u32>,
 }
 
 impl Batch {
@@ -51,7 +51,7 @@ impl Batch {
             length: longest,
             tokens: 0,
             supervised: 0,
-            lines: rows.iter().map(|&row| dataset.lines[row as usize]).collect(),
+            of_dataset: rows.to_vec(),
         };
         for (index, &row) in rows.iter().enumerate() {
             let (ids, labels) = dataset.row(row as usize);
@@ -71,15 +71,23 @@ impl Batch {
     /// The row at `place` alone, padding included; where there is none, the empty batch of
     /// [`Batch::collate`]: one pad token with nothing supervised.
     pub fn single_row(&self, place: usize) -> Batch {
-        let Some(&line) = self.lines.get(place) else {
+        let Some(&row) = self.of_dataset.get(place) else {
             let (input_ids, labels) = (vec![0], vec![i64::from(IGNORED)]);
-            return Batch { input_ids, labels, rows: 1, length: 1, tokens: 0, supervised: 0, lines: Vec::new() };
+            return Batch { input_ids, labels, rows: 1, length: 1, tokens: 0, supervised: 0, of_dataset: Vec::new() };
         };
         let all = place * self.length..(place + 1) * self.length;
         let labels = self.labels[all.clone()].to_vec();
         let supervised = labels.iter().filter(|&&label| label != i64::from(IGNORED)).count();
         let input_ids = self.input_ids[all].to_vec();
-        Batch { rows: 1, length: self.length, tokens: self.length, supervised, lines: vec![line], input_ids, labels }
+        Batch {
+            rows: 1,
+            length: self.length,
+            tokens: self.length,
+            supervised,
+            of_dataset: vec![row],
+            input_ids,
+            labels,
+        }
     }
 }
 
@@ -102,7 +110,7 @@ mod tests {
         assert_eq!(batch.input_ids, [5, 6, 7, 9, 8, 9, 9, 9, 1, 2, 3, 4]);
         assert_eq!(batch.labels, [-100, 7, -100, -100, -100, -100, -100, -100, -100, 3, 4, -100]);
         assert_eq!(batch.supervised, dataset().supervised_tokens());
-        assert_eq!((batch.lines.as_slice(), batch.single_row(1).lines), ([1, 3, 4].as_slice(), vec![3]));
+        assert_eq!((batch.of_dataset.as_slice(), batch.single_row(1).of_dataset), ([0, 1, 2].as_slice(), vec![1]));
     }
 
     #[test]
@@ -115,7 +123,7 @@ mod tests {
             length: 1,
             tokens: 0,
             supervised: 0,
-            lines: vec![],
+            of_dataset: vec![],
         };
         assert_eq!(batch, empty);
     }

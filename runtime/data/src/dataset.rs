@@ -1,13 +1,17 @@
-//! The tokenised data set: what the launcher writes once and every worker reads.
+//! The tokenised data set: what the launcher writes once and every worker maps into its memory.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
+use crate::mapped::Words;
+use crate::source::Unit;
 
 /// The label of a token that nothing is learned from.
 pub const IGNORED: i32 = -100;
@@ -16,35 +20,38 @@ pub const IGNORED: i32 = -100;
 ///
 /// `labels[i]` is the label *of* token `i` (unshifted, as Hugging Face stores it): the id itself where it is
 /// supervised, [`IGNORED`] elsewhere. [`crate::Batch::collate`] shifts.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct TokenizedDataset {
     /// All rows' ids end to end.
-    pub input_ids: Vec<u32>,
+    pub input_ids: Words<u32>,
     /// All rows' labels end to end, as many as there are ids.
-    pub labels: Vec<i32>,
+    pub labels: Words<i32>,
     /// Row `i` is `offsets[i]..offsets[i + 1]`; one more entry than rows, the first 0, the last the number of tokens.
-    pub offsets: Vec<u64>,
-    /// In which line of the data file each row stands, from 1: rows in which nothing is supervised, and empty lines, are
-    /// left out, so a row's place here does not tell.
-    pub lines: Vec<u64>,
+    pub offsets: Words<u64>,
+    /// Where the rows came from.
+    pub places: Places,
+    /// What the file says of itself beside its arrays.
+    pub(crate) metadata: HashMap<String, String>,
 }
 
 impl TokenizedDataset {
-    /// A data set without rows.
+    /// A data set without rows, in memory.
     pub fn new() -> TokenizedDataset {
-        TokenizedDataset { input_ids: Vec::new(), labels: Vec::new(), offsets: vec![0], lines: Vec::new() }
+        TokenizedDataset { offsets: Words::Held(vec![0]), ..TokenizedDataset::default() }
     }
 
-    /// Adds the row of this line of the data file; `ids` and `labels` must be of one length.
+    /// Adds the row of this number in its file; `ids` and `labels` must be of one length. For small data sets: large ones
+    /// are written as a stream by [`crate::prepare`].
     ///
     /// # Panics
-    /// When they are not.
-    pub fn push(&mut self, line: u64, ids: &[u32], labels: &[i32]) {
+    /// When they are not of one length.
+    pub fn push(&mut self, number: u64, ids: &[u32], labels: &[i32]) {
         assert_eq!(ids.len(), labels.len(), "a row has one label for each token");
-        self.input_ids.extend_from_slice(ids);
-        self.labels.extend_from_slice(labels);
-        self.offsets.push(self.input_ids.len() as u64);
-        self.lines.push(line);
+        self.input_ids.held().extend_from_slice(ids);
+        self.labels.held().extend_from_slice(labels);
+        let tokens = self.input_ids.len() as u64;
+        self.offsets.held().push(tokens);
+        self.places.numbers.held().push(number);
     }
 
     /// Number of rows.
@@ -71,74 +78,62 @@ impl TokenizedDataset {
         (0..self.rows()).map(|index| supervised(self.row(index).1)).sum()
     }
 
-    /// Writes the data set as one safetensors file (`input_ids` U32, `labels` I32, `offsets` and `lines` U64).
-    ///
-    /// The file appears whole or not at all: it is written beside `path`, synced and renamed.
-    ///
-    /// # Errors
-    /// [`DataError::Io`] when the folder cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), DataError> {
-        let ids: Vec<u8> = self.input_ids.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let labels: Vec<u8> = self.labels.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let offsets: Vec<u8> = self.offsets.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let lines: Vec<u8> = self.lines.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let views = [
-            ("input_ids", Dtype::U32, self.input_ids.len(), &ids),
-            ("labels", Dtype::I32, self.labels.len(), &labels),
-            ("offsets", Dtype::U64, self.offsets.len(), &offsets),
-            ("lines", Dtype::U64, self.lines.len(), &lines),
-        ];
-        let mut tensors = Vec::with_capacity(views.len());
-        for (name, dtype, length, bytes) in views {
-            let view = TensorView::new(dtype, vec![length], bytes).map_err(|error| damaged(path, error.to_string()))?;
-            tensors.push((name, view));
-        }
-        let metadata = HashMap::from([("format".to_string(), "zerofold-rows".to_string())]);
-        let bytes =
-            safetensors::serialize(tensors, Some(metadata)).map_err(|error| damaged(path, error.to_string()))?;
-        write_atomically(path, &bytes)
-    }
-
-    /// The BLAKE3 hash of what is trained on, 64 hexadecimal digits: tokens, labels, and where rows begin.
+    /// The BLAKE3 hash of what is trained on, 64 hexadecimal digits: tokens, labels, and where rows begin. Taken over all
+    /// bytes, unless [`crate::prepare`] has just done so.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        for offset in &self.offsets {
-            hasher.update(&offset.to_le_bytes());
-        }
-        for id in &self.input_ids {
-            hasher.update(&id.to_le_bytes());
-        }
-        for label in &self.labels {
-            hasher.update(&label.to_le_bytes());
-        }
+        hasher.update(bytemuck::cast_slice(&self.offsets));
+        hasher.update(bytemuck::cast_slice(&self.input_ids));
+        hasher.update(bytemuck::cast_slice(&self.labels));
         hasher.finalize().to_hex().to_string()
     }
 
-    /// Reads what [`TokenizedDataset::save`] wrote and checks that its arrays fit together.
+    /// The largest id or label, where the file tells it: looked for once, when it was written.
+    pub fn largest_token(&self) -> Option<u32> {
+        self.metadata.get("largest_token")?.parse().ok()
+    }
+
+    /// Maps a file that [`crate::prepare`] wrote, and checks that its arrays fit together.
     ///
     /// # Errors
     /// [`DataError::Io`] when the file cannot be read, [`DataError::Dataset`] when it is damaged.
     pub fn load(path: &Path) -> Result<TokenizedDataset, DataError> {
-        let bytes = fs::read(path).map_err(DataError::io("read the tokenised data set", path))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(path, error.to_string()))?;
-        let tensor = |name: &str, dtype: Dtype| -> Result<Vec<u8>, DataError> {
-            let view = file.tensor(name).map_err(|_| damaged(path, format!("there is no tensor `{name}`")))?;
-            if view.dtype() != dtype || view.shape().len() != 1 {
-                let found = format!("{:?} of shape {:?}", view.dtype(), view.shape());
+        let file = File::open(path).map_err(DataError::io("read the tokenised data set", path))?;
+        // SAFETY: such a file is written under another name, renamed when it is whole, and never written to again, so the
+        // bytes hold still. Who truncates it all the same ends this process by a signal, with no other harm.
+        let map = unsafe { Mmap::map(&file) }.map_err(DataError::io("map the tokenised data set", path))?;
+        let map = Arc::new(map);
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| damaged(path, error.to_string()))?;
+        let words = |name: &str, dtype: Dtype| -> Result<std::ops::Range<usize>, DataError> {
+            let info = metadata.info(name).ok_or_else(|| damaged(path, format!("there is no tensor `{name}`")))?;
+            if info.dtype != dtype || info.shape.len() != 1 {
+                let found = format!("{:?} of shape {:?}", info.dtype, info.shape);
                 return Err(damaged(path, format!("`{name}` is {found}, expected {dtype:?} of one dim")));
             }
-            Ok(view.data().to_vec())
+            let (first, after) = info.data_offsets;
+            let start = header + 8;
+            if map.len() < start + after {
+                return Err(damaged(path, format!("the file ends inside of `{name}`")));
+            }
+            Ok(start + first..start + after)
         };
+        let misaligned =
+            |name: &str| damaged(path, format!("`{name}` does not lie at a multiple of its entries' size"));
         let dataset = TokenizedDataset {
-            input_ids: words(&tensor("input_ids", Dtype::U32)?).map(u32::from_le_bytes).collect(),
-            labels: words(&tensor("labels", Dtype::I32)?).map(i32::from_le_bytes).collect(),
-            offsets: words(&tensor("offsets", Dtype::U64)?).map(u64::from_le_bytes).collect(),
-            lines: words(&tensor("lines", Dtype::U64)?).map(u64::from_le_bytes).collect(),
+            input_ids: Words::mapped(&map, words("input_ids", Dtype::U32)?).ok_or_else(|| misaligned("input_ids"))?,
+            labels: Words::mapped(&map, words("labels", Dtype::I32)?).ok_or_else(|| misaligned("labels"))?,
+            offsets: Words::mapped(&map, words("offsets", Dtype::U64)?).ok_or_else(|| misaligned("offsets"))?,
+            places: Places {
+                numbers: Words::mapped(&map, words("places", Dtype::U64)?).ok_or_else(|| misaligned("places"))?,
+                files: files_of(metadata.metadata().as_ref()).map_err(|message| damaged(path, message))?.into(),
+            },
+            metadata: metadata.metadata().clone().unwrap_or_default(),
         };
         dataset.check().map_err(|message| damaged(path, message))?;
         Ok(dataset)
     }
 
+    /// That the arrays fit together. Ids and labels are not gone through: every rank would read all bytes for it.
     fn check(&self) -> Result<(), String> {
         let tokens = self.input_ids.len();
         if self.labels.len() != tokens {
@@ -150,23 +145,57 @@ impl TokenizedDataset {
         if let Some(index) = self.offsets.windows(2).position(|pair| pair[0] >= pair[1]) {
             return Err(format!("offsets do not rise at row {index}"));
         }
-        if let Some(index) = self.labels.iter().position(|&label| label < 0 && label != IGNORED) {
-            return Err(format!("label {} at token {index} is neither an id nor {IGNORED}", self.labels[index]));
-        }
-        if self.lines.len() != self.rows() {
-            return Err(format!("{} rows but {} lines", self.rows(), self.lines.len()));
+        if self.places.numbers.len() != self.rows() {
+            return Err(format!("{} rows but {} places", self.rows(), self.places.numbers.len()));
         }
         Ok(())
     }
 }
 
+/// The same rows; where they came from does not matter.
+impl PartialEq for TokenizedDataset {
+    fn eq(&self, other: &TokenizedDataset) -> bool {
+        (&*self.offsets, &*self.input_ids, &*self.labels) == (&*other.offsets, &*other.input_ids, &*other.labels)
+    }
+}
+
+/// Where the rows of a data set stand in its files: rows in which nothing is supervised are left out, so a row's place among
+/// those that are trained on does not tell.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    /// Which row of its file each is: a line from 1, an element of an array or a row of a table from 0.
+    pub(crate) numbers: Words<u64>,
+    pub(crate) files: Arc<[FileRows]>,
+}
+
+impl Places {
+    /// Where row `index` stands, in words: `line 12 of chat.jsonl`.
+    pub fn words(&self, index: usize) -> String {
+        let number = self.numbers.get(index).copied().unwrap_or(0);
+        let after = self.files.partition_point(|file| file.first_row <= index as u64);
+        match after.checked_sub(1).and_then(|file| self.files.get(file)) {
+            Some(file) => file.unit.words(&file.path.display().to_string(), number),
+            None => format!("row {index}"),
+        }
+    }
+}
+
+/// From which row on the rows of a data set are those of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileRows {
+    pub(crate) path: PathBuf,
+    pub(crate) unit: Unit,
+    pub(crate) first_row: u64,
+}
+
+fn files_of(metadata: Option<&HashMap<String, String>>) -> Result<Vec<FileRows>, String> {
+    let text = metadata.and_then(|metadata| metadata.get("files")).ok_or("it does not name the files of its rows")?;
+    serde_json::from_str(text).map_err(|error| format!("the files of its rows: {error}"))
+}
+
 /// Supervised tokens of one row's unshifted labels.
 pub(crate) fn supervised(labels: &[i32]) -> usize {
     labels.iter().skip(1).filter(|&&label| label != IGNORED).count()
-}
-
-fn words<const SIZE: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; SIZE]> + '_ {
-    bytes.as_chunks::<SIZE>().0.iter().copied()
 }
 
 fn damaged(path: &Path, message: String) -> DataError {
@@ -177,73 +206,6 @@ fn damaged(path: &Path, message: String) -> DataError {
     )
 }
 
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(DataError::io("create the folder", folder))?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = folder.join(format!(".{name}.{}.partial", std::process::id()));
-    let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    });
-    if written.is_err() {
-        // The error below is the one that matters; a leftover that cannot be removed either changes nothing.
-        let _ = fs::remove_file(&temporary);
-    }
-    written.map_err(DataError::io("write the tokenised data set", path))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sample() -> TokenizedDataset {
-        let mut dataset = TokenizedDataset::new();
-        dataset.push(2, &[1, 2, 3], &[1, IGNORED, 3]);
-        dataset.push(5, &[4, u32::MAX], &[IGNORED, IGNORED]);
-        dataset
-    }
-
-    #[test]
-    fn saves_and_loads_the_same_rows() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data/train.safetensors");
-        sample().save(&path).unwrap();
-        assert_eq!(TokenizedDataset::load(&path).unwrap(), sample());
-        assert_eq!(fs::read_dir(folder.path().join("data")).unwrap().count(), 1, "no leftover beside the file");
-    }
-
-    #[test]
-    fn the_first_token_of_a_row_is_never_counted_as_supervised() {
-        assert_eq!(sample().supervised_tokens(), 1);
-        assert_eq!((sample().rows(), sample().tokens()), (2, 5));
-        assert_eq!(sample().row(1).0, [4, u32::MAX]);
-    }
-
-    #[test]
-    fn damaged_files_are_refused_with_the_reason() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("rows.safetensors");
-        type Damage = fn(&mut TokenizedDataset);
-        let cases: [(Damage, &str); 7] = [
-            (|dataset| dataset.labels.truncate(4), "5 input_ids but 4 labels"),
-            (|dataset| dataset.offsets = vec![0, 4, 3, 5], "offsets do not rise at row 1"),
-            (|dataset| dataset.offsets = vec![0, 0, 5], "offsets do not rise at row 0"),
-            (|dataset| dataset.offsets = vec![0, 3], "end with the number of tokens, 5"),
-            (|dataset| dataset.offsets.clear(), "begin with 0"),
-            (|dataset| dataset.lines.truncate(1), "2 rows but 1 lines"),
-            (|dataset| dataset.labels[1] = -7, "label -7 at token 1"),
-        ];
-        for (damage, expected) in cases {
-            let mut dataset = sample();
-            damage(&mut dataset);
-            dataset.save(&path).unwrap();
-            let error = TokenizedDataset::load(&path).unwrap_err().to_string();
-            assert!(error.contains(expected) && error.contains("hint: "), "{error}");
-        }
-        fs::write(&path, b"no tensors here").unwrap();
-        assert!(TokenizedDataset::load(&path).unwrap_err().to_string().contains("not a tokenised data set"));
-    }
-}
+#[path = "dataset_tests.rs"]
+mod tests;

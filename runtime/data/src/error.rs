@@ -17,14 +17,10 @@ pub enum DataError {
         source: io::Error,
     },
     /// A row of a data file is not what it should be.
-    #[error("{}:{line}{}: {message}\nhint: {hint}", path.display(), column_suffix(*column))]
+    #[error("{place}: {message}\nhint: {hint}")]
     Row {
-        /// The data file.
-        path: PathBuf,
-        /// Line in it, from 1.
-        line: u64,
-        /// Column in the line, from 1, where the fault has one.
-        column: Option<usize>,
+        /// The data file and the place in it, in the form of its format: `file:line:column`, `file[element]`, `file: row N`.
+        place: String,
         /// What is wrong, with the values.
         message: String,
         /// What to do.
@@ -85,20 +81,15 @@ impl DataError {
         DataError::Model { path: path.to_path_buf(), message: message.into(), hint: hint.into() }
     }
 
-    pub(crate) fn row(path: &Path, line: u64, fault: Fault) -> DataError {
-        DataError::Row {
-            path: path.to_path_buf(),
-            line,
-            column: fault.column,
-            message: fault.message,
-            hint: fault.hint,
-        }
+    pub(crate) fn row(place: String, fault: Fault) -> DataError {
+        DataError::Row { place, message: fault.message, hint: fault.hint }
     }
 }
 
 /// What is wrong with one row, before the place is known.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Fault {
+    /// Column in the line, from 1, where it has one.
     pub(crate) column: Option<usize>,
     pub(crate) message: String,
     pub(crate) hint: String,
@@ -108,8 +99,4 @@ impl Fault {
     pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Fault {
         Fault { column: None, message: message.into(), hint: hint.into() }
     }
-}
-
-fn column_suffix(column: Option<usize>) -> String {
-    column.map(|column| format!(":{column}")).unwrap_or_default()
 }

@@ -3,19 +3,26 @@
 //! The way of a row, from the file to the model:
 //!
 //! ```text
-//! JSONL ─ rows ─▶ Row ─ template ─▶ text + spans ─ tokenizer, mask ─▶ ids + labels ─▶ TokenizedDataset (one file)
-//!                                                                                          │
-//!                                        StepPlan: which rows, when, on which rank ────────┤
-//!                                                                                          ▼
-//!                                                                                        Batch
+//! files ─ source ─▶ RawRow ─ columns ─▶ Row ─ template ─▶ text + spans ─ tokenizer, mask ─▶ ids + labels
+//!                                                                                              │ writer
+//!                                                                                              ▼
+//!                                                              cache ◀─▶ TokenizedDataset (one file, mapped)
+//!                                                                                              │
+//!                                            StepPlan: which rows, when, on which rank ────────┤
+//!                                                                                              ▼
+//!                                                                                            Batch
 //! ```
 //!
-//! [`prepare`] does the first line once, before any rank waits; the workers then load the [`TokenizedDataset`] and cut
+//! [`prepare`] does all but the last once, before any rank waits, or finds it done in its cache; the workers then map the [`TokenizedDataset`] and cut
 //! it by a [`StepPlan`], which gives the same global order of rows for every number of ranks.
 
 mod batch;
+mod cache;
+mod columns;
 mod dataset;
+mod encode;
 mod error;
+mod mapped;
 mod mask;
 mod message;
 mod model_files;
@@ -23,22 +30,28 @@ mod prepare;
 mod report;
 mod rows;
 mod sampling;
+mod source;
 mod stream;
 mod template;
 mod tokenizer;
+mod tokens;
+mod writer;
 
 #[cfg(test)]
 mod testing;
 
 pub use batch::Batch;
-pub use dataset::{IGNORED, TokenizedDataset};
+pub use columns::Columns;
+pub use dataset::{IGNORED, Places, TokenizedDataset};
 pub use error::DataError;
+pub use mapped::Words;
 pub use message::{Conversation, Message, Role};
 pub use model_files::SpecialTokens;
 pub use prepare::{Prepare, Prepared, prepare};
-pub use report::{DataReport, RowKind, Segment};
+pub use report::{DataReport, Loss, RowKind, Segment};
 pub use rows::{Row, RowReader};
 pub use sampling::{Cursor, Sampling, StepPlan, StepPlanOptions};
+pub use source::{DataFile, Format, Sources};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Rendered, TemplateSource, trained_template_digest};
 pub use tokenizer::{Encoded, Tokenizer};

@@ -5,8 +5,9 @@
 
 use serde_json::{Map, Value};
 
+use crate::columns::SHAPES;
 use crate::error::Fault;
-use crate::rows::{SHAPES, kind};
+use crate::rows::kind;
 
 /// The roles that need no look at the template.
 const ROLES: [Role; 4] = [Role::System, Role::User, Role::Assistant, Role::Tool];
@@ -103,17 +104,6 @@ impl From<Vec<Message>> for Conversation {
     fn from(messages: Vec<Message>) -> Conversation {
         Conversation { messages, ..Conversation::default() }
     }
-}
-
-/// The conversation of a row with the columns `messages` and, if they are there, `tools` and `chat_template_kwargs`.
-pub(crate) fn parse_conversation(columns: &Map<String, Value>) -> Result<Conversation, Fault> {
-    let empty = Value::Null;
-    let column = |name: &str| columns.get(name).unwrap_or(&empty);
-    Ok(Conversation {
-        messages: parse_messages(column("messages"))?,
-        tools: parse_tools(column("tools"))?,
-        template_variables: parse_variables(column("chat_template_kwargs"))?,
-    })
 }
 
 /// The messages of a column as `messages`: at least one.
@@ -214,7 +204,7 @@ fn with_reasoning(fields: Map<String, Value>) -> Map<String, Value> {
 }
 
 /// The tools of a row: a list, or the JSON text of one, as data sets store it.
-fn parse_tools(value: &Value) -> Result<Vec<Value>, Fault> {
+pub(crate) fn parse_tools(value: &Value) -> Result<Vec<Value>, Fault> {
     let hint = "tools is a list of JSON schemas of functions, or the JSON text of such a list";
     let parsed;
     let value = match value {
@@ -237,7 +227,8 @@ fn parse_tools(value: &Value) -> Result<Vec<Value>, Fault> {
     }
 }
 
-fn parse_variables(value: &Value) -> Result<Map<String, Value>, Fault> {
+/// Variables of the template.
+pub(crate) fn parse_variables(value: &Value) -> Result<Map<String, Value>, Fault> {
     let hint = "chat_template_kwargs is an object of variables that the chat template reads";
     let Value::Object(variables) = value else {
         return match value {

@@ -3,10 +3,14 @@
 use serde_json::json;
 
 use super::*;
+use crate::columns::Columns;
 
-fn parse(columns: Value) -> Result<Conversation, String> {
-    let Value::Object(columns) = columns else { panic!("a row is an object") };
-    parse_conversation(&columns).map_err(|fault| format!("{}\nhint: {}", fault.message, fault.hint))
+fn parse(row: Value) -> Result<Conversation, String> {
+    let Value::Object(row) = row else { panic!("a row is an object") };
+    let columns = Columns::default();
+    let parsed = columns.shape(&row).and_then(|shape| columns.parse(shape, &row));
+    let row = parsed.map_err(|fault| format!("{}\nhint: {}", fault.message, fault.hint))?;
+    row.into_conversation().ok_or_else(|| "no conversation".to_owned())
 }
 
 fn fields(message: Value) -> Result<Value, String> {

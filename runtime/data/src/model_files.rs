@@ -64,6 +64,20 @@ fn token_text(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_string)
 }
 
+/// Whether a chat template is found where [`crate::ChatTemplate::load`] looks for one.
+pub(crate) fn has_chat_template(model_directory: &Path) -> Result<bool, DataError> {
+    if model_directory.join("chat_template.jinja").exists() {
+        return Ok(true);
+    }
+    for name in ["chat_template.json", "tokenizer_config.json"] {
+        let file = read_json(&model_directory.join(name))?;
+        if file.is_some_and(|file| file.get("chat_template").is_some_and(|template| !template.is_null())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The ids that end a generation: from generation_config.json, else config.json; an integer or a list there.
 pub(crate) fn eos_ids(model_directory: &Path) -> Result<Vec<u32>, DataError> {
     for name in ["generation_config.json", "config.json"] {

@@ -1,37 +1,51 @@
-//! A data file and a model folder in, token ids and labels out.
+//! Data files and a model folder in, token ids and labels out.
 
-use std::num::NonZero;
-use std::path::Path;
-use std::thread;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use crate::dataset::{IGNORED, TokenizedDataset, supervised};
+use rayon::prelude::*;
+
+use crate::cache;
+use crate::columns::{Columns, Shape};
+use crate::dataset::{FileRows, IGNORED, TokenizedDataset, supervised};
+use crate::encode::{EncodedRow, Encoder};
 use crate::error::{DataError, Fault};
-use crate::mask;
-use crate::message::{Conversation, Message};
-use crate::model_files;
-use crate::report::{DataReport, RowKind, Segment};
-use crate::rows::{Row, RowReader};
-use crate::template::{ChatTemplate, TemplateSource};
+use crate::report::{DataReport, Segment};
+use crate::rows::{Expected, no_row, parse_object};
+use crate::source::{RawContent, RawRow, RawRows, Sources};
 use crate::tokenizer::Tokenizer;
+use crate::writer::DatasetWriter;
 
-/// Rows that are read before they are shared out to the threads.
-const CHUNK: usize = 2048;
+/// Bytes of rows that are read before they are shared out to the threads; with what becomes of them, all that grows with
+/// the size of the data.
+const CHUNK: usize = 8 << 20;
+
+/// Rows in a share of a thread: small, so that all end at nearly the same time.
+const SHARE: usize = 32;
 
 /// What to prepare, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct Prepare<'a> {
     /// The Hugging Face folder with the tokenizer and the chat template.
     pub model_directory: &'a Path,
-    /// The JSONL file.
-    pub dataset: &'a Path,
+    /// The data files.
+    pub sources: &'a Sources,
+    /// How their columns are called.
+    pub columns: &'a Columns,
     /// Longest row, in tokens; what is beyond is cut off at the end.
     pub max_length: u32,
-    /// Learn from the assistant's tokens only. Rows of `input_ids` have labels of their own instead.
+    /// Learn from the assistant's tokens only, of rows that are conversations.
     pub assistant_only_loss: bool,
     /// The text of the chat template; without one, that of the model folder.
     pub chat_template: Option<&'a str>,
     /// The token that ends a turn; without one, the tokenizer's.
     pub eos_token: Option<&'a str>,
+    /// Learn from completions only, of rows that have them; as TRL: yes for these, unless it says no.
+    pub completion_only_loss: Option<bool>,
+    /// The folder in which tokenised data sets are kept.
+    pub cache: &'a Path,
 }
 
 /// A data set ready for training, and what to tell about it.
@@ -41,14 +55,40 @@ pub struct Prepared {
     pub dataset: TokenizedDataset,
     /// The counts.
     pub report: DataReport,
+    /// [`TokenizedDataset::digest`] of the rows.
+    pub digest: String,
+    /// The file in the cache that holds them.
+    pub file: PathBuf,
+    /// It was there, and whole.
+    pub from_cache: bool,
 }
 
-/// Reads, renders, encodes, masks and cuts all rows of a file, on all cores; the result depends on neither their number
-/// nor their speed.
+impl Prepared {
+    /// Puts the file at `path` too: by another name for it where the file system allows, else as a copy. What was there
+    /// before is replaced.
+    ///
+    /// # Errors
+    /// [`DataError::Io`] when the folder cannot be written.
+    pub fn put(&self, path: &Path) -> Result<(), DataError> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let put = || -> io::Result<()> {
+            fs::create_dir_all(folder)?;
+            let temporary = tempfile::TempDir::new_in(folder)?;
+            let whole = temporary.path().join("rows");
+            fs::hard_link(&self.file, &whole).or_else(|_| fs::copy(&self.file, &whole).map(drop))?;
+            fs::rename(whole, path)?;
+            fs::File::open(folder)?.sync_all()
+        };
+        put().map_err(DataError::io("write the tokenised data set", path))
+    }
+}
+
+/// Reads, renders, encodes, masks and cuts all rows, on all cores; the result depends on neither their number nor their
+/// speed. What was made before from the same data, model and options is taken from the cache.
 ///
 /// # Errors
-/// The first faulty row with its file and line; a data set in which nothing is supervised; a model folder without a
-/// usable tokenizer or template.
+/// The first faulty row with its file and place; a data set in which nothing is supervised; a model folder without a
+/// usable tokenizer or template; a cache that cannot be written.
 pub fn prepare(options: &Prepare<'_>) -> Result<Prepared, DataError> {
     if options.max_length < 2 {
         return Err(DataError::Plan {
@@ -56,218 +96,260 @@ pub fn prepare(options: &Prepare<'_>) -> Result<Prepared, DataError> {
             hint: "a row needs at least 2 tokens: one to read, one to predict".into(),
         });
     }
-    let mut reader = RowReader::open(options.dataset)?;
-    let mut encoder: Option<Encoder<'_>> = None;
-    let mut result = Collected::default();
+    let before = cache::identities(options.sources)?;
+    let file = cache::place(options)?;
+    let mut damaged = false;
+    match cache::take(&file, options) {
+        Some(Some(prepared)) => return Ok(prepared),
+        Some(None) => damaged = true,
+        None => {}
+    }
+    let mut preparation = Preparation::new(options)?;
+    let mut rows = RawRows::new(options.sources);
     let mut ended = false;
     while !ended {
-        let mut rows = Vec::with_capacity(CHUNK);
-        let mut fault = None;
-        while !ended && rows.len() < CHUNK {
-            match reader.next() {
-                Some(Ok(row)) => rows.push(row),
+        let (mut chunk, mut size, mut fault) = (Vec::new(), 0, None);
+        while !ended && size < CHUNK {
+            match rows.next() {
+                Some(Ok(row)) => {
+                    size += row.content.size();
+                    chunk.push(row);
+                }
                 Some(Err(error)) => (fault, ended) = (Some(error), true),
                 None => ended = true,
             }
         }
-        if let Some((_, first)) = rows.first() {
-            let encoder = match &encoder {
-                Some(encoder) => encoder,
-                None => encoder.insert(Encoder::new(options, first)?),
-            };
-            encoder.encode_all(&rows)?.into_iter().for_each(|row| result.add(row));
-        }
-        // Only now, so that of several faults the first in the file is told.
+        preparation.add(chunk, &rows)?;
+        // Only now, so that of several faults the first in the files is told.
         if let Some(error) = fault {
             return Err(error);
         }
     }
-    match encoder {
-        Some(encoder) => finish(options, &encoder, &reader, result),
-        None => Err(DataError::dataset(options.dataset, "there is no row in this file", "give at least one row")),
+    // What is kept under the hash of a file must not be made from what the file became meanwhile.
+    if cache::identities(options.sources)? != before {
+        let hint = "start again when nothing writes to the data any more";
+        return Err(DataError::dataset(options.sources.written().as_ref(), "a file changed while it was read", hint));
     }
+    let mut prepared = preparation.finish(&file)?;
+    if damaged {
+        prepared.report.warnings.push(format!("{} was damaged and is made anew", file.display()));
+    }
+    Ok(prepared)
 }
 
-/// One row, encoded and cut.
-struct EncodedRow {
-    line: u64,
-    ids: Vec<u32>,
-    labels: Vec<i32>,
-    truncated: bool,
-    /// Whether each answer ends with a special token that is learned.
-    ended: bool,
-}
-
-#[derive(Default)]
-struct Collected {
-    dataset: TokenizedDataset,
-    /// Rows with an answer that does not end, and the first one's line.
-    unended: (usize, Option<u64>),
+/// All that is known while rows come.
+struct Preparation<'a> {
+    options: &'a Prepare<'a>,
+    writer: DatasetWriter,
+    /// There from the first row on.
+    encoder: Option<(Encoder<'a>, Expected)>,
+    files: Vec<FileRows>,
+    unused: BTreeSet<String>,
     dropped: usize,
     truncated: usize,
     longest: usize,
+    stops: bool,
+    /// Rows with an answer that does not end, and where the first stands.
+    unended: (usize, String),
+    /// Rows whose prompt's tokens do not begin them, and where the first stands.
+    split_tokens: (usize, String),
+    /// Ids and labels of the first row kept.
+    first: Option<(Vec<u32>, Vec<i32>)>,
 }
 
-impl Collected {
-    fn add(&mut self, row: EncodedRow) {
-        if supervised(&row.labels) == 0 {
-            self.dropped += 1;
-            return;
-        }
-        if self.dataset.offsets.is_empty() {
-            self.dataset = TokenizedDataset::new();
-        }
-        self.dataset.push(row.line, &row.ids, &row.labels);
-        if !row.ended {
-            self.unended = (self.unended.0 + 1, self.unended.1.or(Some(row.line)));
-        }
-        self.truncated += usize::from(row.truncated);
-        self.longest = self.longest.max(row.ids.len());
-    }
+/// What became of a share of rows.
+#[derive(Default)]
+struct Share {
+    /// File and number of each, and the row.
+    rows: Vec<(usize, u64, EncodedRow)>,
+    unused: BTreeSet<String>,
+    /// Where it ended before its last row.
+    fault: Option<(usize, u64, Fault)>,
 }
 
-/// What all rows are encoded with.
-struct Encoder<'a> {
-    options: &'a Prepare<'a>,
-    /// Missing only for rows of `input_ids`, which need none.
-    tokenizer: Option<Tokenizer>,
-    /// With conversations only.
-    template: Option<ChatTemplate>,
-    vocabulary: Option<u32>,
-}
-
-impl<'a> Encoder<'a> {
-    fn new(options: &'a Prepare<'a>, first: &Row) -> Result<Encoder<'a>, DataError> {
-        let model = options.model_directory;
-        let conversations = matches!(first, Row::Conversation(_));
-        let needed = conversations || model.join("tokenizer.json").exists();
-        let mut tokenizer = if needed { Some(Tokenizer::load(model)?) } else { None };
-        if let (Some(tokenizer), Some(token)) = (&mut tokenizer, options.eos_token) {
-            tokenizer.end_with(token)?;
-        }
-        let template = match &tokenizer {
-            Some(tokenizer) if conversations => Some(template_of(options, tokenizer)?),
-            _ => None,
-        };
-        Ok(Encoder { options, tokenizer, template, vocabulary: model_files::vocabulary_size(model)? })
-    }
-
-    fn encode_all(&self, rows: &[(u64, Row)]) -> Result<Vec<EncodedRow>, DataError> {
-        let threads = thread::available_parallelism().map_or(1, NonZero::get);
-        let share = rows.len().div_ceil(threads).max(16);
-        let encode = |(line, row): &(u64, Row)| {
-            self.encode(*line, row).map_err(|fault| DataError::row(self.options.dataset, *line, fault))
-        };
-        thread::scope(|scope| {
-            let workers: Vec<_> = rows
-                .chunks(share)
-                .map(|rows| scope.spawn(move || rows.iter().map(encode).collect::<Result<Vec<_>, _>>()))
-                .collect();
-            let mut encoded = Vec::with_capacity(rows.len());
-            for worker in workers {
-                let rows = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-                encoded.extend(rows);
-            }
-            Ok(encoded)
+impl<'a> Preparation<'a> {
+    fn new(options: &'a Prepare<'a>) -> Result<Preparation<'a>, DataError> {
+        Ok(Preparation {
+            options,
+            writer: DatasetWriter::new(options.cache)?,
+            encoder: None,
+            files: Vec::new(),
+            unused: BTreeSet::new(),
+            dropped: 0,
+            truncated: 0,
+            longest: 0,
+            stops: false,
+            unended: (0, String::new()),
+            split_tokens: (0, String::new()),
+            first: None,
         })
     }
 
-    fn encode(&self, line: u64, row: &Row) -> Result<EncodedRow, Fault> {
-        let (mut ids, mut labels, ended) = match (row, &self.template, &self.tokenizer) {
-            (Row::Tokens { input_ids, labels }, ..) => (input_ids.clone(), labels.clone(), true),
-            (Row::Conversation(conversation), Some(template), Some(tokenizer)) => {
-                self.encode_conversation(conversation, template, tokenizer)?
-            }
-            (Row::Conversation(_), ..) => {
-                return Err(Fault::new("a conversation among rows of `input_ids`", "keep the two kinds in two files"));
-            }
+    fn path(&self, file: usize) -> String {
+        self.options.sources.files()[file].shown()
+    }
+
+    /// Encodes a chunk of rows, side by side, and writes them in order.
+    fn add(&mut self, chunk: Vec<RawRow>, rows: &RawRows<'_>) -> Result<(), DataError> {
+        let Some(first) = chunk.first() else {
+            return Ok(());
         };
-        if let Some(size) = self.vocabulary {
-            let beyond = |&id: &u32| id >= size;
-            let label_beyond = labels.iter().filter_map(|&label| u32::try_from(label).ok()).find(beyond);
-            if let Some(id) = ids.iter().copied().find(beyond).or(label_beyond) {
-                let message = format!("token id {id}, but the model's vocabulary has {size} entries");
-                return Err(Fault::new(message, "the rows or the tokenizer belong to another model"));
+        let columns = self.options.columns;
+        if self.encoder.is_none() {
+            let (file, number) = (first.file, first.number);
+            let parsed = read(columns, first).map_err(|fault| rows.fault(file, number, fault))?;
+            let place = rows.units()[file].words(&self.path(file), number);
+            self.encoder = Some((Encoder::new(self.options, &parsed.1)?, Expected { shape: parsed.0, place }));
+        }
+        let Some((encoder, expected)) = &self.encoder else {
+            unreachable!("made above");
+        };
+        let mut chunk: Vec<Option<RawRow>> = chunk.into_iter().map(Some).collect();
+        let shares: Vec<Share> =
+            chunk.par_chunks_mut(SHARE).map(|rows| encode_share(rows, columns, encoder, expected)).collect();
+        for share in shares {
+            for (file, number, row) in share.rows {
+                self.keep(file, number, row, rows)?;
+            }
+            self.unused.extend(share.unused);
+            if let Some((file, number, fault)) = share.fault {
+                return Err(rows.fault(file, number, fault));
             }
         }
-        let limit = self.options.max_length as usize;
-        let truncated = ids.len() > limit;
-        ids.truncate(limit);
-        labels.truncate(limit);
-        Ok(EncodedRow { line, ids, labels, truncated, ended })
+        Ok(())
     }
 
-    fn encode_conversation(
-        &self,
-        conversation: &Conversation,
-        template: &ChatTemplate,
-        tokenizer: &Tokenizer,
-    ) -> Result<(Vec<u32>, Vec<i32>, bool), Fault> {
-        let full = template.render_with_spans(conversation, false).map_err(|error| {
-            let hint = "a chat template takes certain roles, often in turns; change the row, or choose another template \
-                        (chat_template_path)";
-            mask::fault_of(error, hint)
-        })?;
-        let encoded =
-            tokenizer.encode_with_offsets(&full.text).map_err(|error| mask::fault_of(error, "change the row"))?;
-        if !self.options.assistant_only_loss {
-            let labels = encoded.ids.iter().map(|&id| mask::label_of(id)).collect::<Result<_, _>>()?;
-            return Ok((encoded.ids, labels, true));
+    fn keep(&mut self, file: usize, number: u64, row: EncodedRow, rows: &RawRows<'_>) -> Result<(), DataError> {
+        while self.files.len() <= file {
+            let next = self.files.len();
+            let path = self.options.sources.files()[next].path().to_path_buf();
+            self.files.push(FileRows { path, unit: rows.units()[next], first_row: self.writer.rows() });
         }
-        if !conversation.messages.iter().any(Message::is_assistant) {
-            let hint = "add the answer, remove the row, or set assistant_only_loss: false";
-            return Err(Fault::new("no message of this conversation is the assistant's", hint));
+        let place = self.files[file].unit.words(&self.path(file), number);
+        if row.split_token {
+            count_first(&mut self.split_tokens, &place);
         }
-        let spans = mask::assistant_spans(template, tokenizer.markers(), conversation, &full)?;
-        let labels = mask::labels(&encoded, &full.text, &spans, IGNORED)?;
-        let ended =
-            spans.iter().all(|span| mask::marker_at_end(&full.text[span.clone()], tokenizer.markers()).is_some());
-        Ok((encoded.ids, labels, ended))
+        if supervised(&row.labels) == 0 {
+            self.dropped += 1;
+            return Ok(());
+        }
+        if !row.ended {
+            count_first(&mut self.unended, &place);
+        }
+        let cache = self.options.cache;
+        let written = self.writer.push(number, &row.ids, &row.labels);
+        written.map_err(DataError::io("write tokenised data into the folder", cache))?;
+        self.truncated += usize::from(row.truncated);
+        self.longest = self.longest.max(row.ids.len());
+        self.stops |= row.stops;
+        self.first.get_or_insert((row.ids, row.labels));
+        Ok(())
+    }
+
+    fn finish(self, file: &Path) -> Result<Prepared, DataError> {
+        let Some((encoder, _)) = &self.encoder else {
+            return Err(no_row(self.options.sources));
+        };
+        let Some((ids, labels)) = &self.first else {
+            let rows = if self.dropped == 1 { "its only row".to_owned() } else { format!("its {} rows", self.dropped) };
+            let message = format!("nothing in {rows} is supervised (with max_length {})", self.options.max_length);
+            let hint = "raise max_length if the answers are cut off; else give labels other than -100";
+            return Err(DataError::dataset(self.options.sources.written().as_ref(), message, hint));
+        };
+        let report = DataReport {
+            source: self.options.sources.written().to_owned(),
+            files: self.options.sources.files().len(),
+            kind: encoder.kind(),
+            loss: encoder.loss(),
+            rows: self.writer.rows() as usize,
+            dropped: self.dropped,
+            truncated: self.truncated,
+            tokens: self.writer.tokens() as usize,
+            supervised_tokens: self.writer.supervised() as usize,
+            longest: self.longest,
+            example: example(ids, labels, encoder.tokenizer.as_ref())?,
+            warnings: self.warnings(encoder),
+        };
+        let text = serde_json::to_string(&report).unwrap_or_default();
+        let metadata = BTreeMap::from([("report".to_owned(), text)]);
+        let (dataset, digest) = self.writer.finish(file, &self.files, metadata)?;
+        Ok(Prepared { dataset, report, digest, file: file.to_path_buf(), from_cache: false })
+    }
+
+    fn warnings(&self, encoder: &Encoder<'_>) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.unused.is_empty() {
+            let names: Vec<&str> = self.unused.iter().map(String::as_str).collect();
+            warnings.push(format!("columns that are not used: {}", names.join(", ")));
+        }
+        let (count, place) = &self.split_tokens;
+        if *count > 0 {
+            let rows = if *count == 1 { "1 row".to_owned() } else { format!("{count} rows") };
+            warnings.push(format!(
+                "in {rows} the tokens of the prompt are not those that the whole begins with (first: {place}): the loss is on \
+                 everything from where they differ; end prompts where a word ends"
+            ));
+        }
+        let ids = encoder.tokenizer.as_ref().map_or(&[][..], Tokenizer::eos_ids);
+        if !ids.is_empty() && !self.stops {
+            warnings
+                .push(format!("no supervised token ends a generation (ids {ids:?}): the model does not learn to stop"));
+        }
+        let (count, place) = &self.unended;
+        if *count > 0 {
+            warnings.push(format!(
+                "{place}: an answer ends without an end-of-turn token that is learned (as in {count} of {} rows): the model \
+                 does not learn to stop there",
+                self.writer.rows()
+            ));
+        }
+        warnings
     }
 }
 
-/// The chosen chat template, or the model's, with the special tokens of the tokenizer.
-fn template_of(options: &Prepare<'_>, tokenizer: &Tokenizer) -> Result<ChatTemplate, DataError> {
-    let source = match options.chat_template {
-        Some(text) => TemplateSource { text: text.to_owned(), place: "chat_template_path".into() },
-        None => TemplateSource::of_model(options.model_directory)?,
-    };
-    ChatTemplate::compile(source, tokenizer.special().clone())
+/// Counts one more, and keeps the first one's place.
+fn count_first((count, first): &mut (usize, String), place: &str) {
+    if *count == 0 {
+        *first = place.to_owned();
+    }
+    *count += 1;
 }
 
-fn finish(
-    options: &Prepare<'_>,
-    encoder: &Encoder<'_>,
-    reader: &RowReader,
-    collected: Collected,
-) -> Result<Prepared, DataError> {
-    let Collected { dataset, unended, dropped, truncated, longest } = collected;
-    if dataset.rows() == 0 {
-        let rows = if dropped == 1 { "its only row".to_owned() } else { format!("its {dropped} rows") };
-        let message = format!("nothing in {rows} is supervised (with max_length {})", options.max_length);
-        let hint = "raise max_length if the answers are cut off; else give labels other than -100";
-        return Err(DataError::dataset(options.dataset, message, hint));
-    }
-    let report = DataReport {
-        path: options.dataset.to_path_buf(),
-        kind: if encoder.template.is_some() { RowKind::Conversations } else { RowKind::Tokens },
-        assistant_only_loss: options.assistant_only_loss && encoder.template.is_some(),
-        rows: dataset.rows(),
-        dropped,
-        truncated,
-        tokens: dataset.tokens(),
-        supervised_tokens: dataset.supervised_tokens(),
-        longest,
-        example: example(&dataset, encoder.tokenizer.as_ref())?,
-        warnings: warnings(&dataset, encoder, reader, unended),
+/// The shape of a row, and the row.
+fn read(columns: &Columns, row: &RawRow) -> Result<(Shape, crate::rows::Row), Fault> {
+    let content = match &row.content {
+        RawContent::Json(text) => RawContent::Json(text.clone()),
+        RawContent::Value(value) => RawContent::Value(value.clone()),
     };
-    Ok(Prepared { dataset, report })
+    let object = parse_object(content)?;
+    let shape = columns.shape(&object)?;
+    Ok((shape, columns.parse(shape, &object)?))
+}
+
+fn encode_share(rows: &mut [Option<RawRow>], columns: &Columns, encoder: &Encoder<'_>, expected: &Expected) -> Share {
+    let mut share = Share::default();
+    for RawRow { file, number, content } in rows.iter_mut().filter_map(Option::take) {
+        let encoded = parse_object(content).and_then(|object| {
+            let shape = columns.shape(&object)?;
+            expected.check(shape)?;
+            let encoded = encoder.encode(columns.parse(shape, &object)?)?;
+            columns.note_unused(shape, &object, &mut share.unused);
+            Ok(encoded)
+        });
+        match encoded {
+            Ok(row) => share.rows.push((file, number, row)),
+            Err(fault) => {
+                share.fault = Some((file, number, fault));
+                break;
+            }
+        }
+    }
+    share
 }
 
 /// The first row in pieces that are supervised or not, as text (as numbers where there is no tokenizer). The first token
 /// counts as not supervised: nothing predicts it.
-fn example(dataset: &TokenizedDataset, tokenizer: Option<&Tokenizer>) -> Result<Vec<Segment>, DataError> {
-    let (ids, labels) = dataset.row(0);
+fn example(ids: &[u32], labels: &[i32], tokenizer: Option<&Tokenizer>) -> Result<Vec<Segment>, DataError> {
     let learned = |index: usize| index > 0 && labels[index] != IGNORED;
     let mut segments = Vec::new();
     let mut start = 0;
@@ -283,35 +365,6 @@ fn example(dataset: &TokenizedDataset, tokenizer: Option<&Tokenizer>) -> Result<
         start = end;
     }
     Ok(segments)
-}
-
-fn warnings(
-    dataset: &TokenizedDataset,
-    encoder: &Encoder<'_>,
-    reader: &RowReader,
-    (unended, first): (usize, Option<u64>),
-) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if !reader.ignored_columns().is_empty() {
-        let names: Vec<&str> = reader.ignored_columns().iter().map(String::as_str).collect();
-        warnings.push(format!("columns that are not used: {}", names.join(", ")));
-    }
-    if let Some(tokenizer) = &encoder.tokenizer {
-        let ends = |label: &i32| u32::try_from(*label).is_ok_and(|id| tokenizer.eos_ids().contains(&id));
-        if !tokenizer.eos_ids().is_empty() && !dataset.labels.iter().any(ends) {
-            let ids = tokenizer.eos_ids();
-            warnings
-                .push(format!("no supervised token ends a generation (ids {ids:?}): the model does not learn to stop"));
-        }
-    }
-    if let Some(line) = first {
-        let rows = dataset.rows();
-        warnings.push(format!(
-            "line {line}: an answer ends without an end-of-turn token that is learned (as in {unended} of {rows} rows): \
-             the model does not learn to stop there"
-        ));
-    }
-    warnings
 }
 
 #[cfg(test)]

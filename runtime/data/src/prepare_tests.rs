@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
+use crate::report::{Loss, RowKind};
 use crate::testing;
 
 struct Setting {
@@ -30,16 +31,26 @@ impl Setting {
     }
 
     fn prepare(&self, max_length: u32, assistant_only_loss: bool) -> Result<Prepared, String> {
-        let dataset = self.path("train.jsonl");
-        let options = Prepare {
+        self.prepare_with(&["train.jsonl"], |options| Prepare { max_length, assistant_only_loss, ..options })
+    }
+
+    fn prepare_with(&self, names: &[&str], change: impl Fn(Prepare<'_>) -> Prepare<'_>) -> Result<Prepared, String> {
+        let names: Vec<String> = names.iter().map(|name| self.path(name).display().to_string()).collect();
+        let plain = |error: DataError| error.to_string().replace(&format!("{}/", self.folder.path().display()), "");
+        let sources = Sources::find(&names).map_err(plain)?;
+        let (columns, cache) = (Columns::default(), self.path("cache"));
+        let options = change(Prepare {
             model_directory: self.folder.path(),
-            dataset: &dataset,
-            max_length,
-            assistant_only_loss,
+            sources: &sources,
+            columns: &columns,
+            max_length: 1024,
+            assistant_only_loss: true,
             chat_template: None,
             eos_token: None,
-        };
-        prepare(&options).map_err(|error| error.to_string().replace(&format!("{}/", self.folder.path().display()), ""))
+            completion_only_loss: None,
+            cache: &cache,
+        });
+        prepare(&options).map_err(plain)
     }
 }
 
@@ -113,7 +124,7 @@ fn with_and_without_marks_the_same_tokens_are_supervised() {
 fn all_tokens_are_supervised_when_asked() {
     let prepared = Setting::new(testing::FORGETFUL, &row(&["Q", "A", "R", "B"])).prepare(1024, false).unwrap();
     assert_eq!(prepared.report.supervised_tokens, prepared.report.tokens - 1);
-    assert!(!prepared.report.assistant_only_loss);
+    assert_eq!(prepared.report.loss, Loss::All);
     let text: String = prepared.report.example.iter().map(|segment| segment.text.as_str()).collect();
     assert!(text.starts_with("<|im_start|>user\nQ<|im_end|>"), "{text}");
 }
@@ -154,31 +165,26 @@ fn answers_without_an_end_of_turn_are_told_with_the_first_line() {
         prepared.report.warnings.iter().find(|warning| warning.contains("end-of-turn")).cloned().unwrap_or_default()
     };
     let warning = told(&prepared);
-    assert!(warning.starts_with("line 1: an answer ends without") && warning.contains("2 of 2 rows"), "{warning}");
+    assert!(
+        warning.starts_with("line 1 of train.jsonl: an answer ends without") && warning.contains("2 of 2 rows"),
+        "{warning}"
+    );
     assert_eq!(told(&Setting::new(testing::CHATML, &rows).prepare(1024, true).unwrap()), "");
 }
 
 #[test]
 fn a_chosen_template_and_end_of_turn_go_before_the_models_own() {
     let setting = Setting::new("{{ raise_exception('mine') }}", &row(&["Q", "A"]));
-    let prepare_with = |template, eos_token| {
-        let dataset = setting.path("train.jsonl");
-        prepare(&Prepare {
-            model_directory: setting.folder.path(),
-            dataset: &dataset,
-            max_length: 1024,
-            assistant_only_loss: true,
-            chat_template: template,
-            eos_token,
-        })
+    let prepare_with = |chat_template: Option<&'static str>, eos_token: Option<&'static str>| {
+        setting.prepare_with(&["train.jsonl"], |options| Prepare { chat_template, eos_token, ..options })
     };
     let chosen = "{{ messages[0].content }}{% generation %}{{ messages[1].content + eos_token }}{% endgeneration %}";
     assert_eq!(shown(&prepare_with(Some(chosen), None).unwrap()), "Q⟦A<|im_end|>⟧");
     let ended = prepare_with(Some(chosen), Some("</s>")).unwrap();
     assert_eq!((shown(&ended).as_str(), ended.report.warnings.len()), ("Q⟦A</s>⟧", 0));
-    let error = prepare_with(Some(chosen), Some("<nothing>")).unwrap_err().to_string();
+    let error = prepare_with(Some(chosen), Some("<nothing>")).unwrap_err();
     assert!(error.contains("eos_token is \"<nothing>\", which is no token of this tokenizer"), "{error}");
-    assert!(prepare_with(None, None).unwrap_err().to_string().contains("mine"));
+    assert!(prepare_with(None, None).unwrap_err().contains("mine"));
 }
 
 #[test]
@@ -246,7 +252,8 @@ fn long_rows_are_cut_and_rows_without_supervision_dropped_and_counted() {
     assert_eq!((report.tokens, report.supervised_tokens, report.kind), (5, 2, RowKind::Tokens));
     assert_eq!(prepared.dataset.row(0), (&[1, 2, 3][..], &[-100, -100, 3][..]));
     assert_eq!(prepared.dataset.row(1), (&[6, 7][..], &[6, 7][..]));
-    assert_eq!(prepared.dataset.lines, [1, 4]);
+    assert_eq!(*prepared.dataset.places.numbers, [1, 4]);
+    assert!(prepared.dataset.places.words(1).starts_with("line 4 of "));
     assert!(report.warnings[0].contains("does not learn to stop"), "{:?}", report.warnings);
 }
 
@@ -304,4 +311,147 @@ fn unused_columns_are_told() {
     let rows = row(&["Q", "A"]).replace("{\"messages\"", "{\"source\": \"web\", \"messages\"");
     let prepared = Setting::new(testing::CHATML, &rows).prepare(1024, true).unwrap();
     assert_eq!(prepared.report.warnings, ["columns that are not used: source"]);
+}
+
+#[test]
+fn texts_and_completions_end_and_only_the_completion_is_learned() {
+    let cases = [
+        (r#"{"text": "the"}"#, "<s>⟦the<|im_end|>⟧"),
+        (r#"{"text": "the<|im_end|>"}"#, "<s>⟦the<|im_end|>⟧"),
+        (r#"{"prompt": "Q:", "completion": " the"}"#, "<s>Q:⟦ the<|im_end|>⟧"),
+        (
+            r#"{"prompt": [{"role": "user", "content": "Q"}], "completion": [{"role": "assistant", "content": "A"}]}"#,
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n⟦A<|im_end|>⟧\n",
+        ),
+        (
+            r#"{"instruction": "Q", "input": "I", "output": "A"}"#,
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nQ\n\nI<|im_end|>\n<|im_start|>assistant\n⟦A<|im_end|>⟧\n",
+        ),
+    ];
+    for (row, expected) in cases {
+        let prepared = Setting::new(testing::CHATML, row).prepare(1024, true).unwrap();
+        assert_eq!(shown(&prepared), expected, "{row}");
+    }
+    let setting = Setting::new(testing::CHATML, cases[2].0);
+    let with = |completion_only_loss| {
+        setting.prepare_with(&["train.jsonl"], |options| Prepare { completion_only_loss, ..options })
+    };
+    assert_eq!(shown(&with(Some(false)).unwrap()), "<s>⟦Q: the<|im_end|>⟧");
+    assert_eq!(with(Some(true)).unwrap().report.loss, Loss::Completion);
+    setting.write("train.jsonl", cases[0].0);
+    let error = with(Some(true)).unwrap_err();
+    assert!(error.contains("completion_only_loss is true, but texts have no completion\nhint: "), "{error}");
+}
+
+#[test]
+fn an_instruction_reads_as_a_text_to_a_model_without_a_chat_template() {
+    let setting = Setting::new("", r#"{"instruction": "Q", "input": "I", "output": "A", "system": "S"}"#);
+    setting.write("tokenizer_config.json", r#"{"bos_token": "<s>", "eos_token": "<|im_end|>"}"#);
+    let prepared = setting.prepare(1024, true).unwrap();
+    assert_eq!(shown(&prepared), "<s>S\n\n### Instruction:\nQ\n\n### Input:\nI\n\n### Response:\n⟦A<|im_end|>⟧");
+    assert_eq!((prepared.report.kind, prepared.report.loss), (RowKind::Completions, Loss::Completion));
+}
+
+#[test]
+fn prompts_that_melt_with_their_completions_are_counted_and_told() {
+    let rows = "{\"prompt\": \"Q\", \"completion\": \"the\"}\n{\"prompt\": \"Q \", \"completion\": \"the\"}\n\
+                {\"prompt\": \"R \", \"completion\": \"the\"}\n";
+    let prepared = Setting::new("", rows).prepare(1024, true).unwrap();
+    let warning = &prepared.report.warnings[0];
+    assert!(warning.starts_with("in 2 rows the tokens of the prompt are not those"), "{warning}");
+    assert!(warning.contains("(first: line 2 of "), "{warning}");
+}
+
+#[test]
+fn what_was_tokenised_before_is_taken_from_the_cache() {
+    let setting = Setting::new(testing::CHATML, &(row(&["Q", "A"]) + &row(&["Q", "B"])));
+    let first = setting.prepare(1024, true).unwrap();
+    let again = setting.prepare(1024, true).unwrap();
+    assert_eq!((first.from_cache, again.from_cache), (false, true));
+    assert_eq!((&again.dataset, &again.report, &again.digest), (&first.dataset, &first.report, &first.digest));
+    assert_eq!(again.digest, again.dataset.digest());
+    // Everything that has a say in the rows makes other ones.
+    let new = |what: &str, prepared: Prepared| assert!(!prepared.from_cache, "{what}");
+    new("max_length", setting.prepare(1000, true).unwrap());
+    new("loss", setting.prepare(1024, false).unwrap());
+    setting.write("train.jsonl", &(row(&["Q", "A"]) + &row(&["Q", "C"])));
+    new("data of the same size", setting.prepare(1024, true).unwrap());
+    setting.write("config.json", r#"{"vocab_size": 268}"#);
+    new("config.json", setting.prepare(1024, true).unwrap());
+    setting.write("tokenizer_config.json", &serde_json::json!({"chat_template": testing::MARKED}).to_string());
+    new("template", setting.prepare(1024, true).unwrap());
+    fs::rename(setting.path("train.jsonl"), setting.path("other.jsonl")).unwrap();
+    let renamed = setting.prepare_with(&["other.jsonl"], |options| options).unwrap();
+    assert!(!renamed.from_cache && renamed.dataset.places.words(0).ends_with("other.jsonl"));
+    // The files that a pattern finds are the same as by their names.
+    assert!(setting.prepare_with(&["oth*.jsonl"], |options| options).unwrap().from_cache);
+}
+
+#[test]
+fn a_damaged_file_of_the_cache_is_made_anew_and_said() {
+    let setting = Setting::new(testing::CHATML, &row(&["Q", "A"]));
+    let first = setting.prepare(1024, true).unwrap();
+    let whole = fs::read(&first.file).unwrap();
+    let damages: [fn(&mut Vec<u8>); 4] = [
+        |bytes| bytes.truncate(bytes.len() / 2),
+        |bytes| bytes.clear(),
+        |bytes| *bytes.last_mut().unwrap() ^= 1,
+        |bytes| {
+            let at = bytes.len() - 60;
+            bytes[at] ^= 4;
+        },
+    ];
+    for (index, damage) in damages.iter().enumerate() {
+        let mut bytes = whole.clone();
+        damage(&mut bytes);
+        fs::remove_file(&first.file).unwrap();
+        fs::write(&first.file, bytes).unwrap();
+        let again = setting.prepare(1024, true).unwrap();
+        assert!(!again.from_cache, "damage {index}");
+        assert_eq!((&again.dataset, &again.digest), (&first.dataset, &first.digest));
+        assert!(again.report.warnings.iter().any(|warning| warning.contains("was damaged and is made anew")));
+        assert_eq!(fs::read(&first.file).unwrap(), whole);
+    }
+}
+
+#[test]
+fn many_may_prepare_the_same_at_once() {
+    let setting =
+        Setting::new(testing::CHATML, &(0..200).map(|index| row(&["Q", &index.to_string()])).collect::<String>());
+    let digests: Vec<String> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4).map(|_| scope.spawn(|| setting.prepare(1024, true).unwrap().digest)).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    assert!(digests.iter().all(|digest| *digest == digests[0]));
+    let kept = fs::read_dir(setting.path("cache")).unwrap().count();
+    assert_eq!(kept, 1, "one file, and nothing half written");
+    assert!(setting.prepare(1024, true).unwrap().from_cache);
+}
+
+#[test]
+fn rows_are_put_into_a_run_folder_whatever_was_there() {
+    let setting = Setting::new(testing::CHATML, &row(&["Q", "A"]));
+    let prepared = setting.prepare(1024, true).unwrap();
+    let target = setting.path("run/data/train.safetensors");
+    for _ in 0..2 {
+        prepared.put(&target).unwrap();
+        assert_eq!(TokenizedDataset::load(&target).unwrap(), prepared.dataset);
+    }
+    assert_eq!(fs::read_dir(setting.path("run/data")).unwrap().count(), 1);
+}
+
+#[test]
+fn files_follow_one_another_and_errors_name_the_right_one() {
+    let setting = Setting::new(testing::CHATML, "");
+    setting.write("a.jsonl", &(row(&["Q", "A"]) + "\n" + &row(&["Q", "B"])));
+    setting.write("b.jsonl", &row(&["Q", "C"]));
+    let prepared = setting.prepare_with(&["a.jsonl", "b.jsonl"], |options| options).unwrap();
+    let places: Vec<String> = (0..3).map(|row| prepared.dataset.places.words(row)).collect();
+    for (place, (line, name)) in places.iter().zip([(1, "a.jsonl"), (3, "a.jsonl"), (1, "b.jsonl")]) {
+        assert!(place.starts_with(&format!("line {line} of ")) && place.ends_with(name), "{place}");
+    }
+    assert_eq!((prepared.report.files, prepared.report.rows), (2, 3));
+    setting.write("b.jsonl", "{\"input_ids\": [1, 2]}");
+    let error = setting.prepare_with(&["a.jsonl", "b.jsonl"], |options| options).unwrap_err();
+    assert!(error.starts_with("b.jsonl:1: this row has `input_ids`, but line 1 of a.jsonl has `messages`"), "{error}");
 }

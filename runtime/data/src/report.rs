@@ -1,19 +1,54 @@
 //! What is told about a prepared data set.
 
-use std::path::PathBuf;
+use serde::{Deserialize, Serialize};
 
-/// What the rows of a file are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+/// What the rows of a data set are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowKind {
-    /// `messages`, by the model's chat template.
+    /// `messages`, `conversations` or instructions, by the model's chat template.
     Conversations,
+    /// `prompt` and `completion` of messages, by the model's chat template.
+    Exchanges,
+    /// `prompt` and `completion` of text, or instructions for a model without a chat template.
+    Completions,
+    /// `text`.
+    Texts,
     /// `input_ids` as they stand.
     Tokens,
 }
 
+impl RowKind {
+    /// In words, to follow "rows of".
+    pub fn words(self) -> &'static str {
+        match self {
+            RowKind::Conversations => "conversations",
+            RowKind::Exchanges => "prompts and completions of messages",
+            RowKind::Completions => "prompts and completions",
+            RowKind::Texts => "texts",
+            RowKind::Tokens => "tokens",
+        }
+    }
+}
+
+/// What the loss is taken on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// What the assistant writes.
+    Assistant,
+    /// What the assistant writes in the completion.
+    AssistantOfCompletion,
+    /// The completion.
+    Completion,
+    /// Every token.
+    All,
+    /// What the labels of the files say.
+    Labels,
+}
+
 /// A piece of the first example, as the model sees it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// Decoded text, special tokens included.
     pub text: String,
@@ -22,14 +57,16 @@ pub struct Segment {
 }
 
 /// Counts of a prepared data set, its first example, and what deserves a second look.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataReport {
-    /// The data file.
-    pub path: PathBuf,
+    /// The data set, as it was written.
+    pub source: String,
+    /// How many files it has.
+    pub files: usize,
     /// What its rows are.
     pub kind: RowKind,
-    /// Whether only the assistant's tokens are learned from (conversations only).
-    pub assistant_only_loss: bool,
+    /// What the loss is taken on.
+    pub loss: Loss,
     /// Rows kept.
     pub rows: usize,
     /// Rows left out, because nothing in them is supervised (after truncation).

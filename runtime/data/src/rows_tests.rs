@@ -3,12 +3,16 @@
 use super::*;
 use crate::message::{Message, Role};
 
+/// The rows of a file, each with its line.
 fn read(text: &[u8]) -> Result<Vec<(u64, Row)>, String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("train.jsonl");
     std::fs::write(&path, text).unwrap();
-    let rows = RowReader::open(&path).and_then(|reader| reader.collect::<Result<Vec<_>, _>>());
-    rows.map_err(|error| error.to_string().replace(&format!("{}/", folder.path().display()), ""))
+    let (sources, columns) = (Sources::find(&[path.to_str().unwrap()]).unwrap(), Columns::default());
+    let rows = RowReader::new(&sources, &columns).collect::<Result<Vec<_>, _>>();
+    let line = |place: &str| place.strip_prefix("line ").unwrap().split(' ').next().unwrap().parse().unwrap();
+    rows.map(|rows| rows.into_iter().map(|(place, row)| (line(&place), row)).collect())
+        .map_err(|error| error.to_string().replace(&format!("{}/", folder.path().display()), ""))
 }
 
 fn conversation(messages: Vec<Message>) -> Row {
@@ -42,16 +46,6 @@ fn tokens_are_read_with_labels_or_without() {
 }
 
 #[test]
-fn columns_that_are_not_used_are_remembered() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("rows.jsonl");
-    std::fs::write(&path, "{\"input_ids\": [1], \"source\": \"a\", \"id\": 2, \"attention_mask\": [1]}").unwrap();
-    let mut reader = RowReader::open(&path).unwrap();
-    assert!(reader.by_ref().all(|row| row.is_ok()));
-    assert_eq!(reader.ignored_columns().iter().collect::<Vec<_>>(), ["id", "source"]);
-}
-
-#[test]
 fn faults_name_file_and_line_and_what_was_found() {
     let good = "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n";
     let message = |fields: &str| format!("{good}{{\"messages\": [{{{fields}}}]}}");
@@ -65,13 +59,18 @@ fn faults_name_file_and_line_and_what_was_found() {
         ("\"text\"".into(), "train.jsonl:1: expected an object, found a string\nhint: "),
         (
             format!("{good}{{\"text\": \"a\", \"id\": 1}}"),
-            "train.jsonl:2: expected either `messages` or `input_ids` (with `labels`), found the columns: text, id\nhint: ",
+            "train.jsonl:2: this row has `text`, but line 1 of train.jsonl has `messages`\nhint: ",
         ),
-        ("{}".into(), "found the columns: none\n"),
-        ("{\"messages\": [], \"input_ids\": [1]}".into(), "found the columns: messages, input_ids\n"),
+        ("{}".into(), "no columns to learn from; found: none\n"),
+        ("{\"id\": 1, \"a\": 2}".into(), "no columns to learn from; found: id, a\n"),
+        (
+            "{\"messages\": [], \"input_ids\": [1]}".into(),
+            "the row has `messages` and `input_ids`: which is to be learned?\nhint: column_mapping takes",
+        ),
+        ("{\"messages\": [], \"labels\": [1]}".into(), "`labels` without `input_ids`\n"),
         (
             format!("{good}{{\"input_ids\": [1]}}"),
-            "train.jsonl:2: this row has `input_ids`, but line 1 has `messages`\n",
+            "train.jsonl:2: this row has `input_ids`, but line 1 of train.jsonl has `messages`\n",
         ),
         ("{\"messages\": \"hi\"}".into(), "expected `messages` to be an array, found a string\n"),
         ("{\"messages\": []}".into(), "train.jsonl:1: `messages` is empty\n"),
@@ -80,10 +79,7 @@ fn faults_name_file_and_line_and_what_was_found() {
             message("\"role\": 3, \"content\": \"\""),
             "train.jsonl:2: messages[0]: expected `role` to be a name, found a number\n",
         ),
-        (
-            message("\"from\": \"human\", \"value\": \"\""),
-            "expected `role` and `content`, found the fields: from, value\n",
-        ),
+        (message("\"who\": \"human\""), "expected `role` and `content`, found the fields: who\n"),
         (message("\"role\": \"user\""), "expected `content` to be a string, found nothing\n"),
         ("{\"input_ids\": []}".into(), "train.jsonl:1: `input_ids` is empty\n"),
         ("{\"input_ids\": 5}".into(), "expected `input_ids` to be an array, found a number\n"),
@@ -108,22 +104,12 @@ fn faults_name_file_and_line_and_what_was_found() {
 }
 
 #[test]
-fn what_is_no_file_of_rows_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let error = |path: &Path| RowReader::open(path).err().unwrap().to_string();
-    assert!(error(&folder.path().join("none.jsonl")).contains("none.jsonl: cannot open the data set: No such file"));
-    assert!(error(folder.path()).contains("is a folder\nhint: "));
-    let parquet = folder.path().join("rows.parquet");
-    std::fs::write(&parquet, "PAR1").unwrap();
-    assert!(error(&parquet).contains("only JSONL is read\nhint: "));
-}
-
-#[test]
 fn nothing_comes_after_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
     std::fs::write(&path, "{\"input_ids\": [1]}\n{\n{\"input_ids\": [1]}\n").unwrap();
-    let mut reader = RowReader::open(&path).unwrap();
+    let (sources, columns) = (Sources::find(&[path.to_str().unwrap()]).unwrap(), Columns::default());
+    let mut reader = RowReader::new(&sources, &columns);
     assert!(reader.next().unwrap().is_ok());
     assert!(reader.next().unwrap().is_err());
     assert!(reader.next().is_none());

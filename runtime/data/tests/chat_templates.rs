@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use serde_json::Value;
-use zerofold_data::{ChatTemplate, Conversation, Row, RowReader, SpecialTokens};
+use zerofold_data::{ChatTemplate, Columns, Conversation, Row, RowReader, Sources, SpecialTokens};
 
 /// A row as the reader of data files hands it on.
 fn conversation(row: &Value) -> Conversation {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("row.jsonl");
     std::fs::write(&path, row.to_string()).unwrap();
-    match RowReader::open(&path).unwrap().next().unwrap().unwrap() {
+    let (sources, columns) = (Sources::find(&[path.to_str().unwrap()]).unwrap(), Columns::default());
+    match RowReader::new(&sources, &columns).next().unwrap().unwrap() {
         (_, Row::Conversation(conversation)) => conversation,
         (_, other) => panic!("{other:?}"),
     }

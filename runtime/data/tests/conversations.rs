@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use zerofold_data::{IGNORED, Message, Prepare, Role, prepare};
+use zerofold_data::{Columns, IGNORED, Message, Prepare, Role, Sources, prepare};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
@@ -19,13 +19,17 @@ fn ids_and_masks_are_those_of_transformers() {
     let expected: Value = serde_json::from_str(&file).unwrap();
     let model_directory = fixtures().join("models/tiny-llama");
     let dataset = fixtures().join("data/chat.jsonl");
+    let cache = tempfile::tempdir().unwrap();
     let options = Prepare {
         model_directory: &model_directory,
-        dataset: &dataset,
+        sources: &Sources::find(&[dataset.to_str().unwrap()]).unwrap(),
+        columns: &Columns::default(),
         max_length: 1024,
         assistant_only_loss: true,
         chat_template: None,
         eos_token: None,
+        completion_only_loss: None,
+        cache: cache.path(),
     };
     let prepared = prepare(&options).unwrap();
     let rows = expected["rows"].as_array().unwrap();

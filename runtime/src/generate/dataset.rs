@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use zerofold_configs::GenerateRequest;
-use zerofold_data::{ChatTemplate, Conversation, Message, Row, RowReader};
+use zerofold_data::{ChatTemplate, Columns, Conversation, Message, Row, RowReader, Sources};
 
 use super::{Generator, print_piece};
 
@@ -39,9 +39,10 @@ pub(super) fn run(
     let mut output = request.output.as_deref().map(Output::create).transpose()?;
     let show_progress = std::io::stderr().is_terminal();
     let (mut rows, mut matches) = (0usize, 0usize);
-    for row in RowReader::open(path)?.take(request.limit.unwrap_or(usize::MAX)) {
-        let (line, row) = row?;
-        let place = || format!("{}:{line}", path.display());
+    let (sources, columns) = (Sources::find(&[path.to_string_lossy()])?, Columns::default());
+    for row in RowReader::new(&sources, &columns).take(request.limit.unwrap_or(usize::MAX)) {
+        let (place, row) = row?;
+        let place = || place.clone();
         let (conversation, expected) = split(row).with_context(place)?;
         let prompt = template.render(&conversation, true).with_context(place)?;
         let ids = generator.encode(&prompt, false)?;
@@ -72,10 +73,8 @@ fn summary(matches: usize, rows: usize) -> String {
 
 /// The messages before the last assistant turn, and what that turn says.
 fn split(row: Row) -> Result<(Conversation, String)> {
-    let Row::Conversation(mut conversation) = row else {
-        bail!(
-            "the row has token ids instead of messages\nhint: answers are compared as text; give rows with `messages`"
-        );
+    let Some(mut conversation) = row.into_conversation() else {
+        bail!("the row is no conversation\nhint: answers are compared as text; give rows with `messages`");
     };
     let messages = &mut conversation.messages;
     let Some(last) = messages.iter().rposition(Message::is_assistant) else {

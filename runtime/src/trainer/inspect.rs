@@ -128,7 +128,7 @@ impl Trainer {
         self.shards.abandon_window()?;
         for (micro_batch, batch) in window.iter().enumerate() {
             let seed = self.micro_batch_seed(step, micro_batch);
-            let rows = self.shards.comm().exchange(&[batch.lines.len() as f64])?;
+            let rows = self.shards.comm().exchange(&[batch.of_dataset.len() as f64])?;
             let most = rows.iter().map(|rows| rows[0] as usize).max().unwrap_or(0);
             for place in 0..most {
                 let row = batch.single_row(place);
@@ -138,8 +138,8 @@ impl Trainer {
                 let _loss = self.pass_with(seed, Some(&mut inspection)).forward_backward(&row, scale)?;
                 self.shards.abandon_window()?;
                 let [what, unit, parameter] = inspection.numbers();
-                let line = row.lines.first().copied().unwrap_or(0);
-                let all = self.shards.comm().exchange(&[what, unit, parameter, line as f64])?;
+                let of_dataset = row.of_dataset.first().copied().unwrap_or(0);
+                let all = self.shards.comm().exchange(&[what, unit, parameter, f64::from(of_dataset)])?;
                 if let Some((rank, found)) = all.iter().enumerate().find(|(_, found)| found[0] > 0.0) {
                     return Ok(self.finding(rank, found));
                 }
@@ -163,8 +163,8 @@ impl Trainer {
             Some(What::Loss) => "the loss is the first that is not finite".to_owned(),
             _ => format!("the gradient of {parameter} (unit {}) is the first that is not finite", unit.name),
         };
-        let (line, file) = (found[3] as u64, self.options.dataset.display());
-        Finding { words: format!("{what}, in line {line} of {file}, on rank {rank}"), in_parameter: false }
+        let place = self.options.places.words(found[3] as usize);
+        Finding { words: format!("{what}, in {place}, on rank {rank}"), in_parameter: false }
     }
 }
 

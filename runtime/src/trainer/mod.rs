@@ -73,14 +73,12 @@ pub enum TrainError {
     },
     /// A token id outside the vocabulary.
     #[error(
-        "{file}:{line}: token id {token}, but the model's vocabulary has {vocabulary} entries\n\
+        "{place}: token id {token}, but the model's vocabulary has {vocabulary} entries\n\
          hint: the tokenizer and the model do not belong together"
     )]
     TokenOutside {
-        /// The data file.
-        file: String,
-        /// The line, from 1.
-        line: u64,
+        /// The row, in words.
+        place: String,
         /// The token id.
         token: i64,
         /// The vocabulary's size.

@@ -8,12 +8,11 @@ use crate::metrics::{Label, Track};
 use crate::optim::{self, LossScale, Schedule};
 use crate::torch::{self, AdamW};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 use zerofold_checkpoint::fault;
 use zerofold_configs::{BackwardPrefetch, NonFinite};
-use zerofold_data::Batch;
+use zerofold_data::{Batch, Places};
 
 /// How a step is taken: everything that does not change during a run.
 #[derive(Clone, Debug)]
@@ -32,8 +31,8 @@ pub struct StepOptions {
     pub nonfinite: NonFinite,
     /// The seed of everything random in a step: dropout.
     pub seed: u64,
-    /// The data file, for messages that name a line of it.
-    pub dataset: PathBuf,
+    /// Where the rows stand in the data files, for messages.
+    pub places: Places,
 }
 
 /// What a step leaves for the next one beside weights and moments; part of a checkpoint.

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use zerofold_checkpoint::Weights;
 use zerofold_configs::{ElementType, ElementTypes, NonFinite, Offload, Sharding, Stage};
-use zerofold_data::{Batch, TokenizedDataset};
+use zerofold_data::{Batch, Places, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_runtime::comm::{Activity, Collectives};
 use zerofold_runtime::model::{Llama, ModelConfig};
@@ -153,7 +153,7 @@ impl Spec {
             backward_prefetch: self.sharding.backward_prefetch,
             nonfinite: if self.nonfinite_skip { NonFinite::Skip } else { NonFinite::Stop },
             seed: 1,
-            dataset: PathBuf::from("rows.jsonl"),
+            places: Places::default(),
         };
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
         if let Some(scale) = self.loss_scale {

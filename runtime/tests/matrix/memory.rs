@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 use zerofold_configs::{
     BackwardPrefetch, ElementType, ElementTypes, NonFinite, Offload, ReshardAfterForward, Sharding, Stage, UnitPolicy,
 };
-use zerofold_data::{Batch, TokenizedDataset};
+use zerofold_data::{Batch, Places, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, Plan, PlanInputs, PlannedDevice, plan};
 use zerofold_runtime::comm::{Activity, Collectives, CommError, Pending, Traffic};
 use zerofold_runtime::metrics::Timeline;
@@ -91,7 +91,7 @@ impl MemorySpec {
             backward_prefetch: BackwardPrefetch::Pre,
             nonfinite: NonFinite::Stop,
             seed: 1,
-            dataset: PathBuf::from("rows.jsonl"),
+            places: Places::default(),
         };
         let mut dataset = TokenizedDataset::new();
         // Every position but the last of a row predicts something; the plan is for the most that can be.

@@ -1,0 +1,292 @@
+//! Which columns of a row mean what: the shapes that data sets come in, and a row of each.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value};
+
+use crate::error::{DataError, Fault};
+use crate::message::{Conversation, Message, parse_messages, parse_tools, parse_variables};
+use crate::rows::{Row, kind};
+use crate::tokens::parse_tokens;
+
+/// Columns that change what a row means and that are not carried out: better refused than overlooked.
+const UNSUPPORTED: [&str; 4] = ["completion_mask", "assistant_masks", "position_ids", "seq_lengths"];
+
+/// Every column that is known, by its name here.
+const NAMES: [&str; 18] = [
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "response",
+    "output",
+    "system",
+    "history",
+    "text",
+    "text_pair",
+    "label",
+    "input_ids",
+    "labels",
+    "attention_mask",
+    "tools",
+    "chat_template_kwargs",
+];
+
+pub(crate) const SHAPES: &str = "a row has `messages` ([{\"role\": …, \"content\": …}, …]), `conversations` ([{\"from\": …, \
+                                 \"value\": …}, …]), `prompt` and `completion`, `instruction` and `response`, `text`, or \
+                                 `input_ids` (with `labels`); column_mapping names columns that are called otherwise";
+
+/// What the rows of a data set are, by their columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    Messages,
+    Conversations,
+    Completion,
+    Instruction,
+    Text,
+    Tokens,
+}
+
+impl Shape {
+    const ALL: [Shape; 6] =
+        [Shape::Messages, Shape::Conversations, Shape::Completion, Shape::Instruction, Shape::Text, Shape::Tokens];
+
+    /// The columns that make a row of this shape, all but the optional ones.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Shape::Messages => "`messages`",
+            Shape::Conversations => "`conversations`",
+            Shape::Completion => "`prompt` and `completion`",
+            Shape::Instruction => "`instruction` and `response`",
+            Shape::Text => "`text`",
+            Shape::Tokens => "`input_ids`",
+        }
+    }
+
+    /// All columns that a row of this shape may have.
+    fn columns(self) -> &'static [&'static str] {
+        match self {
+            Shape::Messages => &["messages", "tools", "chat_template_kwargs"],
+            Shape::Conversations => &["conversations", "tools", "chat_template_kwargs"],
+            Shape::Completion => &["prompt", "completion", "tools", "chat_template_kwargs"],
+            Shape::Instruction => &["instruction", "input", "response", "output", "system", "history"],
+            Shape::Text => &["text"],
+            Shape::Tokens => &["input_ids", "labels", "attention_mask"],
+        }
+    }
+}
+
+/// How the columns of a data set are called.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Columns {
+    /// Name here to name there. With entries, columns that are not named count for nothing.
+    mapping: BTreeMap<String, String>,
+    /// The column that is `text` here.
+    text_field: Option<String>,
+}
+
+impl Columns {
+    /// `mapping` has the names here and, for each, the name in the data set, and leaves all other columns out of account;
+    /// empty, every column is called as it is. `text_field` is another name of the column `text` alone.
+    ///
+    /// # Errors
+    /// [`DataError::Plan`] for a name that is no column here.
+    pub fn new(mapping: BTreeMap<String, String>, text_field: Option<&str>) -> Result<Columns, DataError> {
+        if let Some(name) = mapping.keys().find(|name| !NAMES.contains(&name.as_str())) {
+            return Err(DataError::Plan {
+                message: format!("column_mapping names `{name}`, which is no column that rows have"),
+                hint: format!(
+                    "before each `=` stands one of {}, after it the column of the data set",
+                    NAMES.join(", ")
+                ),
+            });
+        }
+        let text_field = text_field.filter(|name| *name != "text").map(str::to_owned);
+        Ok(Columns { mapping, text_field })
+    }
+
+    /// What the column `name` is called in the data set; none where it counts for nothing.
+    fn called<'a>(&'a self, name: &'a str) -> Option<&'a str> {
+        match (self.mapping.get(name), &self.text_field) {
+            (Some(there), _) => Some(there),
+            (None, _) if !self.mapping.is_empty() => None,
+            (None, Some(there)) if name == "text" => Some(there),
+            (None, _) => Some(name),
+        }
+    }
+
+    fn get<'v>(&self, row: &'v Map<String, Value>, name: &str) -> Option<&'v Value> {
+        row.get(self.called(name)?).filter(|value| !value.is_null())
+    }
+
+    /// What a row is.
+    pub(crate) fn shape(&self, row: &Map<String, Value>) -> Result<Shape, Fault> {
+        let has = |name: &str| self.get(row, name).is_some();
+        if let Some(name) = UNSUPPORTED.iter().find(|name| has(name)) {
+            let message = format!("the column `{name}` is not supported");
+            return Err(Fault::new(message, "remove the column if the rows mean the same without it"));
+        }
+        let is = |shape: &Shape| match shape {
+            Shape::Messages => has("messages"),
+            Shape::Conversations => has("conversations"),
+            Shape::Completion => has("prompt") && has("completion"),
+            Shape::Instruction => has("instruction") && (has("response") || has("output")),
+            Shape::Text => has("text"),
+            Shape::Tokens => has("input_ids"),
+        };
+        let shapes: Vec<Shape> = Shape::ALL.into_iter().filter(is).collect();
+        match shapes.as_slice() {
+            [Shape::Text] if has("label") => {
+                let hint = "remove the column `label` to learn the texts themselves";
+                Err(Fault::new("rows of `text` and `label`: classification is not built yet", hint))
+            }
+            [shape] if *shape == Shape::Tokens || !has("labels") => Ok(*shape),
+            [_] => Err(Fault::new(
+                "`labels` without `input_ids`",
+                "labels belong to tokens: remove the column, or give both",
+            )),
+            [] => {
+                let names: Vec<&str> = row.keys().map(String::as_str).collect();
+                let found = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+                Err(Fault::new(format!("no columns to learn from; found: {found}"), SHAPES))
+            }
+            several => {
+                let named: Vec<&str> = several.iter().map(|shape| shape.words()).collect();
+                let first = several[0].columns()[0];
+                let message = format!("the row has {}: which is to be learned?", named.join(" and "));
+                let hint = format!("column_mapping takes the columns that it names alone, such as {first}={first}");
+                Err(Fault::new(message, hint))
+            }
+        }
+    }
+
+    /// A row of a known shape.
+    pub(crate) fn parse(&self, shape: Shape, row: &Map<String, Value>) -> Result<Row, Fault> {
+        let get = |name: &str| self.get(row, name);
+        let value = |name: &str| get(name).unwrap_or(&Value::Null);
+        match shape {
+            Shape::Messages => Ok(Row::Conversation(self.conversation(row, "messages")?)),
+            Shape::Conversations => Ok(Row::Conversation(self.conversation(row, "conversations")?)),
+            Shape::Completion => match (value("prompt"), value("completion")) {
+                (Value::String(prompt), Value::String(completion)) => {
+                    Ok(Row::Completion { prompt: prompt.clone(), completion: completion.clone() })
+                }
+                (Value::Array(_), Value::Array(_)) => Ok(Row::Exchange {
+                    prompt: self.conversation(row, "prompt")?,
+                    completion: self.messages(row, "completion")?,
+                }),
+                (prompt, completion) => {
+                    let message = format!("`prompt` is {} and `completion` is {}", kind(prompt), kind(completion));
+                    Err(Fault::new(message, "both are texts, or both are arrays of messages"))
+                }
+            },
+            Shape::Instruction => self.instruction(row),
+            Shape::Text => Ok(Row::Text(self.text(row, "text")?.unwrap_or_default())),
+            Shape::Tokens => parse_tokens(value("input_ids"), get("labels"), get("attention_mask")),
+        }
+    }
+
+    /// A column of text; none where it is missing or empty.
+    fn text(&self, row: &Map<String, Value>, name: &str) -> Result<Option<String>, Fault> {
+        match self.get(row, name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+            Some(other) => Err(Fault::new(format!("expected `{name}` to be a text, found {}", kind(other)), SHAPES)),
+        }
+    }
+
+    fn instruction(&self, row: &Map<String, Value>) -> Result<Row, Fault> {
+        let has = |name: &str| self.get(row, name).is_some();
+        if has("response") && has("output") {
+            return Err(Fault::new("the row has both `response` and `output`", "keep the one that is to be learned"));
+        }
+        if let Some(history) = self.get(row, "history")
+            && history.as_array().is_none_or(|turns| !turns.is_empty())
+        {
+            return Err(Fault::new("the column `history` is not supported", "write the turns as `messages`"));
+        }
+        let response = self.text(row, if has("response") { "response" } else { "output" })?;
+        Ok(Row::Instruction {
+            system: self.text(row, "system")?,
+            instruction: self.text(row, "instruction")?.unwrap_or_default(),
+            input: self.text(row, "input")?,
+            response: response.unwrap_or_default(),
+        })
+    }
+
+    /// The messages of a column, with the tools and variables beside them.
+    fn conversation(&self, row: &Map<String, Value>, name: &str) -> Result<Conversation, Fault> {
+        let column = |name: &str| self.get(row, name).unwrap_or(&Value::Null);
+        Ok(Conversation {
+            messages: self.messages(row, name)?,
+            tools: parse_tools(column("tools"))?,
+            template_variables: parse_variables(column("chat_template_kwargs"))?,
+        })
+    }
+
+    /// The messages of a column, in either of the two forms that there are.
+    fn messages(&self, row: &Map<String, Value>, name: &str) -> Result<Vec<Message>, Fault> {
+        let value = self.get(row, name).unwrap_or(&Value::Null);
+        let from_value = |entry: &Value| entry.get("from").is_some_and(|from| !from.is_null());
+        let messages = match value {
+            Value::Array(entries) if entries.iter().any(from_value) => {
+                let converted = entries.iter().enumerate().map(|(index, entry)| of_from_value(index, entry));
+                parse_messages(&Value::Array(
+                    converted.collect::<Result<_, _>>().map_err(|fault| renamed(fault, name))?,
+                ))
+            }
+            _ => parse_messages(value),
+        };
+        messages.map_err(|fault| renamed(fault, name))
+    }
+
+    /// Adds to `unused` the names of the columns that a row of this shape does not use.
+    pub(crate) fn note_unused(&self, shape: Shape, row: &Map<String, Value>, unused: &mut BTreeSet<String>) {
+        let used = |name: &String| shape.columns().iter().any(|column| self.called(column) == Some(name.as_str()));
+        for name in row.keys() {
+            if !used(name) && !unused.contains(name) {
+                unused.insert(name.clone());
+            }
+        }
+    }
+}
+
+/// What [`parse_messages`] says of `messages`, of the column it was.
+fn renamed(mut fault: Fault, name: &str) -> Fault {
+    if name != "messages" {
+        fault.message = fault.message.replacen("messages[", &format!("{name}["), 1);
+        fault.message = fault.message.replacen("`messages`", &format!("`{name}`"), 1);
+    }
+    fault
+}
+
+/// A message of the form {"from": …, "value": …} in the form {"role": …, "content": …}.
+fn of_from_value(index: usize, entry: &Value) -> Result<Value, Fault> {
+    let hint = "a message is {\"from\": \"system\", \"human\", \"gpt\" or \"tool\", \"value\": \"text\"}";
+    let fault = |message: String| Fault::new(format!("messages[{index}]: {message}"), hint);
+    let Value::Object(fields) = entry else {
+        return Err(fault(format!("expected an object, found {}", kind(entry))));
+    };
+    let Some(from) = fields.get("from").and_then(Value::as_str) else {
+        return Err(fault("expected `from` to say who speaks".into()));
+    };
+    let role = match from {
+        "system" => "system",
+        "human" | "user" => "user",
+        "gpt" | "assistant" | "model" | "chatgpt" | "bot" | "chatbot" => "assistant",
+        "tool" | "function" | "function_response" | "observation" | "ipython" => "tool",
+        other => return Err(fault(format!("unknown speaker \"{other}\""))),
+    };
+    let mut message = Map::new();
+    message.insert("role".into(), role.into());
+    message.insert("content".into(), fields.get("value").cloned().unwrap_or(Value::Null));
+    let others = fields.iter().filter(|(name, _)| !["from", "value"].contains(&name.as_str()));
+    message.extend(others.map(|(name, value)| (name.clone(), value.clone())));
+    Ok(Value::Object(message))
+}
+
+#[cfg(test)]
+#[path = "columns_tests.rs"]
+mod tests;

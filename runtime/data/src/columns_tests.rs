@@ -1,0 +1,145 @@
+//! Rows of every shape, and those that could be taken for two.
+
+use serde_json::json;
+
+use super::*;
+use crate::message::Role;
+
+fn columns(mapping: &[(&str, &str)], text_field: Option<&str>) -> Columns {
+    let mapping = mapping.iter().map(|(here, there)| ((*here).to_owned(), (*there).to_owned())).collect();
+    Columns::new(mapping, text_field).unwrap()
+}
+
+fn parse(columns: &Columns, row: Value) -> Result<Row, String> {
+    let Value::Object(row) = row else { panic!("a row is an object") };
+    let parsed = columns.shape(&row).and_then(|shape| columns.parse(shape, &row));
+    parsed.map_err(|fault| format!("{}\nhint: {}", fault.message, fault.hint))
+}
+
+fn conversation(turns: &[(Role, &str)]) -> Row {
+    let messages: Vec<Message> = turns.iter().map(|(role, text)| Message::new(*role, *text)).collect();
+    Row::Conversation(messages.into())
+}
+
+#[test]
+fn every_shape_is_read() {
+    let plain = Columns::default();
+    let speakers = json!([
+        {"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"},
+        {"from": "observation", "value": "o", "weight": null}, {"from": "gpt", "value": "b"},
+    ]);
+    let spoken = conversation(&[
+        (Role::System, "s"),
+        (Role::User, "q"),
+        (Role::Assistant, "a"),
+        (Role::Tool, "o"),
+        (Role::Assistant, "b"),
+    ]);
+    let user = json!([{"role": "user", "content": "q"}]);
+    let answer = json!([{"role": "assistant", "content": "a"}]);
+    let message = |role, text: &str| vec![Message::new(role, text)];
+    let instruction = |system: Option<&str>, input: Option<&str>| Row::Instruction {
+        system: system.map(str::to_owned),
+        instruction: "do".into(),
+        input: input.map(str::to_owned),
+        response: "done".into(),
+    };
+    let table = [
+        (json!({"conversations": speakers}), spoken),
+        (json!({"conversations": user, "id": 1}), conversation(&[(Role::User, "q")])),
+        (json!({"messages": user, "prompt": "left over"}), conversation(&[(Role::User, "q")])),
+        (
+            json!({"prompt": "p ", "completion": "c", "messages": null}),
+            Row::Completion { prompt: "p ".into(), completion: "c".into() },
+        ),
+        (
+            json!({"prompt": user, "completion": answer}),
+            Row::Exchange { prompt: message(Role::User, "q").into(), completion: message(Role::Assistant, "a") },
+        ),
+        (json!({"instruction": "do", "output": "done", "input": ""}), instruction(None, None)),
+        (
+            json!({"instruction": "do", "response": "done", "input": "this", "history": []}),
+            instruction(None, Some("this")),
+        ),
+        (json!({"instruction": "do", "output": "done", "system": "s"}), instruction(Some("s"), None)),
+        (json!({"text": "t", "label": null}), Row::Text("t".into())),
+        (json!({"input_ids": [1, 2]}), Row::Tokens { input_ids: vec![1, 2], labels: vec![1, 2] }),
+    ];
+    for (row, expected) in table {
+        assert_eq!(parse(&plain, row.clone()), Ok(expected), "{row}");
+    }
+}
+
+#[test]
+fn instructions_are_conversations_of_three() {
+    let row = json!({"instruction": "do", "input": "this", "output": "done", "system": "s"});
+    let conversation = parse(&Columns::default(), row).unwrap().into_conversation().unwrap();
+    let expected = [
+        Message::new(Role::System, "s"),
+        Message::new(Role::User, "do\n\nthis"),
+        Message::new(Role::Assistant, "done"),
+    ];
+    assert_eq!(conversation.messages, expected);
+    assert_eq!(Row::Text("t".into()).into_conversation(), None);
+}
+
+#[test]
+fn columns_can_be_called_otherwise() {
+    let mapped = columns(&[("prompt", "question"), ("completion", "answer")], None);
+    let row = json!({"question": "q", "answer": "a", "messages": [], "text": "t"});
+    assert_eq!(parse(&mapped, row.clone()), Ok(Row::Completion { prompt: "q".into(), completion: "a".into() }));
+    let Value::Object(row) = row else { unreachable!() };
+    let mut unused = BTreeSet::new();
+    mapped.note_unused(Shape::Completion, &row, &mut unused);
+    assert_eq!(unused.iter().collect::<Vec<_>>(), ["messages", "text"]);
+
+    let field = columns(&[], Some("content"));
+    assert_eq!(parse(&field, json!({"content": "c", "text": "t"})), Ok(Row::Text("c".into())));
+    assert!(parse(&field, json!({"text": "t"})).is_err());
+    let error = Columns::new(BTreeMap::from([("message".to_owned(), "m".to_owned())]), None).unwrap_err().to_string();
+    assert!(
+        error.contains("column_mapping names `message`, which is no column") && error.contains("messages"),
+        "{error}"
+    );
+}
+
+#[test]
+fn rows_that_do_not_say_what_they_are_are_refused() {
+    let user = json!([{"role": "user", "content": "q"}]);
+    let cases = [
+        (
+            json!({"messages": user, "text": "t"}),
+            "the row has `messages` and `text`: which is to be learned?\nhint: column_mapping takes the columns that it names alone, such as messages=messages",
+        ),
+        (json!({"text": "t", "label": 1}), "classification is not built yet\nhint: remove the column `label`"),
+        (json!({"text": "t", "text_pair": "u", "label": 0}), "classification is not built yet"),
+        (
+            json!({"prompt": "p", "chosen": "a", "rejected": "b"}),
+            "no columns to learn from; found: prompt, chosen, rejected",
+        ),
+        (json!({"prompt": "p", "completion": user}), "`prompt` is a string and `completion` is an array\nhint: both"),
+        (json!({"prompt": [], "completion": user}), "`prompt` is empty"),
+        (json!({"text": 5}), "expected `text` to be a text, found a number"),
+        (json!({"instruction": "i", "output": 1}), "expected `output` to be a text, found a number"),
+        (json!({"instruction": "i", "output": "a", "response": "b"}), "has both `response` and `output`"),
+        (json!({"instruction": "i", "output": "a", "history": [["q", "a"]]}), "the column `history` is not supported"),
+        (
+            json!({"conversations": [{"from": "wolf", "value": "x"}]}),
+            "conversations[0]: unknown speaker \"wolf\"\nhint: ",
+        ),
+        (
+            json!({"conversations": [{"from": "gpt", "value": "x"}, {"value": "y"}]}),
+            "conversations[1]: expected `from`",
+        ),
+        (
+            json!({"conversations": [{"from": "gpt"}]}),
+            "conversations[0]: expected `content` to be a string, found null",
+        ),
+        (json!({"conversations": "x"}), "expected `conversations` to be an array, found a string"),
+        (json!({"position_ids": [1], "input_ids": [1]}), "the column `position_ids` is not supported"),
+    ];
+    for (row, expected) in cases {
+        let error = parse(&Columns::default(), row.clone()).unwrap_err();
+        assert!(error.contains(expected) && error.contains("\nhint: "), "{row}\ngave {error}\nexpected {expected}");
+    }
+}
