@@ -30,7 +30,7 @@ fn white_space_signs_of_marks_keep_their_meaning() {
         ("a\n  {% generation %}b\n  {% endgeneration %}\n c", "a\nb\n c"),
         ("a\n  {%+ generation +%}\nb{%+ endgeneration +%}\n c", "a\n  \nb\n c"),
         ("a{%generation%}b{%  endgeneration\n%}c", "abc"),
-        ("a\r\nb{% if true %}\r\nc{% endif %}\rd", "a\nbc\nd"),
+        ("a\r\nb{% if true %}\r\nc{% endif %}\rd\re", "a\nbcd\ne"),
         ("{# {% generation %} #}a{% generation %}{% endgeneration %}", "a"),
         ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
     ] {
