@@ -57,7 +57,7 @@ fn check_tells_what_train_would_refuse() {
     std::fs::write(folder.path().join("chat.jsonl"), "{}\n").unwrap();
     let (code, out, _) = check(job);
     assert_eq!(code, 0, "{out}");
-    let expected = ["from the hub", "data   chat.jsonl: 3 bytes are there", "ok: 2 ranks, ZeRO stage 3", "16 rows"];
+    let expected = ["from the hub", "data   chat.jsonl: 1 file, 3 bytes", "ok: 2 ranks, ZeRO stage 3", "16 rows"];
     assert_has(&out, &expected);
     let (code, _, error) = check(&job.replace("owner/model", "./model"));
     assert_eq!(code, 2, "{error}");

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use zerofold_configs::{Inputs, Outline, Resolved, outline};
+use zerofold_configs::{DataNames, Inputs, Outline, Resolved, outline};
+use zerofold_data::Sources;
 
 use crate::error::LaunchError;
 use crate::format;
@@ -43,19 +44,17 @@ fn model(path: &Path) -> Result<String, LaunchError> {
 }
 
 /// What lies where data is named. Whether its rows can be used only reading them tells.
-fn data(key: &str, path: &Path, resolved: &Resolved) -> Result<String, LaunchError> {
-    let shown = path.display();
-    match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() => Ok(format!("{shown}: a folder is there")),
-        Ok(metadata) => Ok(format!("{shown}: {} are there", format::bytes(metadata.len()))),
-        // A pattern is for those who read it.
-        Err(_) if path.to_string_lossy().contains(['*', '?', '[', ',']) => Ok(format!("{shown}: not looked for here")),
-        Err(error) => {
-            let place = resolved.provenance.get(key).map_or("default", String::as_str);
-            let message = format!("{place}: {key} is {shown}: {error}");
-            Err(LaunchError::usage(message, "paths are relative to the folder that launch is started in"))
-        }
-    }
+fn data(key: &str, names: &DataNames, resolved: &Resolved) -> Result<String, LaunchError> {
+    let found = Sources::find(names.names()).map_err(|error| {
+        let place = resolved.provenance.get(key).map_or("default", String::as_str);
+        LaunchError::usage(
+            format!("{place}: {key}: {error}"),
+            "paths are relative to the folder that launch is started in",
+        )
+    })?;
+    let sizes = found.files().iter().filter_map(|file| std::fs::metadata(file.path()).ok());
+    let (files, bytes) = (found.files().len() as u64, sizes.map(|metadata| metadata.len()).sum());
+    Ok(format!("{names}: {}, {}", format::plural(files, "file"), format::bytes(bytes)))
 }
 
 /// The job in a line.

@@ -133,7 +133,7 @@ fn rows_that_do_not_say_what_they_are_are_refused() {
         ),
         (
             json!({"conversations": [{"from": "gpt"}]}),
-            "conversations[0]: expected `content` to be a string, found null",
+            "conversations[0]: expected `content` to be a string, found nothing",
         ),
         (json!({"conversations": "x"}), "expected `conversations` to be an array, found a string"),
         (json!({"position_ids": [1], "input_ids": [1]}), "the column `position_ids` is not supported"),

@@ -166,7 +166,9 @@ fn answers_without_an_end_of_turn_are_told_with_the_first_line() {
     };
     let warning = told(&prepared);
     assert!(
-        warning.starts_with("line 1 of train.jsonl: an answer ends without") && warning.contains("2 of 2 rows"),
+        warning.starts_with("line 1 of ")
+            && warning.contains("train.jsonl: an answer ends without")
+            && warning.contains("2 of 2 rows"),
         "{warning}"
     );
     assert_eq!(told(&Setting::new(testing::CHATML, &rows).prepare(1024, true).unwrap()), "");
