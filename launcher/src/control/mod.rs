@@ -53,7 +53,7 @@ use status::StatusService;
 pub enum ControlError {
     /// The configured port belongs to somebody else.
     #[error(
-        "port {port} (main_process_port) is in use by another process\nhint: leave main_process_port out to take any free port, or choose another; `ss -ltnp sport = :{port}` shows who has it"
+        "port {port} (main_process_port) is in use by another process\nhint: choose another, or leave main_process_port out to take any free one (the port of --rdzv-endpoint must be free on host 0); `ss -ltnp sport = :{port}` shows who has it"
     )]
     PortInUse {
         /// The port.

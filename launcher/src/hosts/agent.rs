@@ -21,7 +21,7 @@ use crate::supervise::verdict::is_repetition;
 use crate::supervise::{Ending, Exit, Fleet, Worker};
 use crate::terminal::Terminal;
 use crate::worker_command::{JobEnvironment, LocalRanks, find_worker};
-use crate::{format, initial_model, job, signals};
+use crate::{format, initial_model, job, logs, signals};
 
 /// The pause between two tries to reach host 0.
 const RETRY: Duration = Duration::from_secs(1);
@@ -279,6 +279,7 @@ impl Agent {
 
     fn start(&mut self, attendance: &Attendance, start: &Start) {
         let generation = start.generation;
+        logs::at_generation(generation);
         match self.spawn(start) {
             Ok(workers) => {
                 let pids = workers.iter().map(Worker::pid).collect();

@@ -43,6 +43,9 @@ pub(crate) fn of_job(topology: &Topology) -> Result<Token, LaunchError> {
 fn read(path: &Path) -> Result<Token, LaunchError> {
     let shown = path.display();
     let metadata = std::fs::metadata(path).map_err(|error| refused(format!("--token-file {shown}: {error}"), HOW))?;
+    if metadata.is_dir() {
+        return Err(refused(format!("--token-file {shown} is a folder"), HOW));
+    }
     if metadata.mode() & 0o077 != 0 {
         let mode = metadata.mode() & 0o777;
         let message = format!("--token-file {shown} can be read by others (mode {mode:03o})");

@@ -219,7 +219,10 @@ fn failure(now: Instant, rank: u32, it: &RankFacts, facts: &Facts, limits: &Limi
         facts.hang.as_ref().filter(|(since, hang)| hang.rank == rank && now >= *since + limits.silence)
     {
         let at = *since + limits.silence;
-        return Some(Failure { rank, at, cause: Cause::Hung(hang.words.clone()), consequence: ended_by_us(at) });
+        // The words are of when it was noticed.
+        let limit = crate::format::duration(limits.silence);
+        let words = format!("{}; it held the job up for {limit} in all (--timeout)", hang.words);
+        return Some(Failure { rank, at, cause: Cause::Hung(words), consequence: ended_by_us(at) });
     }
     if it.left.is_some() {
         return None;

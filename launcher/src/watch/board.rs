@@ -242,8 +242,9 @@ fn rank_status(now: Instant, rank: u32, member: &Member, host: &str) -> RankStat
     let works = member.joined.is_some() && member.left.is_none();
     let doing = &member.doing;
     let call = doing.blocked_in.as_ref().or(doing.calls.last());
-    // What it told of its times was true when it was heard.
-    let in_phase = member.heard.filter(|_| works).map(|heard| doing.seconds + age(now, heard));
+    // What it told of its times was true when it was heard. Who waits for others is in its phase all the same.
+    let told = doing.seconds + doing.blocked_seconds;
+    let in_phase = member.heard.filter(|_| works).map(|heard| told + age(now, heard));
     RankStatus {
         rank,
         host: host.to_owned(),
@@ -324,7 +325,9 @@ mod tests {
         let now = Instant::now();
         let joined = Member { pid: 7, joined: Some(now), heard: Some(now), ..Member::default() };
         let call = Call { sequence: 7, operation: "all_gather".to_owned(), about: "layer 3".to_owned(), bytes: 1 };
-        let doing = Doing { phase: Phase::Gather.into(), seconds: 2.0, blocked_in: Some(call), ..Doing::default() };
+        let (seconds, blocked_seconds) = (2.0, 19.0);
+        let doing =
+            Doing { phase: Phase::Gather.into(), seconds, blocked_in: Some(call), blocked_seconds, ..Doing::default() };
         let works = Member { doing, step: 5, ..joined.clone() };
         let left = Member { left: Some(Default::default()), ..joined };
         let members = vec![Member::default(), works, left];
@@ -334,7 +337,7 @@ mod tests {
         assert_eq!(phases, ["not joined", "gather", "left"]);
         assert_eq!((ranks[1].rank, ranks[1].pid, ranks[1].step), (1, 7, 5));
         assert_eq!((ranks[1].collective, ranks[1].collective_name.as_str()), (7, "all_gather layer 3"));
-        assert!(ranks[1].phase_seconds.is_some_and(|seconds| seconds >= 2.0) && ranks[2].phase_seconds.is_none());
+        assert!(ranks[1].phase_seconds.is_some_and(|seconds| seconds >= 21.0) && ranks[2].phase_seconds.is_none());
         board.run_on(vec![String::new(), "node-b".to_owned()]);
         let hosts: Vec<String> = board.status().ranks.into_iter().map(|rank| rank.host).collect();
         assert_eq!(hosts, [host_name(), "node-b".to_owned(), host_name()]);
