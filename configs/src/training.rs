@@ -164,7 +164,7 @@ keys! {
         /// Loss on the completion only, for rows with `prompt` and `completion`
         completion_only_loss: Option<bool> = (computed "true for such rows"), Allowed::Any, Data;
         /// The column of plain text
-        dataset_text_field: String = "text", Allowed::Any, Data;
+        dataset_text_field: Option<String> = "text", Allowed::Any, Data;
         /// Columns called otherwise in the data; only those named are used
         column_mapping: Option<ColumnMapping> = unset, Allowed::Any, Data;
         /// The type of the exported model's files

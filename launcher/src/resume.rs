@@ -143,7 +143,8 @@ fn changes(found: &Found, config: &Resolved) -> Vec<String> {
     let here = serde_json::to_value(&config.training).unwrap_or_default();
     let mut changes = Vec::new();
     for (key, now) in here.as_object().into_iter().flatten() {
-        let before = &job.configuration["training"][key];
+        // A key that the job's version did not have yet had its default.
+        let Some(before) = job.configuration["training"].get(key) else { continue };
         if before != now && !TOLD_ELSEWHERE.contains(&key.as_str()) {
             let words = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             changes.push(format!("{key} {} → {}", words(before), words(now)));

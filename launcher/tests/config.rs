@@ -53,7 +53,7 @@ fn check_tells_what_train_would_refuse() {
     let job = "--model_name_or_path owner/model --dataset chat.jsonl --output_dir out --num_processes 2 --zero_stage 3";
     let (code, _, error) = check(job);
     assert_eq!(code, 2, "{error}");
-    assert_has(&error, &["flag --dataset: dataset is chat.jsonl: ", "\nhint: paths are relative"]);
+    assert_has(&error, &["flag --dataset: dataset: chat.jsonl: cannot open", "\nhint: paths are relative"]);
     std::fs::write(folder.path().join("chat.jsonl"), "{}\n").unwrap();
     let (code, out, _) = check(job);
     assert_eq!(code, 0, "{out}");

@@ -95,6 +95,10 @@ fn scheduler(resolved: &Resolved) -> Option<Value> {
         None if kind == "WarmupLR" && fixed => training.warmup_steps_of(0),
         None => return None,
     };
+    // DeepSpeed refuses a warm-up of no steps.
+    if warmup == 0 {
+        return None;
+    }
     let mut parameters =
         Map::from_iter([("warmup_num_steps".to_owned(), json!(warmup)), ("warmup_type".to_owned(), json!("linear"))]);
     if rate {

@@ -82,12 +82,19 @@ struct Line {
     value: Value,
 }
 
+const NVME_FOLDER: &str = "offload_optimizer_nvme_path";
+
 /// Writes the job as a file of this form. A file of ours is read again, and what then differs from the job is left out
 /// openly.
 ///
 /// # Errors
-/// As [`crate::resolve`], if that file cannot be read: two settings that no one file can hold.
+/// As [`crate::resolve`], if that file cannot be read: two settings that no one file can hold; a folder for optimizer state that
+/// is not named.
 pub fn compose(outline: &Outline, form: Form, inputs: &Inputs) -> Result<Composed, ConfigError> {
+    // The folder is part of what is written, and what stands in for it would be taken for one.
+    if outline.missing.contains(&NVME_FOLDER) {
+        outline.check()?;
+    }
     match form {
         Form::Accelerate => Ok(accelerate::compose(outline)),
         Form::DeepSpeed => Ok(deepspeed::compose(outline)),

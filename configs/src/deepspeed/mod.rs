@@ -11,6 +11,7 @@ mod translate;
 
 use crate::error::ConfigError;
 use crate::known::{judge, lookup};
+use crate::known_training::former;
 use crate::registry::Section;
 use crate::settings::{Layer, Original, Setting, Settings};
 use crate::value::quoted;
@@ -72,7 +73,10 @@ pub(crate) fn is_json(file: &str, text: &str) -> bool {
     let Ok(members) = (Source { file, text }).members("", text) else { return named };
     let ours = |name: &str| {
         let section = Section::ALL.into_iter().any(|section| section != Section::Top && section.name() == name);
-        section || lookup(Section::Top, name).is_some() || lookup(Section::Training, name).is_some()
+        section
+            || lookup(Section::Top, name).is_some()
+            || lookup(Section::Training, name).is_some()
+            || former(name).is_some()
     };
     let only_theirs = |(name, value): &(String, &str)| keys::is_known(name) && (!ours(name) || value.starts_with('{'));
     match members.iter().any(only_theirs) {

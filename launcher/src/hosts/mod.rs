@@ -32,7 +32,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use tonic::service::Routes;
-use zerofold_configs::{DeviceKind, Inputs, Joined, Resolved, Topology, resolve};
+use zerofold_configs::{DeviceKind, Inputs, Joined, Resolved, Topology, Training, resolve};
 use zerofold_proto::hosts::Start;
 use zerofold_proto::hosts::hosts_server::HostsServer;
 use zerofold_trust::{Refusals, Token};
@@ -188,9 +188,11 @@ impl Hosts {
             self.places.push((guest, ranks));
         }
         let resolved = resolve(&Inputs { joined: Some(Joined { hosts, ranks: next }), ..self.inputs.clone() })?;
+        // A DeepSpeed JSON's train_batch_size is shared out among those that are there.
+        let per_device_train_batch_size = resolved.training.per_device_train_batch_size;
         // What was looked up since the configuration was resolved first is no matter of how many there are.
         Ok(Resolved {
-            training: config.training.clone(),
+            training: Training { per_device_train_batch_size, ..config.training.clone() },
             export_model: config.export_model,
             hub_model: config.hub_model.clone(),
             initial_checkpoint: config.initial_checkpoint.clone(),

@@ -309,7 +309,7 @@ pub(crate) fn tokenise(config: &Resolved, dataset: &DataNames, terminal: &Termin
     let began = Instant::now();
     let sources = Sources::find(dataset.names())?;
     let mapping = training.column_mapping.as_ref().map(|mapping| mapping.pairs().clone()).unwrap_or_default();
-    let columns = Columns::new(mapping, Some(&training.dataset_text_field))?;
+    let columns = Columns::new(mapping, training.dataset_text_field.as_deref())?;
     let (cache, note) = cache_folder::datasets(&training.output_dir);
     note.iter().for_each(|note| terminal.complain(note));
     let prepared = prepare(&Prepare {

@@ -13,8 +13,8 @@ use crate::prepare::{Prepare, Prepared};
 use crate::report::DataReport;
 use crate::source::{DataFile, Sources};
 
-/// What a file of the cache is and how rows become tokens: another number where either changes.
-const VERSION: u32 = 1;
+/// The hash of this crate's source and of the versions of all crates: another build may make other tokens of the same rows.
+const BUILD: &str = env!("ZEROFOLD_DATA_BUILD");
 
 /// The files of a model folder that have a say in tokens and masks.
 const MODEL_FILES: [&str; 7] = [
@@ -47,7 +47,7 @@ pub(crate) fn place(options: &Prepare<'_>) -> Result<PathBuf, DataError> {
             hasher.update(part);
         }
     };
-    add("version", format!("{VERSION} {}", env!("CARGO_PKG_VERSION")).as_bytes());
+    add("build", BUILD.as_bytes());
     let settings = (options.max_length, options.assistant_only_loss, options.completion_only_loss, options.columns);
     add("options", format!("{settings:?}").as_bytes());
     add("template", format!("{:?} {:?}", options.chat_template, options.eos_token).as_bytes());
@@ -122,6 +122,10 @@ fn digest(path: &Path, index: &Path) -> Result<Hash, DataError> {
 pub(crate) fn identities(sources: &Sources) -> Result<Vec<String>, DataError> {
     let identity = |file: &DataFile| {
         let known = fs::metadata(file.path()).map_err(DataError::io("open the data set", file.path()))?;
+        if !known.is_file() {
+            let hint = "data are read more than once: write them into a file first";
+            return Err(DataError::dataset(file.path(), "is a pipe or a device, not a file", hint));
+        }
         Ok(identity(file.path(), &known))
     };
     sources.files().iter().map(identity).collect()

@@ -137,6 +137,9 @@ impl Columns {
             Shape::Tokens => has("input_ids"),
         };
         let shapes: Vec<Shape> = Shape::ALL.into_iter().filter(is).collect();
+        if let [shape] = shapes.as_slice() {
+            self.check_unmapped(*shape, row)?;
+        }
         match shapes.as_slice() {
             [Shape::Text] if has("label") => {
                 let hint = "remove the column `label` to learn the texts themselves";
@@ -159,6 +162,24 @@ impl Columns {
                 let hint = format!("column_mapping takes the columns that it names alone, such as {first}={first}");
                 Err(Fault::new(message, hint))
             }
+        }
+    }
+
+    /// Refuses a column that the mapping does not name, and that would change what rows of this shape mean.
+    fn check_unmapped(&self, shape: Shape, row: &Map<String, Value>) -> Result<(), Fault> {
+        if self.mapping.is_empty() {
+            return Ok(());
+        }
+        let matters = |name: &&&str| {
+            let there = row.get(**name).is_some_and(|value| !value.is_null());
+            there && !self.mapping.contains_key(**name) && !self.mapping.values().any(|other| other == **name)
+        };
+        match shape.columns().iter().chain(&UNSUPPORTED).find(matters) {
+            None => Ok(()),
+            Some(name) => Err(Fault::new(
+                format!("the column `{name}` is not in column_mapping, and would change what the rows mean"),
+                format!("add {name}={name} to column_mapping, or take the column out of the data"),
+            )),
         }
     }
 

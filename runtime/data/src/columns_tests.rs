@@ -84,6 +84,20 @@ fn instructions_are_conversations_of_three() {
 }
 
 #[test]
+fn a_mapping_drops_nothing_that_changes_the_loss() {
+    let tokens = columns(&[("input_ids", "tokens")], None);
+    let error = parse(&tokens, json!({"tokens": [1, 2], "labels": [-100, 2]})).unwrap_err();
+    assert!(error.contains("`labels` is not in column_mapping") && error.contains("add labels=labels"), "{error}");
+    assert!(parse(&tokens, json!({"tokens": [1, 2], "labels": null, "other": 1})).is_ok());
+    let both = columns(&[("input_ids", "tokens"), ("labels", "labels")], None);
+    let row = Row::Tokens { input_ids: vec![1, 2], labels: vec![-100, 2] };
+    assert_eq!(parse(&both, json!({"tokens": [1, 2], "labels": [-100, 2]})), Ok(row));
+    let messages = columns(&[("messages", "messages")], None);
+    let row = json!({"messages": [{"role": "user", "content": "q"}], "text": "t", "tools": [{"name": "f"}]});
+    assert!(parse(&messages, row).unwrap_err().contains("`tools` is not in column_mapping"));
+}
+
+#[test]
 fn columns_can_be_called_otherwise() {
     let mapped = columns(&[("prompt", "question"), ("completion", "answer")], None);
     let row = json!({"question": "q", "answer": "a", "messages": [], "text": "t"});

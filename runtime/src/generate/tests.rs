@@ -135,7 +135,10 @@ fn a_data_set_is_answered_and_counted() {
     // A row that cannot be compared names its place.
     std::fs::write(&rows, "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}\n").expect("written");
     let error = format!("{:#}", run(&request).expect_err("no assistant turn"));
-    assert!(error.contains("rows.jsonl:1") && error.contains("no assistant turn"), "{error}");
+    assert!(
+        error.contains("line 1 of ") && error.contains("rows.jsonl") && error.contains("no assistant turn"),
+        "{error}"
+    );
 }
 
 #[test]
