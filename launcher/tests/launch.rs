@@ -384,7 +384,11 @@ fn get(address: &str) -> String {
 fn a_run_is_watched_while_it_works_and_told_of_when_it_is_over() {
     let fixture = Fixture::new();
     let mut child = fixture.train("0:endless,1:endless", &["--metrics_port", "0"]).spawn().unwrap();
-    let told = wait_for("status of a finished step", || status(&fixture).filter(|told| told["job"]["step"] != 0));
+    let heard = |told: &serde_json::Value| {
+        let ranks = told["ranks"].as_array().unwrap();
+        told["job"]["step"] != 0 && ranks.iter().all(|rank| rank["memory_bytes"] != 0)
+    };
+    let told = wait_for("status of a finished step, and of every rank", || status(&fixture).filter(heard));
     assert_eq!((&told["job"]["state"], &told["job"]["total_steps"]), (&"training".into(), &3.into()));
     assert_eq!((&told["job"]["generation"], &told["job"]["restarts"]), (&1.into(), &0.into()));
     assert!(told["job"]["last_step"]["tokens_per_second"] == 10000.0, "{told}");
