@@ -90,12 +90,18 @@ fn names(folder: &Path) -> Vec<String> {
 fn the_best_checkpoint_comes_from_the_store_too() {
     let scene = Scene::new();
     let server = Server::start(scene.path("store"));
-    // A learning rate that soon makes things worse.
-    let best = "--eval_steps 2 --eval_strategy steps --load_best_model_at_end --save_total_limit 1 --learning_rate 3e-1 \
+    let best = "--eval_steps 2 --eval_strategy steps --load_best_model_at_end --save_total_limit 1 \
                 --lr_scheduler_type constant";
+    // The more it learns of one token, the worse it knows the other.
+    let data = |name: &str, token: u32| {
+        let row = serde_json::json!({ "input_ids": vec![token; 16] }).to_string() + "\n";
+        std::fs::write(scene.path(name), row.repeat(60)).unwrap();
+        scene.path(name)
+    };
+    let (one, other) = (data("one.jsonl", 5), data("other.jsonl", 7));
     let job = |words: &str| {
         let job = train(&scene, "run", server.address(), best).words(words);
-        job.with("--eval_dataset", zerofold_tests::fixture("data/rows.jsonl")).run()
+        job.with("--dataset", &one).with("--eval_dataset", &other).run()
     };
     job("--max_steps 6").assert_done();
     let (run, stored) = (scene.path("run"), published(&server.objects("run")));
