@@ -22,7 +22,7 @@ const DDP: Role = NoEffect("it is an option of PyTorch's DDP");
 const CUDA: Role = NoEffect("memory that libtorch keeps is used again by the next step");
 const RESUME: Role = NotBuilt("use the flag --resume");
 const ATTENTION: Role =
-    NoEffect("attention is libtorch's scaled_dot_product_attention, whose kernel is chosen by device and type");
+    NoEffect("the kernel of attention is chosen by device and type: flash attention on GPUs, our own on the CPU");
 const NO_EFFECT_SILENT: Role = NoEffect("");
 
 /// Known keys of the section `training:` beside the registry.
