@@ -168,7 +168,7 @@ build_programs() {
     mkdir -p "$target/release"
     # Dated before the build, so that a source changed while it runs counts as newer.
     build_choices >"$built.next"
-    (cd "$root" && cargo build --release -p zerofold-launcher -p zerofold-runtime --bins >&2) ||
+    (cd "$root" && cargo build --release --workspace --bins >&2) ||
         fail "the build failed (cargo's own message is above)" "scripts/setup checks what the build needs; a build cut short goes on where it stopped"
     [[ -x $target/release/launch && -x $target/release/worker ]] ||
         fail "the build left no launch and worker in $target/release" "unset CARGO_BUILD_TARGET, and build.target in cargo's own configuration"

@@ -85,11 +85,16 @@ fn marked(segments: &[Segment], limit: usize) -> String {
     text
 }
 
-/// The job: model, ranks, batch and length.
-pub fn header(config: &Resolved, run: &RunFolder, plan: &StepPlan, report: &DataReport) -> Vec<String> {
+/// The job: model, ranks, batch and length. So many ranks share this machine.
+pub fn header(
+    (config, on_machine): (&Resolved, u32),
+    run: &RunFolder,
+    plan: &StepPlan,
+    report: &DataReport,
+) -> Vec<String> {
     let training = &config.training;
     let ranks = config.num_processes;
-    let threads = threads_per_rank(ranks) as u64;
+    let threads = threads_per_rank(on_machine) as u64;
     let rows = plan.rows_after(plan.total_steps());
     let tokens = rows as f64 * report.tokens as f64 / report.rows.max(1) as f64;
     vec![

@@ -122,7 +122,12 @@ pub enum Event {
     /// `launch` was asked for a checkpoint.
     SaveAsked,
     /// The launch of another host was asked to stop.
-    StopAskedByHost(StopSignal),
+    StopAskedByHost {
+        /// Its name.
+        host: String,
+        /// By this signal.
+        signal: StopSignal,
+    },
     /// Another host came or went.
     HostsChanged,
     /// Another host is gone, and with it what ran there.

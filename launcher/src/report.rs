@@ -259,13 +259,29 @@ pub fn result(facts: &Facts) -> Option<String> {
 }
 
 /// How a person goes on with a job that was stopped. `arguments` are those of this program, its name first.
-pub fn stopped(story: &Story, run: &RunFolder, arguments: &[String]) -> String {
-    match &story.checkpoint {
-        Some(_) => format!("stopped; {}", go_on(story, arguments).unwrap_or_default()),
-        None => format!(
-            "stopped; no checkpoint was written (save_strategy says when one is); the run is in {}",
-            run.root().display()
-        ),
+pub fn stopped(story: &Story, facts: &Facts, run: &RunFolder, arguments: &[String]) -> String {
+    let unfinished = unfinished(facts);
+    let how = unfinished.as_ref().map(|why| format!(" before its step was finished ({why})")).unwrap_or_default();
+    if story.checkpoint.is_some() {
+        return format!("stopped{how}; {}", go_on(story, arguments).unwrap_or_default());
+    }
+    let why = if unfinished.is_none() { " (save_strategy says when one is)" } else { "" };
+    format!("stopped{how}; no checkpoint was written{why}; the run is in {}", run.root().display())
+}
+
+/// Why a stop did not wait for the step to be finished and saved, where it did not.
+fn unfinished(facts: &Facts) -> Option<String> {
+    let forced = facts.asked_to_stop && facts.terminated.is_some();
+    let at_work: Vec<String> = (0..)
+        .zip(&facts.ranks)
+        .filter(|(_, it)| forced && it.left.is_none())
+        .map(|(rank, _): (u32, _)| rank.to_string())
+        .collect();
+    match (&facts.hang, &at_work[..]) {
+        (_, []) => None,
+        (Some((_, hang)), _) => Some(hang.words.clone()),
+        (None, [rank]) => Some(format!("rank {rank} was still at work")),
+        (None, ranks) => Some(format!("ranks {} were still at work", ranks.join(", "))),
     }
 }
 
@@ -312,6 +328,33 @@ mod tests {
 
     fn places() -> Vec<Place> {
         [10, 11].map(|pid| Place { pid, ..Place::default() }).into()
+    }
+
+    #[test]
+    fn a_stop_tells_who_did_not_come_to_the_end_of_the_step() {
+        let now = Instant::now();
+        let (run, arguments) = (RunFolder::new("runs/x"), ["launch".to_owned(), "train".to_owned()]);
+        let mut facts = Facts::new(now, places());
+        let mut story = Story::default();
+        let told = |story: &Story, facts: &Facts| stopped(story, facts, &run, &arguments);
+        let nothing = "stopped; no checkpoint was written (save_strategy says when one is); the run is in runs/x";
+        assert_eq!(told(&story, &facts), nothing);
+        // As after a failure that the signal came upon: nobody was waited for.
+        facts.terminated = Some(now);
+        assert_eq!(told(&story, &facts), nothing);
+        facts.asked_to_stop = true;
+        facts.ranks[0].left = Some((now, Left::default()));
+        assert_eq!(
+            told(&story, &facts),
+            "stopped before its step was finished (rank 1 was still at work); no checkpoint was written; the run is in runs/x"
+        );
+        story.checkpoint = Some("runs/x/checkpoints/step-00000040".into());
+        let text = told(&story, &facts);
+        assert!(
+            text.contains("(rank 1 was still at work); newest checkpoint: runs/x/checkpoints/step-00000040\ngo on: ")
+        );
+        facts.ranks[1].left = Some((now, Left::default()));
+        assert!(told(&story, &facts).starts_with("stopped; newest checkpoint: "), "its process alone did not end");
     }
 
     #[test]

@@ -57,12 +57,8 @@ pub fn train(options: &TrainOptions, format: LogFormat, began: Instant) -> Resul
         None => Listen::loopback(config.main_process_port).map_err(ControlError::from)?,
     };
     let hosts = Hosts::of(&topology, &options.inputs, &config, &events);
-    if !topology.is_alone() {
-        if !topology.tls {
-            terminal.complain(hosts::NO_TLS);
-        }
-        // Other hosts wait for this one: they are told when it is stopped before anything runs.
-        signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
+    if !topology.is_alone() && !topology.tls {
+        terminal.complain(hosts::NO_TLS);
     }
     let mut config = initial_model::settle(config)?;
     config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
@@ -123,7 +119,7 @@ fn run(
         Verdict::Stopped(signal) => {
             terminal.say(&report::summary(&story, &ended));
             put_profile_together(&job, &terminal);
-            terminal.complain(&report::stopped(&story, job.folder(), &arguments));
+            terminal.complain(&report::stopped(&story, &facts, job.folder(), &arguments));
             (signal.exit_code(), format!("the job was stopped by {}; details on host 0", signal.name()))
         }
         Verdict::Failed { first, others } => {

@@ -173,7 +173,6 @@ impl Observer for View {
 
     fn restarted(&mut self, restart: &Restart) -> Result<(), LaunchError> {
         self.records.restarted(restart)?;
-        self.board.restarted(&restart.reason);
         let step = restart.after.unwrap_or(0);
         logs::at_step(step);
         self.story.begin_again(step);

@@ -45,14 +45,16 @@ pub struct LocalRanks {
     pub count: u32,
     /// The first of them, on its host.
     pub local_rank: u32,
-    /// Ranks of the host, of all launches there.
+    /// Ranks of the host, of all launches there that number their ranks together.
     pub on_host: u32,
+    /// Ranks that share the machine's processors, of all launches of the job there.
+    pub on_machine: u32,
 }
 
 impl LocalRanks {
     /// A job that is all here.
     pub fn all(world_size: u32) -> LocalRanks {
-        LocalRanks { first: 0, count: world_size, local_rank: 0, on_host: world_size }
+        LocalRanks { first: 0, count: world_size, local_rank: 0, on_host: world_size, on_machine: world_size }
     }
 
     /// The ranks, in the job.
@@ -112,7 +114,7 @@ impl JobEnvironment<'_> {
             };
         }
         if std::env::var_os(env::OMP_NUM_THREADS).is_none() {
-            command.env(env::OMP_NUM_THREADS, threads_per_rank(self.local.on_host).to_string());
+            command.env(env::OMP_NUM_THREADS, threads_per_rank(self.local.on_machine).to_string());
         }
         let mut unless_set = env::KERNEL_CACHES.to_vec();
         if self.device == DeviceKind::Cuda {
@@ -136,10 +138,10 @@ impl JobEnvironment<'_> {
 
 /// Threads of one rank: what the user said, else the processors this process may use, shared out among the ranks of this
 /// host, at least 1.
-pub fn threads_per_rank(on_host: u32) -> usize {
+pub fn threads_per_rank(on_machine: u32) -> usize {
     let said = std::env::var(env::OMP_NUM_THREADS).ok().and_then(|text| text.trim().parse().ok());
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    said.unwrap_or((cores / on_host.max(1) as usize).max(1))
+    said.unwrap_or((cores / on_machine.max(1) as usize).max(1))
 }
 
 #[cfg(test)]
@@ -155,7 +157,7 @@ mod tests {
             device: DeviceKind::Cuda,
             gpu_ids: Some(&[0, 2, 4, 6]),
             control: &control,
-            local: LocalRanks { first: 2, count: 2, local_rank: 1, on_host: 3 },
+            local: LocalRanks { first: 2, count: 2, local_rank: 1, on_host: 3, on_machine: 3 },
             interface: Some("10.0.0.7"),
             generation: 7,
             config: Some(Path::new("run/config.resolved.yaml")),

@@ -95,7 +95,7 @@ fn a_cut_link_is_named_the_job_goes_on_with_fewer_and_takes_the_host_back() {
     // It is back before the next membership, which begins when another rank dies.
     network.heal(2);
     coordinator.wait_for("the host to come back", || {
-        (said_out(&scene, 2).matches("joined the job").count() == 2).then_some(())
+        (said_out(&scene, 2).matches("offered 1 rank to host 0").count() == 2).then_some(())
     });
     let victim = scene.rank(1);
     signal(victim.pid, libc::SIGKILL);
@@ -111,6 +111,91 @@ fn a_cut_link_is_named_the_job_goes_on_with_fewer_and_takes_the_host_back() {
         assert_eq!(ended.code, Some(143), "{ended}");
         ended.assert_says(&["the job was stopped by SIGTERM"]);
     }
+    scene.assert_nobody_left();
+}
+
+#[test]
+fn without_tls_all_hosts_are_without_it_and_who_is_not_is_told() {
+    let Some(network) = Network::make(2) else { return };
+    let scene = Scene::new();
+    let endpoint = format!("{}:29400", network.address(0));
+    let on = |node_rank, words: &str| {
+        let words = format!("--zero_stage 2 --max_steps 2 {words}");
+        host(&scene, "2", node_rank, &endpoint, &words).on(&network, node_rank)
+    };
+    let ended = on(0, "--no-tls --interface nowhere0").start().finish();
+    ended.assert_failed(2, &["--interface nowhere0: this host has no such interface", "hint: it has "]);
+    let mut coordinator = on(0, "--no-tls").start();
+    let encrypted = on(1, "").start().finish();
+    encrypted.assert_failed(2, &["it does not speak TLS", "hint: give --no-tls on every host or on none"]);
+    coordinator.wait_for("the word of the one who speaks TLS", || {
+        said(&scene, 1).contains("it speaks TLS, and this launch does not").then_some(())
+    });
+    let agent = on(1, &format!("--no-tls --interface {}", network.address(1))).start();
+    coordinator.finish().assert_done();
+    agent.finish().assert_done();
+}
+
+#[test]
+fn two_launches_on_one_machine_meet_over_ipv6_and_share_its_processors() {
+    let Ok(free) = TcpListener::bind("[::1]:0") else {
+        eprintln!("not tested: this machine has no IPv6");
+        return;
+    };
+    let endpoint = free.local_addr().unwrap().to_string();
+    drop(free);
+    let scene = Scene::new();
+    let on = |node_rank| {
+        let job = host(&scene, "2", node_rank, &endpoint, &format!("--zero_stage 3 {ENDLESS}"));
+        job.adjust(|command| {
+            command.env_remove("OMP_NUM_THREADS");
+        })
+    };
+    let (mut coordinator, agent) = (on(0).start(), on(1).start());
+    steps(&mut coordinator, &scene.path("run"), 1);
+    let threads = (std::thread::available_parallelism().unwrap().get() / 2).max(1);
+    for rank in 0..2 {
+        let environment = std::fs::read(format!("/proc/{}/environ", scene.rank(rank).pid)).unwrap();
+        let told = format!("OMP_NUM_THREADS={threads}");
+        assert!(environment.split(|byte| *byte == 0).any(|it| it == told.as_bytes()), "rank {rank} has not {told}");
+    }
+    agent.signal(libc::SIGTERM);
+    let ended = coordinator.finish();
+    assert_eq!((ended.code, agent.finish().code), (Some(143), Some(143)), "{ended}");
+    ended.assert_says(&["was asked to stop by SIGTERM"]);
+    let words = if threads == 1 { "1 thread,".to_owned() } else { format!("{threads} threads,") };
+    assert!(ended.out.contains(&format!("job    2 ranks × {words}")), "{ended}");
+}
+
+#[test]
+fn a_job_that_waits_for_a_lost_host_says_so_and_tells_the_cause_when_nobody_comes() {
+    let scene = Scene::new();
+    let run = scene.path("run");
+    let endpoint = endpoint();
+    let on = |node_rank| {
+        let words = format!("{ENDLESS} --save_steps 1 --max-restarts 1 --rdzv-conf join_timeout=8");
+        host(&scene, "2", node_rank, &endpoint, &words)
+    };
+    let (mut coordinator, agent) = (on(0).start(), on(1).start());
+    steps(&mut coordinator, &run, 2);
+    agent.signal(libc::SIGKILL);
+    assert_eq!(agent.finish().signal, Some(libc::SIGKILL));
+    coordinator.wait_for("the status of the wait", || {
+        let words = format!("status {}", run.display());
+        let status = scene.launch(&words).adjust(|command| {
+            command.env("ZEROFOLD_TOKEN", TOKEN);
+        });
+        let told = status.start().finish().out;
+        let waits = told.contains("waiting for hosts, 1 of 2 are here, ") && !told.contains("rank  host");
+        (waits && told.contains("1 restart, the last one: host ")).then_some(())
+    });
+    let ended = coordinator.finish();
+    assert_eq!(ended.code, Some(1), "{ended}");
+    // The cause is said when the wait begins, and again where it is over.
+    let (before, after) =
+        ended.err.split_once("not begun again: 1 of at least 2 hosts came within 8").expect("the wait");
+    assert!(before.contains("error: host ") && after.contains("error: host "), "{ended}");
+    assert!(after.contains("\nnewest checkpoint: ") && after.contains("\ngo on: "), "{ended}");
     scene.assert_nobody_left();
 }
 

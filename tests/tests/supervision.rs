@@ -278,6 +278,29 @@ fn a_launch_that_stands_still_for_a_while_loses_nothing_and_for_ever_its_workers
     scene.assert_nobody_left();
 }
 
+/// Who asks for a checkpoint of a job that hangs learns why none comes, and who stops it, why none was written.
+#[test]
+fn what_waits_for_a_rank_that_hangs_says_so() {
+    let scene = Scene::new();
+    let run = scene.path("run");
+    let words = format!("{ENDLESS} --grace 2");
+    let mut running = struck(&scene, &words, "1@data#4=sleep").start();
+    running.wait_for("the word of the hang", || warning(&scene).contains("rank 1").then_some(()));
+    let mut asking = scene.launch("checkpoint").words(&run.display().to_string()).start();
+    asking.wait_for("why nothing is saved", || {
+        let said = std::fs::read_to_string(scene.path("launch-1.err")).unwrap_or_default();
+        said.contains("still waiting, since no step is finished: rank 1 has not entered all_gather #").then_some(())
+    });
+    running.signal(libc::SIGTERM);
+    let ended = running.finish();
+    assert_eq!(ended.code, Some(143), "{ended}");
+    ended.assert_says(&[
+        "stopped before its step was finished (rank 1 has not entered ",
+        "no checkpoint was written; the run is",
+    ]);
+    asking.finish().assert_failed(2, &["the run ended without another checkpoint"]);
+}
+
 /// Contract 9.
 #[test]
 fn setting_the_clock_changes_nothing() {

@@ -9,11 +9,14 @@ use crate::at_work;
 use crate::error::LaunchError;
 use crate::run_folder::RunFolder;
 use crate::terminal::Terminal;
+use crate::watch;
 
 /// How often the run's folder is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a step, the save before and this one may take together.
 const PATIENCE: Duration = Duration::from_secs(1800);
+/// How often it is asked what the run waits for, while nothing is saved.
+const ASK_WHY: Duration = Duration::from_secs(5);
 
 /// Returns once the run in `folder` has saved a checkpoint that it had not when this was called.
 ///
@@ -41,6 +44,7 @@ pub fn ask(folder: &Path, terminal: &Terminal) -> Result<u8, LaunchError> {
         return Err(LaunchError::system(format!("signal launch (pid {pid})"))(std::io::Error::last_os_error()));
     }
     let asked = Instant::now();
+    let (mut ask_why, mut said) = (asked + ASK_WHY, None);
     loop {
         // Looked at first: a run may save and end between two looks.
         let (works, after) = (at_work::is_held(&lock), newest()?);
@@ -61,6 +65,13 @@ pub fn ask(folder: &Path, terminal: &Terminal) -> Result<u8, LaunchError> {
         if asked.elapsed() > PATIENCE {
             let message = format!("no checkpoint was saved within {} s", PATIENCE.as_secs());
             return refused(message, "what launch prints there tells whether the save failed");
+        }
+        if Instant::now() >= ask_why {
+            let why = watch::held_up(&run);
+            if let Some(why) = why.as_ref().filter(|why| said.as_ref() != Some(*why)) {
+                terminal.complain(&format!("still waiting, since no step is finished: {why}"));
+            }
+            (ask_why, said) = (Instant::now() + ASK_WHY, why);
         }
         std::thread::sleep(LOOK);
     }

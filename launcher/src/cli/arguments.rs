@@ -1,5 +1,7 @@
 //! What can be typed, with its help.
 
+use std::ops::RangeInclusive;
+
 use clap::builder::styling::AnsiColor;
 use clap::builder::{StyledStr, Styles};
 use clap::{Arg, ArgAction, Command, value_parser};
@@ -39,6 +41,8 @@ Examples:
       ask the result something
   launch export runs/zero3 --output models/mine
       the newest checkpoint as a model folder; inspect, verify and diff look at checkpoints too
+  launch --nnodes 2 --node-rank 0 --rdzv-endpoint HOST0:29500 --token-file FILE --config zero3.yaml train
+      on two hosts: the same on each, with its own node rank; `launch token FILE` makes the token
   launch doctor
       what on this machine would hurt a job, and how to mend it
 
@@ -229,7 +233,10 @@ fn machine_options() -> Vec<Arg> {
 fn nproc(help: &'static str) -> Arg {
     option("nproc", "N", help)
         // The range is checked later, so that what is wrong is told with a hint.
-        .value_parser(value_parser!(i64))
+        .value_parser(|text: &str| {
+            text.parse::<i64>()
+                .map_err(|_| "it is a whole number of processes; left out, it follows from the GPUs or the file")
+        })
         .allow_negative_numbers(true)
         .visible_alias("nproc_per_node")
         .alias("nproc-per-node")
@@ -250,19 +257,25 @@ fn job_options() -> Vec<Arg> {
         "N",
         "How often a job that failed is begun again from its newest checkpoint [default: 0]",
     )
-    .value_parser(value_parser!(u32))
+    .value_parser(|text: &str| whole(text, 0..=u64::from(u32::MAX)).map(|number| number as u32))
     .alias("max_restarts");
     let own = [resume, restarts, log_format];
     configuration_options().into_iter().chain(own).chain(waiting_options()).collect()
+}
+
+/// A whole number in this range; what is wrong with another text is said in words of our own.
+fn whole(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("it is a whole number from {} to {}, without a unit", range.start(), range.end()))
 }
 
 /// How long is waited for ranks, and how much is told.
 fn waiting_options() -> [Arg; 3] {
     [
         option("timeout", "SECONDS", "How long a rank may take to join, be silent, or hold others up [default: 1800]")
-            .value_parser(value_parser!(u64).range(1..=LONGEST_WAIT)),
+            .value_parser(|text: &str| whole(text, 1..=LONGEST_WAIT)),
         option("grace", "SECONDS", "How long ranks may take to stop when asked (Ctrl-C, SIGTERM) [default: 60]")
-            .value_parser(value_parser!(u64).range(..=LONGEST_WAIT)),
+            .value_parser(|text: &str| whole(text, 0..=LONGEST_WAIT)),
         Arg::new("quiet").long("quiet").short('q').action(ArgAction::SetTrue).help("Print errors and the result only"),
     ]
 }

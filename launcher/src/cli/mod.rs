@@ -294,6 +294,16 @@ mod tests {
         assert!(error("launch trian").contains("did you mean `train`?"));
         assert!(error("launch train --learning_rat 1").contains("--learning_rate"));
         assert!(error("launch --nproc two train").contains("invalid value 'two'"));
+        for (line, part) in [
+            ("--nproc auto", "it is a whole number of processes"),
+            ("--timeout 5s", "it is a whole number from 1 to 10000000, without a unit"),
+            ("--timeout 0", "from 1 to 10000000"),
+            ("--grace -1", "--grace"),
+            ("--max-restarts x", "it is a whole number from 0 to 4294967295"),
+        ] {
+            let told = error(&format!("launch {line} train"));
+            assert!(told.contains(part) && !told.contains("invalid digit"), "{line}: {told}");
+        }
         assert!(error("launch --nproc 2 generate --model m").contains("--nproc has no meaning for generate"));
     }
 

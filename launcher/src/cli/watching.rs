@@ -26,7 +26,7 @@ pub(super) fn commands() -> [Command; 2] {
 fn status() -> Command {
     Command::new("status")
         .about("Tell what a run that is being trained is doing, rank by rank")
-        .override_usage("launch status RUN [--watch[=SECONDS]] [--json]")
+        .override_usage("launch status RUN [--watch[=SECONDS]] [--json] [--token-file FILE]")
         .after_help("The exit code is 1 when nothing is at work in the run; how far it came is told then.")
         .args_override_self(true)
         .arg(runs("The run's output_dir, on this host"))
@@ -42,6 +42,11 @@ fn status() -> Command {
                 .long("json")
                 .action(ArgAction::SetTrue)
                 .help("Print JSON; with --watch one line each time"),
+        )
+        .arg(
+            option("token-file", "FILE", "Holds the token of a job on several hosts [default: ZEROFOLD_TOKEN]")
+                .alias("token_file")
+                .value_parser(value_parser!(PathBuf)),
         )
 }
 
@@ -67,6 +72,7 @@ pub(super) fn status_meant(matches: &ArgMatches) -> StatusOptions {
         run: matches.get_one::<PathBuf>("run").cloned().unwrap_or_default(),
         json: matches.get_flag("json"),
         watch: matches.get_one::<u64>("watch").map(|seconds| Duration::from_secs(*seconds)),
+        token_file: matches.get_one::<PathBuf>("token-file").cloned(),
     }
 }
 

@@ -68,8 +68,8 @@ struct Open<P> {
 pub struct Collector<P> {
     world_size: u32,
     open: Option<Open<P>>,
-    /// A step that was not waited for any longer, with the ranks whose parts of it are still to come.
-    given_up: Option<(u64, BTreeSet<u32>)>,
+    /// Steps that were not waited for any longer, with the ranks whose parts of them are still to come.
+    given_up: BTreeMap<u64, BTreeSet<u32>>,
     gone: Option<CollectError>,
 }
 
@@ -87,7 +87,7 @@ pub enum Offered<P> {
 impl<P> Collector<P> {
     /// For a job of `world_size` ranks.
     pub fn new(world_size: u32) -> Self {
-        Collector { world_size, open: None, given_up: None, gone: None }
+        Collector { world_size, open: None, given_up: BTreeMap::new(), gone: None }
     }
 
     /// Takes one rank's part, or why it has none. With the last one everything is handed out and the collector is ready for the
@@ -105,9 +105,12 @@ impl<P> Collector<P> {
         if let Some(gone) = &self.gone {
             return Err(gone.clone());
         }
-        if let Some((_, awaited)) = self.given_up.as_mut().filter(|(given_up, _)| *given_up == step)
+        if let Some(awaited) = self.given_up.get_mut(&step)
             && awaited.remove(&rank)
         {
+            if awaited.is_empty() {
+                self.given_up.remove(&step);
+            }
             return Ok(Offered::TooLate);
         }
         let mut open =
@@ -136,7 +139,7 @@ impl<P> Collector<P> {
         let open = self.open.take_if(|open| open.step == step)?;
         let missing: BTreeSet<u32> = (0..self.world_size).filter(|rank| !open.parts.contains_key(rank)).collect();
         let ranks = missing.iter().copied().collect();
-        self.given_up = Some((step, missing));
+        self.given_up.insert(step, missing);
         Some(ranks)
     }
 
@@ -209,5 +212,19 @@ mod tests {
         assert_eq!(collector.offer(2, 40, "e", Ok(())), Ok(Offered::Taken));
         assert_eq!(collector.offer(0, 20, "d", Ok(())), Ok(Offered::TooLate));
         assert!(matches!(collector.offer(0, 40, "e", Ok(())), Ok(Offered::Complete(_))));
+    }
+
+    #[test]
+    fn several_saves_may_wait_for_the_same_slow_rank() {
+        let mut collector = Collector::new(2);
+        for step in [20, 40, 60] {
+            collector.offer(0, step, "d", Ok(())).unwrap();
+            assert_eq!(collector.give_up(step), Some(vec![1]));
+        }
+        for step in [20, 40, 60] {
+            assert_eq!(collector.offer(1, step, "d", Ok(())), Ok(Offered::TooLate), "{step}");
+        }
+        assert!(collector.given_up.is_empty(), "nothing is kept for ever");
+        assert_eq!(collector.offer(1, 80, "d", Ok(())), Ok(Offered::Taken));
     }
 }

@@ -166,7 +166,11 @@ impl Agent {
             let (reason, patience) = match outcome {
                 Outcome::Over(code) => return Ok(code),
                 Outcome::Stopped(signal) => return Ok(signal.exit_code()),
-                Outcome::Gone(reason) => (format!("host 0 at {place}: {reason}"), patience),
+                Outcome::Gone(reason) => {
+                    let plain =
+                        if self.topology.tls { "" } else { " (this launch has --no-tls; host 0 must have it too)" };
+                    (format!("host 0 at {place}: {reason}{plain}"), patience)
+                }
                 Outcome::Taken(reason) => (reason, patience.min(TAKEN)),
             };
             self.end_workers(happened);
@@ -222,7 +226,10 @@ impl Agent {
                         welcome = true;
                         let ranks = format::plural(u64::from(self.topology.ranks), "rank");
                         let node = self.topology.node_rank;
-                        self.terminal.say(&format!("host {node}: joined the job at {} with {ranks}", self.contact));
+                        let place = &self.contact;
+                        self.terminal.say(&format!(
+                            "host {node}: offered {ranks} to host 0 at {place}, which says when they start"
+                        ));
                     }
                     FromHost0::Told(Told::Start(start)) => self.start(attendance, &start),
                     FromHost0::Told(Told::Signal(signal)) => {
@@ -284,6 +291,12 @@ impl Agent {
             Ok(workers) => {
                 let pids = workers.iter().map(Worker::pid).collect();
                 let ended = vec![false; workers.len()];
+                let ranks = match start.first_rank..start.first_rank + ended.len() as u32 {
+                    range if range.len() == 1 => format!("rank {}", range.start),
+                    range => format!("ranks {} to {}", range.start, range.end - 1),
+                };
+                let (node, all) = (self.topology.node_rank, start.world_size);
+                self.terminal.say(&format!("host {node}: {ranks} of {all} started, generation {generation}"));
                 self.ranks = Some(Ranks { generation, first: start.first_rank, workers, ended });
                 attendance.say(Kind::Started(Started { generation, pids }));
             }
@@ -307,6 +320,7 @@ impl Agent {
             count: self.topology.ranks,
             local_rank: self.topology.local_rank,
             on_host: self.topology.local_ranks,
+            on_machine: start.ranks_on_machine.max(self.topology.local_ranks),
         };
         let resume = Some(Path::new(&start.resume)).filter(|path| !path.as_os_str().is_empty());
         let environment = JobEnvironment {

@@ -85,6 +85,9 @@ async fn attend(
             let hint = "give the same ZEROFOLD_TOKEN or --token-file on every host";
             return FromHost0::Refused(format!("{reason}\nhint: {hint}"));
         }
+        Err(reason) if reason.contains(zerofold_trust::NO_TLS) => {
+            return FromHost0::Refused(format!("{reason}\nhint: give --no-tls on every host or on none"));
+        }
         Err(reason) => return FromHost0::Gone(reason),
     };
     let mut client = HostsClient::new(wire).max_decoding_message_size(MAX_MESSAGE_BYTES);

@@ -26,6 +26,7 @@ mod roster;
 mod service;
 mod token;
 
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -43,6 +44,7 @@ use crate::event::{Event, StopSignal};
 use crate::format;
 use crate::supervise::{Place, Worker};
 use crate::terminal::Terminal;
+use crate::watch::Board;
 use crate::worker_command::LocalRanks;
 use fleet::HostsFleet;
 use gathering::Gathering;
@@ -51,7 +53,7 @@ use roster::{Expected, Guest};
 pub(crate) use service::HostsService;
 
 pub use token::make as make_token;
-pub(crate) use token::of_job as token_of_job;
+pub(crate) use token::{of_job as token_of_job, read as read_token};
 
 /// What is said where encryption was switched off by name.
 pub(crate) const NO_TLS: &str =
@@ -107,6 +109,8 @@ impl Hosts {
     pub(crate) fn listen(topology: &Topology, token: Token) -> Result<Option<Listen>, LaunchError> {
         let Some(endpoint) = &topology.endpoint else { return Ok(None) };
         let address = address::listen(endpoint)?;
+        // Looked for again once the other hosts are there; what is wrong with it is told before anything waits.
+        let _named = address::interface(topology.interface.as_deref(), None)?;
         // What stays on this host is read by nobody else.
         let tls = topology.tls && !address::is_loopback(endpoint);
         Ok(Some(Listen { address, token, tls }))
@@ -117,7 +121,7 @@ impl Hosts {
         &mut self,
         config: &Resolved,
         received: &Receiver<Event>,
-        terminal: &Terminal,
+        (terminal, board): (&Terminal, &Board),
         other: &mut dyn FnMut(Event),
     ) -> Result<Resolved, NotGathered> {
         let (nodes, times) = (self.topology.nodes, self.topology.times);
@@ -147,17 +151,51 @@ impl Hosts {
                 let endpoint = self.topology.endpoint.as_ref().map(ToString::to_string).unwrap_or_default();
                 let left = format::duration(until.saturating_duration_since(now));
                 let needed = if here < nodes.min { nodes.min } else { nodes.max };
+                board.wait_for(&format!("hosts, {here} of {needed} are here"));
                 terminal
                     .say(&format!("{here} of {needed} hosts are here; waiting up to {left} for others at {endpoint}"));
                 said = Some((here, now));
             }
             match received.recv_timeout(until.saturating_duration_since(now).min(gathering::REMINDER)) {
-                Ok(Event::Signal(signal) | Event::StopAskedByHost(signal)) => return Err(NotGathered::Stopped(signal)),
+                Ok(Event::Signal(signal)) => return Err(NotGathered::Stopped(signal)),
+                Ok(Event::StopAskedByHost { host, signal }) => {
+                    terminal.complain(&format!("host {host} was asked to stop by {}", signal.name()));
+                    return Err(NotGathered::Stopped(signal));
+                }
                 Ok(event) => other(event),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(gathering::REMINDER),
             }
         }
+    }
+
+    /// Does what takes long before anything runs. A signal ends this launch at once meanwhile, as it would on one host, where
+    /// nothing listens for it yet; the other hosts are told first.
+    pub(crate) fn unless_stopped<T: Send>(
+        &self,
+        received: &Receiver<Event>,
+        terminal: &Terminal,
+        work: impl FnOnce() -> T + Send,
+    ) -> T {
+        /// How soon it is noticed that the work is done.
+        const LOOK: Duration = Duration::from_millis(20);
+        std::thread::scope(|scope| {
+            let working = scope.spawn(work);
+            while !working.is_finished() {
+                let (signal, host) = match received.recv_timeout(LOOK) {
+                    Ok(Event::Signal(signal)) => (signal, None),
+                    Ok(Event::StopAskedByHost { host, signal }) => (signal, Some(host)),
+                    // Who comes and goes is looked at when ranks are started.
+                    _ => continue,
+                };
+                let at = host.map(|host| format!(" at host {host}")).unwrap_or_default();
+                let reason = format!("the job was stopped by {}{at} before it began", signal.name());
+                terminal.complain(&reason);
+                self.end(signal.exit_code(), &reason);
+                std::process::exit(signal.exit_code().into());
+            }
+            working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     fn too_few(&self, guests: &[Guest]) -> LaunchError {
@@ -205,7 +243,17 @@ impl Hosts {
     /// The ranks that this host runs itself.
     pub(crate) fn own_ranks(&self) -> LocalRanks {
         let Topology { ranks, local_rank, local_ranks, .. } = self.topology;
-        LocalRanks { first: 0, count: ranks, local_rank, on_host: local_ranks }
+        let shared = self.registry.own_address().map_or(0, |own| self.ranks_on(&address::host_name(), own));
+        LocalRanks { first: 0, count: ranks, local_rank, on_host: local_ranks, on_machine: shared.max(local_ranks) }
+    }
+
+    /// Ranks on the machine with this name and address, of all launches there: what is started twice on one machine, to try
+    /// several hosts out, shares its processors.
+    fn ranks_on(&self, host: &str, address: IpAddr) -> u32 {
+        let is_own = address::host_name() == host && self.registry.own_address() == Some(address);
+        let own = if is_own { self.topology.ranks } else { 0 };
+        let guests = self.places.iter().filter(|(guest, _)| guest.host == host && guest.address == address);
+        own + guests.map(|(guest, _)| guest.ranks).sum::<u32>()
     }
 
     /// The interface that collectives use on this host.
@@ -225,10 +273,10 @@ impl Hosts {
         start: &Start,
         spawn: impl FnOnce() -> Result<Vec<Worker>, LaunchError>,
     ) -> Result<HostsFleet, LaunchError> {
-        let starts = self
-            .places
-            .iter()
-            .map(|(guest, ranks)| (guest.session, ranks.clone(), Start { first_rank: ranks.start, ..start.clone() }));
+        let starts = self.places.iter().map(|(guest, ranks)| {
+            let ranks_on_machine = self.ranks_on(&guest.host, guest.address);
+            (guest.session, ranks.clone(), Start { first_rank: ranks.start, ranks_on_machine, ..start.clone() })
+        });
         self.registry.begin(start.generation, starts.collect());
         // Whatever happens from here on, what the agents started is ended when this is dropped.
         let mut fleet = HostsFleet { local: Vec::new(), registry: self.registry.clone(), places: Vec::new() };
@@ -237,15 +285,26 @@ impl Hosts {
             message: format!("host {host} cannot start its ranks: {}", first_part(&reason)),
             hint: hint_of(&reason),
         })?;
-        let own = address::host_name();
+        let own = self.told_apart(&address::host_name(), 0);
         let mut places: Vec<Place> =
             fleet.local.iter().map(|worker| Place { pid: worker.pid(), host: own.clone() }).collect();
         for (guest, ranks) in &self.places {
-            let place = |rank| Place { pid: pids.get(&rank).copied().unwrap_or_default(), host: guest.host.clone() };
+            let host = self.told_apart(&guest.host, guest.node_rank);
+            let place = |rank| Place { pid: pids.get(&rank).copied().unwrap_or_default(), host: host.clone() };
             places.extend(ranks.clone().map(place));
         }
         fleet.places = places;
         Ok(fleet)
+    }
+
+    /// The name of a host; with its node rank where another has the same name.
+    fn told_apart(&self, host: &str, node_rank: u32) -> String {
+        let own = (address::host_name(), 0);
+        let others = self.places.iter().map(|(guest, _)| (guest.host.clone(), guest.node_rank)).chain([own]);
+        match others.filter(|(name, _)| name == host).count() > 1 {
+            true => format!("{host} (node {node_rank})"),
+            false => host.to_owned(),
+        }
     }
 
     /// Tells the agents how the job ended.

@@ -156,11 +156,14 @@ impl Registry {
     }
 
     /// Somebody asked an agent to stop: the first time it is the whole job that stops after its step, later at once.
-    pub(super) fn stop_asked(&self, signal: i32, again: bool) {
+    pub(super) fn stop_asked(&self, session: u64, signal: i32, again: bool) {
         let signal = if signal == libc::SIGINT { StopSignal::Interrupt } else { StopSignal::Terminate };
         match again {
             true => self.tell(Event::Signal(signal)),
-            false => self.tell(Event::StopAskedByHost(signal)),
+            false => {
+                let host = self.inner().roster.guest(session).map(|guest| guest.host.clone()).unwrap_or_default();
+                self.tell(Event::StopAskedByHost { host, signal });
+            }
         }
     }
 

@@ -98,7 +98,9 @@ async fn listen(
                 Said::Started(started) => registry.started(session, started.generation, Ok(started.pids)),
                 Said::NotStarted(not) => registry.started(session, not.generation, Err(not.reason)),
                 Said::Exited(exited) => registry.exited(session, exited),
-                Said::StopAsked(stop) => registry.stop_asked(stop.signal, std::mem::replace(&mut asked, true)),
+                Said::StopAsked(stop) => {
+                    registry.stop_asked(session, stop.signal, std::mem::replace(&mut asked, true));
+                }
                 Said::Hello(_) => break "introduced itself twice".to_owned(),
             },
             Ok(Some(FromAgent { kind: None })) => {}

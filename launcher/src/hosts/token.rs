@@ -40,7 +40,7 @@ pub(crate) fn of_job(topology: &Topology) -> Result<Token, LaunchError> {
 }
 
 /// The token in a file that nobody else can read.
-fn read(path: &Path) -> Result<Token, LaunchError> {
+pub(crate) fn read(path: &Path) -> Result<Token, LaunchError> {
     let shown = path.display();
     let metadata = std::fs::metadata(path).map_err(|error| refused(format!("--token-file {shown}: {error}"), HOW))?;
     if metadata.is_dir() {

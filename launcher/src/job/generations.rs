@@ -62,6 +62,7 @@ impl Job {
             };
             let reason = report::short(first, &facts);
             terminal.complain(&report::cause(first, others, &facts));
+            self.board.restart(&reason);
             observer.notice(&format!(
                 "restart {} of at most {}{}",
                 ends.len(),
@@ -76,9 +77,14 @@ impl Job {
                 let facts = Facts { stop: Some((Instant::now(), signal)), signals: 1, ..facts };
                 return Ok((Verdict::Stopped(signal), facts, None));
             }
-            if let Some(signal) = self.gather(received, terminal, observer)? {
-                let facts = Facts { stop: Some((Instant::now(), signal)), signals: 1, ..facts };
-                return Ok((Verdict::Stopped(signal), facts, None));
+            match self.gather(received, terminal, observer) {
+                Ok(()) => {}
+                Err(NotGathered::Stopped(signal)) => {
+                    let facts = Facts { stop: Some((Instant::now(), signal)), signals: 1, ..facts };
+                    return Ok((Verdict::Stopped(signal), facts, None));
+                }
+                // What ended the membership is still the cause, and what was saved can still be gone on from.
+                Err(NotGathered::Failed(error)) => return Ok((verdict, facts, Some(error.to_string()))),
             }
             self.begin_again(terminal)?;
             // Of what was said until now only a signal still counts.
@@ -115,29 +121,25 @@ impl Job {
         Ok(supervise(&mut fleet, &self.control, received, limits, observer))
     }
 
-    /// Waits for the hosts of the next membership, and fits the job to them; returns the signal that ended that.
+    /// Waits for the hosts of the next membership, and fits the job to them.
     fn gather(
         &mut self,
         received: &Receiver<Event>,
         terminal: &Arc<Terminal>,
         observer: &mut dyn Observer,
-    ) -> Result<Option<StopSignal>, LaunchError> {
-        let Some(hosts) = &mut self.hosts else { return Ok(None) };
+    ) -> Result<(), NotGathered> {
+        let Some(hosts) = &mut self.hosts else { return Ok(()) };
         let control = &self.control;
-        let gathered = hosts.gather(&self.config, received, terminal, &mut |event| pass_on(event, control, observer));
-        match gathered {
-            Ok(config) => {
-                if config.num_processes != self.config.num_processes {
-                    let (before, now) = (self.config.num_processes, config.num_processes);
-                    terminal.complain(&format!("the job goes on with {now} processes in place of {before}"));
-                }
-                self.config = config;
-                initial_model::anywhere(&self.config).write(&self.run.config())?;
-                Ok(None)
-            }
-            Err(NotGathered::Stopped(signal)) => Ok(Some(signal)),
-            Err(NotGathered::Failed(error)) => Err(error),
+        let other = &mut |event| pass_on(event, control, observer);
+        let gathered = hosts.gather(&self.config, received, (terminal, &self.board), other);
+        let config = gathered?;
+        if config.num_processes != self.config.num_processes {
+            let (before, now) = (self.config.num_processes, config.num_processes);
+            terminal.complain(&format!("the job goes on with {now} processes in place of {before}"));
         }
+        self.config = config;
+        let written = initial_model::anywhere(&self.config).write(&self.run.config());
+        written.map_err(|error| NotGathered::Failed(error.into()))
     }
 
     /// What the other hosts need to know to start their ranks.
@@ -152,6 +154,8 @@ impl Job {
             storage: self.storage.token().to_owned(),
             logs: self.run.log(0).parent().map(path).unwrap_or_default(),
             timeout_seconds: limits.silence.as_secs(),
+            // Each host has its own.
+            ranks_on_machine: 0,
         }
     }
 
@@ -235,7 +239,7 @@ fn wait(
     loop {
         match received.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(Event::Signal(signal)) => return Some(signal),
-            Ok(Event::StopAskedByHost(signal)) => return Some(signal),
+            Ok(Event::StopAskedByHost { signal, .. }) => return Some(signal),
             Ok(Event::StopAsked { .. }) => return Some(StopSignal::Terminate),
             Ok(event) => pass_on(event, control, observer),
             Err(_) => return None,

@@ -27,7 +27,9 @@ use crate::supervise::Limits;
 use crate::terminal::Terminal;
 use crate::watch::{Board, ControlFile, MetricsEndpoint, Told};
 use crate::worker_command::find_worker;
-use crate::{announce, best_checkpoint, cache_folder, initial_model, model_folder, offload_folder, profile, resume};
+use crate::{
+    announce, best_checkpoint, cache_folder, initial_model, model_folder, offload_folder, profile, resume, signals,
+};
 
 pub(crate) use generations::Restarts;
 
@@ -124,6 +126,10 @@ impl Job {
         let (hosts, service) = meeting.hosts.unzip();
         logs::at_generation(generation);
         let board = Arc::new(Board::new(run.root(), Instant::now(), generation));
+        if hosts.is_some() {
+            // Other hosts wait for this one: they are told when it is stopped before anything runs.
+            signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
+        }
         let control = ControlPlane::start(
             ControlOptions {
                 board: Some(board.clone()),
@@ -140,7 +146,7 @@ impl Job {
         // Bound after the control plane, so that on an error the hosts hear of it before it is gone.
         let mut hosts = hosts;
         if let Some(hosts) = &mut hosts {
-            let gathered = hosts.gather(&config, meeting.received, terminal, &mut |_| {});
+            let gathered = hosts.gather(&config, meeting.received, (terminal, &board), &mut |_| {});
             config = gathered.map_err(|not| match not {
                 NotGathered::Stopped(signal) => LaunchError::Stopped(signal),
                 NotGathered::Failed(error) => error,
@@ -159,7 +165,11 @@ impl Job {
         let prepared = match data {
             Some(data) => data,
             None => {
-                tokenised = prepare_data(&config, &run, terminal)?;
+                let work = || prepare_data(&config, &run, terminal);
+                tokenised = match &hosts {
+                    Some(hosts) => hosts.unless_stopped(meeting.received, terminal, work)?,
+                    None => work()?,
+                };
                 &tokenised
             }
         };
@@ -186,7 +196,9 @@ impl Job {
         if let Some(planned) = prediction {
             PlanRecord { planned, measured: None }.write(&run.plan())?;
         }
-        announce::header(&config, &run, &plan, &prepared.report).iter().for_each(|line| terminal.say(line));
+        let on_machine = hosts.as_ref().map_or(config.num_processes, |hosts| hosts.own_ranks().on_machine);
+        let header = announce::header((&config, on_machine), &run, &plan, &prepared.report);
+        header.iter().for_each(|line| terminal.say(line));
         prediction.iter().for_each(|prediction| terminal.say(&prediction.words()));
         if let Some(metrics) = &metrics {
             terminal.say(&format!("watch  http://{}/metrics", metrics.address()));

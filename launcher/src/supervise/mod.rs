@@ -147,6 +147,11 @@ pub fn supervise(
                     control.ask_to_save();
                     observer.notice("SIGUSR1: a checkpoint is saved after the current step");
                 }
+                if facts.stop.is_none()
+                    && let Some(asked) = asked_elsewhere(&event)
+                {
+                    observer.notice(&asked);
+                }
                 observer.event(&event, control);
                 note(&mut facts, Instant::now(), event);
             }
@@ -154,6 +159,15 @@ pub fn supervise(
             // The control plane holds a sender for as long as it lives, and it outlives this call.
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TICK),
         }
+    }
+}
+
+/// Who was asked to stop, where it was not `launch` itself.
+fn asked_elsewhere(event: &Event) -> Option<String> {
+    match event {
+        Event::StopAsked { rank } => Some(format!("rank {rank} was sent SIGTERM")),
+        Event::StopAskedByHost { host, signal } => Some(format!("host {host} was asked to stop by {}", signal.name())),
+        _ => None,
     }
 }
 
@@ -231,7 +245,7 @@ fn note(facts: &mut Facts, now: Instant, event: Event) {
             // Not counted: a scheduler sends the same signal to all processes, and only a second one stops at once.
             facts.stop.get_or_insert((now, StopSignal::Terminate));
         }
-        Event::StopAskedByHost(signal) => {
+        Event::StopAskedByHost { signal, .. } => {
             facts.stop.get_or_insert((now, signal));
             facts.signals = facts.signals.max(1);
         }

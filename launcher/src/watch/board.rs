@@ -41,6 +41,8 @@ struct Job {
     /// Of each rank, where the job has several.
     hosts: Vec<String>,
     starting: bool,
+    /// Between two memberships: what it waits for.
+    waiting_for: Option<String>,
     stopping: bool,
     step: u64,
     total_steps: u64,
@@ -92,7 +94,7 @@ impl Board {
         (job.generation, job.total_steps) = (generation, total_steps);
         job.step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
         job.checkpoint = checkpoint;
-        (job.starting, job.hang) = (true, None);
+        (job.starting, job.hang, job.waiting_for) = (true, None, None);
     }
 
     /// The ranks run on these hosts, by rank; an empty name is this one.
@@ -100,11 +102,17 @@ impl Board {
         lock(&self.job).hosts = hosts;
     }
 
-    /// The workers were begun again, for this reason.
-    pub fn restarted(&self, reason: &str) {
+    /// A membership is over for this reason, and there will be another one.
+    pub fn restart(&self, reason: &str) {
         let mut job = lock(&self.job);
         job.restarts += 1;
         job.last_restart = Some(reason.to_owned());
+        (job.hang, job.waiting_for) = (None, Some("the next try".to_owned()));
+    }
+
+    /// The next membership waits for something; told of one that runs, it changes nothing.
+    pub fn wait_for(&self, what: &str) {
+        lock(&self.job).waiting_for.iter_mut().for_each(|waiting| what.clone_into(waiting));
     }
 
     /// Who holds the job up, if anybody does.
@@ -128,7 +136,7 @@ impl Board {
                 job.checkpoint = Some(Checkpoint { step: *step, directory, published });
             }
             Event::CheckpointFailed { .. } => job.failed_checkpoints += 1,
-            Event::Signal(_) | Event::StopAsked { .. } => job.stopping = true,
+            Event::Signal(_) | Event::StopAsked { .. } | Event::StopAskedByHost { .. } => job.stopping = true,
             _ => {}
         }
     }
@@ -141,7 +149,9 @@ impl Board {
     /// Everything, as it is now.
     pub fn status(&self) -> StatusReply {
         let job = lock(&self.job).clone();
-        let members = lock(&self.members).as_ref().map_or_else(Vec::new, |members| members());
+        // What the ranks of a membership that is over said last is nobody's state now.
+        let ranks_there = job.waiting_for.is_none();
+        let members = lock(&self.members).as_ref().filter(|_| ranks_there).map_or_else(Vec::new, |members| members());
         let now = Instant::now();
         let host = |rank: u32| job.hosts.get(rank as usize).filter(|host| !host.is_empty()).unwrap_or(&self.host);
         let ranks = members.iter().zip(0..).map(|(member, rank)| rank_status(now, rank, member, host(rank)));
@@ -174,10 +184,11 @@ impl Job {
     }
 
     fn status(self, run: &str, elapsed: Duration, now: SystemTime) -> JobStatus {
-        let state = match (self.stopping, self.starting) {
-            (true, _) => "stopping",
-            (false, false) => "training",
-            (false, true) => "starting",
+        let state = match (self.stopping, &self.waiting_for, self.starting) {
+            (true, ..) => "stopping",
+            (false, Some(_), _) => "waiting",
+            (false, None, false) => "training",
+            (false, None, true) => "starting",
         };
         JobStatus {
             run: run.to_owned(),
@@ -208,6 +219,7 @@ impl Job {
             evaluations: self.evaluations,
             checkpoints: self.checkpoints,
             failed_checkpoints: self.failed_checkpoints,
+            waiting_for: self.waiting_for,
         }
     }
 }
@@ -309,11 +321,21 @@ mod tests {
         board.hang(Some("rank 1 is silent"));
         assert_eq!(board.status().job.unwrap().verdict(), "rank 1 is silent");
         board.hang(None);
+        board.wait_for("hosts");
+        assert_eq!(board.status().job.unwrap().waiting_for, None, "it runs");
+        board.follow(|| vec![Member::default()]);
+        board.restart("rank 1 was killed");
+        board.wait_for("hosts, 1 of 2 are here");
+        let waiting = board.status();
+        assert!(waiting.ranks.is_empty(), "they have ended");
+        let job = waiting.job.unwrap();
+        assert_eq!((job.state.as_str(), job.waiting_for()), ("waiting", "hosts, 1 of 2 are here"));
+        assert_eq!((job.restarts, job.last_restart()), (1, "rank 1 was killed"));
         board.begin(4, 10, None);
-        board.restarted("rank 1 was killed");
         let job = board.status().job.unwrap();
         assert_eq!((job.state.as_str(), job.step, job.generation, job.restarts), ("starting", 0, 4, 1));
         assert_eq!((job.verdict, job.last_restart.as_deref()), (None, Some("rank 1 was killed")));
+        assert_eq!((job.waiting_for, board.status().ranks.len()), (None, 1));
         board.event(&Event::Signal(StopSignal::Interrupt));
         assert_eq!(board.status().job.unwrap().state, "stopping");
     }

@@ -21,4 +21,5 @@ pub(crate) use board::host_name;
 pub use control_file::ControlFile;
 pub(crate) use control_file::Told;
 pub use http::{MetricsEndpoint, MetricsError};
+pub(crate) use status::held_up;
 pub use status::{StatusOptions, status};

@@ -1,7 +1,7 @@
 //! The command `status`: what a run is doing, or how far it came.
 
 use std::io::{BufRead, BufReader, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -29,6 +29,8 @@ pub struct StatusOptions {
     pub json: bool,
     /// Ask again and again, with so much time between, until the job ends.
     pub watch: Option<Duration>,
+    /// Holds the token of a job on several hosts; none for that of the environment.
+    pub token_file: Option<PathBuf>,
 }
 
 /// Tells what the run is doing; returns the exit code, 1 when nothing is at work in it.
@@ -42,7 +44,7 @@ pub fn status(options: &StatusOptions, terminal: &Terminal) -> Result<u8, Launch
     }
     let mut seen = false;
     loop {
-        match look(&run)? {
+        match look(&run, options.token_file.as_deref())? {
             Look::AtWork(reply) => {
                 seen = true;
                 show(&reply, options, terminal);
@@ -60,12 +62,19 @@ pub fn status(options: &StatusOptions, terminal: &Terminal) -> Result<u8, Launch
     }
 }
 
+/// Why a run that is at work does not go on, if it does not and can be asked.
+pub(crate) fn held_up(run: &RunFolder) -> Option<String> {
+    let Ok(Look::AtWork(reply)) = look(run, None) else { return None };
+    let job = reply.job?;
+    job.verdict.or_else(|| Some(format!("the job waits for {}", job.waiting_for?)))
+}
+
 enum Look {
     AtWork(Box<StatusReply>),
     Over,
 }
 
-fn look(run: &RunFolder) -> Result<Look, LaunchError> {
+fn look(run: &RunFolder, token_file: Option<&Path>) -> Result<Look, LaunchError> {
     let lock = run.lock_path();
     if !at_work::is_held(&lock) {
         return Ok(Look::Over);
@@ -78,7 +87,7 @@ fn look(run: &RunFolder) -> Result<Look, LaunchError> {
             return Err(refused(run, "the launch at work in it does not tell where it can be asked", hint));
         }
     };
-    match ask(&told) {
+    match ask(&told, token_file) {
         Ok(reply) => Ok(Look::AtWork(Box::new(reply))),
         Err(_) if !at_work::is_held(&lock) => Ok(Look::Over),
         Err(reason) => {
@@ -162,7 +171,7 @@ mod tests {
     #[test]
     fn a_run_that_is_over_tells_its_last_step() {
         let folder = tempfile::tempdir().unwrap();
-        let options = StatusOptions { run: folder.path().to_owned(), json: false, watch: None };
+        let options = StatusOptions { run: folder.path().to_owned(), json: false, watch: None, token_file: None };
         assert_eq!(status(&options, &Terminal::silent()).unwrap(), EXIT_FAILED);
         let run = RunFolder::new(folder.path());
         assert_eq!(last_step(&run).unwrap(), None);
@@ -181,7 +190,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = RunFolder::new(folder.path());
         let held = run.lock(|line| panic!("{line}")).unwrap();
-        let options = StatusOptions { run: folder.path().to_owned(), json: true, watch: None };
+        let options = StatusOptions { run: folder.path().to_owned(), json: true, watch: None, token_file: None };
         let told = || status(&options, &Terminal::silent()).unwrap_err().to_string();
         assert!(told().contains("does not tell where it can be asked\nhint: "), "{}", told());
         let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

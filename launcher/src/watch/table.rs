@@ -26,7 +26,11 @@ fn job(job: &JobStatus) -> Vec<String> {
         count => format!("{}, the last one: {}", format::plural(count, "restart"), job.last_restart()),
     };
     let step = format!("step {}{total}{epoch}", format::count(job.step));
-    lines.push(format!("job    {}, {step}, generation {}, {restarts}", job.state, job.generation));
+    let state = match &job.waiting_for {
+        Some(what) => format!("{} for {what}", job.state),
+        None => job.state.clone(),
+    };
+    lines.push(format!("job    {state}, {step}, generation {}, {restarts}", job.generation));
     if let Some(step) = &job.last_step {
         let mut line = format!(
             "loss   {:.4}, gradient norm {:.3}, learning rate {:.2e}",
@@ -157,6 +161,17 @@ mod tests {
              0     node  123    17     forward  0.3 s  #1812 all_gather  1.50 GiB  2.00 GiB  0.2 s ago\n\
              1     node    -     -  not joined      -                 -         -         -          -"
         );
+    }
+
+    #[test]
+    fn a_job_that_waits_says_for_what() {
+        let job = JobStatus {
+            state: "waiting".to_owned(),
+            waiting_for: Some("hosts, 1 of 2 are here".to_owned()),
+            ..JobStatus::default()
+        };
+        let text = lines(&StatusReply { job: Some(job), ranks: Vec::new() }).join("\n");
+        assert!(text.contains("\njob    waiting for hosts, 1 of 2 are here, step 0, generation 0"), "{text}");
     }
 
     #[test]

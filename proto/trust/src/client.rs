@@ -13,6 +13,9 @@ use tonic::{Request, Status};
 /// What [`reason`] says of a server that has another token.
 pub const OTHER_TOKEN: &str = "it does not have this job's token";
 
+/// What [`reason`] says of a server that speaks without TLS.
+pub const NO_TLS: &str = "it does not speak TLS";
+
 /// A connection whose calls carry the proof.
 pub type Wire = InterceptedService<Channel, Bearer>;
 
@@ -68,6 +71,9 @@ pub async fn connect(address: &str, token: &Token, patience: Duration) -> Result
     Ok(wire(channel.map_err(|error| reason(&error))?, token))
 }
 
+/// How rustls calls bytes that are no TLS.
+pub(crate) const WRONG_RECORD: &str = "InvalidContentType";
+
 /// What lies at the bottom of a failed connection, in words.
 pub fn reason(error: &(dyn Error + 'static)) -> String {
     let mut deepest = error;
@@ -75,8 +81,12 @@ pub fn reason(error: &(dyn Error + 'static)) -> String {
         deepest = source;
     }
     let words = deepest.to_string();
-    match words.contains("UnknownIssuer") || words.contains("BadSignature") {
-        true => format!("{OTHER_TOKEN} (its certificate is of another authority)"),
+    if words.contains("UnknownIssuer") || words.contains("BadSignature") {
+        return format!("{OTHER_TOKEN} (its certificate is of another authority)");
+    }
+    // What came in place of a TLS record is the answer of a server that took ours for a broken beginning of HTTP/2.
+    match words.contains(WRONG_RECORD) {
+        true => NO_TLS.to_owned(),
         false => words,
     }
 }

@@ -1,6 +1,7 @@
 //! Connections as they come in, encrypted or not.
 
 use crate::Refusals;
+use crate::client::WRONG_RECORD;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -24,10 +25,22 @@ const HANDSHAKES: usize = 256;
 #[derive(Debug)]
 pub enum Socket<S> {
     /// As it is.
-    Plain(S),
+    Plain(Plain<S>),
     /// Encrypted.
     Tls(Box<TlsStream<S>>),
 }
+
+/// A connection without TLS. It is told of once when somebody speaks TLS on it: to HTTP/2 that is noise, and nobody would learn
+/// why.
+#[derive(Debug)]
+pub struct Plain<S> {
+    stream: S,
+    /// Until the first byte has come.
+    unheard: Option<(Refusals, Option<IpAddr>)>,
+}
+
+/// How a TLS connection begins: the type of the record that a handshake is in (RFC 8446, section 5.1).
+const HANDSHAKE_RECORD: u8 = 22;
 
 /// The accepted connections, once their handshake is done; must be called inside a tokio runtime. A peer that does not manage
 /// one is refused, told of once by its address, and holds up nobody.
@@ -40,7 +53,13 @@ pub fn secured<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Some(tls) = tls else { return Box::pin(accepted.map(|stream| stream.map(Socket::Plain))) };
+    let Some(tls) = tls else {
+        let plain = move |stream: S| {
+            let unheard = Some((refusals.clone(), peer(&stream)));
+            Socket::Plain(Plain { stream, unheard })
+        };
+        return Box::pin(accepted.map(move |stream| stream.map(&plain)));
+    };
     let (ready, secured) = mpsc::channel(64);
     tokio::spawn(async move {
         let turns = Arc::new(Semaphore::new(HANDSHAKES));
@@ -65,6 +84,9 @@ where
                         let _ = ready.send(Ok(Socket::Tls(Box::new(stream)))).await;
                         return;
                     }
+                    Ok(Err(error)) if error.to_string().contains(WRONG_RECORD) => {
+                        "it speaks without it (give --no-tls on every host or on none)".to_owned()
+                    }
                     Ok(Err(error)) => error.to_string(),
                     Err(_) => format!("no TLS handshake within {} s", HANDSHAKE.as_secs()),
                 };
@@ -80,7 +102,7 @@ impl<S: Connected> Connected for Socket<S> {
 
     fn connect_info(&self) -> S::ConnectInfo {
         match self {
-            Socket::Plain(stream) => stream.connect_info(),
+            Socket::Plain(plain) => plain.stream.connect_info(),
             Socket::Tls(stream) => stream.get_ref().0.connect_info(),
         }
     }
@@ -89,7 +111,18 @@ impl<S: Connected> Connected for Socket<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Socket::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Socket::Plain(plain) => {
+                let before = buffer.filled().len();
+                let polled = Pin::new(&mut plain.stream).poll_read(context, buffer);
+                if let Some(first) = buffer.filled().get(before)
+                    && let Some((refusals, peer)) = plain.unheard.take()
+                    && *first == HANDSHAKE_RECORD
+                {
+                    let reason = "it speaks TLS, and this launch does not (give --no-tls on every host or on none)";
+                    refusals.tell(peer, "TLS", reason);
+                }
+                polled
+            }
             Socket::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
@@ -98,7 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Socket::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Socket::Plain(plain) => Pin::new(&mut plain.stream).poll_write(context, bytes),
             Socket::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
@@ -109,28 +142,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Socket::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Socket::Plain(plain) => Pin::new(&mut plain.stream).poll_write_vectored(context, slices),
             Socket::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Socket::Plain(stream) => stream.is_write_vectored(),
+            Socket::Plain(plain) => plain.stream.is_write_vectored(),
             Socket::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Socket::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Socket::Plain(plain) => Pin::new(&mut plain.stream).poll_flush(context),
             Socket::Tls(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Socket::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Socket::Plain(plain) => Pin::new(&mut plain.stream).poll_shutdown(context),
             Socket::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }

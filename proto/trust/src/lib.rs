@@ -17,7 +17,7 @@ mod token;
 mod tests;
 
 pub use authority::{Authority, TrustError};
-pub use client::{Bearer, OTHER_TOKEN, Wire, connect, endpoint, reason, wire};
+pub use client::{Bearer, NO_TLS, OTHER_TOKEN, Wire, connect, endpoint, reason, wire};
 pub use gate::{Gate, Refusals};
 pub use incoming::{Socket, secured};
 pub use token::{Token, TokenError};
