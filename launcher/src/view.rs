@@ -176,7 +176,9 @@ impl Observer for View {
         let step = restart.after.unwrap_or(0);
         logs::at_step(step);
         self.story.begin_again(step);
-        self.terminal.progress(step, String::new());
+        self.total = restart.total;
+        self.terminal.end_progress();
+        self.terminal.start_progress(self.total, step);
         Ok(())
     }
 

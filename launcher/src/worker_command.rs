@@ -136,6 +136,18 @@ impl JobEnvironment<'_> {
     }
 }
 
+/// How many ranks share the processors that this process may use: those of all launches on the machine, unless this one was
+/// given processors of its own (by `taskset`, a scheduler, a container).
+pub(crate) fn sharing(on_host: u32, on_machine: u32) -> u32 {
+    let usable = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    // SAFETY: it takes a number, and touches nothing of ours.
+    let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    match usize::try_from(online).is_ok_and(|online| usable < online) {
+        true => on_host,
+        false => on_machine.max(on_host),
+    }
+}
+
 /// Threads of one rank: what the user said, else the processors this process may use, shared out among the ranks of this
 /// host, at least 1.
 pub fn threads_per_rank(on_machine: u32) -> usize {

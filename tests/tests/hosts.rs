@@ -134,6 +134,12 @@ fn without_tls_all_hosts_are_without_it_and_who_is_not_is_told() {
     let agent = on(1, &format!("--no-tls --interface {}", network.address(1))).start();
     coordinator.finish().assert_done();
     agent.finish().assert_done();
+    let mut coordinator = on(0, "--output_dir encrypted").start();
+    let plain = on(1, "--no-tls --rdzv-conf join_timeout=3").start().finish();
+    plain.assert_failed(1, &["it does not answer without TLS", "hint: give --no-tls on every host or on none"]);
+    coordinator.wait_for("the word of the one who speaks without TLS", || {
+        said(&scene, 4).contains("it speaks without it (give --no-tls on every host or on none)").then_some(())
+    });
 }
 
 #[test]
@@ -173,7 +179,7 @@ fn a_job_that_waits_for_a_lost_host_says_so_and_tells_the_cause_when_nobody_come
     let run = scene.path("run");
     let endpoint = endpoint();
     let on = |node_rank| {
-        let words = format!("{ENDLESS} --save_steps 1 --max-restarts 1 --rdzv-conf join_timeout=8");
+        let words = format!("{ENDLESS} --save_steps 1 --max-restarts 1 --rdzv-conf join_timeout=15");
         host(&scene, "2", node_rank, &endpoint, &words)
     };
     let (mut coordinator, agent) = (on(0).start(), on(1).start());
@@ -193,7 +199,7 @@ fn a_job_that_waits_for_a_lost_host_says_so_and_tells_the_cause_when_nobody_come
     assert_eq!(ended.code, Some(1), "{ended}");
     // The cause is said when the wait begins, and again where it is over.
     let (before, after) =
-        ended.err.split_once("not begun again: 1 of at least 2 hosts came within 8").expect("the wait");
+        ended.err.split_once("not begun again: 1 of at least 2 hosts came within 15").expect("the wait");
     assert!(before.contains("error: host ") && after.contains("error: host "), "{ended}");
     assert!(after.contains("\nnewest checkpoint: ") && after.contains("\ngo on: "), "{ended}");
     scene.assert_nobody_left();

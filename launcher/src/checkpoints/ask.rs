@@ -18,7 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(1800);
 /// How often it is asked what the run waits for, while nothing is saved.
 const ASK_WHY: Duration = Duration::from_secs(5);
 
-/// Returns once the run in `folder` has saved a checkpoint that it had not when this was called.
+/// Returns once the run in `folder` has saved a checkpoint that it had not when this was called. Why it takes long is told, where the
+/// run can be asked: on several hosts with the token in the environment.
 ///
 /// # Errors
 /// Nobody is at work there, or not where this can reach it; the run ends, or saves nothing.
@@ -69,7 +70,7 @@ pub fn ask(folder: &Path, terminal: &Terminal) -> Result<u8, LaunchError> {
         if Instant::now() >= ask_why {
             let why = watch::held_up(&run);
             if let Some(why) = why.as_ref().filter(|why| said.as_ref() != Some(*why)) {
-                terminal.complain(&format!("still waiting, since no step is finished: {why}"));
+                terminal.complain(&format!("still waiting: {why}"));
             }
             (ask_why, said) = (Instant::now() + ASK_WHY, why);
         }

@@ -20,7 +20,7 @@ use crate::hub::{self, Extent};
 use crate::supervise::verdict::is_repetition;
 use crate::supervise::{Ending, Exit, Fleet, Worker};
 use crate::terminal::Terminal;
-use crate::worker_command::{JobEnvironment, LocalRanks, find_worker};
+use crate::worker_command::{JobEnvironment, LocalRanks, find_worker, sharing};
 use crate::{format, initial_model, job, logs, signals};
 
 /// The pause between two tries to reach host 0.
@@ -166,11 +166,7 @@ impl Agent {
             let (reason, patience) = match outcome {
                 Outcome::Over(code) => return Ok(code),
                 Outcome::Stopped(signal) => return Ok(signal.exit_code()),
-                Outcome::Gone(reason) => {
-                    let plain =
-                        if self.topology.tls { "" } else { " (this launch has --no-tls; host 0 must have it too)" };
-                    (format!("host 0 at {place}: {reason}{plain}"), patience)
-                }
+                Outcome::Gone(reason) => (format!("host 0 at {place}: {reason}"), patience),
                 Outcome::Taken(reason) => (reason, patience.min(TAKEN)),
             };
             self.end_workers(happened);
@@ -320,7 +316,7 @@ impl Agent {
             count: self.topology.ranks,
             local_rank: self.topology.local_rank,
             on_host: self.topology.local_ranks,
-            on_machine: start.ranks_on_machine.max(self.topology.local_ranks),
+            on_machine: sharing(self.topology.local_ranks, start.ranks_on_machine),
         };
         let resume = Some(Path::new(&start.resume)).filter(|path| !path.as_os_str().is_empty());
         let environment = JobEnvironment {

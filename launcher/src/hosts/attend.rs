@@ -105,6 +105,11 @@ async fn attend(
             return match status.code() {
                 Code::AlreadyExists => FromHost0::Taken(words),
                 Code::FailedPrecondition | Code::Unauthenticated | Code::InvalidArgument => FromHost0::Refused(words),
+                // The connection was made, and what came was no HTTP/2: so a server that expects TLS appears.
+                _ if !contact.tls && std::error::Error::source(&status).is_some() => {
+                    let hint = "give --no-tls on every host or on none";
+                    FromHost0::Gone(format!("it does not answer without TLS\nhint: {hint}"))
+                }
                 _ => FromHost0::Gone(words),
             };
         }

@@ -45,7 +45,7 @@ use crate::format;
 use crate::supervise::{Place, Worker};
 use crate::terminal::Terminal;
 use crate::watch::Board;
-use crate::worker_command::LocalRanks;
+use crate::worker_command::{LocalRanks, sharing};
 use fleet::HostsFleet;
 use gathering::Gathering;
 use registry::Registry;
@@ -92,6 +92,7 @@ impl Hosts {
             return None;
         }
         let expected = Expected {
+            host: address::host_name(),
             run_id: topology.run_id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             nodes: topology.nodes,
@@ -170,11 +171,12 @@ impl Hosts {
     }
 
     /// Does what takes long before anything runs. A signal ends this launch at once meanwhile, as it would on one host, where
-    /// nothing listens for it yet; the other hosts are told first.
+    /// nothing listens for it yet; the other hosts are told first, and `leave` is called.
     pub(crate) fn unless_stopped<T: Send>(
         &self,
         received: &Receiver<Event>,
         terminal: &Terminal,
+        leave: impl FnOnce(),
         work: impl FnOnce() -> T + Send,
     ) -> T {
         /// How soon it is noticed that the work is done.
@@ -192,6 +194,7 @@ impl Hosts {
                 let reason = format!("the job was stopped by {}{at} before it began", signal.name());
                 terminal.complain(&reason);
                 self.end(signal.exit_code(), &reason);
+                leave();
                 std::process::exit(signal.exit_code().into());
             }
             working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -244,7 +247,13 @@ impl Hosts {
     pub(crate) fn own_ranks(&self) -> LocalRanks {
         let Topology { ranks, local_rank, local_ranks, .. } = self.topology;
         let shared = self.registry.own_address().map_or(0, |own| self.ranks_on(&address::host_name(), own));
-        LocalRanks { first: 0, count: ranks, local_rank, on_host: local_ranks, on_machine: shared.max(local_ranks) }
+        LocalRanks {
+            first: 0,
+            count: ranks,
+            local_rank,
+            on_host: local_ranks,
+            on_machine: sharing(local_ranks, shared),
+        }
     }
 
     /// Ranks on the machine with this name and address, of all launches there: what is started twice on one machine, to try
@@ -285,26 +294,15 @@ impl Hosts {
             message: format!("host {host} cannot start its ranks: {}", first_part(&reason)),
             hint: hint_of(&reason),
         })?;
-        let own = self.told_apart(&address::host_name(), 0);
+        let own = address::host_name();
         let mut places: Vec<Place> =
             fleet.local.iter().map(|worker| Place { pid: worker.pid(), host: own.clone() }).collect();
         for (guest, ranks) in &self.places {
-            let host = self.told_apart(&guest.host, guest.node_rank);
-            let place = |rank| Place { pid: pids.get(&rank).copied().unwrap_or_default(), host: host.clone() };
+            let place = |rank| Place { pid: pids.get(&rank).copied().unwrap_or_default(), host: guest.name.clone() };
             places.extend(ranks.clone().map(place));
         }
         fleet.places = places;
         Ok(fleet)
-    }
-
-    /// The name of a host; with its node rank where another has the same name.
-    fn told_apart(&self, host: &str, node_rank: u32) -> String {
-        let own = (address::host_name(), 0);
-        let others = self.places.iter().map(|(guest, _)| (guest.host.clone(), guest.node_rank)).chain([own]);
-        match others.filter(|(name, _)| name == host).count() > 1 {
-            true => format!("{host} (node {node_rank})"),
-            false => host.to_owned(),
-        }
     }
 
     /// Tells the agents how the job ended.

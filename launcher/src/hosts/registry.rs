@@ -117,7 +117,7 @@ impl Registry {
         }
         let ranks = inner.membership.ranks.remove(&guest.session).unwrap_or_default();
         let running: Vec<u32> = ranks.filter(|rank| inner.membership.ended.insert(*rank)).collect();
-        self.tell(Event::HostLost { host: guest.host.clone(), ranks: running, how: how.to_owned() });
+        self.tell(Event::HostLost { host: guest.name.clone(), ranks: running, how: how.to_owned() });
     }
 
     pub(super) fn started(&self, session: u64, generation: u64, outcome: Result<Vec<u32>, String>) {
@@ -161,7 +161,7 @@ impl Registry {
         match again {
             true => self.tell(Event::Signal(signal)),
             false => {
-                let host = self.inner().roster.guest(session).map(|guest| guest.host.clone()).unwrap_or_default();
+                let host = self.inner().roster.guest(session).map(|guest| guest.name.clone()).unwrap_or_default();
                 self.tell(Event::StopAskedByHost { host, signal });
             }
         }
@@ -212,7 +212,7 @@ impl Registry {
             let Membership { ranks, started, .. } = &inner.membership;
             for (session, outcome) in started {
                 if let Err(reason) = outcome {
-                    let host = inner.roster.guest(*session).map_or_else(String::new, |guest| guest.host.clone());
+                    let host = inner.roster.guest(*session).map_or_else(String::new, |guest| guest.name.clone());
                     return Err((host, reason.clone()));
                 }
             }

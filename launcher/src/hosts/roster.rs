@@ -17,6 +17,8 @@ const MOST_RANKS: u32 = 4096;
 /// What every agent must agree on with the coordinator.
 #[derive(Clone, Debug)]
 pub(super) struct Expected {
+    /// The name of host 0.
+    pub(super) host: String,
     pub(super) run_id: String,
     pub(super) version: String,
     pub(super) nodes: Nodes,
@@ -29,6 +31,8 @@ pub(super) struct Expected {
 pub(super) struct Guest {
     pub(super) node_rank: u32,
     pub(super) host: String,
+    /// The host's name for messages: with its node rank where another host has the same name.
+    pub(super) name: String,
     pub(super) address: IpAddr,
     pub(super) ranks: u32,
     pub(super) local_rank: u32,
@@ -129,13 +133,15 @@ impl Roster {
             return Err(Refusal::Configuration(words));
         }
         if let Some(other) = self.guests.get(&hello.node_rank).filter(|other| other.instance != hello.instance) {
-            let (node_rank, host, address) = (other.node_rank, other.host.clone(), other.address);
+            let (node_rank, host, address) = (other.node_rank, other.name.clone(), other.address);
             return Err(Refusal::Taken { node_rank, host, address });
         }
         self.sessions += 1;
+        let host = short(&hello.host);
         let guest = Guest {
             node_rank: hello.node_rank,
-            host: short(&hello.host),
+            name: self.told_apart(&host, hello.node_rank),
+            host,
             address,
             ranks: hello.ranks,
             local_rank: hello.local_rank,
@@ -145,6 +151,14 @@ impl Roster {
             joined: now,
         };
         Ok((self.sessions, self.guests.insert(guest.node_rank, guest)))
+    }
+
+    fn told_apart(&self, host: &str, node_rank: u32) -> String {
+        let others = self.guests().filter(|guest| guest.node_rank != node_rank).map(|guest| guest.host.as_str());
+        match others.chain([self.expected.host.as_str()]).any(|other| other == host) {
+            true => format!("{host} (node {node_rank})"),
+            false => host.to_owned(),
+        }
     }
 
     /// Strikes an agent off.
@@ -182,7 +196,7 @@ mod tests {
     fn roster() -> Roster {
         let configuration = serde_json::json!({"a": 1});
         let nodes = Nodes { min: 2, max: 3 };
-        Roster::new(Expected { run_id: "run".into(), version: "1".into(), nodes, configuration })
+        Roster::new(Expected { host: "host-0".into(), run_id: "run".into(), version: "1".into(), nodes, configuration })
     }
 
     const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -209,6 +223,16 @@ mod tests {
             assert!(refusal.contains(part), "{part} is not in {refusal}");
         }
         assert_eq!(roster.guests().count(), 1);
+    }
+
+    #[test]
+    fn hosts_of_one_name_are_told_apart() {
+        let now = Instant::now();
+        let mut roster = roster();
+        roster.admit(now, Hello { host: "host-0".into(), ..hello(1, "first") }, ADDRESS).unwrap();
+        roster.admit(now, hello(2, "second"), ADDRESS).unwrap();
+        let names: Vec<&str> = roster.guests().map(|guest| guest.name.as_str()).collect();
+        assert_eq!(names, ["host-0 (node 1)", "host-2"]);
     }
 
     #[test]

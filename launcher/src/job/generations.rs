@@ -86,6 +86,7 @@ impl Job {
                 // What ended the membership is still the cause, and what was saved can still be gone on from.
                 Err(NotGathered::Failed(error)) => return Ok((verdict, facts, Some(error.to_string()))),
             }
+            self.board.wait_for("the newest checkpoint");
             self.begin_again(terminal)?;
             // Of what was said until now only a signal still counts.
             if let Some(signal) = wait(Duration::ZERO, received, &self.control, observer) {
@@ -95,6 +96,7 @@ impl Job {
             observer.restarted(&Restart {
                 generation: self.generation,
                 after: self.resume.is_some().then(|| self.steps().1),
+                total: self.steps().0,
                 reason,
             })?;
         }
@@ -239,7 +241,10 @@ fn wait(
     loop {
         match received.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(Event::Signal(signal)) => return Some(signal),
-            Ok(Event::StopAskedByHost { signal, .. }) => return Some(signal),
+            Ok(Event::StopAskedByHost { host, signal }) => {
+                observer.notice(&format!("host {host} was asked to stop by {}", signal.name()));
+                return Some(signal);
+            }
             Ok(Event::StopAsked { .. }) => return Some(StopSignal::Terminate),
             Ok(event) => pass_on(event, control, observer),
             Err(_) => return None,

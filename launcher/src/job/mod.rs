@@ -167,7 +167,7 @@ impl Job {
             None => {
                 let work = || prepare_data(&config, &run, terminal);
                 tokenised = match &hosts {
-                    Some(hosts) => hosts.unless_stopped(meeting.received, terminal, work)?,
+                    Some(hosts) => hosts.unless_stopped(meeting.received, terminal, || told.remove(), work)?,
                     None => work()?,
                 };
                 &tokenised

@@ -23,6 +23,8 @@ pub struct Restart {
     /// It goes on after this step; none where nothing was saved and all is done again, down to what is evaluated before the
     /// first step.
     pub after: Option<u64>,
+    /// Steps of the whole run, which another number of processes may have changed.
+    pub total: u64,
     /// Why the one before ended.
     pub reason: String,
 }

@@ -61,6 +61,12 @@ impl ControlFile {
         Ok(ControlFile { path })
     }
 
+    /// Takes the file away, as dropping it does.
+    pub(crate) fn remove(&self) {
+        // What a killed launch leaves is told apart by the lock that nobody holds.
+        let _ = std::fs::remove_file(&self.path);
+    }
+
     /// What a file tells; none where there is no such file.
     pub(crate) fn read(path: &Path) -> Result<Option<Told>, LaunchError> {
         let text = match std::fs::read_to_string(path) {
@@ -74,8 +80,7 @@ impl ControlFile {
 
 impl Drop for ControlFile {
     fn drop(&mut self) {
-        // What a killed launch leaves is told apart by the lock that nobody holds.
-        let _ = std::fs::remove_file(&self.path);
+        self.remove();
     }
 }
 
