@@ -156,7 +156,7 @@ fn what_is_not_built_is_never_dropped() {
         says(&resolved(&text, "").unwrap_err(), &["is not built yet\nhint: ", "job.yaml:"]);
     }
     let training = [
-        "packing: true",
+        "packing_strategy: bfd-requeue",
         "neftune_noise_alpha: 5",
         "metric_for_best_model: eval_accuracy",
         "greater_is_better: true",
