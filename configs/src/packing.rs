@@ -5,7 +5,7 @@ use crate::known::no_effect;
 use crate::registry::Section;
 use crate::settings::{Opinion, Reader, agree};
 use crate::training::Training;
-use crate::types::Sampling;
+use crate::types::{PackingStrategy, Sampling};
 
 /// Settles the keys that depend on each other: packs are never padded, as TRL has it, and not grouped by length.
 ///
@@ -22,7 +22,10 @@ pub(crate) fn settle(reader: &mut Reader<'_>, training: &mut Training) -> Result
         }
         training.padding_free = true;
         reader.provenance.insert("padding_free".to_owned(), format!("packing ({packing})"));
-    } else if let Some(setting) = find("packing_strategy").filter(|_| !training.eval_packing) {
+    } else if let Some(setting) = find("packing_strategy")
+        && !training.eval_packing
+        && training.packing_strategy != PackingStrategy::Bfd
+    {
         reader.notes.push(no_effect(setting, &format!("packing is false ({packing})")));
     }
     if training.packing && training.train_sampling_strategy == Sampling::GroupByLength {

@@ -157,7 +157,7 @@ keys! {
         max_length: u32 = "1024", Allowed::AtLeast(2.0), Data;
         /// Put rows end to end into packs of max_length tokens; batch sizes then count packs
         packing: bool = "false", Allowed::Any, Data;
-        /// How: best fit, best fit of rows cut into pieces, or one after the other, cut where a pack is full
+        /// How rows are packed: best fit, best fit of rows in pieces, or cut where a pack is full
         packing_strategy: PackingStrategy = "bfd", Allowed::Any, Data;
         /// Also pack the held-out rows
         eval_packing: bool = (same_as packing), Allowed::Any, Data;

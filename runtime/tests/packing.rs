@@ -36,27 +36,29 @@ fn window(spec: &Spec, dataset: &TokenizedDataset, step: u64, rank: usize) -> Ve
         .collect()
 }
 
+/// Trains on packs as one rank.
+fn train(spec: &Spec, rank: usize, store: Arc<dyn Store>) -> Vec<StepOutcome> {
+    let activity = Arc::new(Activity::default());
+    let limit = Duration::from_secs(60);
+    let comm = Gloo::connect(store, rank, spec.world_size, "127.0.0.1", limit, activity.clone()).unwrap();
+    let dataset = spec.dataset();
+    let mut trainer = spec.trainer(Rc::new(comm), activity);
+    let outcomes = (0..spec.steps())
+        .map(|step| trainer.step(step, &window(spec, &dataset, step, rank), Requests::default()).unwrap())
+        .collect();
+    trainer.shards.forget_gathered().unwrap();
+    trainer.shards.comm().barrier().unwrap();
+    outcomes
+}
+
 /// Trains on packs with threads as ranks; returns rank 0's steps.
 fn outcomes(spec: &Spec) -> Vec<StepOutcome> {
     let store: Arc<dyn Store> = Arc::new(LocalStore::default());
     std::thread::scope(|scope| {
-        let train = |rank: usize, store: Arc<dyn Store>| {
-            let activity = Arc::new(Activity::default());
-            let limit = Duration::from_secs(60);
-            let comm = Gloo::connect(store, rank, spec.world_size, "127.0.0.1", limit, activity.clone()).unwrap();
-            let dataset = spec.dataset();
-            let mut trainer = spec.trainer(Rc::new(comm), activity);
-            let step = |step| trainer.step(step, &window(spec, &dataset, step, rank), Requests::default()).unwrap();
-            let outcomes: Vec<StepOutcome> = (0..spec.steps()).map(step).collect();
-            trainer.shards.forget_gathered().unwrap();
-            trainer.shards.comm().barrier().unwrap();
-            outcomes
-        };
-        let train = &train;
         let ranks: Vec<_> = (0..spec.world_size)
             .map(|rank| {
                 let store = store.clone();
-                scope.spawn(move || train(rank, store))
+                scope.spawn(move || train(spec, rank, store))
             })
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).next().unwrap()
@@ -113,10 +115,11 @@ fn in_bfloat16_packs_stay_near_their_rows() {
     }
 }
 
-/// Dropout takes another way through attention, and drops the same when a block is computed again.
+/// Dropout takes another way through attention, and drops the same when a block is computed again. One rank: threads share
+/// libtorch's generator.
 #[test]
 fn recomputing_packs_with_dropout_changes_nothing() {
-    let kept = Spec { attention_dropout: 0.2, ..Spec::new("training", "tiny-llama", "batch_8", Stage::Three, 2, 1) };
+    let kept = Spec { attention_dropout: 0.2, ..Spec::new("training", "tiny-llama", "batch_8", Stage::Three, 1, 2) };
     let recomputed = Spec { recompute_every: Some(1), ..kept.clone() };
     let (kept, recomputed) = (outcomes(&kept), outcomes(&recomputed));
     assert_eq!(common::bits(&kept), common::bits(&recomputed));

@@ -94,15 +94,17 @@ fn no_token_is_lost_or_doubled_and_no_pack_too_long() {
                 }
             }
             assert_eq!(packs.tokens(), total, "{name}");
-            let mut once = true;
+            // A single token at the end of all rows is a pack in which nothing is learned.
+            let alone = strategy == PackingStrategy::Wrapped && dataset.tokens() % max_length as usize == 1;
+            let mut wrong = 0;
             for row in 0..dataset.rows() {
                 // Rows longer than a pack are cut before, where they are to stay whole.
                 let cut = if strategy == PackingStrategy::Bfd { max_length as usize } else { usize::MAX };
                 let ids = dataset.row(row).0.iter().enumerate();
-                once &= ids.into_iter().all(|(at, &id)| seen[id as usize - 1] == u8::from(at < cut));
+                wrong += ids.filter(|&(at, &id)| seen[id as usize - 1] != u8::from(at < cut)).count();
             }
-            assert!(once, "{name}: a token is lost or doubled");
-            assert_eq!(packs.left_out(), 0, "{name}: all of it is learned");
+            assert_eq!(wrong, usize::from(alone), "{name}: tokens are lost or doubled");
+            assert_eq!(packs.left_out(), usize::from(alone), "{name}: all of it is learned");
             let full = total as f64 / (packs.count() as f64 * f64::from(max_length));
             assert!(full > 0.98, "{name}: only {full:.3} full");
         }
