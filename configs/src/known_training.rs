@@ -15,7 +15,6 @@ const REMOVE: Role = NotBuilt("remove the key, or set it to its default");
 const NO_PEFT: Role = NotBuilt("all parameters are trained: remove the key");
 const NO_LORA: Role = NoEffect("there are no adapters: all parameters are trained");
 const NO_HUB: Role = NotBuilt("the model stays in output_dir/model: remove the key");
-const NO_PACKING: Role = NotBuilt("use packing: false; rows are padded to the longest of their micro-batch");
 const METRICS: Role = NoEffect("metrics go to output_dir/metrics.jsonl, every step");
 const LOADER: Role = NoEffect("the data is tokenised once, before the training");
 const DDP: Role = NoEffect("it is an option of PyTorch's DDP");
@@ -29,10 +28,6 @@ const NO_EFFECT_SILENT: Role = NoEffect("");
 pub(crate) const TRAINING: &[Known] = &[
     known("ddp_backend", &[], Used),
     // Data
-    known("packing", NO, NO_PACKING),
-    known("eval_packing", NO, NO_PACKING),
-    known("padding_free", NO, NO_PACKING),
-    known("packing_strategy", ANY, NO_EFFECT_SILENT),
     known("truncation_mode", &["keep_start"], REMOVE),
     known("pad_token", NONE, NoEffect("padding is masked by position, whatever its token")),
     known("dataset_num_proc", ANY, NO_EFFECT_SILENT),
@@ -46,7 +41,7 @@ pub(crate) const TRAINING: &[Known] = &[
     known("datasets", NONE, NotBuilt("dataset is one source: name it there")),
     known("test_split_size", NONE, NotBuilt("eval_dataset is the path of the held-out data")),
     known("shuffle_dataset", NO, NotBuilt("use train_sampling_strategy: random")),
-    known("group_by_length", NO, NotBuilt("use train_sampling_strategy: random")),
+    known("group_by_length", &[], Used),
     known("length_column_name", ANY, NO_EFFECT_SILENT),
     known("pad_to_multiple_of", ZERO, NoEffect("padding does not change the loss")),
     known("remove_unused_columns", ANY, NO_EFFECT_SILENT),
@@ -259,7 +254,7 @@ const UNBUILT: &[(&[&str], &[&str], &str)] = &[
         "use tensorboard or none; output_dir/metrics.jsonl has every step, and `launch report` draws it",
     ),
     (&["save_strategy"], &["best"], "use steps, epoch or no"),
-    (&["train_sampling_strategy"], &["group_by_length"], "use random or sequential"),
+    (&["packing_strategy"], &["bfd-requeue"], "it is called bfd_split"),
 ];
 
 /// What to use instead, when `value` is a choice of `key` that users know and that is not built.

@@ -36,6 +36,7 @@ mod machine;
 mod mesh;
 mod offload;
 mod outline;
+mod packing;
 mod precision;
 mod presets;
 mod profile;
@@ -79,7 +80,7 @@ pub use store_url::StoreUrl;
 pub use topology::{DEFAULT_PORT, ENVIRONMENT, Endpoint, Nodes, RendezvousTimes, STATIC_RUN_ID, StartedBy, Topology};
 pub use training::{KEYS, Training};
 pub use types::{
-    Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, Reporter, Sampling, Scheduler, StateDictType,
-    Strategy,
+    Backend, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, Precision, Reporter, Sampling, Scheduler,
+    StateDictType, Strategy,
 };
 pub use written::Written;

@@ -198,7 +198,9 @@ fn used(name: &str) -> Option<Value> {
             };
             alternatives(key(same)?)
         }
-        "fp16" | "use_cpu" | "no_cuda" | "fsdp_activation_checkpointing" | "fsdp_cpu_offload" => switch(),
+        "fp16" | "use_cpu" | "no_cuda" | "group_by_length" | "fsdp_activation_checkpointing" | "fsdp_cpu_offload" => {
+            switch()
+        }
         "fsdp_version" => vec![json!({"enum": [1, 2, "1", "2"]})],
         "num_machines" => of_kind(Kind::Integer, Allowed::AtLeast(1.0)),
         "machine_rank" => of_kind(Kind::Integer, Allowed::AtLeast(0.0)),

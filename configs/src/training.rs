@@ -9,8 +9,8 @@ use crate::settings::Reader;
 use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
-    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Reporter, Sampling, Scheduler,
-    StateDictType, StateType, Strategy, WrapPolicy,
+    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter, Sampling,
+    Scheduler, StateDictType, StateType, Strategy, WrapPolicy,
 };
 use crate::value::FromValue;
 use serde::{Deserialize, Serialize};
@@ -153,8 +153,16 @@ keys! {
         data_seed: Option<u64> = (computed "the value of seed"), NOT_NEGATIVE, Data;
         /// The order of the rows
         train_sampling_strategy: Sampling = "random", Allowed::Any, Data;
-        /// Tokens of a row; what is longer is cut at the end
+        /// Tokens of a row, or of a pack; what is longer is cut at the end
         max_length: u32 = "1024", Allowed::AtLeast(2.0), Data;
+        /// Put rows end to end into packs of max_length tokens; batch sizes then count packs
+        packing: bool = "false", Allowed::Any, Data;
+        /// How rows are packed: best fit, best fit of rows in pieces, or cut where a pack is full
+        packing_strategy: PackingStrategy = "bfd", Allowed::Any, Data;
+        /// Also pack the held-out rows
+        eval_packing: bool = (same_as packing), Allowed::Any, Data;
+        /// Put the rows of a micro-batch end to end in place of padding them; packs always are
+        padding_free: bool = "false", Allowed::Any, Data;
         /// Loss on the assistant's tokens only, for rows that are conversations
         assistant_only_loss: bool = "true", Allowed::Any, Data;
         /// The chat template: a .jinja file, a model that has one, or a built-in one's name

@@ -118,6 +118,20 @@ choice! {
         Random = "random",
         /// The order of the file.
         Sequential = "sequential",
+        /// As random, with rows of like length brought together.
+        GroupByLength = "group_by_length",
+    }
+}
+
+choice! {
+    /// How rows are put into packs; the names are TRL's.
+    pub PackingStrategy {
+        /// Best fit decreasing; rows stay whole, and longer ones are cut at the end.
+        Bfd = "bfd",
+        /// The same, with longer rows cut into pieces first.
+        BfdSplit = "bfd_split",
+        /// All rows end to end, cut wherever a pack is full.
+        Wrapped = "wrapped",
     }
 }
 

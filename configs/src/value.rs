@@ -6,8 +6,8 @@ use crate::registry::Kind;
 use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
-    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, Precision, Reporter, Sampling, Scheduler,
-    StateDictType, StateType, Strategy, WrapPolicy,
+    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter, Sampling,
+    Scheduler, StateDictType, StateType, Strategy, WrapPolicy,
 };
 use serde_yaml::Value;
 use std::path::PathBuf;
@@ -211,6 +211,7 @@ choices!(
     Scheduler,
     Strategy,
     Sampling,
+    PackingStrategy,
     ElementType,
     StateType,
     NonFinite,

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use zerofold_configs::{
-    BackwardPrefetch, DeviceKind, Offload, Precision, ReshardAfterForward, Resolved, Stage, UnitPolicy,
+    BackwardPrefetch, DeviceKind, Offload, Precision, ReshardAfterForward, Resolved, Stage, Training, UnitPolicy,
 };
-use zerofold_data::{DataReport, Loss, Prepared, Segment, StepPlan};
+use zerofold_data::{Collator, DataReport, Loss, Packs, Prepared, Segment, StepPlan};
 
 use crate::format;
 use crate::hub;
@@ -85,18 +85,41 @@ fn marked(segments: &[Segment], limit: usize) -> String {
     text
 }
 
+/// What became of the training rows, where they are packed or lie end to end.
+pub fn packs(training: &Training, collator: &Collator) -> Option<String> {
+    let Some(packs) = collator.packs() else {
+        return training
+            .padding_free
+            .then(|| "rows   end to end in each micro-batch, without padding (padding_free)".to_owned());
+    };
+    let (count, most) = (packs.count(), u64::from(training.max_length));
+    let full = packs.tokens() as f64 / (count as u64 * most).max(1) as f64;
+    let mut line = format!(
+        "packs  {} of at most {}, {:.1} % full, {:.1} documents in each ({})",
+        format::items(count as u64, true),
+        format::plural(most, "token"),
+        100.0 * full,
+        packs.documents() as f64 / count.max(1) as f64,
+        training.packing_strategy,
+    );
+    if packs.left_out() > 0 {
+        line.push_str(&format!("; {} left out: nothing supervised", format::items(packs.left_out() as u64, true)));
+    }
+    Some(line)
+}
+
 /// The job: model, ranks, batch and length. So many ranks share this machine.
 pub fn header(
     (config, on_machine): (&Resolved, u32),
     run: &RunFolder,
     plan: &StepPlan,
-    report: &DataReport,
+    (report, collator): (&DataReport, &Collator),
 ) -> Vec<String> {
     let training = &config.training;
     let ranks = config.num_processes;
     let threads = threads_per_rank(on_machine) as u64;
-    let rows = plan.rows_after(plan.total_steps());
-    let tokens = rows as f64 * report.tokens as f64 / report.rows.max(1) as f64;
+    let all = collator.packs().map_or(report.tokens as u64, Packs::tokens);
+    let tokens = plan.rows_after(plan.total_steps()) as f64 * all as f64 / collator.count().max(1) as f64;
     vec![
         match &config.initial_checkpoint {
             None => format!("model  {}", hub::shown(config)),
@@ -115,7 +138,7 @@ pub fn header(
             training.per_device_train_batch_size,
             config.gradient_accumulation_steps,
             ranks,
-            format::plural(plan.global_batch(), "row")
+            format::items(plan.global_batch(), training.packing)
         ),
         format!(
             "length {} ({:.2} epochs), about {} tokens",
@@ -210,6 +233,7 @@ fn types(config: &Resolved) -> String {
 mod tests {
     use super::*;
     use zerofold_configs::{Inputs, resolve};
+    use zerofold_data::{Batching, TokenizedDataset};
 
     /// What the preset `zero3.yaml` with these flags resolves to, over 8 ranks.
     fn job(flags: &[(&str, &str)]) -> Resolved {
@@ -259,6 +283,23 @@ mod tests {
         for (flags, line) in table {
             assert_eq!(sharding(&job(flags)), line, "{flags:?}");
         }
+    }
+
+    #[test]
+    fn packs_are_told_and_how_full_they_are() {
+        let mut dataset = TokenizedDataset::new();
+        for length in [5, 3, 6, 1] {
+            dataset.push(1, &vec![7; length], &vec![7; length]);
+        }
+        let told = |flags: &[(&str, &str)]| {
+            let training = job(&[&[("max_length", "8")], flags].concat()).training;
+            let collator = Collator::new(&dataset, Batching::of(&training, training.packing)).unwrap();
+            packs(&training, &collator)
+        };
+        let line = "packs  2 packs of at most 8 tokens, 93.8 % full, 2.0 documents in each (bfd)";
+        assert_eq!(told(&[("packing", "true")]).as_deref(), Some(line));
+        assert!(told(&[("padding_free", "true")]).is_some_and(|line| line.contains("without padding")));
+        assert_eq!(told(&[]), None);
     }
 
     #[test]

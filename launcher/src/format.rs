@@ -135,6 +135,11 @@ pub fn plural(number: u64, word: &str) -> String {
     format!("{} {word}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
+/// Rows, or packs where rows are packed: `2 rows`, `1 pack`.
+pub fn items(number: u64, packed: bool) -> String {
+    plural(number, if packed { "pack" } else { "row" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +161,7 @@ mod tests {
         assert_eq!(parameters(134_515_008), "134.5 million parameters");
         assert_eq!(parameters(162_240), "162,240 parameters");
         assert_eq!([plural(1, "row"), plural(1200, "row")], ["1 row", "1,200 rows"]);
+        assert_eq!([items(2, false), items(1, true)], ["2 rows", "1 pack"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use zerofold_checkpoint::{Found, newest_fitting};
 use zerofold_configs::Resolved;
-use zerofold_data::{Cursor, Sampling, StepPlan};
+use zerofold_data::{Cursor, Items, Packing, Sampling, StepPlan};
 use zerofold_plan::ModelConfig;
 use zerofold_store::CheckpointStore;
 
@@ -80,7 +80,7 @@ pub(crate) fn begin(
     (found, asked): (Found, &Resume),
     config: &Resolved,
     model: &ModelConfig,
-    data: (usize, &str),
+    data: (&Items, &str),
     terminal: &Terminal,
 ) -> Result<(Found, StepPlan), LaunchError> {
     let after = |found: &Found| Going::after(run, found, config, data);
@@ -105,7 +105,7 @@ pub(crate) fn begin(
         terminal.complain(&format!(
             "note: a step takes {} from here on and took {} before, so the run has {} in all (the learning rate's schedule \
              too)",
-            format::plural(plan.global_batch(), "row"),
+            format::items(plan.global_batch(), saved.packing.is_some()),
             saved.global_batch,
             format::plural(plan.total_steps(), "step"),
         ));
@@ -209,7 +209,7 @@ impl Going {
         run: &RunFolder,
         found: &Found,
         config: &Resolved,
-        (rows, digest): (usize, &str),
+        (items, digest): (&Items, &str),
     ) -> Result<Going, Misfit> {
         let (manifest, directory) = (&found.manifest, found.directory.display());
         let misfit = |reason: String, hint: &str| {
@@ -217,7 +217,7 @@ impl Going {
             Misfit { reason: format!("it {reason}"), error: LaunchError::RunFolder { path, message, hint } }
         };
         initial_model::check_template(manifest, config)?;
-        let plan = step_plan(config, rows)?;
+        let plan = step_plan(config, items.clone())?;
         let Ok(saved) = serde_json::from_value::<Cursor>(manifest.state["data"].clone()) else {
             let hint = "it was written by another version of launch: resume with that one";
             return Err(misfit("does not tell its place in the data".to_owned(), hint));
@@ -248,7 +248,14 @@ impl Going {
 /// What differs between the data that a checkpoint was saved in and that of this job, in words.
 fn differences(saved: &Cursor, here: &Cursor) -> Vec<String> {
     let mut told = Vec::new();
-    if saved.rows != here.rows {
+    if saved.packing != here.packing {
+        let words = |packing: Option<Packing>| match packing {
+            Some(Packing { strategy, max_length }) => format!("by {} to {max_length}", strategy.name()),
+            None => "off".to_owned(),
+        };
+        let (there, here) = (words(saved.packing), words(here.packing));
+        told.push(format!("packing {there} there, {here} here (packing, packing_strategy and max_length)"));
+    } else if saved.rows != here.rows {
         let from = "dataset, max_length and assistant_only_loss decide";
         told.push(format!("rows of data {} there, {} here ({from})", saved.rows, here.rows));
     }
@@ -260,6 +267,7 @@ fn differences(saved: &Cursor, here: &Cursor) -> Vec<String> {
         let name = |sampling| match sampling {
             Sampling::Random => "random",
             Sampling::Sequential => "sequential",
+            Sampling::GroupByLength => "group_by_length",
         };
         let (there, here) = (name(saved.sampling), name(here.sampling));
         told.push(format!("order of the rows {there} there, {here} here (train_sampling_strategy)"));
@@ -270,10 +278,20 @@ fn differences(saved: &Cursor, here: &Cursor) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerofold_data::PackingStrategy;
 
     #[test]
     fn what_differs_is_told_in_words() {
-        let here = Cursor { rows: 500, epoch: 0, row: 24, global_batch: 12, row_seed: 1, sampling: Sampling::Random };
+        let here = Cursor {
+            rows: 500,
+            packing: None,
+            epoch: 0,
+            row: 24,
+            global_batch: 12,
+            row_seed: 1,
+            sampling: Sampling::Random,
+            group: None,
+        };
         let there = Cursor { row: 8, global_batch: 4, ..here.clone() };
         assert!(differences(&there, &here).is_empty());
         let there = Cursor { rows: 600, row_seed: 7, sampling: Sampling::Sequential, ..here.clone() };
@@ -284,6 +302,12 @@ mod tests {
                 "seed of the order of the rows 7 there, 1 here (data_seed, else seed)",
                 "order of the rows sequential there, random here (train_sampling_strategy)",
             ]
+        );
+        let packing = Some(Packing { strategy: PackingStrategy::BfdSplit, max_length: 1024 });
+        let there = Cursor { rows: 40, packing, ..here.clone() };
+        assert_eq!(
+            differences(&there, &here),
+            ["packing by bfd_split to 1024 there, off here (packing, packing_strategy and max_length)"]
         );
     }
 }

@@ -4,12 +4,15 @@
 //
 // A group's rows are its positions, each with all of its query heads: [T × sharing, D]. So a block is one product, as large
 // as those of the linear layers, and runs at their speed.
+//
+// Attention stays in a document: a row of the batch, or one of several that lie end to end in the only row.
 
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "kernels.h"
 #include "shim.h"
@@ -128,15 +131,73 @@ struct Shape {
   int64_t block() const { return std::min(block_positions(sharing), length); }
   int64_t heads() const { return groups * sharing; }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(width)); }
+
+  // The same with as many positions as a document has.
+  Shape of(int64_t positions) const {
+    Shape shape = *this;
+    shape.length = positions;
+    return shape;
+  }
 };
 
-// The rows and groups of a batch, on libtorch's threads where there are enough of them; else its products are.
+// Positions `begin` to `begin + length` of a row: they attend to each other, and to nothing else.
+struct Document {
+  int64_t row, begin, length;
+};
+
+// Each row, or documents of these lengths in the one row.
+std::vector<Document> documents_of(const Shape& shape, at::IntArrayRef lengths) {
+  std::vector<Document> documents;
+  if (lengths.empty()) {
+    for (int64_t row = 0; row < shape.rows; ++row) documents.push_back({row, 0, shape.length});
+    return documents;
+  }
+  check(shape.rows == 1, "attention: documents lie in one row");
+  int64_t begin = 0;
+  for (auto length : lengths) {
+    check(length > 0 && length <= shape.length - begin, "attention: the documents are longer than their row, or empty");
+    documents.push_back({0, begin, length});
+    begin += length;
+  }
+  check(begin == shape.length, "attention: the documents are shorter than their row");
+  return documents;
+}
+
+// One group of heads in one document, and where its parts lie in the tensors of the whole batch.
+struct Part {
+  const Shape& all;
+  Document document;
+  int64_t group;
+
+  Shape shape() const { return all.of(document.length); }
+
+  // Of queries [rows, groups, T, sharing, D]: [T × sharing, D] of the document.
+  Tensor query(const Tensor& queries) const { return shared(queries).view({-1, all.width}); }
+
+  // Of keys or values [rows, groups, T, D]: [T, D] of the document.
+  Tensor shared(const Tensor& keys) const {
+    return keys[document.row][group].narrow(0, document.begin, document.length);
+  }
+
+  // The first element in [rows, T, heads × D].
+  int64_t place() const {
+    return ((document.row * all.length + document.begin) * all.heads() + group * all.sharing) * all.width;
+  }
+
+  // The first number in [rows, groups, T × sharing].
+  int64_t number() const {
+    return ((document.row * all.groups + group) * all.length + document.begin) * all.sharing;
+  }
+};
+
+// The groups of all documents, on libtorch's threads where there are enough of them; else its products are. Documents may differ
+// in length, so those of a group follow each other: all threads get some of each.
 template <class Body>
-void for_each_group(const Shape& shape, Body&& body) {
-  auto count = shape.rows * shape.groups;
+void for_each_part(const Shape& shape, const std::vector<Document>& documents, Body&& body) {
+  int64_t each = documents.size(), count = each * shape.groups;
   auto some = [&](int64_t begin, int64_t end) {
     at::AutoDispatchBelowADInplaceOrView without_graph;
-    for (int64_t group = begin; group < end; ++group) body(group);
+    for (int64_t index = begin; index < end; ++index) body(Part{shape, documents[index % each], index / each});
   };
   if (count >= at::get_num_threads()) {
     at::parallel_for(0, count, 1, some);
@@ -235,7 +296,8 @@ void backward_group(const Shape& shape, const Tensor& query, const Tensor& key, 
 }
 
 struct Attention : Function<Attention> {
-  static Tensor forward(AutogradContext* context, const Tensor& query, const Tensor& key, const Tensor& value) {
+  static Tensor forward(AutogradContext* context, const Tensor& query, const Tensor& key, const Tensor& value,
+                        at::IntArrayRef lengths) {
     check(query.is_cpu() && query.dim() == 5 && query.is_contiguous() && query.numel() > 0,
           "attention: queries [rows, groups, T, sharing, D] on the CPU were expected");
     Shape shape(query);
@@ -243,19 +305,20 @@ struct Attention : Function<Attention> {
       check(shared->sizes() == at::IntArrayRef({shape.rows, shape.groups, shape.length, shape.width}) &&
                 shared->is_contiguous() && shared->scalar_type() == query.scalar_type(),
             "attention: keys and values do not fit the queries");
+    auto documents = documents_of(shape, lengths);
     auto attended = at::empty({shape.rows, shape.length, shape.heads() * shape.width}, query.options());
     auto log_sums = at::empty({shape.rows, shape.groups, shape.length * shape.sharing}, query.options().dtype(at::kFloat));
     of_type(query.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       T* all = attended.data_ptr<T>();
       float* numbers = log_sums.data_ptr<float>();
-      for_each_group(shape, [&](int64_t index) {
-        auto row = index / shape.groups, group = index % shape.groups;
-        forward_group<T>(shape, query[row][group].view({-1, shape.width}), key[row][group], value[row][group],
-                         all + place(shape, row, group), numbers + index * shape.length * shape.sharing);
+      for_each_part(shape, documents, [&](const Part& part) {
+        forward_group<T>(part.shape(), part.query(query), part.shared(key), part.shared(value), all + part.place(),
+                         numbers + part.number());
       });
     });
     context->save_for_backward({query, key, value, attended, log_sums});
+    context->saved_data["lengths"] = lengths.vec();
     return attended;
   }
 
@@ -264,26 +327,19 @@ struct Attention : Function<Attention> {
     const Tensor &query = saved[0], &key = saved[1], &value = saved[2], &attended = saved[3], &log_sums = saved[4];
     auto gradient = gradients[0].contiguous();
     Shape shape(query);
+    auto documents = documents_of(shape, context->saved_data["lengths"].toIntVector());
     auto of_query = at::empty_like(query), of_key = at::empty_like(key), of_value = at::empty_like(value);
     of_type(query.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       const T *seeds = gradient.data_ptr<T>(), *results = attended.data_ptr<T>();
       const float* numbers = log_sums.data_ptr<float>();
-      for_each_group(shape, [&](int64_t index) {
-        auto row = index / shape.groups, group = index % shape.groups;
-        backward_group<T>(shape, query[row][group].view({-1, shape.width}), key[row][group], value[row][group],
-                          seeds + place(shape, row, group), results + place(shape, row, group),
-                          numbers + index * shape.length * shape.sharing, of_query[row][group].view({-1, shape.width}),
-                          of_key[row][group], of_value[row][group]);
+      for_each_part(shape, documents, [&](const Part& part) {
+        backward_group<T>(part.shape(), part.query(query), part.shared(key), part.shared(value), seeds + part.place(),
+                          results + part.place(), numbers + part.number(), part.query(of_query), part.shared(of_key),
+                          part.shared(of_value));
       });
     });
-    return {of_query, of_key, of_value};
-  }
-
- private:
-  // Where a group begins in [rows, T, heads × D].
-  static int64_t place(const Shape& shape, int64_t row, int64_t group) {
-    return row * shape.length * shape.heads() * shape.width + group * shape.sharing * shape.width;
+    return {of_query, of_key, of_value, Tensor()};
   }
 };
 
@@ -291,8 +347,12 @@ struct Attention : Function<Attention> {
 
 extern "C" {
 
-// query [rows, groups, T, sharing, D], key and value [rows, groups, T, D]: [rows, T, groups × sharing × D].
-int zf_attention(void* query, void* key, void* value, void** result) {
-  return zf_guarded([&] { own(Attention::apply(zf_tensor(query), zf_tensor(key), zf_tensor(value)), result); });
+// query [rows, groups, T, sharing, D], key and value [rows, groups, T, D]: [rows, T, groups × sharing × D]. With lengths, which
+// are T together, the one row holds documents of these lengths.
+int zf_attention(void* query, void* key, void* value, const int64_t* lengths, size_t length_count, void** result) {
+  return zf_guarded([&] {
+    at::IntArrayRef documents(lengths, length_count);
+    own(Attention::apply(zf_tensor(query), zf_tensor(key), zf_tensor(value), documents), result);
+  });
 }
 }

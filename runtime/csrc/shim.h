@@ -43,7 +43,7 @@ int zf_rms_norm(void* x, void* weight, double epsilon, int plain, void** result)
 int zf_swiglu(void* gate_up, int plain, void** result);
 int zf_rotary(void* projected, void* cosines, void* sines, int64_t heads, int64_t key_heads, int layout, int plain,
               void** results);
-int zf_attention(void* query, void* key, void* value, void** result);
+int zf_attention(void* query, void* key, void* value, const int64_t* lengths, size_t length_count, void** result);
 int zf_linear(void* x, void* weight, void** result);
 int zf_multiply(void* result, void* left, void* right);
 int zf_cross_entropy(void* logits, void* targets, int gradient, double scale, int plain, void** losses);

@@ -9,7 +9,7 @@ use crate::optim::{Schedule, ScheduleKind};
 use crate::panics;
 use crate::shard::{Kinds, ShardError, ShardOptions, Shards};
 use crate::torch::AdamW;
-use crate::trainer::{Job, Outcome, StepOptions, TrainError, Trainer, saved_cursor};
+use crate::trainer::{Job, Outcome, Rows, StepOptions, TrainError, Trainer, saved_cursor};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use std::time::Duration;
 use tch::Device;
 use thiserror::Error;
 use zerofold_checkpoint::{Found, Weights, check_storage, open_step};
-use zerofold_configs::{Backend, Resolved, Sampling, Scheduler};
-use zerofold_data::{Places, StepPlan, StepPlanOptions, TokenizedDataset};
+use zerofold_configs::{Backend, Resolved, Scheduler, Training};
+use zerofold_data::{Batching, Collator, Items, Places, Sampling, StepPlan, StepPlanOptions, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_proto::v1::{LeaveRequest, StateBytes};
 use zerofold_trust::Token;
@@ -179,20 +179,22 @@ fn train_joined(
     // Held for as long as this rank computes.
     let device = device::claim(&config.into(), environment.local_rank)?;
     let data = config.training.output_dir.join("data");
-    let train = TokenizedDataset::load(&data.join("train.safetensors"))?;
-    let held_out = match config.training.eval_dataset {
-        Some(_) => Some(TokenizedDataset::load(&data.join("eval.safetensors"))?),
+    let training = &config.training;
+    let train = rows(&data.join("train.safetensors"), training, training.packing)?;
+    let held_out = match training.eval_dataset {
+        Some(_) => Some(rows(&data.join("eval.safetensors"), training, training.eval_packing)?),
         None => None,
     };
     let resume = std::env::var_os("ZEROFOLD_RESUME").map(|path| open_step(Path::new(&path))).transpose()?;
-    let plan = step_plan(config, train.rows(), resume.as_ref())?;
+    let items = train.collator.items(&train.dataset, Sampling::of(training));
+    let plan = step_plan(config, items, resume.as_ref())?;
     activity.enter(Phase::Meeting);
     let comm = connect(environment, config.backend, control, device.torch(), activity.clone())?;
     activity.enter(Phase::Loading);
     let model_directory = &config.training.model_name_or_path;
     let mut trainer = build(config, model_directory, comm, activity, plan.total_steps())?;
-    trainer.options.places = train.places.clone();
-    check_tokens(&train, trainer.model.config.vocab_size)?;
+    trainer.options.places = train.dataset.places.clone();
+    check_tokens(&train.dataset, trainer.model.config.vocab_size)?;
     if matches!(device.torch(), Device::Cuda(_)) {
         device::tell_attention(&trainer.model, config.training.max_length as usize)?;
     }
@@ -209,24 +211,16 @@ fn train_joined(
     Ok(())
 }
 
+/// The tokenised rows in a file, and how they come together; packed alike on every rank.
+fn rows(path: &Path, training: &Training, packing: bool) -> Result<Rows, WorkerError> {
+    let dataset = TokenizedDataset::load(path)?;
+    let collator = Collator::new(&dataset, Batching::of(training, packing))?;
+    Ok(Rows { dataset, collator })
+}
+
 /// The plan of steps, the same on every rank; from where a checkpoint ends, if there is one.
-fn step_plan(config: &Resolved, rows: usize, resume: Option<&Found>) -> Result<StepPlan, WorkerError> {
-    let training = &config.training;
-    let options = StepPlanOptions {
-        rows,
-        world_size: config.num_processes,
-        per_device_batch: training.per_device_train_batch_size,
-        accumulation: config.gradient_accumulation_steps,
-        epochs: training.num_train_epochs,
-        max_steps: training.max_steps,
-        seed: training.seed,
-        data_seed: training.data_seed,
-        sampling: match training.train_sampling_strategy {
-            Sampling::Random => zerofold_data::Sampling::Random,
-            Sampling::Sequential => zerofold_data::Sampling::Sequential,
-        },
-    };
-    let plan = StepPlan::new(options)?;
+fn step_plan(config: &Resolved, items: Items, resume: Option<&Found>) -> Result<StepPlan, WorkerError> {
+    let plan = StepPlan::new(StepPlanOptions::of(config, items))?;
     Ok(match resume {
         Some(found) => plan.resumed(found.manifest.step, &saved_cursor(found)?)?,
         None => plan,

@@ -4,7 +4,7 @@
 use tch::{Device, Kind, Tensor};
 use zerofold_configs::{ElementType, ElementTypes, Sharding, Stage};
 use zerofold_plan::{ModelConfig, PlanInputs, PlannedDevice, RopeConfig, RopeScaling, SegmentKind, segment_bytes};
-use zerofold_runtime::model::Llama;
+use zerofold_runtime::model::{Documents, Llama};
 use zerofold_runtime::shard::Kinds;
 use zerofold_runtime::torch::{Kernels, autograd_grad, count_memory, memory, multiply, restart_peak};
 
@@ -65,16 +65,16 @@ fn live() -> u64 {
 }
 
 /// (alive after forward, the most alive during backward), without input, leaves and the output's gradient.
-fn measured(llama: &Llama, shape: Shape, kind: SegmentKind) -> (u64, u64) {
+fn measured(llama: &Llama, shape: Shape, kind: SegmentKind, documents: Option<&Documents>) -> (u64, u64) {
     let leaves = leaves(shape, kind, llama.kind());
     let size = [shape[0] as i64, shape[1] as i64, shape[2] as i64];
     let input = Tensor::full(size, 0.1, (llama.kind(), Device::Cpu)).set_requires_grad(true);
     let seed = Tensor::full(size, 0.1, (llama.kind(), Device::Cpu));
     // Tables and the mask stay from the first time on.
-    let _first = tch::no_grad(|| llama.segment_in_training(kind, &leaves, &input, 1)).unwrap();
+    let _first = tch::no_grad(|| llama.segment_in_training(kind, &leaves, &input, documents, 1)).unwrap();
     drop(_first);
     let before = live();
-    let output = llama.segment_in_training(kind, &leaves, &input, 1).unwrap();
+    let output = llama.segment_in_training(kind, &leaves, &input, documents, 1).unwrap();
     let saved = live() - before;
     restart_peak(Device::Cpu);
     let inputs: Vec<&Tensor> = std::iter::once(&input).chain(&leaves).collect();
@@ -117,6 +117,7 @@ fn inputs(model: &ModelConfig, types: ElementTypes, shape: Shape, device: Planne
         types,
         per_device_batch: shape[0],
         length: shape[1],
+        longest_document: None,
         supervised: None,
         accumulation: 1,
         gradient_checkpointing: false,
@@ -135,7 +136,10 @@ fn check(name: &str, inputs: &PlanInputs<'_>, llama: &Llama, kinds: &[SegmentKin
             *inputs.model;
         let (rows, length) = (inputs.per_device_batch, inputs.length);
         let shape = [rows, length, hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim];
-        let (saved, peak) = measured(llama, shape, kind);
+        // Of one length, end to end.
+        let documents = |longest: usize| llama.documents(&vec![longest as i64; length / longest]).unwrap();
+        let documents = inputs.longest_document.map(documents);
+        let (saved, peak) = measured(llama, shape, kind, documents.as_ref());
         let scratch = tch::no_grad(|| scratch(&leaves(shape, kind, llama.kind()), shape));
         // The fused kernel's scratch, which is not planned, shows where attention runs alone; in a whole block the MLP needs
         // more.
@@ -178,11 +182,20 @@ fn segments_need_what_the_plan_says() {
                 let all = [SegmentKind::Block(0), SegmentKind::Attention(0), SegmentKind::Mlp(0)];
                 let cpu = inputs(&config, types, shape, PlannedDevice::Cpu);
                 check("loops", &cpu, &llama(), &all, &mut wrong);
+                if dropout == 0.0 && shape[0] == 1 {
+                    let documents = PlanInputs { longest_document: Some(shape[1] / 4), ..cpu };
+                    check("loops, documents", &documents, &llama(), &all, &mut wrong);
+                }
                 // What a GPU does by libtorch's operations takes the same memory here, but for its own attention in 16 bits.
                 if dropout == 0.0 {
                     let alike = if element == float32 { &all[..] } else { &all[2..] };
                     let gpu = inputs(&config, types, shape, PlannedDevice::Gpu);
                     check("operations", &gpu, &llama().with_kernels(Kernels::plain()), alike, &mut wrong);
+                    if shape[0] == 1 {
+                        let documents = PlanInputs { longest_document: Some(shape[1] / 4), ..gpu };
+                        let plain = llama().with_kernels(Kernels::plain());
+                        check("operations, documents", &documents, &plain, alike, &mut wrong);
+                    }
                 }
             }
         }

@@ -55,7 +55,16 @@ fn on_ranks<T: Send>(world_size: usize, body: impl Fn(Rc<dyn Collectives>) -> T 
 fn write(trainer: &Trainer, directory: &Path, step: u64) -> Part {
     let comm = trainer.shards.comm();
     let (rank, world_size) = (comm.rank() as u32, comm.world_size() as u32);
-    let cursor = Cursor { rows: 1, epoch: 0, row: 0, global_batch: 1, row_seed: 0, sampling: Sampling::Random };
+    let cursor = Cursor {
+        rows: 1,
+        packing: None,
+        epoch: 0,
+        row: 0,
+        global_batch: 1,
+        row_seed: 0,
+        sampling: Sampling::Random,
+        group: None,
+    };
     let mut part = trainer.part(&Identity { rank, world_size, generation: 1 }, &Progress { step }, &cursor);
     if trainer.shards.is_first_replica() {
         let snapshot = Snapshot::new(&trainer.shards).unwrap();

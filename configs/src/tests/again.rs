@@ -54,6 +54,13 @@ const FLAGS: &[&[&[(&str, &str)]]] = &[
     &[&[("seed", "18446744073709551615")], &[("data_seed", "7")], &[("logging_steps", "3")]],
     &[&[("checkpoint_store", "s3://bucket/runs/first")], &[("save_dtype", "bfloat16")]],
     &[&[("assistant_only_loss", "false")], &[("max_length", "4096")]],
+    &[
+        &[("packing", "true"), ("packing_strategy", "bfd_split")],
+        &[("packing", "true"), ("eval_packing", "false")],
+        &[("eval_packing", "true")],
+        &[("padding_free", "true")],
+    ],
+    &[&[("train_sampling_strategy", "sequential")], &[("group_by_length", "true")]],
 ];
 
 /// Without what only tells where values came from.

@@ -59,7 +59,8 @@ fn nothing_is_suggested_that_is_not_near_or_not_built() {
         ("deepspeed_confg: {}\n", "hint: did you mean deepspeed_config?"),
         ("paralelism_config: {}\n", "hint: did you mean parallelism_config?"),
         ("zzzzzz: 1\n", list),
-        ("pakcing: true\n", list),
+        ("pakcing: true\n", "hint: did you mean training.packing?"),
+        ("adafactr: true\n", list),
         ("zero_stge: 3\n", "hint: did you mean deepspeed_config.zero_stage?"),
         (&deepspeed("overlap_com: true"), "hint: did you mean overlap_comm?"),
         (&deepspeed("whatever: 1"), list),
@@ -156,7 +157,7 @@ fn what_is_not_built_is_never_dropped() {
         says(&resolved(&text, "").unwrap_err(), &["is not built yet\nhint: ", "job.yaml:"]);
     }
     let training = [
-        "packing: true",
+        "packing_strategy: bfd-requeue",
         "neftune_noise_alpha: 5",
         "metric_for_best_model: eval_accuracy",
         "greater_is_better: true",

@@ -39,7 +39,7 @@ fn the_schema_takes_what_is_read() {
     ];
     for file in files {
         let text = format!(
-            "{file}{TRAINING}  learning_rate: '1e-5'\n  report_to: [tensorboard]\n  packing: False\n  max_steps: -1\n"
+            "{file}{TRAINING}  learning_rate: '1e-5'\n  report_to: [tensorboard]\n  packing: False\n  group_by_length: yes\n  max_steps: -1\n"
         );
         with_flags(&text, &[], &[]).unwrap_or_else(|error| panic!("{text}{error}"));
         checker.takes(&text).unwrap_or_else(|error| panic!("{text}{error}"));
@@ -67,7 +67,7 @@ fn the_schema_refuses_what_is_refused() {
         ("", "  lr_scheduler_type: cosin\n"),
         ("", "  profile: 5-8\n"),
         ("", "  max_length: null\n"),
-        ("", "  packing: true\n"),
+        ("", "  packing_strategy: ffd\n"),
         ("distributed_type: DEEPSPED\n", ""),
         ("distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 4\n", ""),
         ("distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 3\n", ""),

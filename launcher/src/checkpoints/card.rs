@@ -71,7 +71,8 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
         true => ("warmup_steps", training.warmup_steps.to_string()),
         false => ("warmup_ratio", training.warmup_ratio.to_string()),
     };
-    vec![
+    let packing = training.packing.then(|| ("packing", training.packing_strategy.to_string()));
+    let of_data = vec![
         (
             "dataset",
             training
@@ -87,6 +88,8 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
         ("per_device_train_batch_size", training.per_device_train_batch_size.to_string()),
         ("gradient_accumulation_steps", run.gradient_accumulation_steps.to_string()),
         ("max_length", training.max_length.to_string()),
+    ];
+    let of_training = vec![
         ("assistant_only_loss", training.assistant_only_loss.to_string()),
         ("learning_rate", format!("{:?}", training.learning_rate)),
         ("lr_scheduler_type", training.lr_scheduler_type.to_string()),
@@ -99,5 +102,6 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
         ("mixed_precision", run.mixed_precision.to_string()),
         ("master_dtype", run.master_dtype.to_string()),
         ("seed", training.seed.to_string()),
-    ]
+    ];
+    of_data.into_iter().chain(packing).chain(of_training).collect()
 }

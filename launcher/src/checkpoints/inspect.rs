@@ -258,12 +258,14 @@ fn data_words(cursor: &Cursor) -> String {
     let order = match cursor.sampling {
         Sampling::Random => format!("random order of seed {}", cursor.row_seed),
         Sampling::Sequential => "the order of the file".to_owned(),
+        Sampling::GroupByLength => format!("random order of seed {}, grouped by length", cursor.row_seed),
     };
+    let packed = cursor.packing.is_some();
     format!(
         "epoch {} and {} of {} into it, {} a step (the global batch), {order}",
         cursor.epoch,
         format::count(cursor.row),
-        format::plural(cursor.rows as u64, "row"),
-        format::plural(cursor.global_batch, "row"),
+        format::items(cursor.rows as u64, packed),
+        format::items(cursor.global_batch, packed),
     )
 }

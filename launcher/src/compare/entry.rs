@@ -1,7 +1,7 @@
 //! A configuration with its plan, before anything runs.
 
 use zerofold_configs::Resolved;
-use zerofold_data::{Prepared, StepPlan, TokenizedDataset};
+use zerofold_data::{Collator, Piece, Prepared, StepPlan, TokenizedDataset};
 use zerofold_plan::{ModelConfig, model_flops, usable};
 
 use super::figures::{Planned, Round, Row};
@@ -25,8 +25,10 @@ pub(super) fn entry(
     data: &Prepared,
     (model, memory): (&ModelConfig, Option<u64>),
 ) -> Result<Entry, LaunchError> {
-    let plan = job::step_plan(&config, data.dataset.rows())?;
-    let prediction = Prediction::of(&config, &data.dataset, &plan).ok_or_else(|| {
+    let (collator, items) = job::collated(&config, &data.dataset)?;
+    let plan = job::step_plan(&config, items)?;
+    let rows = (&data.dataset, &collator);
+    let prediction = Prediction::of(&config, rows, &plan).ok_or_else(|| {
         LaunchError::usage(
             format!("{configuration}: it cannot be planned"),
             "`launch plan` with the same flags tells why",
@@ -36,7 +38,7 @@ pub(super) fn entry(
     let planned = Planned {
         peak_bytes_per_rank,
         sent_bytes_per_step: prediction.plan.sent_bytes_per_step,
-        model_flops_per_step: mean_flops(model, &data.dataset, &plan, steps),
+        model_flops_per_step: mean_flops(model, rows, &plan, steps),
         fits: memory.is_none_or(|memory| peak_bytes_per_rank <= usable(memory)),
     };
     let row = Row {
@@ -51,15 +53,21 @@ pub(super) fn entry(
 }
 
 /// Operations of a step on average over the measured ones, all ranks.
-fn mean_flops(model: &ModelConfig, data: &TokenizedDataset, plan: &StepPlan, steps: u32) -> f64 {
-    let of_row = |row: u32| {
-        let (ids, labels) = data.row(row as usize);
-        // The label of a row's first token is predicted by nothing.
+fn mean_flops(
+    model: &ModelConfig,
+    (dataset, collator): (&TokenizedDataset, &Collator),
+    plan: &StepPlan,
+    steps: u32,
+) -> f64 {
+    let of_piece = |piece: Piece| {
+        let (ids, labels) = piece.of(dataset);
+        // The label of a document's first token is predicted by nothing.
         model_flops(model, ids.len(), labels.iter().skip(1).filter(|&&label| label >= 0).count())
     };
     let warm_up = WARM_UP as u64;
-    let measured = (warm_up..warm_up + u64::from(steps)).flat_map(|step| plan.rows_of_step(step));
-    measured.map(of_row).sum::<f64>() / f64::from(steps.max(1))
+    let measured = warm_up..warm_up + u64::from(steps);
+    let pieces = measured.flat_map(|step| collator.pieces(dataset, &plan.rows_of_step(step)));
+    pieces.map(of_piece).sum::<f64>() / f64::from(steps.max(1))
 }
 
 /// Tells what is left out, since a machine that runs out of memory ends more than this. An error where that is everything.

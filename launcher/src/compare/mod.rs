@@ -120,8 +120,9 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
     let checked = series.iter().map(|(_, config)| job::check(config)).collect::<Result<Vec<_>, _>>()?;
     find_worker()?;
     let folder = Folder::fresh(job::absolute(&first.training.output_dir)?)?;
-    let data = job::tokenise(&first, &first.training.dataset, &Terminal::new(true))?;
-    let (model, longest) = (&checked[0], data.report.longest);
+    let packing = first.training.packing;
+    let data = job::tokenise(&first, (&first.training.dataset, packing), &Terminal::new(true))?;
+    let (model, longest) = (&checked[0], job::longest_document(&first.training, &data));
     let warning = model_folder::too_long("rows have up to", longest, model);
     warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
     let memory = match first.device {

@@ -69,6 +69,6 @@ fn summary(outline: &Outline) -> String {
         format::plural(u64::from(resolved.num_processes), "rank"),
         resolved.sharding.stage,
         resolved.mixed_precision,
-        format::plural(resolved.global_batch(), "row"),
+        format::items(resolved.global_batch(), resolved.training.packing),
     )
 }

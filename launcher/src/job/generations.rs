@@ -165,7 +165,7 @@ impl Job {
     fn begin_again(&mut self, terminal: &Arc<Terminal>) -> Result<(), LaunchError> {
         let store = self.uploader.as_ref().map(|uploader| uploader.store());
         let (config, model) = (&self.config, &self.model);
-        let data = (self.rows, self.digest.get().map_or("", String::as_str));
+        let data = (&self.items, self.digest.get().map_or("", String::as_str));
         let found = match self.run.has_checkpoint()? {
             true => Some(resume::find(&self.run, &Resume::Newest, config, model, None, terminal)?),
             false => None,
@@ -179,7 +179,7 @@ impl Job {
             None => {
                 terminal.complain("no step was saved yet: from the beginning");
                 let _cleared = prepare_to_resume(&self.run.checkpoints(), 0)?;
-                (None, step_plan(config, self.rows)?)
+                (None, step_plan(config, self.items.clone())?)
             }
         };
         if let Some(store) = store {

@@ -9,8 +9,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use zerofold_checkpoint::{Found, StorageProof};
-use zerofold_configs::{DataNames, Resolved};
-use zerofold_data::{Columns, Prepare, Prepared, Sources, StepPlan, StepPlanOptions, prepare};
+use zerofold_configs::{DataNames, Resolved, Training};
+use zerofold_data::{
+    Batching, Collator, Columns, Items, Prepare, Prepared, Sampling, Sources, StepPlan, StepPlanOptions,
+    TokenizedDataset, prepare,
+};
 use zerofold_plan::ModelConfig;
 use zerofold_store::CheckpointStore;
 
@@ -59,8 +62,8 @@ pub(crate) struct Job {
     hosts: Option<Hosts>,
     config: Resolved,
     model: ModelConfig,
-    /// How many there are to train on.
-    rows: usize,
+    /// What there is to train on: rows, or packs.
+    items: Items,
     /// What tells them from others; there once they are tokenised.
     digest: Arc<OnceLock<String>>,
     run: RunFolder,
@@ -174,14 +177,15 @@ impl Job {
             }
         };
         prepared.put(&run.train_data())?;
-        let warning = model_folder::too_long("rows have up to", prepared.report.longest, &model);
+        let longest = longest_document(&config.training, prepared);
+        let warning = model_folder::too_long("rows have up to", longest, &model);
         warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
-        let rows = prepared.dataset.rows();
+        let (collator, items) = collated(&config, &prepared.dataset)?;
         let data = digest.get_or_init(|| prepared.digest.clone());
         let (resume, plan) = match found {
-            None => (None, step_plan(&config, rows)?),
+            None => (None, step_plan(&config, items.clone())?),
             Some((found, asked)) => {
-                let (found, plan) = resume::begin(&run, (found, asked), &config, &model, (rows, data), terminal)?;
+                let (found, plan) = resume::begin(&run, (found, asked), &config, &model, (&items, data), terminal)?;
                 let store = uploader.as_ref().map(|uploader| uploader.store());
                 best_checkpoint::see_to(&run, &found, &config, store, terminal)?;
                 if let Some(store) = store {
@@ -192,12 +196,13 @@ impl Job {
         };
         initial_model::anywhere(&config).write(&run.config())?;
         let storage = StorageProof::write(&run.checkpoints())?;
-        let prediction = Prediction::of(&config, &prepared.dataset, &plan);
+        let prediction = Prediction::of(&config, (&prepared.dataset, &collator), &plan);
         if let Some(planned) = prediction {
             PlanRecord { planned, measured: None }.write(&run.plan())?;
         }
+        announce::packs(&config.training, &collator).iter().for_each(|line| terminal.say(line));
         let on_machine = hosts.as_ref().map_or(config.num_processes, |hosts| hosts.own_ranks().on_machine);
-        let header = announce::header((&config, on_machine), &run, &plan, &prepared.report);
+        let header = announce::header((&config, on_machine), &run, &plan, (&prepared.report, &collator));
         header.iter().for_each(|line| terminal.say(line));
         prediction.iter().for_each(|prediction| terminal.say(&prediction.words()));
         if let Some(metrics) = &metrics {
@@ -211,7 +216,7 @@ impl Job {
             hosts,
             config,
             model,
-            rows,
+            items,
             digest,
             run,
             resume,
@@ -306,17 +311,22 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
 
 /// Tokenises training and held-out rows once, before the ranks wait on each other. The held-out ones are saved.
 fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Result<Prepared, LaunchError> {
-    let prepared = tokenise(config, &config.training.dataset, terminal)?;
+    let training = &config.training;
+    let prepared = tokenise(config, (&training.dataset, training.packing), terminal)?;
     announce::example(&prepared.report).iter().for_each(|line| terminal.say(line));
     announce::cautions(config, prepared.report.rows).iter().for_each(|text| terminal.complain(text));
-    if let Some(dataset) = &config.training.eval_dataset {
-        tokenise(config, dataset, terminal)?.put(&run.eval_data())?;
+    if let Some(dataset) = &training.eval_dataset {
+        tokenise(config, (dataset, training.eval_packing), terminal)?.put(&run.eval_data())?;
     }
     Ok(prepared)
 }
 
-/// Tokenises a data set, or finds it tokenised, and tells what it holds.
-pub(crate) fn tokenise(config: &Resolved, dataset: &DataNames, terminal: &Terminal) -> Result<Prepared, LaunchError> {
+/// Tokenises a data set that is then packed or not, or finds it tokenised, and tells what it holds.
+pub(crate) fn tokenise(
+    config: &Resolved,
+    (dataset, packing): (&DataNames, bool),
+    terminal: &Terminal,
+) -> Result<Prepared, LaunchError> {
     let training = &config.training;
     let began = Instant::now();
     let sources = Sources::find(dataset.names())?;
@@ -328,7 +338,7 @@ pub(crate) fn tokenise(config: &Resolved, dataset: &DataNames, terminal: &Termin
         model_directory: &training.model_name_or_path,
         sources: &sources,
         columns: &columns,
-        max_length: training.max_length,
+        max_length: Batching::longest_row(training, packing),
         assistant_only_loss: training.assistant_only_loss,
         chat_template: config.chat_template.as_deref(),
         eos_token: training.eos_token.as_deref(),
@@ -342,21 +352,20 @@ pub(crate) fn tokenise(config: &Resolved, dataset: &DataNames, terminal: &Termin
     Ok(prepared)
 }
 
-/// Which rows are trained on when.
-pub(crate) fn step_plan(config: &Resolved, rows: usize) -> Result<StepPlan, LaunchError> {
+/// The tokens that attend to each other at most.
+pub(crate) fn longest_document(training: &Training, prepared: &Prepared) -> usize {
+    prepared.report.longest.min(training.max_length as usize)
+}
+
+/// How the training rows come together, and what a step plan makes of them.
+pub(crate) fn collated(config: &Resolved, dataset: &TokenizedDataset) -> Result<(Collator, Items), LaunchError> {
     let training = &config.training;
-    Ok(StepPlan::new(StepPlanOptions {
-        rows,
-        world_size: config.num_processes,
-        per_device_batch: training.per_device_train_batch_size,
-        accumulation: config.gradient_accumulation_steps,
-        epochs: training.num_train_epochs,
-        max_steps: training.max_steps,
-        seed: training.seed,
-        data_seed: training.data_seed,
-        sampling: match training.train_sampling_strategy {
-            zerofold_configs::Sampling::Random => zerofold_data::Sampling::Random,
-            zerofold_configs::Sampling::Sequential => zerofold_data::Sampling::Sequential,
-        },
-    })?)
+    let collator = Collator::new(dataset, Batching::of(training, training.packing))?;
+    let items = collator.items(dataset, Sampling::of(training));
+    Ok((collator, items))
+}
+
+/// Which rows, or packs, are trained on when.
+pub(crate) fn step_plan(config: &Resolved, items: Items) -> Result<StepPlan, LaunchError> {
+    Ok(StepPlan::new(StepPlanOptions::of(config, items))?)
 }

@@ -98,7 +98,7 @@ impl Question {
             ),
             format!(
                 "batch  {} of {} a micro-batch, {} a step, {checkpointing}",
-                format::plural(inputs.per_device_batch as u64, "row"),
+                format::items(inputs.per_device_batch as u64, self.config.training.packing),
                 format::plural(inputs.length as u64, "token"),
                 match inputs.accumulation {
                     1 => "1 micro-batch".to_owned(),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use zerofold_configs::Resolved;
-use zerofold_data::{StepPlan, TokenizedDataset};
+use zerofold_data::{Collator, Piece, StepPlan, TokenizedDataset};
 use zerofold_plan::{ModelConfig, Plan, PlanInputs, plan};
 use zerofold_proto::v1::StateBytes;
 
@@ -18,7 +18,7 @@ const ROWS_LOOKED_THROUGH: u64 = 1 << 22;
 /// The plan of a run whose data are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prediction {
-    /// Rows of the largest micro-batch.
+    /// Rows of the largest micro-batch; one where documents lie end to end.
     pub rows: usize,
     /// Tokens of its longest row, to which the others are padded.
     pub length: usize,
@@ -31,15 +31,22 @@ pub struct Prediction {
 impl Prediction {
     /// Plans for the largest micro-batch that a run will see. None when the model or the layout is not one that can be
     /// planned: the workers tell why.
-    pub fn of(config: &Resolved, dataset: &TokenizedDataset, steps: &StepPlan) -> Option<Prediction> {
+    pub fn of(
+        config: &Resolved,
+        (dataset, collator): (&TokenizedDataset, &Collator),
+        steps: &StepPlan,
+    ) -> Option<Prediction> {
         let model = ModelConfig::read(&config.training.model_name_or_path).ok()?;
         let per_device = config.training.per_device_train_batch_size as usize;
-        let (rows, length, supervised) = largest_micro_batch(dataset, steps, per_device);
+        let Largest { rows, length, document, supervised } =
+            largest_micro_batch((dataset, collator), steps, per_device);
+        let inputs = PlanInputs::of(config, &model, config.device.into());
         let inputs = PlanInputs {
             per_device_batch: rows,
             length,
+            longest_document: inputs.longest_document.map(|_| document),
             supervised: Some(supervised),
-            ..PlanInputs::of(config, &model, config.device.into())
+            ..inputs
         };
         Some(Prediction { rows, length, supervised, plan: plan(&inputs).ok()? })
     }
@@ -59,20 +66,37 @@ impl Prediction {
     }
 }
 
-/// Rows, padded length and supervised tokens of the micro-batch with the most tokens, padding included.
-fn largest_micro_batch(dataset: &TokenizedDataset, steps: &StepPlan, per_device: usize) -> (usize, usize, usize) {
-    let length = |row: u32| dataset.row(row as usize).0.len();
-    // The label of a row's first token is predicted by nothing.
-    let supervised = |row: u32| dataset.row(row as usize).1.iter().skip(1).filter(|&&label| label >= 0).count();
+/// The micro-batch with the most tokens, padding included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Largest {
+    rows: usize,
+    /// Of a row, padded.
+    length: usize,
+    /// Tokens of its longest row, or document.
+    document: usize,
+    supervised: usize,
+}
+
+/// Of equally large ones that with the most supervised tokens.
+fn largest_micro_batch(
+    (dataset, collator): (&TokenizedDataset, &Collator),
+    steps: &StepPlan,
+    per_device: usize,
+) -> Largest {
+    // The label of a document's first token is predicted by nothing.
+    let supervised = |piece: &Piece| piece.of(dataset).1.iter().skip(1).filter(|&&label| label >= 0).count();
     let looked_through = (ROWS_LOOKED_THROUGH / steps.global_batch().max(1)).max(1);
-    let mut largest = (1, 1, 0);
+    let mut largest = Largest { rows: 1, length: 1, document: 1, supervised: 0 };
     for step in (steps.first_step()..steps.total_steps()).take(looked_through as usize) {
-        for rows in steps.rows_of_step(step).chunks(per_device.max(1)) {
-            let longest = rows.iter().map(|&row| length(row)).max().unwrap_or(1);
-            let tokens = rows.len() * longest;
-            if tokens >= largest.0 * largest.1 {
-                let found = (rows.len(), longest, rows.iter().map(|&row| supervised(row)).sum::<usize>());
-                let more = tokens > largest.0 * largest.1 || found.2 > largest.2;
+        for items in steps.rows_of_step(step).chunks(per_device.max(1)) {
+            let pieces = collator.pieces(dataset, items);
+            let (rows, length) = collator.shape(&pieces);
+            let (tokens, before) = (rows * length, largest.rows * largest.length);
+            if tokens >= before {
+                let document = pieces.iter().map(|piece| piece.length as usize).max().unwrap_or(1);
+                let supervised = pieces.iter().map(supervised).sum();
+                let found = Largest { rows, length, document, supervised };
+                let more = tokens > before || supervised > largest.supervised;
                 largest = if more { found } else { largest };
             }
         }
@@ -208,11 +232,11 @@ impl PlanRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zerofold_data::{Sampling, StepPlanOptions};
+    use zerofold_data::{Batching, Items, Packing, PackingStrategy, Sampling, StepPlanOptions};
 
     fn steps(rows: usize, per_device_batch: u32, max_steps: i64) -> StepPlan {
         let options = StepPlanOptions {
-            rows,
+            items: Items::rows(rows),
             world_size: 2,
             per_device_batch,
             accumulation: 1,
@@ -232,10 +256,21 @@ mod tests {
             let labels: Vec<i32> = (0..length).map(|at| if at < 2 { -100 } else { 7 }).collect();
             dataset.push(1, &vec![7; length as usize], &labels);
         }
+        let largest = |batching, steps: &StepPlan, per_device| {
+            let collator = Collator::new(&dataset, batching).unwrap();
+            let Largest { rows, length, document, supervised } =
+                largest_micro_batch((&dataset, &collator), steps, per_device);
+            (rows, length, document, supervised)
+        };
         // Micro-batches of 2 rows: 2 × 5, 2 × 4, 2 × 9.
-        assert_eq!(largest_micro_batch(&dataset, &steps(6, 2, -1), 2), (2, 9, 7));
-        assert_eq!(largest_micro_batch(&dataset, &steps(6, 2, 1), 2), (2, 5, 4));
-        assert_eq!(largest_micro_batch(&dataset, &steps(6, 4, 1), 4), (4, 5, 8));
+        assert_eq!(largest(Batching::Padded, &steps(6, 2, -1), 2), (2, 9, 9, 7));
+        assert_eq!(largest(Batching::Padded, &steps(6, 2, 1), 2), (2, 5, 5, 4));
+        assert_eq!(largest(Batching::Padded, &steps(6, 4, 1), 4), (4, 5, 5, 8));
+        // End to end: 8, 8, 11.
+        assert_eq!(largest(Batching::PaddingFree, &steps(6, 2, -1), 2), (1, 11, 9, 7));
+        // Packs of 9, 5 + 4 and 4 + 3 + 2 tokens; two of them in a micro-batch.
+        let packed = Batching::Packed(Packing { strategy: PackingStrategy::Bfd, max_length: 9 });
+        assert_eq!(largest(packed, &steps(3, 2, -1), 2), (1, 18, 9, 12));
     }
 
     #[test]
@@ -251,6 +286,7 @@ mod tests {
             types: zerofold_configs::ElementTypes::of(zerofold_configs::ElementType::Float32),
             per_device_batch: 1,
             length: 8,
+            longest_document: None,
             supervised: None,
             accumulation: 1,
             gradient_checkpointing: true,

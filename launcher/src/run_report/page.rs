@@ -79,10 +79,11 @@ fn facts(runs: &[Run]) -> String {
             };
             let micro_batches = format::plural(accumulation, "micro-batch").replace("batchs", "batches");
             let (all, ranks) = (rows.saturating_mul(accumulation).saturating_mul(ranks), format::plural(ranks, "rank"));
+            let packed = run.value("training.packing").and_then(serde_json::Value::as_bool).unwrap_or(false);
             format!(
                 "{} × {micro_batches} × {ranks} = {} a step",
-                format::plural(rows, "row"),
-                format::plural(all, "row")
+                format::items(rows, packed),
+                format::items(all, packed)
             )
         }),
         ("Folder", |run| run.path.clone()),

@@ -32,7 +32,7 @@ fn main() -> Result<(), Failure> {
             model_directory: model,
             sources: &sources,
             columns: &columns,
-            max_length: u32::MAX,
+            max_length: None,
             assistant_only_loss: true,
             chat_template: None,
             eos_token: None,

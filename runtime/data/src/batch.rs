@@ -1,7 +1,8 @@
-//! Rows put side by side, padded to the longest.
+//! Rows put side by side, padded to the longest, or end to end in one row.
 
 use crate::dataset::{IGNORED, TokenizedDataset};
 use crate::error::DataError;
+use crate::packing::Piece;
 
 /// One micro-batch of one rank, as plain vectors in row-major order `[rows, length]`.
 ///
@@ -20,7 +21,10 @@ pub struct Batch {
     pub tokens: usize,
     /// Positions with a label.
     pub supervised: usize,
-    /// Which rows of the data set they are; empty for a rank without work.
+    /// The lengths of the documents that lie end to end in the one row, which all together have its length: positions begin
+    /// anew in each, and attention does not leave it. Empty where rows are documents, side by side.
+    pub documents: Vec<i64>,
+    /// Which row of the data set each row or document is of; empty for a rank without work.
     pub of_dataset: Vec<u32>,
 }
 
@@ -43,47 +47,78 @@ impl Batch {
             }
             longest = longest.max(dataset.row(row as usize).0.len());
         }
-        let count = rows.len().max(1);
-        let mut batch = Batch {
-            input_ids: vec![i64::from(pad_id); count * longest],
-            labels: vec![i64::from(IGNORED); count * longest],
-            rows: count,
-            length: longest,
-            tokens: 0,
-            supervised: 0,
-            of_dataset: rows.to_vec(),
-        };
+        let mut batch = Batch { of_dataset: rows.to_vec(), ..Batch::unlearned(rows.len().max(1), longest, pad_id) };
         for (index, &row) in rows.iter().enumerate() {
-            let (ids, labels) = dataset.row(row as usize);
-            let start = index * longest;
-            for (slot, &id) in batch.input_ids[start..].iter_mut().zip(ids) {
-                *slot = i64::from(id);
-            }
-            for (slot, &label) in batch.labels[start..].iter_mut().zip(labels.iter().skip(1)) {
-                *slot = i64::from(label);
-                batch.supervised += usize::from(label != IGNORED);
-            }
-            batch.tokens += ids.len();
+            batch.put(index * longest, dataset.row(row as usize));
         }
         Ok(batch)
     }
 
-    /// The row at `place` alone, padding included; where there is none, the empty batch of
+    /// Puts `pieces` of rows end to end, without padding; with none of them the batch is as in [`Batch::collate`]. The first
+    /// label of a piece is not learned, since nothing of its own comes before.
+    ///
+    /// # Panics
+    /// When the data set does not have such rows, as a slice does.
+    pub fn flatten(dataset: &TokenizedDataset, pieces: &[Piece], pad_id: u32) -> Batch {
+        let length: usize = pieces.iter().map(|piece| piece.length as usize).sum();
+        let mut batch = Batch {
+            documents: pieces.iter().map(|piece| i64::from(piece.length)).collect(),
+            of_dataset: pieces.iter().map(|piece| piece.row).collect(),
+            ..Batch::unlearned(1, length.max(1), pad_id)
+        };
+        let mut start = 0;
+        for piece in pieces {
+            batch.put(start, piece.of(dataset));
+            start += piece.length as usize;
+        }
+        batch
+    }
+
+    /// Nothing but padding.
+    fn unlearned(rows: usize, length: usize, pad_id: u32) -> Batch {
+        Batch {
+            input_ids: vec![i64::from(pad_id); rows * length],
+            labels: vec![i64::from(IGNORED); rows * length],
+            rows,
+            length,
+            tokens: 0,
+            supervised: 0,
+            documents: Vec::new(),
+            of_dataset: Vec::new(),
+        }
+    }
+
+    /// Puts a document with these ids and labels at `start`.
+    fn put(&mut self, start: usize, (ids, labels): (&[u32], &[i32])) {
+        for (slot, &id) in self.input_ids[start..].iter_mut().zip(ids) {
+            *slot = i64::from(id);
+        }
+        for (slot, &label) in self.labels[start..].iter_mut().zip(labels.iter().skip(1)) {
+            *slot = i64::from(label);
+            self.supervised += usize::from(label != IGNORED);
+        }
+        self.tokens += ids.len();
+    }
+
+    /// The row at `place` alone, padding included, or the document; where there is none, the empty batch of
     /// [`Batch::collate`]: one pad token with nothing supervised.
     pub fn single_row(&self, place: usize) -> Batch {
-        let Some(&row) = self.of_dataset.get(place) else {
-            let (input_ids, labels) = (vec![0], vec![i64::from(IGNORED)]);
-            return Batch { input_ids, labels, rows: 1, length: 1, tokens: 0, supervised: 0, of_dataset: Vec::new() };
+        let Some(&row) = self.of_dataset.get(place) else { return Batch::unlearned(1, 1, 0) };
+        let all = match self.documents.get(place) {
+            Some(&length) => {
+                let start = self.documents[..place].iter().sum::<i64>() as usize;
+                start..start + length as usize
+            }
+            None => place * self.length..(place + 1) * self.length,
         };
-        let all = place * self.length..(place + 1) * self.length;
         let labels = self.labels[all.clone()].to_vec();
-        let supervised = labels.iter().filter(|&&label| label != i64::from(IGNORED)).count();
         let input_ids = self.input_ids[all].to_vec();
         Batch {
             rows: 1,
-            length: self.length,
-            tokens: self.length,
-            supervised,
+            length: input_ids.len(),
+            tokens: input_ids.len(),
+            supervised: labels.iter().filter(|&&label| label != i64::from(IGNORED)).count(),
+            documents: Vec::new(),
             of_dataset: vec![row],
             input_ids,
             labels,
@@ -123,9 +158,26 @@ mod tests {
             length: 1,
             tokens: 0,
             supervised: 0,
+            documents: vec![],
             of_dataset: vec![],
         };
         assert_eq!(batch, empty);
+        assert_eq!(Batch::flatten(&dataset(), &[], 9), empty);
+    }
+
+    #[test]
+    fn documents_lie_end_to_end_and_predict_nothing_of_each_other() {
+        let piece = |row, first, length| Piece { row, first, length };
+        let batch = Batch::flatten(&dataset(), &[piece(2, 0, 4), piece(0, 0, 3), piece(2, 2, 2), piece(1, 0, 1)], 9);
+        assert_eq!((batch.rows, batch.length, batch.tokens, batch.supervised), (1, 10, 10, 4));
+        assert_eq!(batch.documents, [4, 3, 2, 1]);
+        assert_eq!(batch.of_dataset, [2, 0, 2, 1]);
+        assert_eq!(batch.input_ids, [1, 2, 3, 4, 5, 6, 7, 3, 4, 8]);
+        assert_eq!(batch.labels, [-100, 3, 4, -100, -100, 7, -100, 4, -100, -100]);
+        let second = batch.single_row(1);
+        assert_eq!((&second.input_ids, &second.labels), (&vec![5, 6, 7], &vec![-100, 7, -100]));
+        assert_eq!((second.rows, second.length, second.supervised), (1, 3, 1));
+        assert_eq!((second.documents, second.of_dataset), (vec![], vec![0]));
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// A row's tokens and labels, cut to `max_length`.
+    /// A row's tokens and labels, cut to `max_length` where there is one.
     ///
     /// # Errors
     /// What is wrong with the row.
@@ -137,7 +137,7 @@ impl<'a> Encoder<'a> {
                 return Err(Fault::new(message, "the rows or the tokenizer belong to another model"));
             }
         }
-        let limit = self.options.max_length as usize;
+        let limit = self.options.max_length.map_or(usize::MAX, |most| most as usize);
         let truncated = ids.len() > limit;
         ids.truncate(limit);
         labels.truncate(limit);

@@ -1,4 +1,4 @@
-//! Rows, chat templates, masks, sampling. Free of tensors.
+//! Rows, chat templates, masks, packing, sampling. Free of tensors.
 //!
 //! The way of a row, from the file to the model:
 //!
@@ -8,17 +8,20 @@
 //!                                                                                              ▼
 //!                                                              cache ◀─▶ TokenizedDataset (one file, mapped)
 //!                                                                                              │
-//!                                            StepPlan: which rows, when, on which rank ────────┤
+//!                                            Collator: rows, or packs of rows ─────────────────┤
+//!                                            StepPlan: which of them, when, on which rank ─────┤
 //!                                                                                              ▼
 //!                                                                                            Batch
 //! ```
 //!
 //! [`prepare`] does all but the last once, before any rank waits, or finds it done in its cache; the workers then map the [`TokenizedDataset`] and cut
-//! it by a [`StepPlan`], which gives the same global order of rows for every number of ranks.
+//! it by a [`StepPlan`], which gives the same global order of rows (or packs) for every number of ranks.
 
 mod batch;
 mod cache;
+mod collator;
 mod columns;
+mod configured;
 mod dataset;
 mod encode;
 mod error;
@@ -26,6 +29,7 @@ mod mapped;
 mod mask;
 mod message;
 mod model_files;
+mod packing;
 mod prepare;
 mod report;
 mod rows;
@@ -41,16 +45,18 @@ mod writer;
 mod testing;
 
 pub use batch::Batch;
+pub use collator::{Batching, Collator};
 pub use columns::Columns;
 pub use dataset::{IGNORED, Places, TokenizedDataset};
 pub use error::DataError;
 pub use mapped::Words;
 pub use message::{Conversation, Message, Role};
 pub use model_files::SpecialTokens;
+pub use packing::{Packing, PackingStrategy, Packs, Piece};
 pub use prepare::{Prepare, Prepared, prepare};
 pub use report::{DataReport, Loss, RowKind, Segment};
 pub use rows::{Row, RowReader};
-pub use sampling::{Cursor, Sampling, StepPlan, StepPlanOptions};
+pub use sampling::{Cursor, Items, Sampling, StepPlan, StepPlanOptions};
 pub use source::{DataFile, Format, Sources};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Rendered, TemplateSource, trained_template_digest};

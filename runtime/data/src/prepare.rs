@@ -34,8 +34,8 @@ pub struct Prepare<'a> {
     pub sources: &'a Sources,
     /// How their columns are called.
     pub columns: &'a Columns,
-    /// Longest row, in tokens; what is beyond is cut off at the end.
-    pub max_length: u32,
+    /// Longest row, in tokens; what is beyond is cut off at the end. None for rows that are cut into pieces later.
+    pub max_length: Option<u32>,
     /// Learn from the assistant's tokens only, of rows that are conversations.
     pub assistant_only_loss: bool,
     /// The text of the chat template; without one, that of the model folder.
@@ -90,9 +90,9 @@ impl Prepared {
 /// The first faulty row with its file and place; a data set in which nothing is supervised; a model folder without a
 /// usable tokenizer or template; a cache that cannot be written.
 pub fn prepare(options: &Prepare<'_>) -> Result<Prepared, DataError> {
-    if options.max_length < 2 {
+    if let Some(most) = options.max_length.filter(|&most| most < 2) {
         return Err(DataError::Plan {
-            message: format!("max_length is {}", options.max_length),
+            message: format!("max_length is {most}"),
             hint: "a row needs at least 2 tokens: one to read, one to predict".into(),
         });
     }
@@ -252,8 +252,14 @@ impl<'a> Preparation<'a> {
         };
         let Some((ids, labels)) = &self.first else {
             let rows = if self.dropped == 1 { "its only row".to_owned() } else { format!("its {} rows", self.dropped) };
-            let message = format!("nothing in {rows} is supervised (with max_length {})", self.options.max_length);
-            let hint = "raise max_length if the answers are cut off; else give labels other than -100";
+            let (cut, hint) = match self.options.max_length {
+                Some(most) => {
+                    let hint = "raise max_length if the answers are cut off; else give labels other than -100";
+                    (format!(" (with max_length {most})"), hint)
+                }
+                None => (String::new(), "give labels other than -100"),
+            };
+            let message = format!("nothing in {rows} is supervised{cut}");
             return Err(DataError::dataset(self.options.sources.written().as_ref(), message, hint));
         };
         let report = DataReport {

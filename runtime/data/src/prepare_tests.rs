@@ -31,7 +31,11 @@ impl Setting {
     }
 
     fn prepare(&self, max_length: u32, assistant_only_loss: bool) -> Result<Prepared, String> {
-        self.prepare_with(&["train.jsonl"], |options| Prepare { max_length, assistant_only_loss, ..options })
+        self.prepare_with(&["train.jsonl"], |options| Prepare {
+            max_length: Some(max_length),
+            assistant_only_loss,
+            ..options
+        })
     }
 
     fn prepare_with(&self, names: &[&str], change: impl Fn(Prepare<'_>) -> Prepare<'_>) -> Result<Prepared, String> {
@@ -43,7 +47,7 @@ impl Setting {
             model_directory: self.folder.path(),
             sources: &sources,
             columns: &columns,
-            max_length: 1024,
+            max_length: Some(1024),
             assistant_only_loss: true,
             chat_template: None,
             eos_token: None,
@@ -375,6 +379,8 @@ fn what_was_tokenised_before_is_taken_from_the_cache() {
     // Everything that has a say in the rows makes other ones.
     let new = |what: &str, prepared: Prepared| assert!(!prepared.from_cache, "{what}");
     new("max_length", setting.prepare(1000, true).unwrap());
+    let uncut = setting.prepare_with(&["train.jsonl"], |options| Prepare { max_length: None, ..options });
+    new("rows that packing cuts", uncut.unwrap());
     new("loss", setting.prepare(1024, false).unwrap());
     setting.write("train.jsonl", &(row(&["Q", "A"]) + &row(&["Q", "C"])));
     new("data of the same size", setting.prepare(1024, true).unwrap());

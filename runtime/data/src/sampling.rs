@@ -1,10 +1,13 @@
-//! Which rows are used when, and on which rank. Pure: no clock, no communication.
+//! Which rows are used when, and on which rank. Pure: no clock, no communication. Where rows are packed, what is called a row
+//! here is a pack.
 //!
-//! The order of an epoch depends on the seed, the epoch and the number of rows alone. Step `k` takes the next
+//! The order of an epoch depends on the seed, the epoch and the number of rows alone (grouped by length, on these and the
+//! rows of a step too). Step `k` takes the next
 //! `world size × per-device batch × accumulation` rows of it, micro-batch `a` of rank `r` the slice `a·N + r` of these.
 //! So the rows of a step are the same for every number of ranks with the same global batch, and every row is used
 //! once in an epoch. A run that goes on with another global batch takes the rows that come next.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,23 +16,51 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
+use crate::packing::Packing;
+
+/// Grouped by length, rows are sorted within so many steps of them, fewer where there would be less than
+/// [`LEAST_GROUPS`] such groups. As transformers' `LengthGroupedSampler`.
+const GROUPED_STEPS: u64 = 50;
+/// See [`GROUPED_STEPS`].
+const LEAST_GROUPS: u64 = 4;
 
 /// In which order an epoch goes through the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Sampling {
     /// A new seeded permutation for each epoch.
     #[default]
     Random,
     /// The order of the file, in every epoch.
     Sequential,
+    /// As [`Sampling::Random`], then sorted by length within some tens of steps, so that rows of a micro-batch are alike; the
+    /// longest of all comes first.
+    GroupByLength,
+}
+
+/// What a [`StepPlan`] goes through: the rows of a data set, or its packs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Items {
+    /// How many there are.
+    pub count: usize,
+    /// The tokens of each; needed to group them by length alone.
+    pub lengths: Option<Arc<[u32]>>,
+    /// What packs are made by; none for rows.
+    pub packing: Option<Packing>,
+}
+
+impl Items {
+    /// So many rows of which no length is known.
+    pub fn rows(count: usize) -> Items {
+        Items { count, lengths: None, packing: None }
+    }
 }
 
 /// The numbers a [`StepPlan`] is made of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepPlanOptions {
-    /// Rows of the data set.
-    pub rows: usize,
+    /// What is gone through.
+    pub items: Items,
     /// Number of ranks, N.
     pub world_size: u32,
     /// Rows of one rank in one micro-batch, B.
@@ -52,8 +83,11 @@ pub struct StepPlanOptions {
 /// that step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
-    /// Rows of the data set.
+    /// Rows of the data set, or packs.
     pub rows: usize,
+    /// What packs are made by, where rows are packed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packing: Option<Packing>,
     /// The epoch, from 0.
     pub epoch: u64,
     /// Rows of this epoch that were used; less than all.
@@ -64,6 +98,9 @@ pub struct Cursor {
     pub row_seed: u64,
     /// The order of an epoch.
     pub sampling: Sampling,
+    /// Grouped by length: the rows among which this epoch's were sorted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u64>,
 }
 
 /// No run comes so far: a number in a file that is higher was never counted.
@@ -75,6 +112,8 @@ pub struct StepPlan {
     options: StepPlanOptions,
     /// The first step of this plan, and its place: 0 but for a run that goes on with another global batch.
     first: Place,
+    /// Grouped by length: the rows among which those of the first epoch are sorted, where a run went on inside of it.
+    first_group: Option<u64>,
     total_steps: u64,
     /// The order of one epoch, the last one asked for: what a plan keeps does not grow with the number of epochs.
     current: Mutex<Option<(u64, Arc<Vec<u32>>)>>,
@@ -95,7 +134,8 @@ impl StepPlan {
     /// # Errors
     /// [`DataError::Plan`] when a number that must be positive is not, or there are more than 2³² − 1 rows.
     pub fn new(options: StepPlanOptions) -> Result<StepPlan, DataError> {
-        let StepPlanOptions { rows, world_size, per_device_batch, accumulation, epochs, max_steps, .. } = options;
+        let StepPlanOptions { world_size, per_device_batch, accumulation, epochs, max_steps, .. } = options;
+        let rows = options.items.count;
         let fault = |message: String, hint: &str| Err(DataError::Plan { message, hint: hint.into() });
         if rows == 0 || u32::try_from(rows).is_err() {
             return fault(format!("a plan for {rows} rows"), "a data set has between 1 and 4294967295 rows");
@@ -108,7 +148,13 @@ impl StepPlan {
             let message = format!("num_train_epochs {epochs} and max_steps {max_steps} leave nothing to do");
             return fault(message, "give a positive num_train_epochs or a positive max_steps");
         }
-        let mut plan = StepPlan { options, first: Place::default(), total_steps: 0, current: Mutex::new(None) };
+        let lengths = options.items.lengths.as_ref().map(|lengths| lengths.len());
+        if options.sampling == Sampling::GroupByLength && lengths != Some(rows) {
+            let message = format!("{rows} rows are to be grouped by the lengths of {}", lengths.unwrap_or(0));
+            return fault(message, "each row has one length");
+        }
+        let first = Place::default();
+        let mut plan = StepPlan { options, first, first_group: None, total_steps: 0, current: Mutex::new(None) };
         plan.total_steps = plan.count_steps();
         Ok(plan)
     }
@@ -121,9 +167,10 @@ impl StepPlan {
     /// A cursor of other data, another seed or another order.
     pub fn resumed(mut self, step: u64, cursor: &Cursor) -> Result<StepPlan, DataError> {
         let here = self.cursor(step);
-        let Cursor { rows, epoch, row, global_batch: _, row_seed, sampling } = *cursor;
+        let Cursor { rows, packing, epoch, row, global_batch: _, row_seed, sampling, group } = *cursor;
         let beyond = row >= rows as u64 || epoch > MAX_EPOCH;
-        if (rows, row_seed, sampling) != (here.rows, here.row_seed, here.sampling) || beyond {
+        let same = (rows, packing, row_seed, sampling) == (here.rows, here.packing, here.row_seed, here.sampling);
+        if !same || beyond || group.is_some() != here.group.is_some() || group == Some(0) {
             return Err(DataError::Plan {
                 message: format!("the run was in {cursor:?}, and would go on in {here:?}"),
                 hint: "go on with the data set, seed and order that the checkpoint was saved with".into(),
@@ -131,13 +178,16 @@ impl StepPlan {
         }
         if *cursor != here {
             self.first = Place { step, epoch, row };
+            // What is left of an epoch comes in the order in which it began.
+            self.first_group = group.filter(|_| row > 0);
+            self.current = Mutex::new(None);
             self.total_steps = self.count_steps();
         }
         Ok(self)
     }
 
     fn count_steps(&self) -> u64 {
-        let StepPlanOptions { rows, epochs, max_steps, .. } = self.options;
+        let StepPlanOptions { epochs, max_steps, .. } = self.options;
         if let Ok(steps) = u64::try_from(max_steps)
             && steps > 0
         {
@@ -154,12 +204,16 @@ impl StepPlan {
         }
         // It ends in the epoch it begins in, where a whole epoch in steps of this size would.
         let end = ((epochs - epoch as f64).max(0.0) * per_epoch).ceil() as u64 * self.global_batch();
-        step + end.min(rows as u64).saturating_sub(row).div_ceil(self.global_batch())
+        step + end.min(self.rows()).saturating_sub(row).div_ceil(self.global_batch())
+    }
+
+    fn rows(&self) -> u64 {
+        self.options.items.count as u64
     }
 
     /// Steps from where this plan begins to the end of that epoch.
     fn steps_of_first_epoch(&self) -> u64 {
-        (self.options.rows as u64 - self.first.row).div_ceil(self.global_batch())
+        (self.rows() - self.first.row).div_ceil(self.global_batch())
     }
 
     /// The first step that this plan knows: 0, or where a run went on with another global batch.
@@ -185,7 +239,7 @@ impl StepPlan {
 
     /// Optimizer steps of one epoch; the last may be short.
     pub fn steps_per_epoch(&self) -> u64 {
-        (self.options.rows as u64).div_ceil(self.global_batch())
+        self.rows().div_ceil(self.global_batch())
     }
 
     /// Rows of a full optimizer step: world size × per-device batch × accumulation.
@@ -207,7 +261,7 @@ impl StepPlan {
     /// Rows gone through in `steps` steps, over all epochs.
     pub fn rows_after(&self, steps: u64) -> u64 {
         let Place { epoch, row, .. } = self.place(steps);
-        epoch * self.options.rows as u64 + row
+        epoch * self.rows() + row
     }
 
     /// Epochs done after `steps` steps, as a fraction: what logs show. Steps of an epoch count alike, short ones too.
@@ -218,7 +272,7 @@ impl StepPlan {
         if row == 0 {
             return epoch as f64 + done as f64 / per_epoch;
         }
-        let gone = row as f64 / self.options.rows as f64;
+        let gone = row as f64 / self.rows() as f64;
         match done.checked_sub(in_first) {
             Some(later) => (epoch + 1) as f64 + later as f64 / per_epoch,
             None => epoch as f64 + gone + (1.0 - gone) * done as f64 / in_first as f64,
@@ -229,13 +283,22 @@ impl StepPlan {
     pub fn cursor(&self, steps: u64) -> Cursor {
         let Place { epoch, row, .. } = self.place(steps);
         Cursor {
-            rows: self.options.rows,
+            rows: self.options.items.count,
+            packing: self.options.items.packing,
             epoch,
             row,
             global_batch: self.global_batch(),
             row_seed: self.options.data_seed.unwrap_or(self.options.seed),
             sampling: self.options.sampling,
+            group: (self.options.sampling == Sampling::GroupByLength).then(|| self.group(epoch)),
         }
+    }
+
+    /// Grouped by length: the rows among which those of an epoch are sorted.
+    fn group(&self, epoch: u64) -> u64 {
+        let batch = self.global_batch();
+        let steps = (self.rows() / batch.saturating_mul(LEAST_GROUPS)).clamp(1, GROUPED_STEPS);
+        self.first_group.filter(|_| epoch == self.first.epoch).unwrap_or(steps.saturating_mul(batch))
     }
 
     /// All rows of step `step` (from 0), in global order; short in the last step of an epoch.
@@ -256,7 +319,7 @@ impl StepPlan {
 
     fn step_range(&self, step: u64) -> (u64, Range<usize>) {
         let Place { epoch, row, .. } = self.place(step);
-        let end = (row + self.global_batch()).min(self.options.rows as u64);
+        let end = (row + self.global_batch()).min(self.rows());
         (epoch, row as usize..end as usize)
     }
 
@@ -265,9 +328,12 @@ impl StepPlan {
         match &*current {
             Some((known, order)) if *known == epoch => Arc::clone(order),
             _ => {
-                let mut order: Vec<u32> = (0..self.options.rows as u32).collect();
-                if self.options.sampling == Sampling::Random {
+                let mut order: Vec<u32> = (0..self.rows() as u32).collect();
+                if self.options.sampling != Sampling::Sequential {
                     shuffle(&mut order, self.options.data_seed.unwrap_or(self.options.seed), epoch);
+                }
+                if let (Sampling::GroupByLength, Some(lengths)) = (self.options.sampling, &self.options.items.lengths) {
+                    group_by_length(&mut order, lengths, usize::try_from(self.group(epoch)).unwrap_or(usize::MAX));
                 }
                 let order = Arc::new(order);
                 *current = Some((epoch, Arc::clone(&order)));
@@ -275,6 +341,18 @@ impl StepPlan {
             }
         }
     }
+}
+
+/// Sorts each `group` rows by their lengths, the longest first, and then puts the longest of all to the beginning, in exchange
+/// for the row there: memory that does not suffice shows at once.
+fn group_by_length(order: &mut [u32], lengths: &[u32], group: usize) {
+    let length = |row: u32| lengths[row as usize];
+    for rows in order.chunks_mut(group) {
+        rows.sort_by_key(|&row| Reverse(length(row)));
+    }
+    // Of equally long ones that of the first group.
+    let longest = (0..order.len()).step_by(group).min_by_key(|&place| Reverse(length(order[place])));
+    order.swap(0, longest.unwrap_or(0));
 }
 
 /// Fisher-Yates from the end, on the ChaCha8 stream number `epoch` of the key that the seed spells. Written out here so

@@ -33,7 +33,7 @@ fn peak_of(path: &Path) -> u64 {
             model_directory: &model,
             sources: &Sources::find(&[path.to_str().unwrap()]).unwrap(),
             columns: &Columns::default(),
-            max_length: 4096,
+            max_length: Some(4096),
             assistant_only_loss: true,
             chat_template: None,
             eos_token: None,

@@ -24,7 +24,7 @@ fn ids_and_masks_are_those_of_transformers() {
         model_directory: &model_directory,
         sources: &Sources::find(&[dataset.to_str().unwrap()]).unwrap(),
         columns: &Columns::default(),
-        max_length: 1024,
+        max_length: Some(1024),
         assistant_only_loss: true,
         chat_template: None,
         eos_token: None,

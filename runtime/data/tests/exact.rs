@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use zerofold_data::{
-    Batch, Columns, IGNORED, Prepare, Sampling, Sources, StepPlan, StepPlanOptions, TokenizedDataset, prepare,
+    Batch, Columns, IGNORED, Items, Prepare, Sampling, Sources, StepPlan, StepPlanOptions, TokenizedDataset, prepare,
 };
 
 /// Rows in the file.
@@ -32,7 +32,7 @@ fn dataset() -> TokenizedDataset {
         model_directory: &Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models/tiny-llama"),
         sources: &Sources::find(&[path.to_str().unwrap()]).unwrap(),
         columns: &Columns::default(),
-        max_length: 512,
+        max_length: Some(512),
         assistant_only_loss: true,
         chat_template: None,
         eos_token: None,
@@ -49,7 +49,7 @@ fn step_k_has_the_rows_of_the_file_from_k_b_on_whatever_the_ranks() {
     let shapes = [(1, 12, 1), (1, 1, 12), (2, 3, 2), (2, 6, 1), (3, 2, 2), (4, 1, 3), (4, 3, 1), (6, 2, 1), (12, 1, 1)];
     for (world_size, per_device_batch, accumulation) in shapes {
         let plan = StepPlan::new(StepPlanOptions {
-            rows: dataset.rows(),
+            items: Items::rows(dataset.rows()),
             world_size,
             per_device_batch,
             accumulation,

@@ -44,7 +44,7 @@ fn ids_and_labels_are_those_of_trl() {
             model_directory: folder.path(),
             sources: &Sources::find(&[path.to_str().unwrap()]).unwrap(),
             columns: &Columns::default(),
-            max_length: case["max_length"].as_u64().unwrap() as u32,
+            max_length: Some(case["max_length"].as_u64().unwrap() as u32),
             assistant_only_loss: case["assistant_only_loss"].as_bool().unwrap(),
             chat_template: None,
             eos_token: None,

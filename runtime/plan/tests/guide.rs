@@ -93,6 +93,7 @@ fn job(model: &ModelConfig, world_size: usize, pure: bool, offload_optimizer: bo
         },
         per_device_batch: 1,
         length: 2048,
+        longest_document: None,
         supervised: None,
         accumulation: 4,
         gradient_checkpointing: true,

@@ -52,7 +52,7 @@ impl WholeModel {
     pub fn logits(&self, input_ids: &Tensor) -> Result<Tensor> {
         let mut x = self.llama.embed(&self.units[0][0], input_ids)?;
         for (layer, leaves) in self.blocks().iter().enumerate() {
-            x = self.llama.segment(SegmentKind::Block(layer), leaves, &x)?;
+            x = self.llama.segment(SegmentKind::Block(layer), leaves, &x, None)?;
         }
         self.head(&x)
     }

@@ -9,6 +9,9 @@
 //! - **Products**: two batched matrix products with a softmax between, out of libtorch's operations, for dropout on the CPU,
 //!   where libtorch has no fused kernel: it would hold all B · K · G · T² scores several times over, in float32 whatever the
 //!   type. Products hold them twice, and a byte each for what was dropped. A GPU's fused kernel drops by itself.
+//!
+//! Of documents end to end in one row each attends to itself: our own kernel knows where they begin, the others are called for
+//! one document after the other.
 
 use std::cell::RefCell;
 
@@ -98,10 +101,32 @@ impl Attention {
         dropout: f64,
     ) -> Result<Tensor, ModelError> {
         match way {
-            Way::Blocks => Ok(attention(query, key, value)?),
+            Way::Blocks => Ok(attention(query, key, value, &[])?),
             Way::Flash => self.by_flash(query, key, value, dropout),
             Way::Products => self.by_products(query, key, value, dropout),
         }
+    }
+
+    /// The same in documents of these lengths, end to end in one row: B is 1, and T their sum.
+    pub(super) fn by_document(
+        &self,
+        way: Way,
+        parts: &[Tensor; 3],
+        lengths: &[i64],
+        dropout: f64,
+    ) -> Result<Tensor, ModelError> {
+        if way == Way::Blocks {
+            let [query, key, value] = parts;
+            return Ok(attention(query, key, value, lengths)?);
+        }
+        let mut begin = 0;
+        let mut attended = Vec::with_capacity(lengths.len());
+        for &length in lengths {
+            let [query, key, value] = parts.each_ref().map(|part| part.f_narrow(2, begin, length));
+            attended.push(self.causal(way, &[query?, key?, value?], dropout)?);
+            begin += length;
+        }
+        Ok(Tensor::f_cat(&attended, 1)?)
     }
 
     fn by_products(&self, query: &Tensor, key: &Tensor, value: &Tensor, dropout: f64) -> Result<Tensor, ModelError> {
@@ -215,109 +240,5 @@ impl Attention {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Numbers between -2 and 2 that look random, others for each `phase`: tests run side by side on one generator.
-    fn scattered(shape: &[i64], phase: f64) -> Tensor {
-        let count = shape.iter().product::<i64>();
-        let angles = Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + phase;
-        ((angles.sin() * 43758.5453).frac() * 2.0).to_kind(Kind::Float).reshape(shape)
-    }
-
-    /// A way's result for these shapes, and the gradients of query, key and value.
-    fn results(way: Way, kind: Kind, sharing: i64, length: i64) -> Vec<Tensor> {
-        let (rows, key_heads, head_dim) = (2, 3, 16);
-        let attention =
-            Attention { key_heads, queries_per_key: sharing, kind, device: Device::Cpu, mask: RefCell::new(None) };
-        let inputs = [(key_heads * sharing, 0.1), (key_heads, 0.2), (key_heads, 0.3)].map(|(heads, phase)| {
-            scattered(&[rows, heads, length, head_dim], phase).to_kind(kind).set_requires_grad(true)
-        });
-        let weight = scattered(&[rows, length, key_heads * sharing * head_dim], 0.4).to_kind(kind);
-        let [query, key, value] = &inputs;
-        let query = match way {
-            Way::Blocks => query.reshape([rows, key_heads, sharing, length, head_dim]).transpose(2, 3).contiguous(),
-            _ => query.shallow_clone(),
-        };
-        let parts = [query, key.shallow_clone(), value.shallow_clone()];
-        let attended = attention.causal(way, &parts, 0.0).expect("attention");
-        let loss = (&attended * &weight).sum(Kind::Float);
-        let mut results = Tensor::run_backward(&[loss], &inputs, false, false);
-        results.push(attended);
-        results
-    }
-
-    #[test]
-    fn all_ways_agree_and_so_do_their_gradients() {
-        // One position, part of a block, blocks and a part, blocks with many query heads.
-        for (sharing, length) in [(1, 1), (1, 45), (3, 45), (3, 128), (1, 300), (3, 257), (17, 70)] {
-            for (kind, tolerance) in [(Kind::Float, 2e-5), (Kind::BFloat16, 0.01)] {
-                let flash = results(Way::Flash, Kind::Float, sharing, length);
-                for way in [Way::Products, Way::Blocks, Way::Flash] {
-                    for (found, flash) in results(way, kind, sharing, length).iter().zip(&flash) {
-                        assert_eq!(found.size(), flash.size());
-                        // With one position nothing depends on queries and keys: what is left are rounded terms of about 1.
-                        let error = (found.to_kind(Kind::Float) - flash).norm().double_value(&[]);
-                        let least = (flash.numel() as f64).sqrt();
-                        let relative = error / flash.norm().double_value(&[]).max(least);
-                        assert!(relative < tolerance, "{way:?}, {kind:?}, {sharing} × {length}: off by {relative}");
-                    }
-                }
-            }
-        }
-    }
-
-    /// With 3 threads groups are shared out; with 8 there are too few groups, and products are.
-    #[test]
-    fn blocks_give_the_same_on_one_thread_and_several() {
-        for kind in [Kind::Float, Kind::BFloat16] {
-            let first = results(Way::Blocks, kind, 3, 300);
-            for threads in [3, 8] {
-                tch::set_num_threads(threads);
-                let again = results(Way::Blocks, kind, 3, 300);
-                tch::set_num_threads(1);
-                assert!(
-                    first.iter().zip(&again).all(|(one, other)| one.allclose(other, 1e-5, 1e-5, false)),
-                    "{threads}"
-                );
-            }
-        }
-    }
-
-    /// oneDNN in libtorch wants AVX-512 for its products; processors without it take others.
-    #[test]
-    fn processors_without_avx512_pass_the_same_test() {
-        let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["attention::tests::all_ways_agree", "loss_and_gradients_equal"])
-            .env("ONEDNN_MAX_CPU_ISA", "AVX2")
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && text.contains(" 2 passed"), "{text}");
-    }
-
-    #[test]
-    fn on_a_cpu_libtorch_takes_its_fused_kernel() {
-        let attention =
-            |kind| Attention { key_heads: 2, queries_per_key: 3, kind, device: Device::Cpu, mask: RefCell::new(None) };
-        for kind in [Kind::Float, Kind::BFloat16] {
-            assert_eq!(attention(kind).kernel(64, 16).unwrap(), Kernel::Flash, "{kind:?}");
-        }
-    }
-
-    #[test]
-    fn the_way_follows_from_device_type_and_dropout() {
-        let way = |kind, device, kernels, dropout| {
-            let attention = Attention { key_heads: 3, queries_per_key: 3, kind, device, mask: RefCell::new(None) };
-            attention.way(kernels, dropout)
-        };
-        let ours = Kernels::default();
-        for kind in [Kind::Float, Kind::BFloat16] {
-            assert_eq!(way(kind, Device::Cpu, ours, 0.0), Way::Blocks);
-            assert_eq!(way(kind, Device::Cpu, Kernels::plain(), 0.0), Way::Flash);
-            assert_eq!(way(kind, Device::Cpu, ours, 0.1), Way::Products);
-            assert_eq!(way(kind, Device::Cuda(0), ours, 0.1), Way::Flash);
-        }
-        assert_eq!(way(Kind::Half, Device::Cpu, ours, 0.0), Way::Flash);
-    }
-}
+#[path = "attention_tests.rs"]
+mod tests;

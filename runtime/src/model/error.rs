@@ -34,6 +34,14 @@ pub enum ModelError {
         /// The model's window.
         window: usize,
     },
+    /// Documents that are none, or not those of a row.
+    #[error("documents of {lengths:?} tokens do not lie end to end in one row of hidden states {row:?}")]
+    Documents {
+        /// Tokens of each.
+        lengths: Vec<i64>,
+        /// The shape of the hidden states; empty where there are none yet.
+        row: Vec<i64>,
+    },
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 use zerofold_plan::SegmentKind;
 
 use super::attention::{Attention, Kernel};
+use super::documents::Documents;
 use super::rope::{Rope, Tables};
 use super::{LayerCache, ModelConfig, ModelError};
 use crate::torch::{HeadLayout, Kernels, linear};
@@ -119,14 +120,31 @@ impl Llama {
         Ok(Tensor::f_embedding(weight, input_ids, -1, false, false)?)
     }
 
+    /// Documents of these lengths, to lie end to end in one row.
+    ///
+    /// # Errors
+    /// A document of no tokens or beyond [`ModelConfig::max_exact_length`], and what libtorch says.
+    pub fn documents(&self, lengths: &[i64]) -> Result<Documents, ModelError> {
+        lengths.iter().try_for_each(|&length| self.check_length(length))?;
+        Documents::new(&self.rope, lengths)
+    }
+
     /// What a segment between embedding and head makes of `[B, T, H]`, causal, at positions 0 to T - 1. Rows padded on
-    /// the right need no mask: what comes after a token does not reach it. `leaves` are the segment's, in the order that
+    /// the right need no mask: what comes after a token does not reach it. With `documents` the one row of `x` holds them end
+    /// to end, and positions and attention are those of each alone. `leaves` are the segment's, in the order that
     /// [`SegmentKind`] tells.
     ///
     /// # Errors
-    /// The wrong number of leaves, a T beyond [`ModelConfig::max_exact_length`], and what libtorch says.
-    pub fn segment(&self, kind: SegmentKind, leaves: &[Tensor], x: &Tensor) -> Result<Tensor, ModelError> {
-        self.segment_with(kind, leaves, x, 0.0)
+    /// The wrong number of leaves, a T beyond [`ModelConfig::max_exact_length`], documents of another length than the row,
+    /// and what libtorch says.
+    pub fn segment(
+        &self,
+        kind: SegmentKind,
+        leaves: &[Tensor],
+        x: &Tensor,
+        documents: Option<&Documents>,
+    ) -> Result<Tensor, ModelError> {
+        self.segment_with(kind, leaves, (x, documents), 0.0)
     }
 
     /// The same in training: with the model's dropout, which follows from `seed` alone, so that computing a segment a
@@ -139,40 +157,56 @@ impl Llama {
         kind: SegmentKind,
         leaves: &[Tensor],
         x: &Tensor,
+        documents: Option<&Documents>,
         seed: u64,
     ) -> Result<Tensor, ModelError> {
         if self.config.attention_dropout > 0.0 {
             tch::manual_seed(seed.cast_signed());
         }
-        self.segment_with(kind, leaves, x, self.config.attention_dropout)
+        self.segment_with(kind, leaves, (x, documents), self.config.attention_dropout)
     }
 
     fn segment_with(
         &self,
         kind: SegmentKind,
         leaves: &[Tensor],
-        x: &Tensor,
+        (x, documents): (&Tensor, Option<&Documents>),
         dropout: f64,
     ) -> Result<Tensor, ModelError> {
         match kind {
             SegmentKind::Block(_) => {
                 let (attention, mlp) = halves(leaves);
-                self.mlp(mlp, &self.attention(attention, x, dropout)?)
+                self.mlp(mlp, &self.attention(attention, x, documents, dropout)?)
             }
-            SegmentKind::Attention(_) => self.attention(leaves, x, dropout),
+            SegmentKind::Attention(_) => self.attention(leaves, x, documents, dropout),
             SegmentKind::Mlp(_) => self.mlp(leaves, x),
             SegmentKind::Embedding | SegmentKind::Head => Err(ModelError::NoHidden(kind)),
         }
     }
 
-    fn attention(&self, leaves: &[Tensor], x: &Tensor, dropout: f64) -> Result<Tensor, ModelError> {
+    fn attention(
+        &self,
+        leaves: &[Tensor],
+        x: &Tensor,
+        documents: Option<&Documents>,
+        dropout: f64,
+    ) -> Result<Tensor, ModelError> {
         let weights = AttentionWeights::of(leaves)?;
-        let (_, length, _) = x.size3()?;
-        self.check_length(length)?;
-        let tables = self.rope.tables(0, length)?;
         let way = self.attention.way(self.kernels, dropout);
-        let parts = self.query_key_value(&weights, x, &tables, way.layout())?;
-        let attended = self.attention.causal(way, &parts, dropout)?;
+        let attended = match documents {
+            Some(documents) => {
+                documents.check(x)?;
+                let parts = self.query_key_value(&weights, x, &documents.tables, way.layout())?;
+                self.attention.by_document(way, &parts, &documents.lengths, dropout)?
+            }
+            None => {
+                let (_, length, _) = x.size3()?;
+                self.check_length(length)?;
+                let tables = self.rope.tables(0, length)?;
+                let parts = self.query_key_value(&weights, x, &tables, way.layout())?;
+                self.attention.causal(way, &parts, dropout)?
+            }
+        };
         project(&attended, weights.output, x)
     }
 

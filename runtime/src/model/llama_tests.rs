@@ -56,8 +56,9 @@ impl Whole {
 
     fn logits(&self, input_ids: &Tensor) -> Tensor {
         let embedded = self.llama.embed(&self.units[0][0], input_ids).expect("an embedding");
-        let step =
-            |x: Tensor, leaves: &Vec<Tensor>| self.llama.segment(SegmentKind::Block(0), leaves, &x).expect("a block");
+        let step = |x: Tensor, leaves: &Vec<Tensor>| {
+            self.llama.segment(SegmentKind::Block(0), leaves, &x, None).expect("a block")
+        };
         self.head(&self.blocks().iter().fold(embedded, step))
     }
 
@@ -86,6 +87,26 @@ fn logits_equal_those_of_transformers() {
     for name in MODELS {
         let (input_ids, logits) = expected(name);
         let difference = largest_difference(&Whole::read(name, Kind::Float).logits(&input_ids), &logits);
+        assert!(difference < 1e-4, "{name}: logits differ by {difference}");
+    }
+}
+
+/// The beginnings of the fixture's rows, end to end in one row: each as transformers computes it alone.
+#[test]
+fn documents_end_to_end_have_the_logits_of_transformers() {
+    for name in MODELS {
+        let (input_ids, logits) = expected(name);
+        let whole = Whole::read(name, Kind::Float);
+        let (rows, longest) = input_ids.size2().unwrap();
+        let lengths: Vec<i64> = (0..2 * rows).map(|place| 1 + (place * 5 + longest - 1) % longest).collect();
+        let part = |of: &Tensor, place: usize| of.get(place as i64 % rows).narrow(0, 0, lengths[place]);
+        let of_all = |of: &Tensor| Tensor::cat(&(0..lengths.len()).map(|place| part(of, place)).collect::<Vec<_>>(), 0);
+        let documents = whole.llama.documents(&lengths).expect("documents");
+        let mut x = whole.llama.embed(&whole.units[0][0], &of_all(&input_ids).unsqueeze(0)).expect("an embedding");
+        for leaves in whole.blocks() {
+            x = whole.llama.segment(SegmentKind::Block(0), leaves, &x, Some(&documents)).expect("a block");
+        }
+        let difference = largest_difference(&whole.head(&x).squeeze_dim(0), &of_all(&logits));
         assert!(difference < 1e-4, "{name}: logits differ by {difference}");
     }
 }
@@ -238,16 +259,31 @@ fn misuse_is_an_error_and_no_panic() {
     whole.llama.config.sliding_window = Some(5);
     let x = Tensor::zeros([1, 6, 48], (Kind::Float, Device::Cpu));
     assert!(matches!(
-        whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &x),
+        whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &x, None),
         Err(ModelError::BeyondWindow { length: 6, window: 5 })
     ));
-    assert!(whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &x.narrow(1, 0, 5)).is_ok());
+    assert!(whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &x.narrow(1, 0, 5), None).is_ok());
     assert!(matches!(
-        whole.llama.segment(SegmentKind::Block(0), &whole.units[0], &x),
+        whole.llama.segment(SegmentKind::Block(0), &whole.units[0], &x, None),
         Err(ModelError::Leaves { expected: 3, found: 1, .. })
+    ));
+    // Documents are held to the window one by one, and to the row all together.
+    let documents = whole.llama.documents(&[5, 1]).expect("documents");
+    assert!(whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &x, Some(&documents)).is_ok());
+    assert!(matches!(whole.llama.documents(&[6]), Err(ModelError::BeyondWindow { length: 6, window: 5 })));
+    for lengths in [&[][..], &[0], &[3, -1]] {
+        assert!(whole.llama.documents(lengths).is_err(), "{lengths:?}");
+    }
+    let narrow = x.narrow(1, 0, 5);
+    assert!(matches!(
+        whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &narrow, Some(&documents)),
+        Err(ModelError::Documents { .. })
     ));
     let outside = Tensor::from_slice(&[100_000i64]).view([1, 1]);
     assert!(matches!(whole.llama.embed(&whole.units[0][0], &outside), Err(ModelError::Torch(_))));
     let narrow = x.narrow(1, 0, 5).narrow(2, 0, 40);
-    assert!(matches!(whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &narrow), Err(ModelError::Kernel(_))));
+    assert!(matches!(
+        whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &narrow, None),
+        Err(ModelError::Kernel(_))
+    ));
 }

@@ -13,12 +13,14 @@
 
 mod attention;
 mod cache;
+mod documents;
 mod error;
 mod llama;
 mod rope;
 
 pub use attention::Kernel;
 pub use cache::LayerCache;
+pub use documents::Documents;
 pub use error::ModelError;
 pub use llama::Llama;
 pub use rope::inverse_frequencies;

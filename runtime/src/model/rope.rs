@@ -77,6 +77,15 @@ impl Rope {
         }
     }
 
+    /// The tables of documents end to end, whose positions begin anew in each.
+    pub(super) fn tables_of(&self, lengths: &[i64]) -> Result<Tables, ModelError> {
+        // The longest first, so that the tables grow once.
+        self.tables(0, lengths.iter().copied().max().unwrap_or(0))?;
+        let each = lengths.iter().map(|&length| self.tables(0, length)).collect::<Result<Vec<_>, _>>()?;
+        let (cosines, sines): (Vec<_>, Vec<_>) = each.into_iter().map(|tables| (tables.cosines, tables.sines)).unzip();
+        Ok(Tables { cosines: Tensor::f_cat(&cosines, 0)?, sines: Tensor::f_cat(&sines, 0)? })
+    }
+
     fn build(&self, positions: i64) -> Result<Tables, ModelError> {
         let device = self.inverse_frequencies.device();
         let positions = Tensor::f_arange(positions, (Kind::Float, device))?.f_unsqueeze(1)?;

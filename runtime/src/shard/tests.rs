@@ -65,7 +65,8 @@ fn backward_sees_every_weight_through_the_flat_parameter() {
             // SAFETY: `whole` and `spoilt` outlive the passes that read them.
             unsafe { shards.units[1].point_at(whole.data_ptr()).unwrap() };
             let output =
-                tch::with_grad(|| model.segment(SegmentKind::Block(0), shards.units[1].leaves(), &input)).unwrap();
+                tch::with_grad(|| model.segment(SegmentKind::Block(0), shards.units[1].leaves(), &input, None))
+                    .unwrap();
             let spoilt = whole.copy();
             let _filled = spoilt.narrow(0, begin as i64, (end - begin) as i64).fill_(f64::NAN);
             // SAFETY: as above.

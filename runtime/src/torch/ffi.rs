@@ -90,6 +90,8 @@ unsafe extern "C" {
         query: *mut c_void,
         key: *mut c_void,
         value: *mut c_void,
+        lengths: *const i64,
+        length_count: usize,
         result: *mut *mut c_void,
     ) -> c_int;
     pub(crate) fn zf_linear(x: *mut c_void, weight: *mut c_void, result: *mut *mut c_void) -> c_int;

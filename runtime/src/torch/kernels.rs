@@ -111,11 +111,16 @@ impl Kernels {
 /// and `value` `[B, groups, T, D]`, all contiguous and of one type, which are [`HeadLayout::Grouped`]: `[B, T, groups · sharing
 /// · D]`. Saved: these four, and a float32 number for each position and query head.
 ///
+/// Attention is within each row; with `lengths`, which are T together, within documents of these lengths, end to end in the one
+/// row.
+///
 /// # Errors
-/// Shapes or types that do not fit, and what libtorch says.
-pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, ShimError> {
-    // SAFETY: the handles are live tensors; the result is a new one.
-    owned(|result| unsafe { ffi::zf_attention(handle(query), handle(key), handle(value), result) })
+/// Shapes, types or lengths that do not fit, and what libtorch says.
+pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, lengths: &[i64]) -> Result<Tensor, ShimError> {
+    // SAFETY: the handles are live tensors, the count is that of the lengths; the result is a new tensor.
+    owned(|result| unsafe {
+        ffi::zf_attention(handle(query), handle(key), handle(value), lengths.as_ptr(), lengths.len(), result)
+    })
 }
 
 /// The linear layer without bias: `x · weightᵀ` for `x` `[…, I]` and `weight` `[O, I]` of one type: `[…, O]`. Saved: both.

@@ -1,10 +1,10 @@
 //! The loss on held-out rows.
 
+use super::run::Rows;
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
-use zerofold_data::{Batch, TokenizedDataset};
 
 /// What an evaluation gave, over all ranks.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,24 +18,19 @@ pub(super) struct Evaluation {
 }
 
 impl Trainer {
-    /// The token-weighted mean loss over `dataset`, `batch_size` rows at a time on each rank. All ranks run equally many
-    /// batches, since each may gather parameters; a rank without rows runs an empty one.
-    pub(super) fn evaluate(
-        &mut self,
-        dataset: &TokenizedDataset,
-        batch_size: usize,
-        pad_id: u32,
-    ) -> Result<Evaluation, TrainError> {
+    /// The token-weighted mean loss over `held_out`, `batch_size` rows or packs at a time on each rank. All ranks run equally
+    /// many batches, since each may gather parameters; a rank without rows runs an empty one.
+    pub(super) fn evaluate(&mut self, held_out: &Rows, batch_size: usize) -> Result<Evaluation, TrainError> {
         let _no_grad = tch::no_grad_guard();
         let began = Instant::now();
         self.enter(Phase::Evaluation);
         let (rank, world_size) = (self.shards.comm().rank(), self.shards.comm().world_size());
-        let rows: Vec<u32> = (0..dataset.rows() as u32).collect();
+        let items: Vec<u32> = (0..held_out.collator.count() as u32).collect();
         let mut sum = Tensor::f_zeros([0i64; 0], (Kind::Double, self.model.device()))?;
         let mut supervised = 0;
-        for window in rows.chunks(batch_size * world_size) {
+        for window in items.chunks(batch_size * world_size) {
             let part = window.chunks(batch_size).nth(rank).unwrap_or(&[]);
-            let batch = Batch::collate(dataset, part, pad_id)?;
+            let batch = held_out.batch(part)?;
             sum = sum.f_add_(&self.pass_with(0, None).forward(&batch)?)?;
             supervised += batch.supervised;
         }

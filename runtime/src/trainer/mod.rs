@@ -12,7 +12,7 @@ mod snapshot;
 mod step;
 
 pub use checkpoint::{Progress, saved_cursor};
-pub use run::{Job, Outcome, run};
+pub use run::{Job, Outcome, Rows, run};
 pub use snapshot::Snapshot;
 pub use step::{Best, Requests, StepOptions, StepOutcome, StepState};
 

@@ -5,27 +5,30 @@ use super::inspect::Inspection;
 use super::loss::head_loss;
 use crate::comm::{Activity, Phase};
 use crate::metrics::{Begun, Label, Track};
-use crate::model::Llama;
+use crate::model::{Documents, Llama};
 use crate::shard::Shards;
 use crate::torch::{add, add_rows, autograd_grad};
-use tch::{Device, Tensor};
+use tch::Tensor;
 use zerofold_checkpoint::fault;
 use zerofold_configs::BackwardPrefetch;
 use zerofold_data::Batch;
 use zerofold_plan::{ParameterGroup, Segment, SegmentKind};
 
 /// A micro-batch as tensors.
-pub(super) struct MicroBatch {
+struct MicroBatch {
     /// Token ids `[rows, length]`.
     input_ids: Tensor,
     /// Where, in `[rows × length]`, supervised targets are.
     positions: Tensor,
     /// The supervised targets.
     targets: Tensor,
+    /// Where the one row holds documents end to end.
+    documents: Option<Documents>,
 }
 
 impl MicroBatch {
-    pub(super) fn new(batch: &Batch, device: Device) -> Result<Self, TrainError> {
+    fn new(batch: &Batch, model: &Llama) -> Result<Self, TrainError> {
+        let device = model.device();
         let shape = [batch.rows as i64, batch.length as i64];
         let supervised = batch.labels.iter().enumerate().filter(|(_, label)| **label >= 0);
         let (positions, targets): (Vec<i64>, Vec<i64>) = supervised.map(|(at, &label)| (at as i64, label)).unzip();
@@ -33,6 +36,10 @@ impl MicroBatch {
             input_ids: Tensor::from_slice(&batch.input_ids).f_view(shape)?.f_to_device(device)?,
             positions: Tensor::from_slice(&positions).f_to_device(device)?,
             targets: Tensor::from_slice(&targets).f_to_device(device)?,
+            documents: match batch.documents.as_slice() {
+                [] => None,
+                lengths => Some(model.documents(lengths)?),
+            },
         })
     }
 }
@@ -103,7 +110,7 @@ pub(super) struct Pass<'a> {
 impl Pass<'_> {
     /// The summed loss of a micro-batch, a float64 scalar on the device; gradients of `loss × scale` go to the shards.
     pub(super) fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<Tensor, TrainError> {
-        let batch = MicroBatch::new(batch, self.model.device())?;
+        let batch = MicroBatch::new(batch, self.model)?;
         let last = self.segments.all.len() - 1;
         self.enter(Phase::Forward);
         fault::reach(fault::FORWARD);
@@ -115,10 +122,10 @@ impl Pass<'_> {
             let span = self.begin(index, "forward");
             let recomputed = self.recompute_every.is_some_and(|every| (index - 1).is_multiple_of(every));
             let output = if recomputed {
-                hidden = self.segment(index, &input)?;
+                hidden = self.segment(index, &batch, &input)?;
                 None
             } else {
-                let output = tch::with_grad(|| self.segment(index, &input))?;
+                let output = tch::with_grad(|| self.segment(index, &batch, &input))?;
                 hidden = output.f_detach()?;
                 Some(output)
             };
@@ -131,8 +138,8 @@ impl Pass<'_> {
         let (loss, mut gradient) = self.head(&batch, &hidden, scale)?;
         drop(hidden);
         for index in (1..last).rev() {
-            let Some(Saved { input, output }) = saved.pop() else { break };
-            gradient = self.segment_backward(index, input, output, gradient)?;
+            let Some(saved) = saved.pop() else { break };
+            gradient = self.segment_backward(index, &batch, saved, gradient)?;
         }
         self.embed_backward(&batch, &gradient)?;
         Ok(loss)
@@ -140,13 +147,14 @@ impl Pass<'_> {
 
     /// The summed loss of a micro-batch, a float64 scalar on the device, without gradients.
     pub(super) fn forward(&mut self, batch: &Batch) -> Result<Tensor, TrainError> {
-        let batch = MicroBatch::new(batch, self.model.device())?;
+        let batch = MicroBatch::new(batch, self.model)?;
         let last = self.segments.all.len() - 1;
         let mut hidden = self.embed(&batch)?;
         for index in 1..last {
             self.gather_for_forward(index)?;
             let span = self.begin(index, "forward");
-            hidden = self.model.segment(self.segments.all[index].kind, self.leaves(index), &hidden)?;
+            let kind = self.segments.all[index].kind;
+            hidden = self.model.segment(kind, self.leaves(index), &hidden, batch.documents.as_ref())?;
             self.end(span);
             self.release_after_forward(index)?;
         }
@@ -181,9 +189,10 @@ impl Pass<'_> {
     }
 
     /// A segment's forward in training; computing it again gives the same.
-    fn segment(&self, index: usize, input: &Tensor) -> Result<Tensor, TrainError> {
+    fn segment(&self, index: usize, batch: &MicroBatch, input: &Tensor) -> Result<Tensor, TrainError> {
+        let (kind, documents) = (self.segments.all[index].kind, batch.documents.as_ref());
         let seed = self.seed.wrapping_add(index as u64);
-        Ok(self.model.segment_in_training(self.segments.all[index].kind, self.leaves(index), input, seed)?)
+        Ok(self.model.segment_in_training(kind, self.leaves(index), input, documents, seed)?)
     }
 
     fn gather_for_forward(&mut self, index: usize) -> Result<(), TrainError> {
@@ -315,8 +324,8 @@ impl Pass<'_> {
     fn segment_backward(
         &mut self,
         index: usize,
-        input: Tensor,
-        output: Option<Tensor>,
+        batch: &MicroBatch,
+        Saved { input, output }: Saved,
         seed: Tensor,
     ) -> Result<Tensor, TrainError> {
         let unit = self.segments.all[index].unit;
@@ -326,7 +335,7 @@ impl Pass<'_> {
             Some(output) => output,
             None => {
                 let span = self.begin(index, "recompute");
-                let output = tch::with_grad(|| self.segment(index, &input))?;
+                let output = tch::with_grad(|| self.segment(index, batch, &input))?;
                 self.end(span);
                 output
             }

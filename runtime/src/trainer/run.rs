@@ -9,7 +9,7 @@ use crate::metrics::Profile;
 use std::path::{Path, PathBuf};
 use zerofold_checkpoint::{Found, fault, open_step, step_directory};
 use zerofold_configs::{Resolved, Strategy, Training};
-use zerofold_data::{Batch, StepPlan, TokenizedDataset};
+use zerofold_data::{Batch, Collator, StepPlan, TokenizedDataset};
 use zerofold_proto::v1::{EvaluationRecord, StepRecord};
 
 /// Rows are padded with this id. What it is does not matter: causal attention hides padding on the right from every real
@@ -23,13 +23,28 @@ pub struct Job<'a> {
     /// The control plane.
     pub control: &'a Control,
     /// Training rows.
-    pub train: TokenizedDataset,
+    pub train: Rows,
     /// Held-out rows.
-    pub held_out: Option<TokenizedDataset>,
-    /// Which rows belong to which step.
+    pub held_out: Option<Rows>,
+    /// Which of the training rows, or packs, belong to which step.
     pub plan: StepPlan,
     /// The checkpoint to go on from.
     pub resume: Option<Found>,
+}
+
+/// Rows, and how they come together in micro-batches.
+pub struct Rows {
+    /// The rows.
+    pub dataset: TokenizedDataset,
+    /// Side by side, end to end, or packed.
+    pub collator: Collator,
+}
+
+impl Rows {
+    /// The micro-batch of these rows, or packs.
+    pub(super) fn batch(&self, items: &[u32]) -> Result<Batch, TrainError> {
+        Ok(self.collator.collate(&self.dataset, items, PAD_ID)?)
+    }
 }
 
 /// How a run ended.
@@ -133,10 +148,7 @@ impl Trainer {
         fault::reach(fault::DATA);
         let rank = job.control.identity().rank;
         (0..job.config.gradient_accumulation_steps)
-            .map(|micro_batch| {
-                let rows = job.plan.rows_of(finished, micro_batch, rank);
-                Ok(Batch::collate(&job.train, &rows, PAD_ID)?)
-            })
+            .map(|micro_batch| job.train.batch(&job.plan.rows_of(finished, micro_batch, rank)))
             .collect()
     }
 
@@ -169,7 +181,7 @@ impl Trainer {
     fn evaluate_and_report(&mut self, job: &Job<'_>, finished: u64) -> Result<Option<f64>, TrainError> {
         let Some(held_out) = &job.held_out else { return Ok(None) };
         let batch_size = job.config.training.per_device_eval_batch_size as usize;
-        let evaluation = self.evaluate(held_out, batch_size, PAD_ID)?;
+        let evaluation = self.evaluate(held_out, batch_size)?;
         if job.control.identity().rank == 0 {
             job.control.report_evaluation(EvaluationRecord {
                 step: finished,

@@ -61,6 +61,7 @@ impl MemorySpec {
             types: self.types(),
             per_device_batch: self.rows,
             length: self.length,
+            longest_document: None,
             supervised: None,
             accumulation: 2,
             gradient_checkpointing: self.recompute_every.is_some(),

@@ -216,6 +216,12 @@ fn attention_forward(walk: &mut Walk, sizes: &Sizes) {
         walk.take(sizes.hidden);
         walk.give(if sizes.copies { 2 * key } else { 0 });
     }
+    // The output projection saves what documents attend to, put together; the fused kernel saves its parts.
+    walk.take(joined(sizes));
+}
+
+fn joined(sizes: &Sizes) -> u64 {
+    if sizes.joins { sizes.query } else { 0 }
 }
 
 /// Dropout of the probabilities: leaves which were dropped, and what is left of them, both saved.
@@ -248,6 +254,7 @@ fn attention_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
     let projected = query + 2 * key;
     // The output projection: gradients of its weight and of what was attended.
     walk.take(sizes.weights.output + query);
+    walk.give(joined(sizes));
     if sizes.products {
         // The saved attended values go; the gradient is moved to one head under the other.
         walk.give(query);

@@ -47,6 +47,7 @@ fn inputs(model: &ModelConfig, shape: Shape, supervised: Option<usize>, compute:
         types: ElementTypes::of(compute),
         per_device_batch: shape[0],
         length: shape[1],
+        longest_document: None,
         supervised,
         accumulation: 1,
         gradient_checkpointing: false,
@@ -59,10 +60,11 @@ fn inputs(model: &ModelConfig, shape: Shape, supervised: Option<usize>, compute:
 
 #[test]
 fn everything_taken_is_given_back() {
-    for (shape, products) in [(GROUPED, true), (GROUPED, false), (ONE_ROW, true), (ONE_ROW, false)] {
+    let ways = [(true, false), (false, false), (false, true)];
+    for (shape, (products, joins)) in [GROUPED, ONE_ROW].into_iter().flat_map(|shape| ways.map(|way| (shape, way))) {
         for compute in [ElementType::Float32, ElementType::Bfloat16] {
             let products = products && compute == ElementType::Bfloat16;
-            let sizes = Sizes { products, ..sizes(shape, 512, None, compute) };
+            let sizes = Sizes { products, joins, ..sizes(shape, 512, None, compute) };
             for kinds in [&[ATTENTION, MLP][..], &[BLOCK]] {
                 let mut walk = Walk::default();
                 for &kind in kinds {

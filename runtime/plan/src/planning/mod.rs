@@ -71,6 +71,8 @@ pub struct PlanInputs<'a> {
     pub per_device_batch: usize,
     /// Tokens of a row, padding included.
     pub length: usize,
+    /// Where rows hold documents end to end, the tokens of the longest of these.
+    pub longest_document: Option<usize>,
     /// Supervised tokens of a micro-batch on one rank; none when all may be.
     pub supervised: Option<usize>,
     /// Micro-batches of an optimizer step.
@@ -98,6 +100,7 @@ impl<'a> PlanInputs<'a> {
             types: config.element_types(),
             per_device_batch: config.training.per_device_train_batch_size as usize,
             length: config.training.max_length as usize,
+            longest_document: config.training.padding_free.then_some(config.training.max_length as usize),
             supervised: None,
             accumulation: config.gradient_accumulation_steps as usize,
             gradient_checkpointing: config.gradient_checkpointing,

@@ -28,6 +28,8 @@ pub(super) struct Sizes {
     pub(super) is_16_bit: bool,
     /// Whether attention goes by batched products; else block by block, by our kernel or libtorch's.
     pub(super) products: bool,
+    /// Whether what documents attend to is kept once more, put together: our own kernel writes it where it belongs.
+    pub(super) joins: bool,
     /// What a block needs meanwhile.
     pub(super) block: BlockSizes,
     /// Whether the fused kernel wants a key head for each query head, though these share them.
@@ -46,7 +48,7 @@ pub(super) struct Sizes {
     pub(super) key: u64,
     /// `[n, intermediate]`.
     pub(super) inner: u64,
-    /// `[rows, heads, length, length]`.
+    /// `[rows, heads, length, length]`; of documents, each with itself alone.
     pub(super) scores: u64,
     /// As many elements of one byte: which of the attention weights are dropped. 0 where products drop nothing.
     pub(super) dropped: u64,
@@ -56,7 +58,8 @@ pub(super) struct Sizes {
     pub(super) log_sums: u64,
     /// Token ids, and the positions and ids of supervised targets, 8 bytes each.
     pub(super) ids: u64,
-    /// Rotary tables and the attention mask, which stay from the first micro-batch on.
+    /// Rotary tables and the attention mask, which stay from the first micro-batch on, and the tables of the documents of this
+    /// one.
     pub(super) tables: u64,
     /// Leaves in the compute type.
     pub(super) weights: Weights,
@@ -74,9 +77,14 @@ pub(super) struct BlockSizes {
     pub(super) backward: u64,
 }
 
+/// The positions that attend to each other at most.
+fn attending(inputs: &PlanInputs<'_>) -> usize {
+    inputs.longest_document.map_or(inputs.length, |longest| longest.min(inputs.length))
+}
+
 impl BlockSizes {
     fn of(inputs: &PlanInputs<'_>) -> Self {
-        let (length, width, bytes) = (inputs.length, inputs.model.head_dim, inputs.types.compute.bytes());
+        let (length, width, bytes) = (attending(inputs), inputs.model.head_dim, inputs.types.compute.bytes());
         let sharing = inputs.model.queries_per_key();
         let positions = (512 / sharing / 32 * 32).clamp(32, 128).min(length);
         let of_rows = |columns: usize, bytes: usize| product(&[positions, sharing, columns, bytes]);
@@ -124,14 +132,17 @@ impl Sizes {
         let is_16_bit = bytes == 2;
         let tokens = product(&[rows, length]);
         let per_token = |width: usize, bytes: usize| product(&[rows, length, width, bytes]);
-        let scores = product(&[rows, heads, length, length]);
+        let attending = attending(inputs);
+        let scores = product(&[rows, heads, length, attending]);
         let on_cpu = inputs.device == PlannedDevice::Cpu;
         // A CPU drops attention weights in products only, a GPU in the fused kernel.
         let products = on_cpu && inputs.model.attention_dropout > 0.0;
         let ours = on_cpu && inputs.types.compute != ElementType::Float16;
         let supervised = inputs.supervised.map_or(tokens, |supervised| supervised as u64).min(tokens);
         let chunk = supervised.min(LOSS_CHUNK) as usize;
-        let mask = if products { product(&[heads / key_heads.max(1), length, length, bytes]) } else { 0 };
+        let mask = if products { product(&[heads / key_heads.max(1), attending, attending, bytes]) } else { 0 };
+        let documents = inputs.longest_document.is_some();
+        let of_documents = if documents { per_token(inputs.model.head_dim, 4) } else { 0 };
         let of_head = |width: usize, bytes: usize| product(&[supervised as usize, width, bytes]);
         // Our kernel shares them, and a GPU's for 16-bit types.
         let repeats = heads != key_heads && !ours && (on_cpu || !is_16_bit);
@@ -139,6 +150,7 @@ impl Sizes {
             plain: !on_cpu,
             is_16_bit,
             products,
+            joins: documents && !products && !ours,
             block: if ours { BlockSizes::of(inputs) } else { BlockSizes::default() },
             repeats,
             copies: repeats && key_heads > 1,
@@ -148,12 +160,12 @@ impl Sizes {
             query32: per_token(query, 4),
             key: per_token(key, bytes),
             inner: per_token(inner, bytes),
-            scores: product(&[rows, heads, length, length, bytes]),
+            scores: product(&[rows, heads, length, attending, bytes]),
             dropped: if products { scores } else { 0 },
             scalar: per_token(1, 4),
             log_sums: per_token(heads, 4),
             ids: 8 * tokens + 16 * supervised,
-            tables: mask + product(&[length.max(FIRST_TABLE), inputs.model.head_dim, 4]),
+            tables: mask + of_documents + product(&[attending.max(FIRST_TABLE), inputs.model.head_dim, 4]),
             weights: Weights {
                 qkv: product(&[query + 2 * key, hidden, bytes]),
                 output: product(&[hidden, query, bytes]),

@@ -11,6 +11,7 @@ fn inputs(model: &ModelConfig, world_size: usize, stage: Stage) -> PlanInputs<'_
         types: ElementTypes::of(ElementType::Bfloat16),
         per_device_batch: 1,
         length: 512,
+        longest_document: None,
         supervised: None,
         accumulation: 1,
         gradient_checkpointing: true,
