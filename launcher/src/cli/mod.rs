@@ -298,7 +298,7 @@ mod tests {
             ("--nproc auto", "it is a whole number of processes"),
             ("--timeout 5s", "it is a whole number from 1 to 10000000, without a unit"),
             ("--timeout 0", "from 1 to 10000000"),
-            ("--grace -1", "--grace"),
+            ("--grace=-1", "it is a whole number from 0 to 10000000"),
             ("--max-restarts x", "it is a whole number from 0 to 4294967295"),
         ] {
             let told = error(&format!("launch {line} train"));
