@@ -234,7 +234,10 @@ fn what_cannot_be_done_is_told_and_nothing_is_written() {
         ("--data train.jsonl --drop truncated --output c.jsonl", "give the model whose template"),
         ("--data train.jsonl --drop short --output held-out.jsonl", "is there already\nhint: name another file"),
         ("--data train.jsonl --drop short --output c.parquet", "the copy is JSONL"),
-        ("--data train.jsonl --drop short --output no/folder/c.jsonl", "no/folder/c.jsonl: cannot write the copy"),
+        (
+            "--data train.jsonl --drop short --output no/folder/c.jsonl",
+            "no/folder/c.jsonl: its folder is not there\nhint: make the folder first",
+        ),
     ] {
         let (code, out, error) = check(folder.path(), line);
         assert_eq!(code, 2, "{line}: {out}{error}");

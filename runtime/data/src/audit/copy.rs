@@ -44,7 +44,7 @@ impl Audited<'_> {
     pub fn write_copy(&self, kinds: &[FindingKind], path: &Path) -> Result<Copied, DataError> {
         check_copy(path)?;
         let failed = || DataError::io("write the copy", path);
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder_of(path);
         // As any new file is made: only the user's mask takes rights away.
         let mut builder = tempfile::Builder::new();
         let temporary = builder.permissions(Permissions::from_mode(0o666)).tempfile_in(folder).map_err(failed())?;
@@ -117,6 +117,9 @@ pub fn check_copy(path: &Path) -> Result<(), DataError> {
     if path.symlink_metadata().is_ok() {
         return Err(there_already(path));
     }
+    if !folder_of(path).is_dir() {
+        return Err(DataError::dataset(path, "its folder is not there", "make the folder first, or name another"));
+    }
     match DataFile::of(path, false) {
         Ok(Some(file)) if file.format() == Format::Lines && file.compression() == Compression::Plain => Ok(()),
         _ => {
@@ -128,6 +131,10 @@ pub fn check_copy(path: &Path) -> Result<(), DataError> {
             ))
         }
     }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn there_already(path: &Path) -> DataError {

@@ -103,14 +103,15 @@ pub fn audit<'a>(asked: &Audit<'a>) -> Result<Audited<'a>, DataError> {
     }
     let without_finding =
         |rows: &Rows, range: std::ops::Range<u32>| range.filter(|&row| rows.marks(row).is_empty()).count() as u64;
-    let with_held_out = held_out.is_some();
-    let report = AuditReport {
-        training: training.finish(with_held_out, without_finding(&rows, 0..from))?,
+    let mut report = AuditReport {
+        training: training.finish(held_out.is_some(), without_finding(&rows, 0..from))?,
         held_out: match held_out {
             Some(reading) => Some(reading.finish(false, without_finding(&rows, from..rows.count()))?),
             None => None,
         },
     };
+    // They are told of the training rows, which can be left out.
+    report.held_out.iter_mut().for_each(|audit| audit.not_checked.retain(|kind| !kind.needs_held_out()));
     Ok(Audited { report, training: asked.prepare.sources, marks: rows.into_training_marks(), identities })
 }
 
