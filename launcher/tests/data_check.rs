@@ -75,7 +75,9 @@ fn one_of_each(folder: &Path) {
 }
 
 /// Kind, rows, and places with the beginnings of their reasons.
-const EXPECTED: [(&str, u64, &[(&str, &str)]); 16] = [
+type Told = (&'static str, u64, &'static [(&'static str, &'static str)]);
+
+const EXPECTED: [Told; 16] = [
     ("unreadable", 1, &[("train.jsonl:11:14", "broken JSON: EOF while parsing a ")]),
     ("refused", 1, &[("train.jsonl:10", "no message of this conversation is the assistant's")]),
     ("leaks", 1, &[("train.jsonl:12", "held out too, as held-out.jsonl:1")]),
