@@ -100,7 +100,8 @@ fn each_row_is_told_by_its_line() {
             "duplicates 1: t.jsonl:2 the same as t.jsonl:1",
             "near-duplicates 1: t.jsonl:3 similarity about 0.",
             "duplicate-instructions 1: t.jsonl:3 asked in t.jsonl:1 too",
-            "conflicts 2: t.jsonl:1 answered otherwise in t.jsonl:3; t.jsonl:3 answered otherwise in t.jsonl:1",
+            "conflicts 3: t.jsonl:1 answered otherwise in t.jsonl:3; t.jsonl:2 answered otherwise in t.jsonl:3; t.jsonl:3 answered \
+             otherwise in t.jsonl:1",
         ];
         let told = setting.told(audit);
         assert_eq!(told.len(), expected.len(), "{told:#?}");

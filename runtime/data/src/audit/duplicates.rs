@@ -1,7 +1,5 @@
 //! Rows that are the same, instructions that are, and answers that then are not.
 
-use std::collections::HashMap;
-
 use rayon::prelude::*;
 
 use super::kind::FindingKind;
@@ -23,10 +21,10 @@ pub(super) struct Link {
 pub(super) fn compare(rows: &mut Rows) -> Vec<Link> {
     let mut links = same_contents(rows);
     mark(rows, &links);
-    let near = near_duplicates::compare(rows);
-    let instructions = same_instructions(rows);
-    let leaks = leaks_of_duplicates(rows, &links, &near);
-    for found in [near, instructions, leaks] {
+    let mut of_first = near_duplicates::compare(rows);
+    of_first.extend(same_instructions(rows));
+    let of_duplicates = inherited(&links, &mut of_first);
+    for found in [of_first, of_duplicates] {
         mark(rows, &found);
         links.extend(found);
     }
@@ -80,34 +78,30 @@ fn same_instructions(rows: &Rows) -> Vec<Link> {
     in_groups(rows.instructions(), |group, links| {
         let (training, held_out) = group.split_at(group.partition_point(|&row| row < from));
         for part in [training, held_out] {
-            let mut part = part.iter().copied().filter(|&row| !rows.marks(row).has(FindingKind::Duplicates));
-            let Some(first) = part.next() else { continue };
-            let mut contradicts_first = None;
-            for row in part {
-                links.push(Link { kind: FindingKind::DuplicateInstructions, row, other: first });
-                if rows.answer(row) != rows.answer(first) {
-                    contradicts_first.get_or_insert(row);
-                    links.push(Link { kind: FindingKind::Conflicts, row, other: first });
-                } else if let Some(other) = contradicts_first {
-                    links.push(Link { kind: FindingKind::Conflicts, row, other });
-                }
-            }
-            if let Some(other) = contradicts_first {
-                links.push(Link { kind: FindingKind::Conflicts, row: first, other });
-            }
+            let part = part.iter().copied().filter(|&row| !rows.marks(row).has(FindingKind::Duplicates));
+            let part: Vec<u32> = part.collect();
+            let [first, later @ ..] = &part[..] else { continue };
+            let asked_before = |&row: &u32| Link { kind: FindingKind::DuplicateInstructions, row, other: *first };
+            links.extend(later.iter().map(asked_before));
+            let contradicts_first = |row: u32| rows.answer(row) != rows.answer(*first);
+            let Some(&contradiction) = later.iter().find(|&&row| contradicts_first(row)) else { continue };
+            let other = |row| if contradicts_first(row) { *first } else { contradiction };
+            links.extend(part.iter().map(|&row| Link { kind: FindingKind::Conflicts, row, other: other(row) }));
         }
     })
 }
 
-/// Only the first of equal rows is compared for being nearly held out; the others are what it is.
-fn leaks_of_duplicates(rows: &Rows, same: &[Link], near: &[Link]) -> Vec<Link> {
-    let leaks = near.iter().filter(|link| link.kind == FindingKind::NearLeaks);
-    let leaks: HashMap<u32, u32> = leaks.map(|link| (link.row, link.other)).collect();
-    let from = rows.held_out_from();
-    let duplicates = same.iter().filter(|link| link.kind == FindingKind::Duplicates && link.row < from);
-    let of_first = |link: &Link| {
-        let other = *leaks.get(&link.other)?;
-        Some(Link { kind: FindingKind::NearLeaks, row: link.row, other })
+/// Of equal rows only the first is compared further; the others are what it is, or one would be left when it is dropped.
+fn inherited(same: &[Link], of_first: &mut [Link]) -> Vec<Link> {
+    of_first.par_sort_unstable_by_key(|link| link.row);
+    let of = |first: u32| {
+        let begin = of_first.partition_point(|link| link.row < first);
+        of_first[begin..].iter().take_while(move |link| link.row == first)
     };
-    duplicates.filter_map(of_first).collect()
+    let duplicates = same.iter().filter(|link| link.kind == FindingKind::Duplicates);
+    duplicates.flat_map(|duplicate| of(duplicate.other).map(|link| Link { row: duplicate.row, ..*link })).collect()
 }
+
+#[cfg(test)]
+#[path = "duplicates_tests.rs"]
+mod tests;
