@@ -9,8 +9,8 @@
 //!                                                        ╰─▶ AuditReport, marks of each row ─ copy ─▶ a filtered copy
 //! ```
 //!
-//! A row's text is in memory only while it is looked at. 180 bytes of it stay: its place, hashes of what it says, asks and
-//! answers, a sketch of its words, and what was found.
+//! A row's text is in memory only while it is looked at. 182 bytes of it stay: its place, its length, hashes of what it says,
+//! asks and answers, a sketch of its words, and what was found.
 
 mod copy;
 mod duplicates;

@@ -21,10 +21,28 @@ struct Pairs {
     across: Vec<(u32, u32)>,
 }
 
+impl Pairs {
+    fn append(mut self, mut other: Pairs) -> Pairs {
+        self.within.append(&mut other.within);
+        self.across.append(&mut other.across);
+        self
+    }
+
+    /// Sorted; each pair within once, and of each training row the first held-out one: several bands find the same.
+    fn distinct(mut self) -> Pairs {
+        self.within.par_sort_unstable();
+        self.within.dedup();
+        self.across.par_sort_unstable();
+        self.across.dedup_by_key(|&mut (row, _)| row);
+        self
+    }
+}
+
 /// Rows that are nearly an earlier one, and training rows that are nearly a held-out one. Rows that are marked as duplicates
 /// are left out.
 ///
-/// Memory beside that of the rows is one band's at a time: 16 bytes a row.
+/// Memory beside that of the rows: 20 bytes a row for one band at a time, and 8 for each pair, of which a row has one in most
+/// data and one for each band at most.
 pub(super) fn compare(rows: &Rows) -> Vec<Link> {
     let compared = |&row: &u32| *rows.sketch(row) != Sketch::NONE && !rows.marks(row).has(FindingKind::Duplicates);
     let compared: Vec<u32> = (0..rows.count()).into_par_iter().filter(compared).collect();
@@ -33,16 +51,12 @@ pub(super) fn compare(rows: &Rows) -> Vec<Link> {
         let mut keyed: Vec<(u64, u32)> = compared.par_iter().map(|&row| (rows.sketch(row).band(band), row)).collect();
         keyed.par_sort_unstable();
         let groups = keyed.par_chunk_by(|(left, _), (right, _)| left == right).filter(|group| group.len() > 1);
-        let found = groups.map(|group| pairs(rows, group)).reduce(Pairs::default, |mut left, mut right| {
-            left.within.append(&mut right.within);
-            left.across.append(&mut right.across);
-            left
-        });
-        all.within.extend(found.within);
-        all.across.extend(found.across);
+        let found = groups.map(|group| pairs(rows, group)).reduce(Pairs::default, Pairs::append);
+        all = all.append(found).distinct();
     }
-    let mut links = first_ones(all.within);
-    links.extend(leaks(rows, all.across));
+    let near_leak = |(row, other)| Link { kind: FindingKind::NearLeaks, row, other };
+    let mut links = first_ones(&all.within);
+    links.extend(all.across.into_iter().map(near_leak));
     links
 }
 
@@ -55,29 +69,34 @@ fn pairs(rows: &Rows, group: &[(u64, u32)]) -> Pairs {
     let from = rows.held_out_from();
     let (training, held_out) = group.split_at(group.partition_point(|&(_, row)| row < from));
     let mut pairs = Pairs::default();
-    for part in [training, held_out] {
-        // Those that are like none before them.
-        let mut first: Vec<u32> = Vec::new();
-        for &(_, row) in part {
-            match first.iter().find(|&&other| alike(rows, row, other)) {
-                Some(&other) => pairs.within.push((row, other)),
-                None if first.len() < COMPARED => first.push(row),
-                None => {}
-            }
-        }
-    }
-    for &(_, held_out) in held_out {
-        let near = training.iter().take(COMPARED).filter(|&&(_, row)| alike(rows, row, held_out));
-        pairs.across.extend(near.map(|&(_, row)| (row, held_out)));
-    }
+    unlike(rows, training, &mut pairs.within);
+    let unlike_held_out = unlike(rows, held_out, &mut pairs.within);
+    // Those that are like an earlier one come last: a training row may be like these alone.
+    let others = held_out.iter().map(|(_, row)| row).filter(|row| unlike_held_out.binary_search(row).is_err());
+    let held_out: Vec<u32> = unlike_held_out.iter().chain(others).copied().take(COMPARED).collect();
+    let compared = training.iter().map(|&(_, row)| row).filter(|&row| !rows.marks(row).has(FindingKind::Leaks));
+    let leaks = compared.filter_map(|row| Some((row, *held_out.iter().find(|&&other| alike(rows, row, other))?)));
+    pairs.across.extend(leaks);
     pairs
 }
 
-/// Of rows that are alike the first stays, and whatever is like a row that stays does not. (What is only like a row that
-/// goes does stay.)
-fn first_ones(mut pairs: Vec<(u32, u32)>) -> Vec<Link> {
-    pairs.par_sort_unstable();
-    pairs.dedup();
+/// The rows that are like none of these before them, [`COMPARED`] at most; each of the others is paired with the first that it
+/// is like.
+fn unlike(rows: &Rows, part: &[(u64, u32)], pairs: &mut Vec<(u32, u32)>) -> Vec<u32> {
+    let mut unlike: Vec<u32> = Vec::new();
+    for &(_, row) in part {
+        match unlike.iter().find(|&&other| alike(rows, row, other)) {
+            Some(&other) => pairs.push((row, other)),
+            None if unlike.len() < COMPARED => unlike.push(row),
+            None => {}
+        }
+    }
+    unlike
+}
+
+/// Of rows that are alike the first stays, and a row goes that is paired with one that stays. (One that is paired only with
+/// rows that go does stay, though it may be like one that stays.)
+fn first_ones(pairs: &[(u32, u32)]) -> Vec<Link> {
     let mut links: Vec<Link> = Vec::new();
     for group in pairs.chunk_by(|(left, _), (right, _)| left == right) {
         let goes = |other: u32| links.binary_search_by_key(&other, |link| link.row).is_ok();
@@ -86,14 +105,6 @@ fn first_ones(mut pairs: Vec<(u32, u32)>) -> Vec<Link> {
         }
     }
     links
-}
-
-/// The first held-out row of each training row, unless that is held out to the letter.
-fn leaks(rows: &Rows, mut pairs: Vec<(u32, u32)>) -> Vec<Link> {
-    pairs.par_sort_unstable();
-    pairs.dedup_by_key(|&mut (row, _)| row);
-    pairs.retain(|&(row, _)| !rows.marks(row).has(FindingKind::Leaks));
-    pairs.into_iter().map(|(row, other)| Link { kind: FindingKind::NearLeaks, row, other }).collect()
 }
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ pub(crate) const ROW_LIMIT: usize = 64 << 20;
 /// Bytes of rows that are read before they are shared out to threads; with what becomes of them, all that is in memory of a
 /// data set at a time.
 const CHUNK: usize = 8 << 20;
+/// Rows of these at most: of a row of a few bytes some hundreds are in memory.
+const CHUNK_ROWS: usize = 1 << 16;
 
 /// A row as it stands in its file.
 #[derive(Debug)]
@@ -160,7 +162,7 @@ impl<'a> RawRows<'a> {
     /// The next rows, to be worked on side by side.
     pub(crate) fn chunk(&mut self) -> Chunk {
         let (mut chunk, mut size) = (Chunk::default(), 0);
-        while !chunk.ended && size < CHUNK {
+        while !chunk.ended && size < CHUNK && chunk.rows.len() < CHUNK_ROWS {
             match self.next() {
                 Some(Ok(row)) => {
                     size += row.content.size();
