@@ -14,7 +14,7 @@ use crate::encode::{EncodedRow, Encoder};
 use crate::error::{DataError, Fault};
 use crate::report::{DataReport, Segment};
 use crate::rows::{Expected, no_row, parse_object};
-use crate::source::{RawContent, RawRow, RawRows, Sources};
+use crate::source::{RawRow, RawRows, Sources};
 use crate::tokenizer::Tokenizer;
 use crate::writer::DatasetWriter;
 
@@ -300,11 +300,7 @@ fn count_first((count, first): &mut (usize, String), place: &str) {
 
 /// The shape of a row, and the row.
 pub(crate) fn read(columns: &Columns, row: &RawRow) -> Result<(Shape, crate::rows::Row), Fault> {
-    let content = match &row.content {
-        RawContent::Json(text) => RawContent::Json(text.clone()),
-        RawContent::Value(value) => RawContent::Value(value.clone()),
-    };
-    let object = parse_object(content)?;
+    let object = parse_object(row.content.clone())?;
     let shape = columns.shape(&object)?;
     Ok((shape, columns.parse(shape, &object)?))
 }

@@ -176,10 +176,32 @@ fn rows_of_tokens_need_no_model() {
         let told = setting.told(audit);
         assert!(told.contains(&"unsupervised 1: t.jsonl:2 no token is supervised".to_owned()), "{told:#?}");
         assert!(told.contains(&"duplicates 1: t.jsonl:3 the same as t.jsonl:1".to_owned()), "{told:#?}");
-        for kind in [FindingKind::Short, FindingKind::Conflicts, FindingKind::RoleOrder, FindingKind::Unended] {
+        for kind in [
+            FindingKind::Short,
+            FindingKind::Conflicts,
+            FindingKind::RoleOrder,
+            FindingKind::Unended,
+            FindingKind::NearDuplicates,
+        ] {
             assert!(audit.not_checked.contains(&kind), "{kind:?}");
         }
+        assert!(!audit.not_checked.contains(&FindingKind::AllSupervised));
     });
+}
+
+#[test]
+fn what_nobody_looks_for_is_not_told_to_be_well() {
+    let plain = json!({"input_ids": [1, 2, 3]});
+    let completion = json!({"prompt": "Say a.", "completion": "A."});
+    let setting = Setting::new(&[("t.jsonl", &lines(&[plain])), ("c.jsonl", &lines(&[completion]))]);
+    let not_checked = |name: &str, with_model| {
+        setting.audit(&[name], &[], (with_model, 8), |audited| audited.report.training.not_checked.clone())
+    };
+    // Without labels every token is learned, which is as it should be.
+    assert!(not_checked("t.jsonl", false).contains(&FindingKind::AllSupervised));
+    // Spans of the assistant are found in conversations alone.
+    let told = not_checked("c.jsonl", true);
+    assert!(told.contains(&FindingKind::Unended) && !told.contains(&FindingKind::Refused), "{told:?}");
 }
 
 #[test]
@@ -260,7 +282,8 @@ fn rows_of_parquet_become_json() {
         }));
         audited.write_copy(&[FindingKind::Empty], &setting.path("copy.jsonl")).unwrap();
     });
-    let expected: Vec<Row> = rows("t.parquet").into_iter().filter(|row| super::filter::empty(row).is_none()).collect();
+    let expected: Vec<Row> =
+        rows("t.parquet").into_iter().filter(|row| super::filter::empty(row, "messages").is_none()).collect();
     assert_eq!(rows("copy.jsonl"), expected);
 }
 

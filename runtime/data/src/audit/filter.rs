@@ -6,18 +6,18 @@ use super::said::{Piece, Words, pieces};
 use crate::message::Message;
 use crate::rows::Row;
 
-/// What is to be said against a row, each with the reason.
-pub(super) fn findings(row: &Row, words: &Words) -> Vec<(FindingKind, String)> {
+/// What is to be said against a row, each with the reason. `column` is where the messages of a conversation stand.
+pub(super) fn findings(row: &Row, words: &Words, column: &str) -> Vec<(FindingKind, String)> {
     let mut findings = Vec::new();
-    if let Some(reason) = empty(row) {
+    if let Some(reason) = empty(row, column) {
         findings.push((FindingKind::Empty, reason));
     }
-    if let Some(reason) = role_order(row) {
+    if let Some(reason) = role_order(row, column) {
         findings.push((FindingKind::RoleOrder, reason));
     }
     let answered = pieces(row).iter().any(|piece| matches!(piece, Piece::Answer(text) if !text.trim().is_empty()));
     // What a tool is called with is no text to be judged by its words.
-    if !answered || messages(row).any(calls_tools) {
+    if !answered || messages(row).any(Message::calls_tools) {
         return findings;
     }
     let count = words.answers.len();
@@ -45,16 +45,23 @@ fn messages(row: &Row) -> Box<dyn Iterator<Item = &Message> + '_> {
     }
 }
 
-fn calls_tools(message: &Message) -> bool {
-    ["tool_calls", "function_call"].iter().any(|name| message.fields().contains_key(*name))
+/// Where a message of the row stands: a column, and the index in it.
+fn place(row: &Row, column: &str, index: usize) -> String {
+    match row {
+        Row::Exchange { prompt, .. } => match index.checked_sub(prompt.messages.len()) {
+            None => format!("prompt[{index}]"),
+            Some(index) => format!("completion[{index}]"),
+        },
+        _ => format!("{column}[{index}]"),
+    }
 }
 
 /// Why a row says nothing, if it does.
-pub(super) fn empty(row: &Row) -> Option<String> {
-    let blank = |message: &Message| message.content().trim().is_empty() && !calls_tools(message);
+pub(super) fn empty(row: &Row, column: &str) -> Option<String> {
+    let blank = |message: &Message| message.content().trim().is_empty() && !message.calls_tools();
     if let Some(index) = messages(row).position(blank) {
         let role = messages(row).nth(index).map_or("", Message::role);
-        return Some(format!("messages[{index}], the {role}'s, is empty"));
+        return Some(format!("{}, the {role}'s, is empty", place(row, column, index)));
     }
     let blank = |text: &str| text.trim().is_empty();
     match row {
@@ -70,26 +77,27 @@ pub(super) fn empty(row: &Row) -> Option<String> {
 }
 
 /// The first thing in the order of roles that chat templates do not expect.
-fn role_order(row: &Row) -> Option<String> {
+fn role_order(row: &Row, column: &str) -> Option<String> {
     let messages: Vec<&Message> = messages(row).collect();
+    let place = |index: usize| place(row, column, index);
     let system = |message: &Message| ["system", "developer"].contains(&message.role());
     let mut before: Option<&Message> = None;
     for (index, &message) in messages.iter().enumerate() {
         let role = message.role();
         let wrong = match (before, role) {
             _ if !message.has_common_role() && !system(message) => {
-                format!("messages[{index}]: the role {role:?} is not system, user, assistant or tool")
+                format!("{}: the role {role:?} is not system, user, assistant or tool", place(index))
             }
-            (_, "system" | "developer") if index > 0 => format!("messages[{index}] is the {role}'s, after others"),
-            (None, "assistant" | "tool") => format!("messages[{index}] is the {role}'s, before the user spoke"),
+            (_, "system" | "developer") if index > 0 => format!("{} is the {role}'s, after others", place(index)),
+            (None, "assistant" | "tool") => format!("{} is the {role}'s, before the user spoke", place(index)),
             (Some(before), "user") if before.role() == "user" => {
-                format!("messages[{}] and messages[{index}] are both the user's", index - 1)
+                format!("{} and {} are both the user's", place(index - 1), place(index))
             }
             (Some(before), "assistant") if before.role() == "assistant" => {
-                format!("messages[{}] and messages[{index}] are both the assistant's", index - 1)
+                format!("{} and {} are both the assistant's", place(index - 1), place(index))
             }
             (Some(before), "tool") if before.role() == "user" => {
-                format!("messages[{index}] is a tool's, and no call stands before it")
+                format!("{} is a tool's, and no call stands before it", place(index))
             }
             _ => {
                 before = Some(message).filter(|message| !system(message));

@@ -5,7 +5,7 @@ use crate::message::{Conversation, Role};
 
 /// What is found in a row: names and reasons.
 fn told(row: &Row) -> Vec<(&'static str, String)> {
-    findings(row, &Words::of(row)).into_iter().map(|(kind, reason)| (kind.name(), reason)).collect()
+    findings(row, &Words::of(row), "messages").into_iter().map(|(kind, reason)| (kind.name(), reason)).collect()
 }
 
 fn names(row: &Row) -> Vec<&'static str> {
@@ -78,6 +78,27 @@ fn calls_of_tools_are_not_judged_by_their_words() {
         {"role": "assistant", "content": "Yes."},
     ]));
     assert_eq!(told(&row), []);
+}
+
+#[test]
+fn an_empty_list_of_calls_is_no_call() {
+    let row = of_json(serde_json::json!([
+        {"role": "user", "content": "Will it rain?"},
+        {"role": "assistant", "content": "", "tool_calls": []},
+    ]));
+    assert_eq!(told(&row), [("empty", "messages[1], the assistant's, is empty".to_owned())]);
+}
+
+#[test]
+fn a_message_is_named_by_its_own_column() {
+    let blank = vec![Message::new(Role::User, "x"), Message::new(Role::Assistant, " ")];
+    let conversation = Row::Conversation(blank.clone().into());
+    assert_eq!(empty(&conversation, "conversations").as_deref(), Some("conversations[1], the assistant's, is empty"));
+    let prompt = Conversation::from(vec![Message::new(Role::System, "x"), Message::new(Role::User, "x")]);
+    let row = Row::Exchange { prompt, completion: blank };
+    assert_eq!(empty(&row, "prompt").as_deref(), Some("completion[1], the assistant's, is empty"));
+    let expected = "prompt[1] and completion[0] are both the user's";
+    assert_eq!(reason(&row, FindingKind::RoleOrder).as_deref(), Some(expected));
 }
 
 #[test]

@@ -27,14 +27,21 @@ struct Known<'a> {
     answers: bool,
     /// Its rows have roles.
     roles: bool,
+    /// Its rows say which tokens are learned.
+    labels: bool,
 }
 
 impl<'a> Known<'a> {
-    fn of(options: &'a Prepare<'a>, with_model: bool, row: &Row, expected: Expected) -> Result<Known<'a>, DataError> {
+    /// By the first row; `labels` is whether it has some.
+    fn of(
+        (options, with_model): (&'a Prepare<'a>, bool),
+        (row, labels): (&Row, bool),
+        expected: Expected,
+    ) -> Result<Known<'a>, DataError> {
         let encoder = with_model.then(|| Encoder::new(options, row)).transpose()?;
         let tokens = matches!(row, Row::Tokens { .. });
         let roles = matches!(row, Row::Conversation(_) | Row::Exchange { .. });
-        Ok(Known { expected, encoder, tokens, answers: !tokens && !matches!(row, Row::Text(_)), roles })
+        Ok(Known { expected, encoder, tokens, answers: !tokens && !matches!(row, Row::Text(_)), roles, labels })
     }
 
     fn has_tokens(&self) -> bool {
@@ -51,15 +58,23 @@ impl<'a> Known<'a> {
 
     /// Whether rows are looked at for this.
     fn checks(&self, kind: FindingKind, held_out: bool) -> bool {
-        if kind == FindingKind::AllSupervised && self.loss() == Some(Loss::All) {
-            return false;
-        }
-        (!kind.needs_model() || self.encoder.is_some())
+        let told = match kind {
+            FindingKind::AllSupervised => match self.loss() {
+                Some(Loss::All) => false,
+                Some(Loss::Labels) => self.labels,
+                _ => true,
+            },
+            // Where an answer ends is known of the spans of the assistant's messages alone.
+            FindingKind::Unended => matches!(self.loss(), Some(Loss::Assistant | Loss::AssistantOfCompletion)),
+            // What all rows begin with, as a system message, cannot be told from the rest of their tokens.
+            FindingKind::NearDuplicates | FindingKind::NearLeaks | FindingKind::Empty => !self.tokens,
+            FindingKind::RoleOrder => self.roles,
+            _ => true,
+        };
+        told && (!kind.needs_model() || self.encoder.is_some())
             && (!kind.needs_tokens() || self.has_tokens())
             && (!kind.needs_answers() || self.answers)
             && (!kind.needs_held_out() || held_out)
-            && (kind != FindingKind::RoleOrder || self.roles)
-            && (kind != FindingKind::Empty || !self.tokens)
     }
 }
 
@@ -153,7 +168,7 @@ impl Reading<'_> {
                 let seen = parse_object(row.content).and_then(|object| {
                     let shape = columns.shape(&object)?;
                     known.iter().try_for_each(|known| known.expected.check(shape))?;
-                    columns.parse(shape, &object)
+                    Ok((columns.parse(shape, &object)?, shape.columns()[0]))
                 });
                 (file, number, seen.map(|row| see(row, known.as_ref(), max_length)))
             });
@@ -180,10 +195,14 @@ impl Reading<'_> {
 
     /// Learns from the first row that can be read what all should be.
     fn look_at_first(&mut self, chunk: &[RawRow], raw: &RawRows<'_>) -> Result<(), DataError> {
-        let readable = |row: &RawRow| Some((row.file, row.number, prepare::read(self.options.columns, row).ok()?));
-        if let Some((file, number, (shape, row))) = chunk.iter().find_map(readable) {
-            let place = raw.units()[file].words(&self.options.sources.files()[file].shown(), number);
-            self.known = Some(Known::of(self.options, self.with_model, &row, Expected { shape, place })?);
+        let columns = self.options.columns;
+        let readable = chunk.iter().find_map(|row| Some((row, prepare::read(columns, row).ok()?)));
+        if let Some((first, (shape, row))) = readable {
+            let file = self.options.sources.files()[first.file].shown();
+            let place = raw.units()[first.file].words(&file, first.number);
+            let labels = parse_object(first.content.clone()).is_ok_and(|object| columns.has_labels(&object));
+            let options = (self.options, self.with_model);
+            self.known = Some(Known::of(options, (&row, labels), Expected { shape, place })?);
         }
         Ok(())
     }
@@ -259,11 +278,11 @@ impl Reading<'_> {
     }
 }
 
-/// What is told of a row by itself.
-fn see(row: Row, known: Option<&Known<'_>>, max_length: u32) -> Seen {
+/// What is told of a row by itself, which begins in this column.
+fn see((row, column): (Row, &str), known: Option<&Known<'_>>, max_length: u32) -> Seen {
     let words = Words::of(&row);
     let identity = Identity::of(&row, &words);
-    let mut findings = filter::findings(&row, &words);
+    let mut findings = filter::findings(&row, &words, column);
     let words = u32::try_from(words.all.len()).unwrap_or(u32::MAX);
     let tokens = match (known.and_then(|known| known.encoder.as_ref()), row) {
         (Some(encoder), row) => match encoder.encode(row) {

@@ -42,7 +42,7 @@ pub(crate) struct RawRow {
 }
 
 /// Text still to be parsed (which threads do side by side), or a value.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum RawContent {
     Json(Vec<u8>),
     Value(Value),
