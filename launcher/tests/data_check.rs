@@ -246,6 +246,21 @@ fn what_cannot_be_done_is_told_and_nothing_is_written() {
         assert_has(&error, &[parts]);
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    // What can be known beforehand is told before anything is read.
+    let (_, _, error) = check(folder.path(), "--data train.jsonl --drop unended --output c.jsonl");
+    assert!(error.contains("--drop unended: nothing was written") && !error.contains("reading "), "{error}");
+    // A report is told though the copy fails.
+    std::fs::write(folder.path().join("short.jsonl"), format!("{}\n", chat("Tell of rain.", "Rain."))).unwrap();
+    for (drop, part) in [("short", "no row would be left"), ("truncated", "this was not looked for")] {
+        let line = format!("--data short.jsonl --drop {drop} --output c.jsonl --json");
+        let (code, out, error) = check(folder.path(), &line);
+        assert_eq!(code, 2, "{out}{error}");
+        let told: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(told["training"]["rows"], json!(1));
+        assert!(told["copy"]["error"].as_str().unwrap().contains(part), "{told:#}");
+        assert_has(&error, &[part]);
+    }
+    assert!(!folder.path().join("c.jsonl").exists());
     let (_, _, error) = check(folder.path(), "--data train.jsonl --chat_template_path chatml");
     assert_has(&error, &["note: chat_template_path (flag --chat_template_path) has no effect without a model"]);
 }

@@ -53,6 +53,10 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
     let (training, held_out) = sources(options, &outline)?;
     if let Some(filtered) = &options.filtered {
         zerofold_data::check_copy(&filtered.output)?;
+        // Told before hours of reading; what else is not looked for depends on the rows.
+        let never =
+            |kind: &&FindingKind| kind.needs_model() && !with_model || kind.needs_held_out() && held_out.is_none();
+        filtered.drop.iter().find(never).map_or(Ok(()), |kind| Err(not_looked_for(*kind)))?;
     }
     if with_model {
         let config = &mut outline.resolved;
@@ -73,18 +77,23 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
     if !options.json {
         print::report(&audited.report, model.as_deref(), terminal);
     }
-    let copied = options.filtered.as_ref().map(|filtered| copy(&audited, filtered)).transpose()?;
+    let copied = options.filtered.as_ref().map(|filtered| copy(&audited, filtered)).transpose();
     if options.json {
+        let copy = match &copied {
+            Ok(copied) => json!(copied),
+            Err(error) => json!({"error": error.to_string()}),
+        };
         let told = json!({
             "model": model,
             "near_duplicates_from": NEARLY_THE_SAME,
             "training": audited.report.training,
             "held_out": audited.report.held_out,
-            "copy": copied,
+            "copy": copy,
         });
         terminal.result(&serde_json::to_string_pretty(&told).unwrap_or_default());
-    } else if let Some(copied) = &copied {
-        print::copied(copied, terminal);
+    }
+    if let Some(copied) = copied?.filter(|_| !options.json) {
+        print::copied(&copied, terminal);
     }
     Ok(if audited.report.has_faults() { EXIT_FAILED } else { 0 })
 }
@@ -114,8 +123,12 @@ fn chat_template_place(outline: &Outline) -> Option<&String> {
 fn copy(audited: &Audited<'_>, filtered: &Filtered) -> Result<Copied, LaunchError> {
     let unknown = |kind: &&FindingKind| audited.report.training.not_checked.contains(kind);
     if let Some(kind) = filtered.drop.iter().find(unknown) {
-        let message = format!("--drop {}: nothing was written, because this was not looked for", kind.name());
-        return Err(LaunchError::usage(message, print::needs(*kind)));
+        return Err(not_looked_for(*kind));
     }
     Ok(audited.write_copy(&filtered.drop, &filtered.output)?)
+}
+
+fn not_looked_for(kind: FindingKind) -> LaunchError {
+    let message = format!("--drop {}: nothing was written, because this was not looked for", kind.name());
+    LaunchError::usage(message, print::needs(kind))
 }

@@ -54,11 +54,18 @@ pub(super) fn copied(copied: &Copied, terminal: &Terminal) {
 /// What has to be given for this to be looked for.
 pub(super) fn needs(kind: FindingKind) -> &'static str {
     match kind {
-        FindingKind::Leaks | FindingKind::NearLeaks => "give held-out data: --eval_dataset FILE",
-        FindingKind::Refused | FindingKind::Unended | FindingKind::Unsupervised | FindingKind::Truncated => {
+        FindingKind::Leaks => "give held-out data: --eval_dataset FILE",
+        FindingKind::NearLeaks => "give held-out data: --eval_dataset FILE; it is looked for in rows of text",
+        FindingKind::Refused | FindingKind::Unsupervised | FindingKind::Truncated => {
             "give the model whose template and tokenizer are used: --model FOLDER"
         }
-        FindingKind::AllSupervised => "it is looked for with a model, where not all tokens are to be learned",
+        FindingKind::Unended => {
+            "it is looked for with a model (--model FOLDER), where the loss is on the assistant's tokens only"
+        }
+        FindingKind::AllSupervised => {
+            "it is looked for with a model or `labels`, where not all tokens are to be learned"
+        }
+        FindingKind::NearDuplicates | FindingKind::Empty => "it is looked for in rows of text",
         FindingKind::RoleOrder => "it is looked for in rows of messages",
         _ => "it is looked for in rows that answer something",
     }

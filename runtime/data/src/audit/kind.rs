@@ -98,7 +98,7 @@ impl FindingKind {
     }
 
     /// Whether only a model's template and tokenizer tell.
-    pub(super) fn needs_model(self) -> bool {
+    pub fn needs_model(self) -> bool {
         matches!(self, FindingKind::Refused | FindingKind::Unended)
     }
 
@@ -111,7 +111,7 @@ impl FindingKind {
     }
 
     /// Whether it is told by comparing with held-out data.
-    pub(super) fn needs_held_out(self) -> bool {
+    pub fn needs_held_out(self) -> bool {
         matches!(self, FindingKind::Leaks | FindingKind::NearLeaks)
     }
 }
