@@ -15,6 +15,11 @@ use crate::worker_command::threads_per_rank;
 /// So many characters of the first example are shown.
 const EXAMPLE_CHARACTERS: usize = 1500;
 
+/// Before what is supervised, at its line breaks, and behind it.
+const BRACKETS: (&str, &str, &str) = ("⟦", "\n", "⟧");
+/// The same as colour, which does not reach into the margin.
+const GREEN: (&str, &str, &str) = ("\x1b[32m", "\x1b[39m\n\x1b[32m", "\x1b[39m");
+
 /// One data set: its counts, and what the loss is taken on.
 pub fn data(prepared: &Prepared, took: Duration) -> Vec<String> {
     let report = &prepared.report;
@@ -37,45 +42,49 @@ pub fn data(prepared: &Prepared, took: Duration) -> Vec<String> {
     if report.dropped > 0 {
         line.push_str(&format!("; {} left out: nothing supervised", format::plural(report.dropped as u64, "row")));
     }
-    let loss = match report.loss {
-        Loss::Labels => "loss on the labels of the file",
-        Loss::Assistant => "loss on the assistant's tokens only (assistant_only_loss)",
-        Loss::AssistantOfCompletion => "loss on the assistant's tokens in the completion only (assistant_only_loss)",
-        Loss::Completion => "loss on the completion only",
-        Loss::All => "loss on all tokens",
-    };
-    let mut lines = vec![line, format!("       {loss}")];
+    let mut lines = vec![line, format!("       {}", loss(report.loss))];
     if prepared.from_cache {
         lines.push(format!("       tokenised data taken from cache ({})", prepared.file.display()));
     }
     lines
 }
 
+/// What the loss is taken on, in words.
+pub fn loss(loss: Loss) -> &'static str {
+    match loss {
+        Loss::Labels => "loss on the labels of the file",
+        Loss::Assistant => "loss on the assistant's tokens only (assistant_only_loss)",
+        Loss::AssistantOfCompletion => "loss on the assistant's tokens in the completion only (assistant_only_loss)",
+        Loss::Completion => "loss on the completion only",
+        Loss::All => "loss on all tokens",
+    }
+}
+
 /// The first example as the model sees it; what the loss is taken on stands between ⟦ and ⟧.
 pub fn example(report: &DataReport) -> Vec<String> {
-    let text = marked(&report.example, EXAMPLE_CHARACTERS);
-    let mut lines = vec!["first example, the loss is taken on what stands in ⟦ ⟧:".to_owned()];
+    segments(&report.example, false)
+}
+
+/// A row as the model sees it; what the loss is taken on is green with `color`, else it stands between ⟦ and ⟧.
+pub fn segments(segments: &[Segment], color: bool) -> Vec<String> {
+    let (how, marks) = if color { ("is green", GREEN) } else { ("stands in ⟦ ⟧", BRACKETS) };
+    let text = marked(segments, EXAMPLE_CHARACTERS, marks);
+    let mut lines = vec![format!("first example, the loss is taken on what {how}:")];
     lines.extend(text.split('\n').map(|line| format!("  | {line}")));
     lines
 }
 
-/// The segments in one text, at most about `limit` characters, without control characters that a terminal would obey.
-fn marked(segments: &[Segment], limit: usize) -> String {
+/// The segments in one text, at most about `limit` characters, with marks round what is supervised.
+fn marked(segments: &[Segment], limit: usize, (begin, line_break, end): (&str, &str, &str)) -> String {
     let mut text = String::new();
     let mut left = limit;
     for segment in segments {
-        if segment.supervised {
-            text.push('⟦');
-        }
-        let harmless = |letter: char| {
-            if letter.is_control() && letter != '\n' { '\u{fffd}' } else { letter }
-        };
-        let shown = segment.text.chars().take(left);
-        text.extend(shown.map(harmless));
-        if segment.supervised {
-            text.push('⟧');
-        }
         let length = segment.text.chars().count();
+        let shown = without_controls(&segment.text, left);
+        match segment.supervised {
+            true => text.extend([begin, &shown.replace('\n', line_break), end]),
+            false => text.push_str(&shown),
+        }
         if length > left {
             text.push_str(" …");
             return text;
@@ -83,6 +92,17 @@ fn marked(segments: &[Segment], limit: usize) -> String {
         left -= length;
     }
     text
+}
+
+/// A text without control characters that a terminal would obey, cut behind `limit` characters.
+pub fn harmless(text: &str, limit: usize) -> String {
+    let more = if text.chars().nth(limit).is_some() { " …" } else { "" };
+    without_controls(text, limit) + more
+}
+
+fn without_controls(text: &str, limit: usize) -> String {
+    let letter = |letter: char| if letter.is_control() && letter != '\n' { '\u{fffd}' } else { letter };
+    text.chars().take(limit).map(letter).collect()
 }
 
 /// What became of the training rows, where they are packed or lie end to end.
@@ -331,7 +351,10 @@ mod tests {
     fn the_mask_is_visible_and_the_text_harmless() {
         let segment = |text: &str, supervised| Segment { text: text.into(), supervised };
         let segments = [segment("user: \u{1b}[2J\n", false), segment("answer", true), segment(" rest", false)];
-        assert_eq!(marked(&segments, 100), "user: \u{fffd}[2J\n⟦answer⟧ rest");
-        assert_eq!(marked(&segments, 15), "user: \u{fffd}[2J\n⟦answ⟧ …");
+        assert_eq!(marked(&segments, 100, BRACKETS), "user: \u{fffd}[2J\n⟦answer⟧ rest");
+        assert_eq!(marked(&segments, 15, BRACKETS), "user: \u{fffd}[2J\n⟦answ⟧ …");
+        assert_eq!(marked(&segments, 3, BRACKETS), "use …");
+        let lines = super::segments(&[segment("a\nb", true)], true);
+        assert_eq!(lines[1..], ["  | \x1b[32ma\x1b[39m", "  | \x1b[32mb\x1b[39m"]);
     }
 }

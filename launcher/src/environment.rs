@@ -12,6 +12,9 @@ pub const CACHE: &str = "ZEROFOLD_CACHE";
 /// its start.
 pub const STORE_PATIENCE: &str = "ZEROFOLD_STORE_PATIENCE";
 
+/// Read: with any value, nothing is printed in colour (<https://no-color.org>).
+pub const NO_COLOR: &str = "NO_COLOR";
+
 /// Read: how often a failed job is begun again, where no flag says so; torchrun's name.
 pub const MAX_RESTARTS: &str = "PET_MAX_RESTARTS";
 

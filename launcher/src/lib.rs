@@ -10,6 +10,7 @@
 //!            ├ bench → this machine's rates, by an errand of `worker bench`
 //!            ├ plan → what a job would need, from config.json alone
 //!            ├ config → the configuration itself: shown, checked, written as a file
+//!            ├ data → training and held-out data: what is wrong with them, or a copy without it
 //!            ├ compare → `train` in several configurations, a few steps each
 //!            └ train → job: configuration, checks, data → announce; memberships, again after a failure
 //!                 → control (serves the workers)  ─┐
@@ -32,6 +33,7 @@ pub mod columns;
 pub mod compare;
 pub mod config_command;
 pub mod control;
+pub mod data_command;
 pub mod doctor;
 pub mod environment;
 pub mod errand;

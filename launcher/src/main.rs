@@ -9,7 +9,8 @@ use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
 use zerofold_launcher::logs::{self, LogFormat};
 use zerofold_launcher::terminal::Terminal;
 use zerofold_launcher::{
-    bench, checkpoints, compare, config_command, doctor, generate, hosts, hub, plan, run_report, train, watch,
+    bench, checkpoints, compare, config_command, data_command, doctor, generate, hosts, hub, plan, run_report, train,
+    watch,
 };
 
 fn main() -> ExitCode {
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Ok(Meant::Bench(options)) => bench::bench(&options, &Terminal::new(false)),
         Ok(Meant::Compare(options)) => compare::compare(&options, &Terminal::new(false)),
         Ok(Meant::Config(options)) => config_command::config(&options, &Terminal::new(false)),
+        Ok(Meant::Data(options)) => data_command::data(&options, &Terminal::new(false)),
         Ok(Meant::Status(options)) => watch::status(&options, &Terminal::new(false)),
         Ok(Meant::Report(options)) => run_report::report(&options, &Terminal::new(false)),
         Ok(Meant::Checkpoint(run)) => checkpoints::ask(&run, &Terminal::new(false)),

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::environment::NO_COLOR;
 use crate::logs::{self, LogFormat};
 
 /// How much is told.
@@ -53,6 +54,11 @@ impl Terminal {
     /// Whether a progress line can be shown.
     pub fn is_live(&self) -> bool {
         self.live
+    }
+
+    /// Whether colours are seen, and wanted: <https://no-color.org>.
+    pub fn has_color(&self) -> bool {
+        self.live && std::env::var_os(NO_COLOR).is_none_or(|value| value.is_empty())
     }
 
     /// A line of the job's story; not in quiet.

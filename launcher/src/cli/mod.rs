@@ -7,6 +7,7 @@ mod arguments;
 mod checkpoints;
 mod compare;
 mod config;
+mod data;
 mod generate;
 mod machine;
 mod plan;
@@ -23,6 +24,7 @@ use crate::bench::BenchOptions;
 use crate::checkpoints::{DiffOptions, ExportOptions, InspectOptions, VerifyOptions};
 use crate::compare::CompareOptions;
 use crate::config_command::ConfigOptions;
+use crate::data_command::DataOptions;
 use crate::doctor::DoctorOptions;
 use crate::error::LaunchError;
 use crate::generate::GenerateOptions;
@@ -33,11 +35,12 @@ use crate::train::TrainOptions;
 use crate::watch::StatusOptions;
 
 /// The commands.
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "train",
     "plan",
     "compare",
     "config",
+    "data",
     "generate",
     "status",
     "report",
@@ -63,6 +66,8 @@ pub enum Meant {
     Compare(Box<CompareOptions>),
     /// Show, check or write a configuration.
     Config(Box<ConfigOptions>),
+    /// Look at data.
+    Data(Box<DataOptions>),
     /// Generate.
     Generate(Box<GenerateOptions>),
     /// Tell what a run is doing.
@@ -119,6 +124,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
         Some(("plan", after)) => Ok(Meant::Plan(Box::new(plan::meant(&matches, after)?))),
         Some(("compare", after)) => Ok(Meant::Compare(Box::new(compare::meant(&matches, after)?))),
         Some(("config", after)) => Ok(Meant::Config(Box::new(config::meant(&matches, after)?))),
+        Some(("data", after)) => Ok(Meant::Data(Box::new(data::meant(&matches, after)?))),
         Some(("generate", after)) => {
             refuse_job_options(&matches, "generate")?;
             Ok(Meant::Generate(Box::new(generate::meant(after, on_terminal)?)))

@@ -321,6 +321,34 @@ fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Resu
     Ok(prepared)
 }
 
+/// How the columns of the job's data are called.
+pub(crate) fn columns(config: &Resolved) -> Result<Columns, LaunchError> {
+    let training = &config.training;
+    let mapping = training.column_mapping.as_ref().map(|mapping| mapping.pairs().clone()).unwrap_or_default();
+    Ok(Columns::new(mapping, training.dataset_text_field.as_deref())?)
+}
+
+/// How the job's rows, which are then packed or not, become tokens.
+pub(crate) fn preparation<'a>(
+    config: &'a Resolved,
+    (sources, packing): (&'a Sources, bool),
+    columns: &'a Columns,
+    cache: &'a Path,
+) -> Prepare<'a> {
+    let training = &config.training;
+    Prepare {
+        model_directory: &training.model_name_or_path,
+        sources,
+        columns,
+        max_length: Batching::longest_row(training, packing),
+        assistant_only_loss: training.assistant_only_loss,
+        chat_template: config.chat_template.as_deref(),
+        eos_token: training.eos_token.as_deref(),
+        completion_only_loss: training.completion_only_loss,
+        cache,
+    }
+}
+
 /// Tokenises a data set that is then packed or not, or finds it tokenised, and tells what it holds.
 pub(crate) fn tokenise(
     config: &Resolved,
@@ -330,21 +358,10 @@ pub(crate) fn tokenise(
     let training = &config.training;
     let began = Instant::now();
     let sources = Sources::find(dataset.names())?;
-    let mapping = training.column_mapping.as_ref().map(|mapping| mapping.pairs().clone()).unwrap_or_default();
-    let columns = Columns::new(mapping, training.dataset_text_field.as_deref())?;
+    let columns = columns(config)?;
     let (cache, note) = cache_folder::datasets(&training.output_dir);
     note.iter().for_each(|note| terminal.complain(note));
-    let prepared = prepare(&Prepare {
-        model_directory: &training.model_name_or_path,
-        sources: &sources,
-        columns: &columns,
-        max_length: Batching::longest_row(training, packing),
-        assistant_only_loss: training.assistant_only_loss,
-        chat_template: config.chat_template.as_deref(),
-        eos_token: training.eos_token.as_deref(),
-        completion_only_loss: training.completion_only_loss,
-        cache: &cache,
-    })?;
+    let prepared = prepare(&preparation(config, (&sources, packing), &columns, &cache))?;
     announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
     for warning in &prepared.report.warnings {
         terminal.complain(&format!("warning: {dataset}: {warning}"));

@@ -131,6 +131,18 @@ pub(crate) fn identities(sources: &Sources) -> Result<Vec<String>, DataError> {
     sources.files().iter().map(identity).collect()
 }
 
+/// That the files are what they were when their [`identities`] were taken.
+///
+/// # Errors
+/// [`DataError::Dataset`] when one is not; [`DataError::Io`] for a file that is not there any more.
+pub(crate) fn check_unchanged(sources: &Sources, before: &[String]) -> Result<(), DataError> {
+    if identities(sources)? == before {
+        return Ok(());
+    }
+    let hint = "start again when nothing writes to the data any more";
+    Err(DataError::dataset(sources.written().as_ref(), "a file changed while it was read", hint))
+}
+
 /// What changes when a file's bytes change.
 fn identity(path: &Path, known: &Metadata) -> String {
     let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());

@@ -66,7 +66,7 @@ impl Shape {
     }
 
     /// All columns that a row of this shape may have.
-    fn columns(self) -> &'static [&'static str] {
+    pub(crate) fn columns(self) -> &'static [&'static str] {
         match self {
             Shape::Messages => &["messages", "tools", "chat_template_kwargs"],
             Shape::Conversations => &["conversations", "tools", "chat_template_kwargs"],
@@ -119,6 +119,11 @@ impl Columns {
 
     fn get<'v>(&self, row: &'v Map<String, Value>, name: &str) -> Option<&'v Value> {
         row.get(self.called(name)?).filter(|value| !value.is_null())
+    }
+
+    /// Whether a row says what is learned of its tokens.
+    pub(crate) fn has_labels(&self, row: &Map<String, Value>) -> bool {
+        self.get(row, "labels").is_some()
     }
 
     /// What a row is.

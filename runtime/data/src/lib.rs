@@ -15,8 +15,10 @@
 //! ```
 //!
 //! [`prepare`] does all but the last once, before any rank waits, or finds it done in its cache; the workers then map the [`TokenizedDataset`] and cut
-//! it by a [`StepPlan`], which gives the same global order of rows (or packs) for every number of ranks.
+//! it by a [`StepPlan`], which gives the same global order of rows (or packs) for every number of ranks. [`fn@audit`] goes the same way up to
+//! the labels, and tells what is wrong with the rows.
 
+mod audit;
 mod batch;
 mod cache;
 mod collator;
@@ -44,6 +46,10 @@ mod writer;
 #[cfg(test)]
 mod testing;
 
+pub use audit::{
+    Audit, AuditReport, Audited, Copied, DataAudit, Dropped, Example, Finding, FindingKind, LengthBar, LengthUnit,
+    Lengths, NEARLY_THE_SAME, SHINGLE_WORDS, SHORT_WORDS, Truncation, audit, check_copy,
+};
 pub use batch::Batch;
 pub use collator::{Batching, Collator};
 pub use columns::Columns;

@@ -84,6 +84,11 @@ impl Message {
         &self.fields
     }
 
+    /// Whether it calls a tool.
+    pub(crate) fn calls_tools(&self) -> bool {
+        has_calls(&self.fields)
+    }
+
     fn text(&self, name: &str) -> &str {
         self.fields.get(name).and_then(Value::as_str).unwrap_or_default()
     }

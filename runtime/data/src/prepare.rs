@@ -14,16 +14,12 @@ use crate::encode::{EncodedRow, Encoder};
 use crate::error::{DataError, Fault};
 use crate::report::{DataReport, Segment};
 use crate::rows::{Expected, no_row, parse_object};
-use crate::source::{RawContent, RawRow, RawRows, Sources};
+use crate::source::{RawRow, RawRows, Sources};
 use crate::tokenizer::Tokenizer;
 use crate::writer::DatasetWriter;
 
-/// Bytes of rows that are read before they are shared out to the threads; with what becomes of them, all that grows with
-/// the size of the data.
-const CHUNK: usize = 8 << 20;
-
 /// Rows in a share of a thread: small, so that all end at nearly the same time.
-const SHARE: usize = 32;
+pub(crate) const SHARE: usize = 32;
 
 /// What to prepare, and how.
 #[derive(Debug, Clone, Copy)]
@@ -106,30 +102,17 @@ pub fn prepare(options: &Prepare<'_>) -> Result<Prepared, DataError> {
     }
     let mut preparation = Preparation::new(options)?;
     let mut rows = RawRows::new(options.sources);
-    let mut ended = false;
-    while !ended {
-        let (mut chunk, mut size, mut fault) = (Vec::new(), 0, None);
-        while !ended && size < CHUNK {
-            match rows.next() {
-                Some(Ok(row)) => {
-                    size += row.content.size();
-                    chunk.push(row);
-                }
-                Some(Err(error)) => (fault, ended) = (Some(error), true),
-                None => ended = true,
-            }
-        }
-        preparation.add(chunk, &rows)?;
-        // Only now, so that of several faults the first in the files is told.
-        if let Some(error) = fault {
-            return Err(error);
+    loop {
+        let chunk = rows.chunk();
+        preparation.add(chunk.rows, &rows)?;
+        match chunk.error {
+            Some(error) => return Err(error),
+            None if chunk.ended => break,
+            None => {}
         }
     }
     // What is kept under the hash of a file must not be made from what the file became meanwhile.
-    if cache::identities(options.sources)? != before {
-        let hint = "start again when nothing writes to the data any more";
-        return Err(DataError::dataset(options.sources.written().as_ref(), "a file changed while it was read", hint));
-    }
+    cache::check_unchanged(options.sources, &before)?;
     let mut prepared = preparation.finish(&file)?;
     if damaged {
         prepared.report.warnings.push(format!("{} was damaged and is made anew", file.display()));
@@ -322,12 +305,8 @@ fn count_first((count, first): &mut (usize, String), place: &str) {
 }
 
 /// The shape of a row, and the row.
-fn read(columns: &Columns, row: &RawRow) -> Result<(Shape, crate::rows::Row), Fault> {
-    let content = match &row.content {
-        RawContent::Json(text) => RawContent::Json(text.clone()),
-        RawContent::Value(value) => RawContent::Value(value.clone()),
-    };
-    let object = parse_object(content)?;
+pub(crate) fn read(columns: &Columns, row: &RawRow) -> Result<(Shape, crate::rows::Row), Fault> {
+    let object = parse_object(row.content.clone())?;
     let shape = columns.shape(&object)?;
     Ok((shape, columns.parse(shape, &object)?))
 }
@@ -355,7 +334,7 @@ fn encode_share(rows: &mut [Option<RawRow>], columns: &Columns, encoder: &Encode
 
 /// The first row in pieces that are supervised or not, as text (as numbers where there is no tokenizer). The first token
 /// counts as not supervised: nothing predicts it.
-fn example(ids: &[u32], labels: &[i32], tokenizer: Option<&Tokenizer>) -> Result<Vec<Segment>, DataError> {
+pub(crate) fn example(ids: &[u32], labels: &[i32], tokenizer: Option<&Tokenizer>) -> Result<Vec<Segment>, DataError> {
     let learned = |index: usize| index > 0 && labels[index] != IGNORED;
     let mut segments = Vec::new();
     let mut start = 0;

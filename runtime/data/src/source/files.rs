@@ -56,7 +56,7 @@ impl DataFile {
     }
 
     /// By its name. A file of an unknown ending is taken for JSONL, unless `listed` (found in a folder): then it is none.
-    fn of(path: &Path, listed: bool) -> Result<Option<DataFile>, DataError> {
+    pub(crate) fn of(path: &Path, listed: bool) -> Result<Option<DataFile>, DataError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
         let (name, compression) = match name.rsplit_once('.') {
             Some((rest, "gz")) => (rest, Compression::Gzip),

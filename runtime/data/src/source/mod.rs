@@ -19,10 +19,17 @@ use serde_json::Value;
 
 use crate::error::{DataError, Fault};
 
+pub(crate) use files::Compression;
 pub use files::{DataFile, Format, Sources};
 
 /// Longest row that is read, in bytes, decompressed.
 pub(crate) const ROW_LIMIT: usize = 64 << 20;
+
+/// Bytes of rows that are read before they are shared out to threads; with what becomes of them, all that is in memory of a
+/// data set at a time.
+const CHUNK: usize = 8 << 20;
+/// Rows of these at most: of a row of a few bytes some hundreds are in memory.
+const CHUNK_ROWS: usize = 1 << 16;
 
 /// A row as it stands in its file.
 #[derive(Debug)]
@@ -35,7 +42,7 @@ pub(crate) struct RawRow {
 }
 
 /// Text still to be parsed (which threads do side by side), or a value.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum RawContent {
     Json(Vec<u8>),
     Value(Value),
@@ -106,6 +113,17 @@ impl Unit {
     }
 }
 
+/// Some rows in their order.
+#[derive(Debug, Default)]
+pub(crate) struct Chunk {
+    pub(crate) rows: Vec<RawRow>,
+    /// What stands behind them, where that cannot be read. To be told after what is wrong with them, so that of several
+    /// faults the first in the files is told.
+    pub(crate) error: Option<DataError>,
+    /// Nothing follows.
+    pub(crate) ended: bool,
+}
+
 /// All rows of all files, one after another. The first error ends the iteration.
 pub(crate) struct RawRows<'a> {
     sources: &'a Sources,
@@ -139,6 +157,31 @@ impl<'a> RawRows<'a> {
             place = format!("{place} (row group {group})");
         }
         DataError::row(place, fault)
+    }
+
+    /// The next rows, to be worked on side by side.
+    pub(crate) fn chunk(&mut self) -> Chunk {
+        let (mut chunk, mut size) = (Chunk::default(), 0);
+        while !chunk.ended && size < CHUNK && chunk.rows.len() < CHUNK_ROWS {
+            match self.next() {
+                Some(Ok(row)) => {
+                    size += row.content.size();
+                    chunk.rows.push(row);
+                }
+                Some(Err(error)) => (chunk.error, chunk.ended) = (Some(error), true),
+                None => chunk.ended = true,
+            }
+        }
+        chunk
+    }
+
+    /// Goes on after an error, with the next file.
+    pub(crate) fn skip_file(&mut self) {
+        self.reader = None;
+        self.file += 1;
+        self.ended = false;
+        // One that could not be opened does not tell.
+        self.units.resize(self.file.max(self.units.len()), Unit::Line);
     }
 
     fn advance(&mut self) -> Result<Option<RawRow>, DataError> {
