@@ -315,7 +315,7 @@ fn a_data_set_without_rows_and_an_unusable_model_are_errors() {
             model_directory: &setting.path("no-model"),
             sources: &sources,
             columns: &columns,
-            max_length: 8,
+            max_length: Some(8),
             assistant_only_loss: true,
             chat_template: None,
             eos_token: None,
