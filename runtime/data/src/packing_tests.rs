@@ -29,12 +29,15 @@ fn tokens(dataset: &TokenizedDataset, packs: &Packs) -> Vec<Vec<Vec<u32>>> {
     (0..packs.count()).map(pieces).collect()
 }
 
-/// The lengths of the rows, the tokens of a pack, and what each strategy makes of them: the examples of TRL's documentation
+/// The lengths of the rows, the tokens of a pack, the strategy, and the ids of each piece of each pack.
+type Case = (&'static [u32], u32, PackingStrategy, &'static [&'static [&'static [u32]]]);
+
+/// What each strategy makes of them: the examples of TRL's documentation
 /// and tests, and a tie. (TRL attends across documents in `wrapped`; where it cuts is the same.)
 #[test]
 fn small_cases_are_packed_as_trl_does() {
     use PackingStrategy::{Bfd, BfdSplit, Wrapped};
-    let table: [(&[u32], u32, PackingStrategy, &[&[&[u32]]]); 9] = [
+    let table: [Case; 9] = [
         (&[3, 4, 1], 4, Bfd, &[&[&[4, 5, 6, 7]], &[&[1, 2, 3], &[8]]]),
         (&[5, 2, 3, 1], 4, Bfd, &[&[&[1, 2, 3, 4]], &[&[8, 9, 10], &[11]], &[&[6, 7]]]),
         (&[5, 2, 3, 1], 4, BfdSplit, &[&[&[1, 2, 3, 4]], &[&[8, 9, 10], &[5]], &[&[6, 7], &[11]]]),

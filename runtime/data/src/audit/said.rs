@@ -393,8 +393,8 @@ mod tests {
         };
         let (ask, again) = (message("user", "Hi."), message("user", "And?"));
         let (yes, no, end) = (message("assistant", "Yes."), message("assistant", "No."), message("assistant", "End."));
-        let one = of(&[ask.clone()], &[yes.clone(), again.clone(), end.clone()]);
-        let other = of(&[ask.clone()], &[no, again.clone(), end.clone()]);
+        let one = of(std::slice::from_ref(&ask), &[yes.clone(), again.clone(), end.clone()]);
+        let other = of(std::slice::from_ref(&ask), &[no, again.clone(), end.clone()]);
         assert!(one.instruction == other.instruction && one.answer != other.answer);
         let divided_later = of(&[ask, yes, again], &[end]);
         assert_ne!(divided_later.content, one.content, "another part of it is learned");
