@@ -4,7 +4,7 @@
 //!     cargo test --release -p zerofold-runtime --test matrix               a seeded sample, and everything below
 //!     cargo test --release -p zerofold-runtime --test matrix -- --full     the whole product
 //!     cargo test --release -p zerofold-runtime --test matrix -- --seed 7   another sample
-//!     … -- --memory      the memory of a step against the plan alone
+//!     … -- --memory      the memory of a step against the plan alone, with every job
 //!     … -- --precision   16-bit types against FSDP2 alone, with every run
 //!     … -- --timeline    the timeline over both wires alone
 //!     … -- --gloo        the layouts over Gloo alone
@@ -129,7 +129,7 @@ impl Options {
         let is = |parts: &[Part]| parts.contains(&self.part);
         let groups = self.groups(ranks);
         if ranks == 2 && is(&[Part::All, Part::Memory]) {
-            memory::check(tally);
+            memory::check(self.full || self.part == Part::Memory, tally);
         }
         if ranks == 2 && is(&[Part::All, Part::Timeline]) {
             timeline::check(tally);

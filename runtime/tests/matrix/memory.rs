@@ -196,7 +196,8 @@ fn write_config(
     folder.to_owned()
 }
 
-pub(crate) fn check(tally: &mut Tally) {
+/// Every job in all types; with `all` also each with and without recomputing, over both wires, else one of these four in turn.
+pub(crate) fn check(all: bool, tally: &mut Tally) {
     let temporary = tempfile::tempdir().unwrap();
     let three = Sharding::of(Stage::Three);
     let shardings = [
@@ -207,6 +208,7 @@ pub(crate) fn check(tally: &mut Tally) {
         ("kept after forward", Sharding { reshard_after_forward: ReshardAfterForward::Always(false), ..three }),
         ("block halves", Sharding { units: UnitPolicy::BlockHalves, ..three }),
     ];
+    let mut job = 0;
     let mut check = |(shape, sizes, tied, (rows, length)): Shape, dropout: f64, name: &str, sharding: Sharding| {
         let folder = write_config(&temporary.path().join(format!("{shape}-{dropout}")), sizes, tied, dropout);
         let types = [
@@ -214,17 +216,18 @@ pub(crate) fn check(tally: &mut Tally) {
             ("bfloat16", ElementType::Bfloat16, false),
             ("pure bfloat16", ElementType::Bfloat16, true),
         ];
+        job += 1;
+        let ways = [(None, Wire::Gloo), (Some(1), Wire::Shm), (Some(1), Wire::Gloo), (None, Wire::Shm)];
         for (types, compute, pure) in types {
-            for recompute_every in [None, Some(1)] {
+            let ways = if all { &ways[..] } else { std::slice::from_ref(&ways[job % ways.len()]) };
+            for &(recompute_every, wire) in ways {
                 let spec =
                     MemorySpec { folder: folder.clone(), sharding, compute, pure, rows, length, recompute_every };
-                for wire in [Wire::Gloo, Wire::Shm] {
-                    // New processes, so that nothing is left of the last job.
-                    let measured = Workers::start(RANKS, wire).run(&Task::Memory(spec.clone()));
-                    let result = measured.and_then(|measured| compare(&spec, wire, &measured));
-                    let job = format!("{shape}, {name}, {types}, recomputing {recompute_every:?}");
-                    tally.check(&format!("memory: {job}, over {wire:?}"), result);
-                }
+                // New processes, so that nothing is left of the last job.
+                let measured = Workers::start(RANKS, wire).run(&Task::Memory(spec.clone()));
+                let result = measured.and_then(|measured| compare(&spec, wire, &measured));
+                let job = format!("{shape}, {name}, {types}, recomputing {recompute_every:?}");
+                tally.check(&format!("memory: {job}, over {wire:?}"), result);
             }
         }
     };
