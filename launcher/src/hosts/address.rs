@@ -13,7 +13,7 @@ use crate::error::LaunchError;
 /// The name cannot be looked up.
 pub(super) fn listen(endpoint: &Endpoint) -> Result<SocketAddr, LaunchError> {
     let found = resolve(endpoint)?;
-    let literal = is_loopback(endpoint) || endpoint.host.parse::<IpAddr>().is_ok();
+    let literal = is_loopback(&endpoint.host) || endpoint.host.parse::<IpAddr>().is_ok();
     let own = found.iter().find(|address| {
         // Many systems give their own name an address of loopback, which no other host reaches.
         (literal || !address.ip().is_loopback()) && TcpListener::bind((address.ip(), 0)).is_ok()
@@ -27,10 +27,10 @@ pub(super) fn listen(endpoint: &Endpoint) -> Result<SocketAddr, LaunchError> {
     }))
 }
 
-/// Whether the endpoint itself says that the job is on one host. (A name that merely leads to loopback here may lead elsewhere from
+/// Whether the host of an endpoint itself says that the job is on one host. (A name that merely leads to loopback here may lead elsewhere from
 /// other hosts.)
-pub(super) fn is_loopback(endpoint: &Endpoint) -> bool {
-    endpoint.host == "localhost" || endpoint.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+pub(super) fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn resolve(endpoint: &Endpoint) -> Result<Vec<SocketAddr>, LaunchError> {

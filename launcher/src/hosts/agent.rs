@@ -97,7 +97,7 @@ pub(crate) fn run(topology: Topology, config: Resolved, terminal: Arc<Terminal>)
     hub::bring(&mut config, None, Extent::Whole, &terminal)?;
     let _model = job::check(&config)?;
     let worker = find_worker()?;
-    let tls = topology.tls && !address::is_loopback(&endpoint);
+    let tls = topology.tls && !address::is_loopback(&endpoint.host);
     if !topology.tls {
         terminal.complain(super::NO_TLS);
     }

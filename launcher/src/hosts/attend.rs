@@ -12,6 +12,7 @@ use zerofold_proto::hosts::hosts_client::HostsClient;
 use zerofold_proto::hosts::to_agent::Kind as Told;
 use zerofold_proto::hosts::{FromAgent, Hello};
 
+use super::address;
 use super::agent::Happening;
 use super::service::{MAX_MESSAGE_BYTES, MISSED_PULSES, PULSE};
 use crate::control::Contact;
@@ -106,7 +107,11 @@ async fn attend(
                 Code::AlreadyExists => FromHost0::Taken(words),
                 Code::FailedPrecondition | Code::Unauthenticated | Code::InvalidArgument => FromHost0::Refused(words),
                 // The connection was made, and what came was no HTTP/2: so a server that expects TLS appears.
-                _ if !contact.tls && std::error::Error::source(&status).is_some() => {
+                // (On loopback nobody does.)
+                _ if !contact.tls
+                    && !address::is_loopback(&contact.host)
+                    && std::error::Error::source(&status).is_some() =>
+                {
                     let hint = "give --no-tls on every host or on none";
                     FromHost0::Gone(format!("it does not answer without TLS\nhint: {hint}"))
                 }

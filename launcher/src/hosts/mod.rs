@@ -113,7 +113,7 @@ impl Hosts {
         // Looked for again once the other hosts are there; what is wrong with it is told before anything waits.
         let _named = address::interface(topology.interface.as_deref(), None)?;
         // What stays on this host is read by nobody else.
-        let tls = topology.tls && !address::is_loopback(endpoint);
+        let tls = topology.tls && !address::is_loopback(&endpoint.host);
         Ok(Some(Listen { address, token, tls }))
     }
 

@@ -1,7 +1,7 @@
 //! The equivalence matrix: every layout of a training against PyTorch in float64, and against each other to the bit, with
 //! real processes over Gloo; and the same over shared memory and through the `nccl` backend over a stand-in for NCCL and the driver.
 //!
-//!     cargo test --release -p zerofold-runtime --test matrix               a seeded sample, and everything below
+//!     cargo test --release -p zerofold-runtime --test matrix               a seeded sample; of memory a quarter, and nccl up to 4 ranks
 //!     cargo test --release -p zerofold-runtime --test matrix -- --full     the whole product
 //!     cargo test --release -p zerofold-runtime --test matrix -- --seed 7   another sample
 //!     … -- --memory      the memory of a step against the plan alone, with every job
