@@ -1,4 +1,4 @@
-//! Where data are, and how their columns are called.
+//! Where data are, how much of which, and how their columns are called.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,29 +6,217 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
-use crate::registry::Kind;
-use crate::value::{FromValue, text};
+use crate::registry::{Kind, nearest};
+use crate::value::{FromValue, number, text, written};
+
+/// A data set: one source of rows, or several that are mixed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
+pub struct Dataset(Vec<DataSource>);
+
+/// Rows of one kind, and what is said of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSource {
+    /// Where they are.
+    pub path: DataNames,
+    /// What they are called in metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// How much of them there is to be, beside the weights of the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
+    /// Their columns, where they are not called as those of the other sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub column_mapping: Option<ColumnMapping>,
+}
+
+/// The keys of a [`DataSource`].
+const SOURCE_KEYS: [&str; 4] = ["path", "label", "weight", "column_mapping"];
+
+/// One source of which nothing is said is written by its names.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Names(DataNames),
+    Sources(Vec<DataSource>),
+}
+
+impl From<Written> for Dataset {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Names(path) => Dataset(vec![DataSource { path, label: None, weight: None, column_mapping: None }]),
+            Written::Sources(sources) => Dataset(sources),
+        }
+    }
+}
+
+impl From<Dataset> for Written {
+    fn from(Dataset(mut sources): Dataset) -> Self {
+        match &sources[..] {
+            [DataSource { label: None, weight: None, column_mapping: None, .. }] => {
+                Written::Names(sources.remove(0).path)
+            }
+            _ => Written::Sources(sources),
+        }
+    }
+}
+
+impl Dataset {
+    /// What it has to be, to follow "it must be".
+    pub const WORDS: &'static str =
+        "a path or a pattern, a list of them, or a list of sources {path: …, weight: …, label: …, column_mapping: …}";
+
+    /// The sources, in their order; at least one.
+    pub fn sources(&self) -> &[DataSource] {
+        &self.0
+    }
+
+    /// How much of each source there is to be, where that is said.
+    pub fn weights(&self) -> Option<Vec<f64>> {
+        self.0.iter().map(|source| source.weight).collect()
+    }
+
+    /// What each source is called in metrics: its label, else the file's name without its ending, or where two would be called
+    /// the same, all that was written.
+    pub fn labels(&self) -> Vec<String> {
+        let short = |source: &DataSource| source.label.clone().unwrap_or_else(|| source.path.short());
+        let all: Vec<String> = self.0.iter().map(short).collect();
+        let unique = |label: &String| all.iter().filter(|other| *other == label).count() == 1;
+        let label = |(source, label): (&DataSource, &String)| match source.label.is_some() || unique(label) {
+            true => label.clone(),
+            false => source.path.to_string(),
+        };
+        self.0.iter().zip(&all).map(label).collect()
+    }
+
+    /// What was written, or what is wrong with it.
+    fn read(value: &Value) -> Result<Self, String> {
+        let is_source = |value: &Value| matches!(value, Value::Mapping(_));
+        let sources = match value {
+            // A flag has it as text.
+            Value::String(text) if text.trim_start().starts_with("[{") => {
+                return match serde_yaml::from_str::<Value>(text) {
+                    Ok(value) if !value.is_string() => Dataset::read(&value),
+                    _ => Err("the text is no list of {path: …, weight: …}".to_owned()),
+                };
+            }
+            Value::Sequence(sources) if sources.iter().any(is_source) => sources,
+            _ => {
+                let names = DataNames::from_value(value).ok_or_else(String::new)?;
+                return Ok(Written::Names(names).into());
+            }
+        };
+        let sources: Vec<DataSource> = sources
+            .iter()
+            .enumerate()
+            .map(|(index, source)| read_source(index + 1, source))
+            .collect::<Result<_, _>>()?;
+        let dataset = Dataset(sources);
+        let weighted = dataset.0.iter().filter(|source| source.weight.is_some()).count();
+        if weighted != 0 && weighted != dataset.0.len() {
+            return Err(format!("{weighted} of {} sources have a weight: give each one, or none", dataset.0.len()));
+        }
+        let labels = dataset.labels();
+        match labels.iter().enumerate().find(|(index, label)| labels[..*index].contains(label)) {
+            Some((_, label)) => Err(format!("two sources are called {label}: give each a label of its own")),
+            None => Ok(dataset),
+        }
+    }
+}
+
+/// One source of a list, the `place`th.
+fn read_source(place: usize, value: &Value) -> Result<DataSource, String> {
+    let Value::Mapping(pairs) = value else {
+        return Err(format!("source {place} is {}: write it as {{path: …}} as the others are", written(value)));
+    };
+    let mut source = DataSource { path: DataNames(Vec::new()), label: None, weight: None, column_mapping: None };
+    for (key, value) in pairs.iter().filter(|(_, value)| !value.is_null()) {
+        let key = key.as_str().unwrap_or_default();
+        let wrong = |allowed: &str| format!("{key} of source {place} is {}: it must be {allowed}", written(value));
+        match key {
+            "path" => source.path = DataNames::from_value(value).ok_or_else(|| wrong(DataNames::WORDS))?,
+            "label" => {
+                let label = text(value).filter(|label| !label.is_empty() && !label.contains(char::is_control));
+                source.label = Some(label.ok_or_else(|| wrong("words"))?);
+            }
+            "weight" => {
+                let weight = number(value).filter(|weight| *weight > 0.0);
+                source.weight = Some(weight.ok_or_else(|| wrong("a number, more than 0"))?);
+            }
+            "column_mapping" => {
+                let mapping = ColumnMapping::from_value(value);
+                source.column_mapping = Some(mapping.ok_or_else(|| wrong(ColumnMapping::WORDS))?);
+            }
+            _ => {
+                let meant = nearest(key, SOURCE_KEYS).map(|near| format!("did you mean {near}? "));
+                let known = SOURCE_KEYS.join(", ");
+                return Err(format!(
+                    "source {place} has an unknown key {key}: {}it has {known}",
+                    meant.unwrap_or_default()
+                ));
+            }
+        }
+    }
+    match source.path.0.is_empty() {
+        true => Err(format!("source {place} has no path")),
+        false => Ok(source),
+    }
+}
+
+impl fmt::Display for Dataset {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.0.iter().map(|source| source.path.to_string()).collect();
+        formatter.write_str(&names.join(", "))
+    }
+}
+
+impl FromValue for Dataset {
+    const KIND: Kind = Kind::Data;
+
+    fn from_value(value: &Value) -> Option<Self> {
+        Dataset::read(value).ok()
+    }
+
+    fn hint(value: &Value) -> Option<String> {
+        Dataset::read(value).err().filter(|fault| !fault.is_empty())
+    }
+}
 
 /// The path of a file or folder, or a pattern such as `data/*.parquet`; or several of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Written", into = "Written")]
+#[serde(from = "WrittenNames", into = "WrittenNames")]
 pub struct DataNames(Vec<String>);
 
 /// One name is written as such, several as a list.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Written {
+enum WrittenNames {
     One(String),
     Several(Vec<String>),
 }
 
+/// Endings of data files.
+const ENDINGS: [&str; 7] = [".gz", ".zst", ".jsonl", ".ndjson", ".json", ".parquet", ".pq"];
+
 impl DataNames {
     /// What it has to be, to follow "it must be".
-    pub const WORDS: &'static str = "a path or a pattern, or a list of them";
+    const WORDS: &'static str = "a path or a pattern, or a list of them";
 
     /// The names, in their order.
     pub fn names(&self) -> &[String] {
         &self.0
+    }
+
+    /// The last part of the first name that is no pattern, without the ending of a file.
+    fn short(&self) -> String {
+        let whole = self.0.first().map_or("", |name| name.trim_end_matches('/'));
+        let part = whole.rsplit('/').find(|part| !part.is_empty() && !part.contains(['*', '?', '[']));
+        let Some(mut short) = part else { return whole.to_owned() };
+        for ending in ENDINGS {
+            short = short.strip_suffix(ending).filter(|rest| !rest.is_empty()).unwrap_or(short);
+        }
+        short.to_owned()
     }
 }
 
@@ -38,27 +226,25 @@ impl fmt::Display for DataNames {
     }
 }
 
-impl From<Written> for DataNames {
-    fn from(written: Written) -> Self {
+impl From<WrittenNames> for DataNames {
+    fn from(written: WrittenNames) -> Self {
         match written {
-            Written::One(name) => DataNames(vec![name]),
-            Written::Several(names) => DataNames(names),
+            WrittenNames::One(name) => DataNames(vec![name]),
+            WrittenNames::Several(names) => DataNames(names),
         }
     }
 }
 
-impl From<DataNames> for Written {
+impl From<DataNames> for WrittenNames {
     fn from(DataNames(mut names): DataNames) -> Self {
         match names.len() {
-            1 => Written::One(names.remove(0)),
-            _ => Written::Several(names),
+            1 => WrittenNames::One(names.remove(0)),
+            _ => WrittenNames::Several(names),
         }
     }
 }
 
-impl FromValue for DataNames {
-    const KIND: Kind = Kind::Data;
-
+impl DataNames {
     fn from_value(value: &Value) -> Option<Self> {
         let name = |value: &Value| text(value).filter(|text| !text.is_empty());
         match value {
@@ -107,39 +293,5 @@ impl FromValue for ColumnMapping {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn yaml(text: &str) -> Value {
-        serde_yaml::from_str(text).unwrap()
-    }
-
-    #[test]
-    fn data_are_one_name_or_several() {
-        let names = |text: &str| DataNames::from_value(&yaml(text)).map(|data| data.names().join("|"));
-        assert_eq!(names("a.jsonl").as_deref(), Some("a.jsonl"));
-        assert_eq!(names("[data/*.parquet, b]").as_deref(), Some("data/*.parquet|b"));
-        assert_eq!(names("2024").as_deref(), Some("2024"));
-        for text in ["[]", "''", "{a: b}", "[a, [b]]", "null"] {
-            assert_eq!(names(text), None, "{text}");
-        }
-        for text in ["a.jsonl\n", "- a\n- b\n"] {
-            let data: DataNames = serde_yaml::from_str(text).unwrap();
-            assert_eq!(serde_yaml::to_string(&data).unwrap(), text);
-        }
-    }
-
-    #[test]
-    fn columns_are_mapped_by_pairs_in_either_form() {
-        let pairs = |text: &str| {
-            ColumnMapping::from_value(&yaml(text)).map(|mapping| mapping.0.into_iter().collect::<Vec<_>>())
-        };
-        let expected =
-            vec![("completion".to_owned(), "answer".to_owned()), ("prompt".to_owned(), "question".to_owned())];
-        assert_eq!(pairs("prompt=question, completion = answer"), Some(expected.clone()));
-        assert_eq!(pairs("{prompt: question, completion: answer}"), Some(expected));
-        for text in ["prompt", "prompt=", "=question", "prompt=a,prompt=b", "''", "{}", "[a=b]", "{a: [b]}"] {
-            assert_eq!(pairs(text), None, "{text}");
-        }
-    }
-}
+#[path = "data_tests.rs"]
+mod tests;

@@ -33,7 +33,7 @@ pub(crate) struct Known {
 impl Known {
     /// Whether the key holds a whole section, which no flag can set.
     pub(crate) fn is_section(&self) -> bool {
-        self.name.ends_with("_config") || matches!(self.name, "tpu_env" | "commands" | "env" | "datasets")
+        self.name.ends_with("_config") || matches!(self.name, "tpu_env" | "commands" | "env")
     }
 }
 

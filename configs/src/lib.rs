@@ -34,6 +34,7 @@ mod known;
 mod known_training;
 mod machine;
 mod mesh;
+mod mixing;
 mod offload;
 mod outline;
 mod packing;
@@ -61,7 +62,7 @@ mod tests;
 
 pub use cautions::{cautions, forgetting};
 pub use compose::{Composed, Form, LeftOut, compose};
-pub use data::{ColumnMapping, DataNames};
+pub use data::{ColumnMapping, DataNames, DataSource, Dataset};
 pub use error::ConfigError;
 pub use generate::{ComputeDtype, GenerateRequest};
 pub use machine::{
@@ -81,6 +82,6 @@ pub use topology::{DEFAULT_PORT, ENVIRONMENT, Endpoint, Nodes, RendezvousTimes, 
 pub use training::{KEYS, Training};
 pub use types::{
     Backend, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, Precision, Reporter, Sampling, Scheduler,
-    StateDictType, Strategy,
+    StateDictType, StoppingStrategy, Strategy,
 };
 pub use written::Written;

@@ -1,6 +1,6 @@
 //! What a key is: the form of the registry that flags, `--help` and the reading of values are all made from.
 
-use crate::data::{ColumnMapping, DataNames};
+use crate::data::{ColumnMapping, Dataset};
 use crate::known::{Role, TABLES};
 use crate::known_training::{FORMER, RENAMED};
 use crate::profile::ProfileSteps;
@@ -220,7 +220,7 @@ impl Key {
     pub fn allowed_words(&self) -> String {
         let kind = match self.kind {
             Kind::Path => "a path".to_owned(),
-            Kind::Data => DataNames::WORDS.to_owned(),
+            Kind::Data => Dataset::WORDS.to_owned(),
             Kind::Mapping => ColumnMapping::WORDS.to_owned(),
             Kind::Text => "words".to_owned(),
             Kind::Integer => "a whole number".to_owned(),

@@ -11,7 +11,7 @@ use crate::topology::{self, Settled, Topology};
 use crate::training::{KEYS, Training};
 use crate::types::{DeviceKind, Strategy};
 use crate::written::{ACCELERATE_HOSTS, Written};
-use crate::{deepspeed, device, fsdp, mesh, offload, packing, precision, presets, source, units};
+use crate::{deepspeed, device, fsdp, mesh, mixing, offload, packing, precision, presets, source, units};
 use std::collections::BTreeMap;
 
 /// What the user gave, as written.
@@ -273,6 +273,7 @@ fn training(reader: &mut Reader<'_>) -> Result<Training, ConfigError> {
     }
     let mut training = Training::read(reader)?;
     packing::settle(reader, &mut training)?;
+    mixing::settle(reader, &training)?;
     let settings = reader.settings;
     let find = |key: &str| settings.find(Section::Training, key);
     settle_warmup(&mut training, find("warmup_steps"), find("warmup_ratio"))?;

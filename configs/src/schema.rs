@@ -110,14 +110,10 @@ fn of_kind(kind: Kind, allowed: Allowed) -> Vec<Value> {
     let spelt = || json!({"type": "string", "pattern": NUMERIC});
     match kind {
         Kind::Path | Kind::Text => vec![json!({"type": ["string", "number", "boolean"]})],
-        Kind::Data => vec![
-            json!({"type": ["string", "number"]}),
-            json!({"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}}),
-        ],
-        Kind::Mapping => vec![
-            json!({"type": "string", "pattern": "="}),
-            json!({"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}),
-        ],
+        Kind::Data => {
+            names().into_iter().chain([json!({"type": "array", "minItems": 1, "items": source_of_data()})]).collect()
+        }
+        Kind::Mapping => mapping(),
         Kind::Integer => ranges("integer", allowed).into_iter().chain([spelt()]).collect(),
         Kind::Number => ranges("number", allowed).into_iter().chain([spelt()]).collect(),
         Kind::Switch => switch(),
@@ -125,6 +121,44 @@ fn of_kind(kind: Kind, allowed: Allowed) -> Vec<Value> {
         Kind::Store => vec![json!({"type": "string", "pattern": r"^\s*s3://"})],
         Kind::Choice(names) => named(names),
     }
+}
+
+/// Paths and patterns of data.
+fn names() -> Vec<Value> {
+    vec![
+        json!({"type": ["string", "number"]}),
+        json!({"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}}),
+    ]
+}
+
+fn mapping() -> Vec<Value> {
+    vec![
+        json!({"type": "string", "pattern": "="}),
+        json!({"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}),
+    ]
+}
+
+/// One of several sources of rows.
+fn source_of_data() -> Value {
+    let weight =
+        ranges("number", Allowed::Above(0.0)).into_iter().chain([json!({"type": "string", "pattern": NUMERIC})]);
+    json!({
+        "type": "object",
+        "properties": {
+            "path": {"description": "A path or a pattern, or a list of them", "anyOf": names()},
+            "label": {"description": "What it is called in metrics", "type": ["string", "number", "boolean", "null"]},
+            "weight": {
+                "description": "How much of it there is to be, beside the weights of the others",
+                "anyOf": weight.chain([json!({"type": "null"})]).collect::<Vec<_>>(),
+            },
+            "column_mapping": {
+                "description": "Its columns, where they are called otherwise",
+                "anyOf": mapping().into_iter().chain([json!({"type": "null"})]).collect::<Vec<_>>(),
+            },
+        },
+        "required": ["path"],
+        "additionalProperties": false,
+    })
 }
 
 fn switch() -> Vec<Value> {

@@ -78,12 +78,12 @@ impl Setting {
         let in_range = number(&self.value).is_none_or(|number| known.allowed.admits(number));
         match T::from_value(&self.value) {
             Some(value) if in_range => Ok(value),
-            _ => Err(self.invalid(known)),
+            _ => Err(self.invalid(known, T::hint(&self.value))),
         }
     }
 
-    /// The error for a value that `known` does not allow.
-    fn invalid(&self, known: &Key) -> ConfigError {
+    /// The error for a value that `known` does not allow, and perhaps more on what is wrong with it.
+    fn invalid(&self, known: &Key, more: Option<String>) -> ConfigError {
         if let Some(hint) = crate::known_training::unbuilt_choice(self.key, &self.value) {
             return self.not_built(hint);
         }
@@ -91,7 +91,7 @@ impl Setting {
             (Kind::Choice(names), Some(text)) => nearest(text, names.iter().copied()),
             _ => None,
         };
-        self.not_allowed(known.allowed_words(), near.map(|name| format!("did you mean {name}?")))
+        self.not_allowed(known.allowed_words(), more.or(near.map(|name| format!("did you mean {name}?"))))
     }
 
     /// The error for a value outside of what is allowed; `allowed` is a sentence of its own, such as "it must be …".

@@ -1,7 +1,7 @@
 //! The table of keys: each is declared once, here, with its type, default, range, group and help. The struct
 //! [`Training`], the registry [`KEYS`] and the reading of values are all made from it.
 
-use crate::data::{ColumnMapping, DataNames};
+use crate::data::{ColumnMapping, Dataset};
 use crate::error::ConfigError;
 use crate::profile::ProfileSteps;
 use crate::registry::{Allowed, DefaultValue, Group, Key, Section};
@@ -10,7 +10,7 @@ use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
     Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter, Sampling,
-    Scheduler, StateDictType, StateType, Strategy, WrapPolicy,
+    Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, WrapPolicy,
 };
 use crate::value::FromValue;
 use serde::{Deserialize, Serialize};
@@ -90,9 +90,9 @@ keys! {
         /// Of a model of the hub: the branch, tag or commit
         model_revision: String = "main", Allowed::Any, Files;
         /// The training data: files, folders or patterns of JSONL, JSON or Parquet (docs/data.md)
-        dataset: DataNames = required, Allowed::Any, Files;
-        /// The held-out data, of the same form
-        eval_dataset: Option<DataNames> = unset, Allowed::Any, Files;
+        dataset: Dataset = required, Allowed::Any, Files;
+        /// The held-out data, of the same form; of several sources the loss of each is told
+        eval_dataset: Option<Dataset> = unset, Allowed::Any, Files;
         /// The run folder: metrics, logs, checkpoints and the finished model
         output_dir: PathBuf = required, Allowed::Any, Files;
         /// Rows of one micro-batch on each process
@@ -163,6 +163,10 @@ keys! {
         eval_packing: bool = (same_as packing), Allowed::Any, Data;
         /// Put the rows of a micro-batch end to end in place of padding them; packs always are
         padding_free: bool = "false", Allowed::Any, Data;
+        /// Of several sources without weights: shares by size to the power of 1 / this
+        mixing_temperature: Option<f64> = unset, Allowed::Above(0.0), Data;
+        /// Of mixed sources: an epoch ends when the first, or when each was used up
+        stopping_strategy: StoppingStrategy = "first_exhausted", Allowed::Any, Data;
         /// Loss on the assistant's tokens only, for rows that are conversations
         assistant_only_loss: bool = "true", Allowed::Any, Data;
         /// The chat template: a .jinja file, a model that has one, or a built-in one's name

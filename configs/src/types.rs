@@ -136,6 +136,16 @@ choice! {
 }
 
 choice! {
+    /// When an epoch of mixed sources ends; the names are those of `datasets.interleave_datasets`.
+    pub StoppingStrategy {
+        /// When the first source is used up.
+        FirstExhausted = "first_exhausted",
+        /// When each source was used up; smaller ones come several times.
+        AllExhausted = "all_exhausted",
+    }
+}
+
+choice! {
     /// An element type: of an exported model's files, of gradients on the wire, of masters.
     pub ElementType {
         /// 4 bytes an element.

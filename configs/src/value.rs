@@ -7,7 +7,7 @@ use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
     Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter, Sampling,
-    Scheduler, StateDictType, StateType, Strategy, WrapPolicy,
+    Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, WrapPolicy,
 };
 use serde_yaml::Value;
 use std::path::PathBuf;
@@ -18,6 +18,10 @@ pub(crate) trait FromValue: Sized {
     const KIND: Kind;
     /// The value, or `None` when it is not of this type.
     fn from_value(value: &Value) -> Option<Self>;
+    /// What is wrong with a value that is not of this type, where more can be said than what it must be.
+    fn hint(_value: &Value) -> Option<String> {
+        None
+    }
     /// Whether the value says that there is none, where there may be none.
     fn is_nothing(value: &Value) -> bool {
         match value {
@@ -212,6 +216,7 @@ choices!(
     Strategy,
     Sampling,
     PackingStrategy,
+    StoppingStrategy,
     ElementType,
     StateType,
     NonFinite,
@@ -246,6 +251,10 @@ impl<T: FromValue> FromValue for Option<T> {
 
     fn from_value(value: &Value) -> Option<Self> {
         if T::is_nothing(value) { Some(None) } else { T::from_value(value).map(Some) }
+    }
+
+    fn hint(value: &Value) -> Option<String> {
+        T::hint(value)
     }
 }
 

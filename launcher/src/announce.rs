@@ -5,7 +5,7 @@ use std::time::Duration;
 use zerofold_configs::{
     BackwardPrefetch, DeviceKind, Offload, Precision, ReshardAfterForward, Resolved, Stage, Training, UnitPolicy,
 };
-use zerofold_data::{Collator, DataReport, Loss, Packs, Prepared, Segment, StepPlan};
+use zerofold_data::{Collator, DataReport, Items, Loss, Mixture, Prepared, Segment, StepPlan, TokenizedDataset};
 
 use crate::format;
 use crate::hub;
@@ -128,18 +128,31 @@ pub fn packs(training: &Training, collator: &Collator) -> Option<String> {
     Some(line)
 }
 
+/// What an epoch takes of each source, where they are mixed; else how many of each there are, where there are several.
+pub fn mixture(training: &Training, items: &Items, plan: &StepPlan) -> Option<String> {
+    let labels = training.dataset.labels();
+    let all: u64 = plan.mixture().map_or(items.count as u64, Mixture::length);
+    let words = |(index, label): (usize, &String)| {
+        let size = items.sources.get(index).copied().unwrap_or(0) as u64;
+        let taken = plan.mixture().map_or(size, |mixture| u64::from(mixture.taken()[index]));
+        let share = 100.0 * taken as f64 / all.max(1) as f64;
+        format!("{} of {} of {label} ({share:.1} %)", format::count(taken), format::items(size, training.packing))
+    };
+    let sources: Vec<String> = labels.iter().enumerate().map(words).collect();
+    (labels.len() > 1).then(|| format!("mix    an epoch has {}", sources.join(", ")))
+}
+
 /// The job: model, ranks, batch and length. So many ranks share this machine.
 pub fn header(
     (config, on_machine): (&Resolved, u32),
     run: &RunFolder,
     plan: &StepPlan,
-    (report, collator): (&DataReport, &Collator),
+    (dataset, collator): (&TokenizedDataset, &Collator),
 ) -> Vec<String> {
     let training = &config.training;
     let ranks = config.num_processes;
     let threads = threads_per_rank(on_machine) as u64;
-    let all = collator.packs().map_or(report.tokens as u64, Packs::tokens);
-    let tokens = plan.rows_after(plan.total_steps()) as f64 * all as f64 / collator.count().max(1) as f64;
+    let tokens = tokens_in_all(plan, &collator.by_source(dataset));
     vec![
         match &config.initial_checkpoint {
             None => format!("model  {}", hub::shown(config)),
@@ -170,6 +183,18 @@ pub fn header(
     ]
 }
 
+/// Tokens that the whole training goes through, about: sources have items of other lengths, and an epoch its share of each.
+fn tokens_in_all(plan: &StepPlan, sources: &[(usize, u64)]) -> f64 {
+    let taken =
+        |index: usize, count: usize| plan.mixture().map_or(count as f64, |mixture| mixture.taken()[index].into());
+    let sources = sources.iter().enumerate().filter(|(_, (count, _))| *count > 0);
+    let (items, tokens) = sources.fold((0.0, 0.0), |(items, all), (index, &(count, tokens))| {
+        let taken = taken(index, count);
+        (items + taken, all + taken * tokens as f64 / count as f64)
+    });
+    plan.rows_after(plan.total_steps()) as f64 * tokens / items.max(1.0)
+}
+
 /// What a person may want to change before the job has run for hours.
 pub fn warning(config: &Resolved) -> Option<String> {
     let slow = config.mixed_precision == Precision::Fp16 && config.device == DeviceKind::Cpu;
@@ -182,7 +207,8 @@ pub fn warning(config: &Resolved) -> Option<String> {
 
 /// What is allowed and seldom meant: in the configuration, and together with `rows` rows of training data.
 pub fn cautions(config: &Resolved, rows: usize) -> Vec<String> {
-    let forgetting = zerofold_configs::forgetting(config.training.learning_rate, rows as u64, 1);
+    let sources = config.training.dataset.sources().len();
+    let forgetting = zerofold_configs::forgetting(config.training.learning_rate, rows as u64, sources);
     let all = zerofold_configs::cautions(config).into_iter().chain(forgetting);
     all.map(|caution| format!("warning: {caution}")).collect()
 }

@@ -11,13 +11,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde_json::Value;
 use zerofold_configs::HubModel;
-use zerofold_proto::v1::{EvaluationRecord, Phase, StepRecord};
+use zerofold_proto::v1::{EvaluationRecord, Phase, SourceRecord, StepRecord};
 
 #[derive(Serialize)]
 struct Step {
     step: u64,
     epoch: f64,
     loss: f64,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    loss_by_source: BTreeMap<String, f64>,
     grad_norm: f64,
     learning_rate: f64,
     tokens: u64,
@@ -42,6 +44,8 @@ struct Step {
 struct Evaluation {
     step: u64,
     eval_loss: f64,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    eval_loss_by_source: BTreeMap<String, f64>,
     eval_supervised_tokens: u64,
     eval_seconds: f64,
 }
@@ -157,6 +161,7 @@ impl MetricsFile {
             step: record.step,
             epoch: record.epoch,
             loss: record.loss,
+            loss_by_source: loss_by_source(&record.sources),
             grad_norm: record.grad_norm,
             learning_rate: record.learning_rate,
             tokens: record.tokens,
@@ -180,6 +185,7 @@ impl MetricsFile {
         self.line(&Evaluation {
             step: record.step,
             eval_loss: record.loss,
+            eval_loss_by_source: loss_by_source(&record.sources),
             eval_supervised_tokens: record.supervised_tokens,
             eval_seconds: record.seconds,
         })
@@ -205,6 +211,11 @@ pub fn phase_seconds(record: &StepRecord) -> BTreeMap<String, f64> {
         *seconds.entry(phase_name(phase.phase())).or_insert(0.0) += phase.seconds;
     }
     seconds
+}
+
+/// The loss of each source of rows by its label.
+fn loss_by_source(sources: &[SourceRecord]) -> BTreeMap<String, f64> {
+    sources.iter().map(|source| (source.label.clone(), source.loss)).collect()
 }
 
 /// `PHASE_FORWARD` as a person reads it.
@@ -253,10 +264,12 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut metrics = MetricsFile::create(&path).unwrap();
         let phases = vec![PhaseTime { phase: Phase::Forward.into(), seconds: 0.5 }];
-        metrics.step(&StepRecord { loss_scale: 2.0, skipped: "why".into(), phases, ..step(1) }).unwrap();
+        let sources = vec![SourceRecord { label: "a".into(), loss: f64::NAN, supervised_tokens: 0 }];
+        let all = StepRecord { loss_scale: 2.0, skipped: "why".into(), phases, sources: sources.clone(), ..step(1) };
+        metrics.step(&all).unwrap();
         let model = HubModel { id: "a/b".to_owned(), revision: "main".to_owned(), commit: "c".to_owned() };
         metrics.model(0, &model).unwrap();
-        metrics.evaluation(&EvaluationRecord::default()).unwrap();
+        metrics.evaluation(&EvaluationRecord { sources, ..Default::default() }).unwrap();
         metrics.checkpoint(1, Path::new("checkpoints/step-00000001"), Some(Duration::from_secs(1))).unwrap();
         metrics.checkpoint_failed(1, "why").unwrap();
         metrics.restart(1, 2, "why").unwrap();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use zerofold_checkpoint::{Found, newest_fitting};
 use zerofold_configs::Resolved;
-use zerofold_data::{Cursor, Items, Packing, Sampling, StepPlan};
+use zerofold_data::{Cursor, Items, Mixture, Packing, Sampling, StepPlan};
 use zerofold_plan::ModelConfig;
 use zerofold_store::CheckpointStore;
 
@@ -272,6 +272,16 @@ fn differences(saved: &Cursor, here: &Cursor) -> Vec<String> {
         let (there, here) = (name(saved.sampling), name(here.sampling));
         told.push(format!("order of the rows {there} there, {here} here (train_sampling_strategy)"));
     }
+    if saved.mixture != here.mixture {
+        let words = |mixture: &Option<Mixture>| match mixture {
+            Some(mixture) => format!("{:?} of sources of {:?}", mixture.taken(), mixture.sources()),
+            None => "all of each source".to_owned(),
+        };
+        let (there, here) = (words(&saved.mixture), words(&here.mixture));
+        told.push(format!(
+            "an epoch takes {there} there, {here} here (weights, mixing_temperature, stopping_strategy)"
+        ));
+    }
     told
 }
 
@@ -291,6 +301,7 @@ mod tests {
             row_seed: 1,
             sampling: Sampling::Random,
             group: None,
+            mixture: None,
         };
         let there = Cursor { row: 8, global_batch: 4, ..here.clone() };
         assert!(differences(&there, &here).is_empty());

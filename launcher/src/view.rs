@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use zerofold_proto::v1::{EvaluationRecord, StepRecord};
+use zerofold_proto::v1::{EvaluationRecord, SourceRecord, StepRecord};
 
 use crate::control::ControlPlane;
 use crate::error::LaunchError;
@@ -125,12 +125,13 @@ impl View {
 
     fn evaluation(&mut self, record: &EvaluationRecord) {
         self.records.evaluation(record);
-        self.story.first_evaluation.get_or_insert(*record);
-        self.story.last_evaluation = Some(*record);
-        let EvaluationRecord { step, loss, supervised_tokens, seconds } = record;
+        self.story.first_evaluation.get_or_insert_with(|| record.clone());
+        self.story.last_evaluation = Some(record.clone());
+        let EvaluationRecord { step, loss, supervised_tokens, seconds, sources } = record;
         let tokens = format::plural(*supervised_tokens, "supervised token");
         let time = format::duration(Duration::from_secs_f64(seconds.clamp(0.0, 1e9)));
-        self.terminal.say(&format!("held-out loss after step {step}: {loss:.4} ({tokens}, {time})"));
+        self.terminal
+            .say(&format!("held-out loss after step {step}: {loss:.4}{} ({tokens}, {time})", by_source(sources)));
     }
 }
 
@@ -217,13 +218,26 @@ fn progress_message(record: &StepRecord, memory: u64, left: Option<Duration>) ->
     )
 }
 
+/// The loss of each of several sources, in square brackets; of those without a token a dash.
+fn by_source(sources: &[SourceRecord]) -> String {
+    let words = |source: &SourceRecord| match source.supervised_tokens {
+        0 => format!("{} –", source.label),
+        _ => format!("{} {:.4}", source.label, source.loss),
+    };
+    match sources {
+        [] => String::new(),
+        sources => format!(" [{}]", sources.iter().map(words).collect::<Vec<_>>().join(", ")),
+    }
+}
+
 fn plain_line(record: &StepRecord, total: u64, memory: u64, left: Option<Duration>) -> String {
     format!(
-        "step {}/{total}  epoch {:.2}  loss {:.4}  lr {:.2e}  grad_norm {:.3}  {} tokens/s ({} supervised)  {:.2} s/step  \
+        "step {}/{total}  epoch {:.2}  loss {:.4}{}  lr {:.2e}  grad_norm {:.3}  {} tokens/s ({} supervised)  {:.2} s/step  \
          {}/rank  {}",
         record.step,
         record.epoch,
         record.loss,
+        by_source(&record.sources),
         record.learning_rate,
         record.grad_norm,
         format::figure(rate(record.tokens, record.seconds)),
@@ -257,5 +271,10 @@ mod tests {
             "step 20/100  epoch 0.50  loss 1.2346  lr 2.00e-5  grad_norm 0.812  2,000 tokens/s (400 supervised)  \
              1.50 s/step  1.50 GiB/rank  2 min 00 s left"
         );
+        let source =
+            |label: &str, supervised_tokens| SourceRecord { label: label.into(), loss: 2.5, supervised_tokens };
+        let sources = vec![source("chats", 7), source("wiki", 0)];
+        let line = plain_line(&StepRecord { sources, ..record }, 100, 3 << 29, left);
+        assert!(line.contains("  loss 1.2346 [chats 2.5000, wiki –]  lr 2.00e-5"), "{line}");
     }
 }

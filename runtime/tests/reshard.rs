@@ -64,6 +64,7 @@ fn write(trainer: &Trainer, directory: &Path, step: u64) -> Part {
         row_seed: 0,
         sampling: Sampling::Random,
         group: None,
+        mixture: None,
     };
     let mut part = trainer.part(&Identity { rank, world_size, generation: 1 }, &Progress { step }, &cursor);
     if trainer.shards.is_first_replica() {

@@ -111,7 +111,7 @@ fn values_out_of_range_say_what_is_allowed() {
             "cosin",
             "one of linear, cosine, constant, constant_with_warmup\nhint: did you mean cosine?",
         ),
-        ("dataset", "{a: b}", "it must be a path or a pattern, or a list of them"),
+        ("dataset", "{a: b}", "it must be a path or a pattern, a list of them, or a list of sources {path: "),
         ("column_mapping", "messages", "it must be pairs as HERE=THERE"),
         ("backend", "glo", "did you mean gloo?"),
         ("profile", "8..5", "profile is 8..5, which is not allowed: it must be steps as FIRST..LAST, from 1 on"),

@@ -158,7 +158,7 @@ fn recipes_resolve_by_name_without_a_word() {
         assert_eq!((job.mixed_precision, job.gradient_checkpointing), (Precision::Bf16, true), "{name}");
         assert_eq!((job.training.learning_rate, job.training.max_length), (2e-5, 4096), "{name}");
         assert_eq!(job.training.warmup_steps_of(100), 10, "{name}");
-        assert_eq!(job.training.dataset.names(), ["chats.jsonl"], "{name}");
+        assert_eq!(job.training.dataset.to_string(), "chats.jsonl", "{name}");
         assert_eq!(job.training.load_best_model_at_end, evaluates, "{name}");
         assert_eq!(job.notes, Vec::<String>::new(), "{name}");
     }
@@ -173,6 +173,7 @@ fn a_resolved_configuration_survives_its_file() {
         ("seed", "18446744073709551615"),
         ("data_seed", "7"),
         ("eval_dataset", "no"),
+        ("dataset", "[{path: [a, b], weight: 0.5, label: x}, {path: c, weight: 2, column_mapping: {text: body}}]"),
         ("column_mapping", "messages=dialogue"),
         ("save_dtype", "bfloat16"),
         ("main_process_port", "29501"),

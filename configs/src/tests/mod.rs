@@ -7,6 +7,7 @@ mod errors;
 mod forms;
 mod keys;
 mod mesh;
+mod mixing;
 mod precedence;
 mod precision;
 mod schema;

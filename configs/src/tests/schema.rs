@@ -39,7 +39,7 @@ fn the_schema_takes_what_is_read() {
     ];
     for file in files {
         let text = format!(
-            "{file}{TRAINING}  learning_rate: '1e-5'\n  report_to: [tensorboard]\n  packing: False\n  group_by_length: yes\n  max_steps: -1\n"
+            "{file}{TRAINING}  learning_rate: '1e-5'\n  report_to: [tensorboard]\n  packing: False\n  group_by_length: yes\n  max_steps: -1\n  eval_dataset: [{{path: e/*.jsonl, label: 7}}, {{path: [f, g], column_mapping: text=body}}]\n"
         );
         with_flags(&text, &[], &[]).unwrap_or_else(|error| panic!("{text}{error}"));
         checker.takes(&text).unwrap_or_else(|error| panic!("{text}{error}"));

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use zerofold_checkpoint::{Dtype, Manifest};
-use zerofold_configs::Resolved;
+use zerofold_configs::{DataSource, Resolved, Training};
 
 use crate::format;
 
@@ -73,16 +73,7 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
     };
     let packing = training.packing.then(|| ("packing", training.packing_strategy.to_string()));
     let of_data = vec![
-        (
-            "dataset",
-            training
-                .dataset
-                .names()
-                .iter()
-                .map(|name| format!("`{}`", name_of(name.as_ref())))
-                .collect::<Vec<_>>()
-                .join(", "),
-        ),
+        ("dataset", dataset(training)),
         length,
         ("num_processes", run.num_processes.to_string()),
         ("per_device_train_batch_size", training.per_device_train_batch_size.to_string()),
@@ -104,4 +95,14 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
         ("seed", training.seed.to_string()),
     ];
     of_data.into_iter().chain(packing).chain(of_training).collect()
+}
+
+/// The names of the data, and of mixed sources their weights.
+fn dataset(training: &Training) -> String {
+    let source = |source: &DataSource| {
+        let names = source.path.names().iter().map(|name| format!("`{}`", name_of(name.as_ref())));
+        let weight = source.weight.map_or(String::new(), |weight| format!(" × {weight}"));
+        names.collect::<Vec<_>>().join(", ") + &weight
+    };
+    training.dataset.sources().iter().map(source).collect::<Vec<_>>().join(", ")
 }

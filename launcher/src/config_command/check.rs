@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use zerofold_configs::{DataNames, Inputs, Outline, Resolved, outline};
+use zerofold_configs::{DataSource, Dataset, Inputs, Outline, Resolved, outline};
 use zerofold_data::Sources;
 
 use crate::error::LaunchError;
@@ -21,9 +21,11 @@ pub(super) fn check(inputs: &Inputs, terminal: &Terminal) -> Result<(), LaunchEr
     let resolved = &outline.resolved;
     let training = &resolved.training;
     terminal.result(&format!("model  {}", model(&training.model_name_or_path)?));
-    terminal.result(&format!("data   {}", data("dataset", &training.dataset, resolved)?));
-    if let Some(path) = &training.eval_dataset {
-        terminal.result(&format!("held-out data  {}", data("eval_dataset", path, resolved)?));
+    for source in training.dataset.sources() {
+        terminal.result(&format!("data   {}", data("dataset", source, resolved)?));
+    }
+    for source in training.eval_dataset.iter().flat_map(Dataset::sources) {
+        terminal.result(&format!("held-out data  {}", data("eval_dataset", source, resolved)?));
     }
     terminal.result(&format!("ok: {}", summary(&outline)));
     Ok(())
@@ -43,8 +45,9 @@ fn model(path: &Path) -> Result<String, LaunchError> {
     })
 }
 
-/// What lies where data is named. Whether its rows can be used only reading them tells.
-fn data(key: &str, names: &DataNames, resolved: &Resolved) -> Result<String, LaunchError> {
+/// What lies where a source of data is named. Whether its rows can be used only reading them tells.
+fn data(key: &str, source: &DataSource, resolved: &Resolved) -> Result<String, LaunchError> {
+    let names = &source.path;
     let found = Sources::find(names.names()).map_err(|error| {
         let place = resolved.provenance.get(key).map_or("default", String::as_str);
         LaunchError::usage(
@@ -54,7 +57,8 @@ fn data(key: &str, names: &DataNames, resolved: &Resolved) -> Result<String, Lau
     })?;
     let sizes = found.files().iter().filter_map(|file| std::fs::metadata(file.path()).ok());
     let (files, bytes) = (found.files().len() as u64, sizes.map(|metadata| metadata.len()).sum());
-    Ok(format!("{names}: {}, {}", format::plural(files, "file"), format::bytes(bytes)))
+    let weight = source.weight.map_or(String::new(), |weight| format!(", weight {weight}"));
+    Ok(format!("{names}: {}, {}{weight}", format::plural(files, "file"), format::bytes(bytes)))
 }
 
 /// The job in a line.

@@ -1,7 +1,9 @@
 //! Whether what a rank tells can be true. What passes can be added up, divided and printed without care.
 
 use thiserror::Error;
-use zerofold_proto::v1::{Call, Doing, EvaluationRecord, HeartbeatRequest, LeaveRequest, StateBytes, StepRecord};
+use zerofold_proto::v1::{
+    Call, Doing, EvaluationRecord, HeartbeatRequest, LeaveRequest, SourceRecord, StateBytes, StepRecord,
+};
 
 /// No count is larger: so many are exact as floating-point numbers, and thousands of them add up in 64 bits.
 const MAX_COUNT: u64 = 1 << 53;
@@ -15,6 +17,7 @@ const MAX_CALLS: usize = 64;
 const MAX_NAME_BYTES: usize = 1 << 10;
 /// So many phases a step has.
 const MAX_PHASES: usize = 64;
+const MAX_SOURCES: usize = 1024;
 /// The longest path.
 pub const MAX_PATH_BYTES: usize = 4 << 10;
 
@@ -151,6 +154,7 @@ impl By {
         let times = record.phases.len() <= MAX_PHASES;
         self.check("phases", times, format!("{} phases", record.phases.len()))?;
         record.phases.iter().try_for_each(|time| self.seconds("phases.seconds", time.seconds))?;
+        self.sources(&record.sources)?;
         self.check("skipped", record.skipped.len() <= MAX_TEXT_BYTES, format!("{} bytes", record.skipped.len()))
     }
 
@@ -179,7 +183,16 @@ impl By {
     fn evaluation(&self, record: &EvaluationRecord) -> Result<(), RecordError> {
         self.count("step", record.step)?;
         self.count("supervised_tokens", record.supervised_tokens)?;
+        self.sources(&record.sources)?;
         self.seconds("seconds", record.seconds)
+    }
+
+    fn sources(&self, sources: &[SourceRecord]) -> Result<(), RecordError> {
+        self.check("sources", sources.len() <= MAX_SOURCES, format!("{} sources", sources.len()))?;
+        sources.iter().try_for_each(|SourceRecord { label, loss: _, supervised_tokens }| {
+            self.check("sources.label", label.len() <= MAX_TEXT_BYTES, format!("{} bytes", label.len()))?;
+            self.count("sources.supervised_tokens", *supervised_tokens)
+        })
     }
 }
 

@@ -10,7 +10,7 @@ mod print;
 use std::path::PathBuf;
 
 use serde_json::json;
-use zerofold_configs::{Inputs, Outline, outline};
+use zerofold_configs::{ColumnMapping, DataSource, Inputs, Outline, Resolved, outline};
 use zerofold_data::{Audit, Audited, Copied, FindingKind, NEARLY_THE_SAME, Sources, audit};
 
 use crate::error::{EXIT_FAILED, LaunchError};
@@ -50,9 +50,13 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
     let mut outline = outline(&options.inputs)?;
     outline.resolved.notes.iter().for_each(|note| terminal.tell(&format!("note: {note}")));
     let with_model = !outline.missing.contains(&"model_name_or_path");
-    let (training, held_out) = sources(options, &outline)?;
+    let pairs = pairs(options, &outline)?;
     if let Some(filtered) = &options.filtered {
         zerofold_data::check_copy(&filtered.output)?;
+        let [Pair { held_out, .. }] = &pairs[..] else {
+            let hint = "name the files of one: --data FILE";
+            return Err(LaunchError::usage(format!("a copy is of one source, and there are {}", pairs.len()), hint));
+        };
         // Told before hours of reading; what else is not looked for depends on the rows.
         let never =
             |kind: &&FindingKind| kind.needs_model() && !with_model || kind.needs_held_out() && held_out.is_none();
@@ -66,10 +70,26 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
     } else if let Some(place) = chat_template_place(&outline) {
         terminal.complain(&format!("note: chat_template_path ({place}) has no effect without a model"));
     }
-    let config = &outline.resolved;
-    let columns = job::columns(config)?;
+    let (config, mut faulty, several) = (&outline.resolved, false, pairs.len() > 1);
+    for (index, pair) in pairs.iter().enumerate() {
+        if several && !options.json {
+            terminal.result(&format!("{}source {}", if index > 0 { "\n" } else { "" }, pair.label));
+        }
+        faulty |= check((options, config, with_model), pair, several, terminal)?;
+    }
+    Ok(if faulty { EXIT_FAILED } else { 0 })
+}
+
+/// Audits one source. Returns whether something was found that would stop or spoil a training.
+fn check(
+    (options, config, with_model): (&DataOptions, &Resolved, bool),
+    Pair { label, training, column_mapping, held_out }: &Pair,
+    several: bool,
+    terminal: &Terminal,
+) -> Result<bool, LaunchError> {
+    let columns = job::columns(config, column_mapping.as_ref())?;
     // Nothing is kept of what is tokenised here.
-    let prepare = job::preparation(config, (&training, config.training.packing), &columns, "".as_ref());
+    let prepare = job::preparation(config, (training, config.training.packing), &columns, "".as_ref());
     terminal.tell(&format!("reading {} …", training.written()));
     let audited = audit(&Audit { prepare: &prepare, held_out: held_out.as_ref(), with_model })?;
     let model = with_model.then(|| hub::shown(config));
@@ -84,6 +104,7 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
             Err(error) => json!({"error": error.to_string()}),
         };
         let told = json!({
+            "source": several.then_some(label),
             "model": model,
             "near_duplicates_from": NEARLY_THE_SAME,
             "training": audited.report.training,
@@ -95,23 +116,44 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
     if let Some(copied) = copied?.filter(|_| !options.json) {
         print::copied(&copied, terminal);
     }
-    Ok(if audited.report.has_faults() { EXIT_FAILED } else { 0 })
+    Ok(audited.report.has_faults())
 }
 
-/// The training data and the held-out ones, if there are some.
-fn sources(options: &DataOptions, outline: &Outline) -> Result<(Sources, Option<Sources>), LaunchError> {
+/// A source of training data, and the held-out data that it must not have rows of.
+struct Pair {
+    label: String,
+    training: Sources,
+    column_mapping: Option<ColumnMapping>,
+    held_out: Option<Sources>,
+}
+
+/// Each source of training data with the held-out one of the same label, or the only held-out one.
+fn pairs(options: &DataOptions, outline: &Outline) -> Result<Vec<Pair>, LaunchError> {
     let training = &outline.resolved.training;
     let missing = |key: &str| outline.missing.contains(&key);
-    let names = match options.data.is_empty() {
-        true if missing("dataset") => {
-            let hint = "pass --data FILE, or --config FILE that names a dataset";
-            return Err(LaunchError::usage("data check needs data", hint));
-        }
-        true => training.dataset.names(),
-        false => &options.data[..],
-    };
     let held_out = training.eval_dataset.as_ref().filter(|_| !missing("eval_dataset"));
-    Ok((Sources::find(names)?, held_out.map(|names| Sources::find(names.names())).transpose()?))
+    let held_out_for = |label: &str| -> Result<Option<Sources>, LaunchError> {
+        let Some(held_out) = held_out else { return Ok(None) };
+        let source = match held_out.sources() {
+            [source] => Some(source),
+            sources => held_out.labels().iter().position(|other| other == label).map(|index| &sources[index]),
+        };
+        Ok(source.map(|source| Sources::find(source.path.names())).transpose()?)
+    };
+    if !options.data.is_empty() {
+        let (label, training) = (options.data.join(", "), Sources::find(&options.data)?);
+        let held_out = held_out_for(&label)?;
+        return Ok(vec![Pair { label, training, column_mapping: None, held_out }]);
+    }
+    if missing("dataset") {
+        let hint = "pass --data FILE, or --config FILE that names a dataset";
+        return Err(LaunchError::usage("data check needs data", hint));
+    }
+    let pair = |(source, label): (&DataSource, String)| -> Result<Pair, LaunchError> {
+        let (training, held_out) = (Sources::find(source.path.names())?, held_out_for(&label)?);
+        Ok(Pair { label, training, column_mapping: source.column_mapping.clone(), held_out })
+    };
+    training.dataset.sources().iter().zip(training.dataset.labels()).map(pair).collect()
 }
 
 /// Where the configuration names a chat template.

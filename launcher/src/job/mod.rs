@@ -9,10 +9,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use zerofold_checkpoint::{Found, StorageProof};
-use zerofold_configs::{DataNames, Resolved, Training};
+use zerofold_configs::{ColumnMapping, Dataset, Resolved, Training};
 use zerofold_data::{
     Batching, Collator, Columns, Items, Prepare, Prepared, Sampling, Sources, StepPlan, StepPlanOptions,
-    TokenizedDataset, prepare,
+    TokenizedDataset, join, prepare,
 };
 use zerofold_plan::ModelConfig;
 use zerofold_store::CheckpointStore;
@@ -201,8 +201,9 @@ impl Job {
             PlanRecord { planned, measured: None }.write(&run.plan())?;
         }
         announce::packs(&config.training, &collator).iter().for_each(|line| terminal.say(line));
+        announce::mixture(&config.training, &items, &plan).iter().for_each(|line| terminal.say(line));
         let on_machine = hosts.as_ref().map_or(config.num_processes, |hosts| hosts.own_ranks().on_machine);
-        let header = announce::header((&config, on_machine), &run, &plan, (&prepared.report, &collator));
+        let header = announce::header((&config, on_machine), &run, &plan, (&prepared.dataset, &collator));
         header.iter().for_each(|line| terminal.say(line));
         prediction.iter().for_each(|prediction| terminal.say(&prediction.words()));
         if let Some(metrics) = &metrics {
@@ -321,10 +322,11 @@ fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Resu
     Ok(prepared)
 }
 
-/// How the columns of the job's data are called.
-pub(crate) fn columns(config: &Resolved) -> Result<Columns, LaunchError> {
+/// How the columns of data are called: as they say themselves, or as the job says.
+pub(crate) fn columns(config: &Resolved, own: Option<&ColumnMapping>) -> Result<Columns, LaunchError> {
     let training = &config.training;
-    let mapping = training.column_mapping.as_ref().map(|mapping| mapping.pairs().clone()).unwrap_or_default();
+    let mapping = own.or(training.column_mapping.as_ref());
+    let mapping = mapping.map(ColumnMapping::pairs).cloned().unwrap_or_default();
     Ok(Columns::new(mapping, training.dataset_text_field.as_deref())?)
 }
 
@@ -349,24 +351,31 @@ pub(crate) fn preparation<'a>(
     }
 }
 
-/// Tokenises a data set that is then packed or not, or finds it tokenised, and tells what it holds.
+/// Tokenises a data set that is then packed or not, or finds it tokenised, and tells what each of its sources holds.
 pub(crate) fn tokenise(
     config: &Resolved,
-    (dataset, packing): (&DataNames, bool),
+    (dataset, packing): (&Dataset, bool),
     terminal: &Terminal,
 ) -> Result<Prepared, LaunchError> {
-    let training = &config.training;
-    let began = Instant::now();
-    let sources = Sources::find(dataset.names())?;
-    let columns = columns(config)?;
-    let (cache, note) = cache_folder::datasets(&training.output_dir);
+    let (cache, note) = cache_folder::datasets(&config.training.output_dir);
     note.iter().for_each(|note| terminal.complain(note));
-    let prepared = prepare(&preparation(config, (&sources, packing), &columns, &cache))?;
-    announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
-    for warning in &prepared.report.warnings {
-        terminal.complain(&format!("warning: {dataset}: {warning}"));
+    let mut parts = Vec::new();
+    for source in dataset.sources() {
+        let began = Instant::now();
+        let (sources, columns) =
+            (Sources::find(source.path.names())?, columns(config, source.column_mapping.as_ref())?);
+        let prepared = prepare(&preparation(config, (&sources, packing), &columns, &cache))?;
+        announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
+        for warning in &prepared.report.warnings {
+            terminal.complain(&format!("warning: {}: {warning}", source.path));
+        }
+        parts.push(prepared);
     }
-    Ok(prepared)
+    let joined = join(parts, &cache)?;
+    if dataset.sources().len() > 1 {
+        joined.report.warnings.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
+    }
+    Ok(joined)
 }
 
 /// The tokens that attend to each other at most.

@@ -245,6 +245,7 @@ mod tests {
             seed: 1,
             data_seed: None,
             sampling: Sampling::Sequential,
+            mixing: None,
         };
         StepPlan::new(options).unwrap()
     }

@@ -3,11 +3,12 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::history::{Step, What};
 use super::parts::seconds;
-use super::run::Run;
+use super::run::{Run, words};
 use super::{configuration, curves, parts};
 use crate::format;
 use crate::page::lines::COLOURS;
@@ -60,7 +61,7 @@ fn facts(runs: &[Run]) -> String {
             let hub = run.words("hub_model.id");
             if hub.is_empty() { run.words("training.model_name_or_path") } else { hub }
         }),
-        ("Data", |run| run.words("training.dataset")),
+        ("Data", data),
         ("Job", |run| {
             let (ranks, stage) = (run.words("num_processes"), run.words("sharding.stage"));
             if ranks.is_empty() {
@@ -94,6 +95,18 @@ fn facts(runs: &[Run]) -> String {
         if shared { format!("<dt>{name}</dt><dd>{}</dd>", escape(&first)) } else { String::new() }
     };
     told.iter().map(fact).collect()
+}
+
+/// The training data: as it was named, or of several sources the path and the weight of each.
+fn data(run: &Run) -> String {
+    let Some(sources) = run.value("training.dataset").and_then(Value::as_array) else {
+        return run.words("training.dataset");
+    };
+    let source = |source: &Value| {
+        let weight = source.get("weight").map_or(String::new(), |weight| format!(" × {weight}"));
+        format!("{}{weight}", words(source.get("path").unwrap_or(source)))
+    };
+    sources.iter().map(source).collect::<Vec<_>>().join(", ")
 }
 
 fn row(run: &Run, index: usize) -> String {
@@ -187,7 +200,6 @@ fn event_row(run: &Run, runs: usize, (step, at): (u64, f64), bad: bool, words: &
 mod tests {
     use super::*;
     use crate::run_report::history::History;
-    use serde_json::Value;
 
     #[test]
     fn every_name_of_the_template_is_filled() {

@@ -51,9 +51,9 @@ pub(super) struct Value {
 
 impl Summary {
     /// Scalars by their tags.
-    pub(super) fn of(scalars: &[(&str, f64)]) -> Summary {
+    pub(super) fn of<T: ToString>(scalars: &[(T, f64)]) -> Summary {
         let value =
-            scalars.iter().map(|(tag, value)| Value { tag: (*tag).to_owned(), simple_value: Some(*value as f32) });
+            scalars.iter().map(|(tag, value)| Value { tag: tag.to_string(), simple_value: Some(*value as f32) });
         Summary { value: value.collect() }
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use prost::Message;
-use zerofold_proto::v1::{EvaluationRecord, StepRecord};
+use zerofold_proto::v1::{EvaluationRecord, SourceRecord, StepRecord};
 
 use super::event::{Event, FILE_VERSION, SESSION_START, SessionLog, Summary, What};
 use super::folder::EventsFolder;
@@ -41,7 +41,7 @@ impl EventFile {
 
     /// Adds a step.
     pub fn step(&mut self, record: &StepRecord) -> std::io::Result<()> {
-        let mut scalars = vec![
+        let scalars = [
             ("train/loss", record.loss),
             ("train/grad_norm", record.grad_norm),
             ("train/learning_rate", record.learning_rate),
@@ -51,15 +51,16 @@ impl EventFile {
             ("train/communication_seconds", record.communication_seconds),
             ("train/peak_memory_bytes", record.peak_memory_bytes as f64),
         ];
-        if record.loss_scale > 1.0 {
-            scalars.push(("train/loss_scale", record.loss_scale));
-        }
+        let scale = (record.loss_scale > 1.0).then_some(("train/loss_scale", record.loss_scale));
+        let scalars = scalars.into_iter().chain(scale).map(|(tag, value)| (tag.to_owned(), value));
+        let scalars: Vec<_> = scalars.chain(of_sources("train", &record.sources)).collect();
         self.write(record.step, What::Summary(Summary::of(&scalars)))
     }
 
     /// Adds an evaluation.
     pub fn evaluation(&mut self, record: &EvaluationRecord) -> std::io::Result<()> {
-        let scalars = [("eval/loss", record.loss), ("eval/runtime", record.seconds)];
+        let scalars = [("eval/loss".to_owned(), record.loss), ("eval/runtime".to_owned(), record.seconds)];
+        let scalars: Vec<_> = scalars.into_iter().chain(of_sources("eval", &record.sources)).collect();
         self.write(record.step, What::Summary(Summary::of(&scalars)))
     }
 
@@ -68,6 +69,12 @@ impl EventFile {
         let event = Event { wall_time, step: i64::try_from(step).unwrap_or(i64::MAX), what: Some(what) };
         self.file.write_all(&record(&event.encode_to_vec()))
     }
+}
+
+/// The losses of the sources that have one, by the tags that transformers' Trainer gives to those of several data sets.
+fn of_sources(part: &str, sources: &[SourceRecord]) -> impl Iterator<Item = (String, f64)> {
+    let there = sources.iter().filter(|source| source.supervised_tokens > 0);
+    there.map(move |source| (format!("{part}/{}_loss", source.label), source.loss))
 }
 
 /// Whether a name is that of an event file, as TensorBoard has it.

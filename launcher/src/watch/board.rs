@@ -127,7 +127,9 @@ impl Board {
             Event::Steps(records) => records.iter().for_each(|record| job.add(record)),
             Event::Evaluations(records) => {
                 job.evaluations += records.len() as u64;
-                job.last_evaluation = records.last().copied().or(job.last_evaluation);
+                if let Some(record) = records.last() {
+                    job.last_evaluation = Some(record.clone());
+                }
             }
             Event::Checkpoint { step, directory } => {
                 job.checkpoints += 1;
@@ -202,7 +204,7 @@ impl Job {
             remaining_seconds: self.remaining().map(|left| left.as_secs_f64()),
             last_restart: self.last_restart,
             last_step: self.last_step.as_ref().map(step_status),
-            last_evaluation: self.last_evaluation.map(|record| EvaluationStatus {
+            last_evaluation: self.last_evaluation.as_ref().map(|record| EvaluationStatus {
                 step: record.step,
                 eval_loss: record.loss,
                 eval_seconds: record.seconds,

@@ -1,5 +1,7 @@
 //! Rows put side by side, padded to the longest, or end to end in one row.
 
+use std::ops::Range;
+
 use crate::dataset::{IGNORED, TokenizedDataset};
 use crate::error::DataError;
 use crate::packing::Piece;
@@ -26,6 +28,10 @@ pub struct Batch {
     pub documents: Vec<i64>,
     /// Which row of the data set each row or document is of; empty for a rank without work.
     pub of_dataset: Vec<u32>,
+    /// How many sources the data set has.
+    pub sources: usize,
+    /// Which of them each row or document is of.
+    pub of_source: Vec<usize>,
 }
 
 impl Batch {
@@ -47,7 +53,7 @@ impl Batch {
             }
             longest = longest.max(dataset.row(row as usize).0.len());
         }
-        let mut batch = Batch { of_dataset: rows.to_vec(), ..Batch::unlearned(rows.len().max(1), longest, pad_id) };
+        let mut batch = Batch::unlearned(rows.len().max(1), longest, pad_id).of(dataset, rows.to_vec());
         for (index, &row) in rows.iter().enumerate() {
             batch.put(index * longest, dataset.row(row as usize));
         }
@@ -61,11 +67,9 @@ impl Batch {
     /// When the data set does not have such rows, as a slice does.
     pub fn flatten(dataset: &TokenizedDataset, pieces: &[Piece], pad_id: u32) -> Batch {
         let length: usize = pieces.iter().map(|piece| piece.length as usize).sum();
-        let mut batch = Batch {
-            documents: pieces.iter().map(|piece| i64::from(piece.length)).collect(),
-            of_dataset: pieces.iter().map(|piece| piece.row).collect(),
-            ..Batch::unlearned(1, length.max(1), pad_id)
-        };
+        let mut batch =
+            Batch::unlearned(1, length.max(1), pad_id).of(dataset, pieces.iter().map(|piece| piece.row).collect());
+        batch.documents = pieces.iter().map(|piece| i64::from(piece.length)).collect();
         let mut start = 0;
         for piece in pieces {
             batch.put(start, piece.of(dataset));
@@ -85,7 +89,44 @@ impl Batch {
             supervised: 0,
             documents: Vec::new(),
             of_dataset: Vec::new(),
+            sources: 1,
+            of_source: Vec::new(),
         }
+    }
+
+    /// Notes which rows of `dataset` it has.
+    fn of(mut self, dataset: &TokenizedDataset, rows: Vec<u32>) -> Batch {
+        let ends: Vec<usize> = dataset
+            .sources()
+            .iter()
+            .scan(0, |end, rows| {
+                *end += rows;
+                Some(*end)
+            })
+            .collect();
+        self.sources = ends.len();
+        self.of_source = rows.iter().map(|&row| ends.partition_point(|&end| end <= row as usize)).collect();
+        self.of_dataset = rows;
+        self
+    }
+
+    /// Where each row, padding included, or document lies in all rows end to end, and its source.
+    pub fn spans(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let mut start = 0;
+        self.of_source.iter().enumerate().map(move |(place, &source)| {
+            let length = self.documents.get(place).map_or(self.length, |&length| length as usize);
+            start += length;
+            (start - length..start, source)
+        })
+    }
+
+    /// Positions with a label, of each source.
+    pub fn supervised_by_source(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.sources];
+        for (span, source) in self.spans() {
+            counts[source] += self.labels[span].iter().filter(|&&label| label != i64::from(IGNORED)).count();
+        }
+        counts
     }
 
     /// Puts a document with these ids and labels at `start`.
@@ -103,7 +144,9 @@ impl Batch {
     /// The row at `place` alone, padding included, or the document; where there is none, the empty batch of
     /// [`Batch::collate`]: one pad token with nothing supervised.
     pub fn single_row(&self, place: usize) -> Batch {
-        let Some(&row) = self.of_dataset.get(place) else { return Batch::unlearned(1, 1, 0) };
+        let Some(&row) = self.of_dataset.get(place) else {
+            return Batch { sources: self.sources, ..Batch::unlearned(1, 1, 0) };
+        };
         let all = match self.documents.get(place) {
             Some(&length) => {
                 let start = self.documents[..place].iter().sum::<i64>() as usize;
@@ -120,6 +163,8 @@ impl Batch {
             supervised: labels.iter().filter(|&&label| label != i64::from(IGNORED)).count(),
             documents: Vec::new(),
             of_dataset: vec![row],
+            sources: self.sources,
+            of_source: vec![self.of_source[place]],
             input_ids,
             labels,
         }
@@ -160,6 +205,8 @@ mod tests {
             supervised: 0,
             documents: vec![],
             of_dataset: vec![],
+            sources: 1,
+            of_source: vec![],
         };
         assert_eq!(batch, empty);
         assert_eq!(Batch::flatten(&dataset(), &[], 9), empty);
@@ -178,6 +225,22 @@ mod tests {
         assert_eq!((&second.input_ids, &second.labels), (&vec![5, 6, 7], &vec![-100, 7, -100]));
         assert_eq!((second.rows, second.length, second.supervised), (1, 3, 1));
         assert_eq!((second.documents, second.of_dataset), (vec![], vec![0]));
+    }
+
+    #[test]
+    fn labels_are_counted_by_source() {
+        let mut dataset = dataset();
+        dataset.sources = vec![2, 1];
+        let padded = Batch::collate(&dataset, &[2, 0, 1], 9).unwrap();
+        assert_eq!((padded.sources, &padded.of_source), (2, &vec![1, 0, 0]));
+        assert_eq!(padded.supervised_by_source(), [1, 2]);
+        assert_eq!(padded.spans().last(), Some((8..12, 0)));
+        let piece = |row, length| Piece { row, first: 0, length };
+        let flat = Batch::flatten(&dataset, &[piece(0, 3), piece(2, 4)], 9);
+        assert_eq!(flat.supervised_by_source(), [1, 2]);
+        assert_eq!(flat.spans().collect::<Vec<_>>(), [(0..3, 0), (3..7, 1)]);
+        assert_eq!((flat.single_row(1).of_source, flat.single_row(1).sources), (vec![1], 2));
+        assert_eq!(Batch::collate(&dataset, &[], 9).unwrap().supervised_by_source(), [0, 0]);
     }
 
     #[test]

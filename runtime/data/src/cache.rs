@@ -65,9 +65,20 @@ pub(crate) fn place(options: &Prepare<'_>) -> Result<PathBuf, DataError> {
     Ok(options.cache.join(format!("{name}.safetensors")))
 }
 
-/// The rows in a file of the cache, with what was told when they were made. Every byte is read: none where there is no such
-/// file, `Some(None)` where it is damaged.
-pub(crate) fn take(path: &Path, options: &Prepare<'_>) -> Option<Option<Prepared>> {
+/// The name of data sets of these files put end to end, each of which has a name by its bytes.
+pub(crate) fn joined<'a>(files: impl Iterator<Item = &'a Path>) -> Hash {
+    let mut hasher = Hasher::new();
+    hasher.update(BUILD.as_bytes());
+    for file in files {
+        hasher.update(file.file_name().unwrap_or_default().as_encoded_bytes());
+        hasher.update(b"/");
+    }
+    hasher.finalize()
+}
+
+/// The rows in a file of the cache, made of data that were named so, with what was told when they were made. Every byte is read:
+/// none where there is no such file, `Some(None)` where it is damaged.
+pub(crate) fn take(path: &Path, source: &str) -> Option<Option<Prepared>> {
     if !path.exists() {
         return None;
     }
@@ -75,7 +86,7 @@ pub(crate) fn take(path: &Path, options: &Prepare<'_>) -> Option<Option<Prepared
         let dataset = TokenizedDataset::load(path).ok()?;
         let mut report: DataReport = serde_json::from_str(dataset.metadata.get("report")?).ok()?;
         // The same files may have been named otherwise.
-        report.source = options.sources.written().to_owned();
+        report.source = source.to_owned();
         let digest = dataset.digest();
         let places = blake3::hash(bytemuck::cast_slice(&dataset.places.numbers)).to_hex();
         let same = dataset.metadata.get("digest") == Some(&digest)

@@ -1,5 +1,6 @@
 //! How rows come together in a micro-batch: side by side, or end to end; as they are, or packed before.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::batch::Batch;
@@ -57,7 +58,8 @@ impl Collator {
             Batching::Padded | Batching::PaddingFree => None,
         };
         let lengths = (sampling == Sampling::GroupByLength).then(|| self.lengths(dataset));
-        Items { count: self.count(), lengths, packing }
+        let sources = self.packs.as_ref().map_or_else(|| dataset.sources(), |packs| packs.sources().to_vec());
+        Items { count: self.count(), lengths, packing, sources }
     }
 
     fn lengths(&self, dataset: &TokenizedDataset) -> Arc<[u32]> {
@@ -67,6 +69,21 @@ impl Collator {
             }
             None => dataset.offsets.windows(2).map(|ends| (ends[1] - ends[0]) as u32).collect(),
         }
+    }
+
+    /// The items and the tokens of each source.
+    pub fn by_source(&self, dataset: &TokenizedDataset) -> Vec<(usize, u64)> {
+        let counts = self.packs.as_ref().map_or_else(|| dataset.sources(), |packs| packs.sources().to_vec());
+        let mut first = 0;
+        let tokens = |range: Range<usize>| match &self.packs {
+            Some(packs) => range.flat_map(|pack| packs.pieces(pack)).map(|piece| u64::from(piece.length)).sum(),
+            None => dataset.offsets[range.end] - dataset.offsets[range.start],
+        };
+        let of_source = |count: usize| {
+            first += count;
+            (count, tokens(first - count..first))
+        };
+        counts.into_iter().map(of_source).collect()
     }
 
     /// The pieces of `items`, one after the other; a row is one.

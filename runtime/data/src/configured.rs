@@ -1,8 +1,9 @@
 //! What a resolved configuration says of packs, batches and steps: the same to `launch` and to every rank.
 
-use zerofold_configs::{Resolved, Training};
+use zerofold_configs::{Resolved, StoppingStrategy, Training};
 
 use crate::collator::Batching;
+use crate::mixing::{Mixing, Shares, Stopping};
 use crate::packing::{Packing, PackingStrategy};
 use crate::sampling::{Items, Sampling, StepPlanOptions};
 
@@ -41,6 +42,20 @@ impl Sampling {
     }
 }
 
+impl Mixing {
+    /// How the sources are mixed; none where an epoch has all of each.
+    pub fn of(training: &Training) -> Option<Mixing> {
+        let several = training.dataset.sources().len() > 1;
+        let weights = training.dataset.weights().map(Shares::Weights);
+        let shares = weights.or(training.mixing_temperature.map(Shares::Temperature)).filter(|_| several)?;
+        let stopping = match training.stopping_strategy {
+            StoppingStrategy::FirstExhausted => Stopping::FirstExhausted,
+            StoppingStrategy::AllExhausted => Stopping::AllExhausted,
+        };
+        Some(Mixing { shares, stopping })
+    }
+}
+
 impl StepPlanOptions {
     /// The steps of a job over these items.
     pub fn of(config: &Resolved, items: Items) -> StepPlanOptions {
@@ -55,6 +70,7 @@ impl StepPlanOptions {
             seed: training.seed,
             data_seed: training.data_seed,
             sampling: Sampling::of(training),
+            mixing: Mixing::of(training),
         }
     }
 }

@@ -30,6 +30,8 @@ pub struct TokenizedDataset {
     pub offsets: Words<u64>,
     /// Where the rows came from.
     pub places: Places,
+    /// How many rows are of each source, one source after the other; none where all are of one.
+    pub(crate) sources: Vec<usize>,
     /// What the file says of itself beside its arrays.
     pub(crate) metadata: HashMap<String, String>,
 }
@@ -57,6 +59,14 @@ impl TokenizedDataset {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.offsets.len().saturating_sub(1)
+    }
+
+    /// How many rows are of each source, one source after the other.
+    pub fn sources(&self) -> Vec<usize> {
+        match self.sources.is_empty() {
+            true => vec![self.rows()],
+            false => self.sources.clone(),
+        }
     }
 
     /// Ids and labels of row `index`.
@@ -127,6 +137,7 @@ impl TokenizedDataset {
                 numbers: Words::mapped(&map, words("places", Dtype::U64)?).ok_or_else(|| misaligned("places"))?,
                 files: files_of(metadata.metadata().as_ref()).map_err(|message| damaged(path, message))?.into(),
             },
+            sources: sources_of(metadata.metadata().as_ref()).map_err(|message| damaged(path, message))?,
             metadata: metadata.metadata().clone().unwrap_or_default(),
         };
         dataset.check().map_err(|message| damaged(path, message))?;
@@ -147,6 +158,9 @@ impl TokenizedDataset {
         }
         if self.places.numbers.len() != self.rows() {
             return Err(format!("{} rows but {} places", self.rows(), self.places.numbers.len()));
+        }
+        if !self.sources.is_empty() && self.sources.iter().sum::<usize>() != self.rows() {
+            return Err(format!("{} rows but {:?} of its sources", self.rows(), self.sources));
         }
         Ok(())
     }
@@ -191,6 +205,11 @@ pub(crate) struct FileRows {
 fn files_of(metadata: Option<&HashMap<String, String>>) -> Result<Vec<FileRows>, String> {
     let text = metadata.and_then(|metadata| metadata.get("files")).ok_or("it does not name the files of its rows")?;
     serde_json::from_str(text).map_err(|error| format!("the files of its rows: {error}"))
+}
+
+fn sources_of(metadata: Option<&HashMap<String, String>>) -> Result<Vec<usize>, String> {
+    let Some(text) = metadata.and_then(|metadata| metadata.get("sources")) else { return Ok(Vec::new()) };
+    serde_json::from_str(text).map_err(|error| format!("the rows of its sources: {error}"))
 }
 
 /// Supervised tokens of one row's unshifted labels.

@@ -69,25 +69,27 @@ impl Piece {
 }
 
 /// The packs of a data set, in the order in which they were begun.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Packs {
     /// All packs' pieces end to end.
     pieces: Vec<Piece>,
     /// Pack `i` is `ends[i - 1]..ends[i]`, the first one from 0 on.
     ends: Vec<usize>,
+    /// How many packs are of each source, one source after the other.
+    sources: Vec<usize>,
     /// Packs that were left out, because nothing in them is supervised.
     left_out: usize,
 }
 
 impl Packs {
-    /// Packs the rows of `dataset`, each of which has supervised tokens. A pack in which none is supervised, as the middle of
-    /// a long prompt may be, is left out.
+    /// Packs the rows of `dataset`, each of which has supervised tokens; a pack has rows of one source. A pack in which none is
+    /// supervised, as the middle of a long prompt may be, is left out.
     ///
     /// # Errors
     /// [`DataError::Plan`] for packs of no tokens, when nothing in any pack is supervised, and for rows or tokens of a row
     /// beyond 2³² − 1.
     pub fn new(dataset: &TokenizedDataset, packing: Packing) -> Result<Packs, DataError> {
-        let Packing { strategy, max_length } = packing;
+        let max_length = packing.max_length;
         if max_length == 0 {
             let hint = "give a positive max_length".to_owned();
             return Err(DataError::Plan { message: "packs of 0 tokens".to_owned(), hint });
@@ -101,17 +103,13 @@ impl Packs {
             };
             rows.push(Piece { row, first: 0, length });
         }
-        let mut packs = match strategy {
-            PackingStrategy::Bfd => {
-                rows.iter_mut().for_each(|row| row.length = row.length.min(max_length));
-                best_fit_decreasing(rows, max_length)
-            }
-            PackingStrategy::BfdSplit => {
-                best_fit_decreasing(rows.into_iter().flat_map(|row| split(row, max_length)).collect(), max_length)
-            }
-            PackingStrategy::Wrapped => wrapped(&rows, max_length),
-        };
-        packs.keep(|pieces| pieces.iter().any(|&piece| is_supervised(dataset, piece)));
+        let mut packs = Packs::default();
+        for count in dataset.sources() {
+            let later = rows.split_off(count.min(rows.len()));
+            let mut of_source = pack(std::mem::replace(&mut rows, later), packing);
+            of_source.keep(|pieces| pieces.iter().any(|&piece| is_supervised(dataset, piece)));
+            packs.append(of_source);
+        }
         if packs.count() == 0 {
             let message = format!("nothing in {} packs of {max_length} tokens is supervised", packs.left_out);
             let hint = "each answer is cut right behind its prompt: raise max_length".to_owned();
@@ -123,6 +121,11 @@ impl Packs {
     /// Number of packs.
     pub fn count(&self) -> usize {
         self.ends.len()
+    }
+
+    /// How many packs are of each source, one source after the other.
+    pub fn sources(&self) -> &[usize] {
+        &self.sources
     }
 
     /// Packs that were left out, because nothing in them is supervised.
@@ -149,6 +152,15 @@ impl Packs {
         self.pieces.iter().map(|piece| u64::from(piece.length)).sum()
     }
 
+    /// Adds the packs of another source.
+    fn append(&mut self, of_source: Packs) {
+        let before = self.pieces.len();
+        self.pieces.extend(of_source.pieces);
+        self.ends.extend(of_source.ends.iter().map(|end| before + end));
+        self.sources.push(of_source.ends.len());
+        self.left_out += of_source.left_out;
+    }
+
     /// Leaves out the packs that are not `wanted`.
     fn keep(&mut self, wanted: impl Fn(&[Piece]) -> bool) {
         let kept: Vec<bool> = (0..self.count()).map(|pack| wanted(self.pieces(pack))).collect();
@@ -162,6 +174,20 @@ impl Packs {
             ends.push(pieces.len());
         }
         (self.pieces, self.ends) = (pieces, ends);
+    }
+}
+
+/// The packs of rows of one source.
+fn pack(mut rows: Vec<Piece>, Packing { strategy, max_length }: Packing) -> Packs {
+    match strategy {
+        PackingStrategy::Bfd => {
+            rows.iter_mut().for_each(|row| row.length = row.length.min(max_length));
+            best_fit_decreasing(rows, max_length)
+        }
+        PackingStrategy::BfdSplit => {
+            best_fit_decreasing(rows.into_iter().flat_map(|row| split(row, max_length)).collect(), max_length)
+        }
+        PackingStrategy::Wrapped => wrapped(&rows, max_length),
     }
 }
 
@@ -224,12 +250,12 @@ fn gathered(pieces: &[Piece], pack_of: &[usize], counts: &[usize]) -> Packs {
         sorted[next[pack]] = piece;
         next[pack] += 1;
     }
-    Packs { pieces: sorted, ends, left_out: 0 }
+    Packs { pieces: sorted, ends, ..Packs::default() }
 }
 
 /// All rows end to end, cut after every `room` tokens; the last pack may be short.
 fn wrapped(rows: &[Piece], room: u32) -> Packs {
-    let mut packs = Packs { pieces: Vec::with_capacity(rows.len()), ends: Vec::new(), left_out: 0 };
+    let mut packs = Packs { pieces: Vec::with_capacity(rows.len()), ..Packs::default() };
     let mut left = room;
     for row in rows {
         let mut first = 0;

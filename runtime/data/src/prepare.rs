@@ -95,7 +95,7 @@ pub fn prepare(options: &Prepare<'_>) -> Result<Prepared, DataError> {
     let before = cache::identities(options.sources)?;
     let file = cache::place(options)?;
     let mut damaged = false;
-    match cache::take(&file, options) {
+    match cache::take(&file, options.sources.written()) {
         Some(Some(prepared)) => return Ok(prepared),
         Some(None) => damaged = true,
         None => {}

@@ -5,7 +5,8 @@
 //! rows of a step too). Step `k` takes the next
 //! `world size × per-device batch × accumulation` rows of it, micro-batch `a` of rank `r` the slice `a·N + r` of these.
 //! So the rows of a step are the same for every number of ranks with the same global batch, and every row is used
-//! once in an epoch. A run that goes on with another global batch takes the rows that come next.
+//! once in an epoch. A run that goes on with another global batch takes the rows that come next. Where sources are mixed, an
+//! epoch has as many rows of each as its [`Mixture`] says.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -16,6 +17,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
+use crate::mixing::{Mixing, Mixture};
 use crate::packing::Packing;
 
 /// Grouped by length, rows are sorted within so many steps of them, fewer where there would be less than
@@ -47,12 +49,14 @@ pub struct Items {
     pub lengths: Option<Arc<[u32]>>,
     /// What packs are made by; none for rows.
     pub packing: Option<Packing>,
+    /// How many are of each source, one source after the other.
+    pub sources: Vec<usize>,
 }
 
 impl Items {
-    /// So many rows of which no length is known.
+    /// So many rows of one source, of which no length is known.
     pub fn rows(count: usize) -> Items {
-        Items { count, lengths: None, packing: None }
+        Items { count, lengths: None, packing: None, sources: vec![count] }
     }
 }
 
@@ -77,6 +81,8 @@ pub struct StepPlanOptions {
     pub data_seed: Option<u64>,
     /// Order of an epoch.
     pub sampling: Sampling,
+    /// How much of each source an epoch takes; none for all of it.
+    pub mixing: Option<Mixing>,
 }
 
 /// A place in the data: which rows come next. A run goes on exactly from a checkpoint when its plan has the same cursor at
@@ -90,7 +96,7 @@ pub struct Cursor {
     pub packing: Option<Packing>,
     /// The epoch, from 0.
     pub epoch: u64,
-    /// Rows of this epoch that were used; less than all.
+    /// Rows of this epoch that were used; less than it has.
     pub row: u64,
     /// Rows of a full optimizer step.
     pub global_batch: u64,
@@ -101,6 +107,9 @@ pub struct Cursor {
     /// Grouped by length: the rows among which this epoch's were sorted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<u64>,
+    /// What an epoch takes of each source, where it is not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixture: Option<Mixture>,
 }
 
 /// No run comes so far: a number in a file that is higher was never counted.
@@ -110,6 +119,8 @@ const MAX_EPOCH: u64 = 1 << 53;
 #[derive(Debug)]
 pub struct StepPlan {
     options: StepPlanOptions,
+    /// What an epoch takes of each source, where it is not all of it.
+    mixture: Option<Mixture>,
     /// The first step of this plan, and its place: 0 but for a run that goes on with another global batch.
     first: Place,
     /// Grouped by length: the rows among which those of the first epoch are sorted, where a run went on inside of it.
@@ -132,7 +143,8 @@ impl StepPlan {
     /// Checks the numbers and counts the steps: `max_steps` when positive, else epochs × steps of an epoch, rounded up.
     ///
     /// # Errors
-    /// [`DataError::Plan`] when a number that must be positive is not, or there are more than 2³² − 1 rows.
+    /// [`DataError::Plan`] when a number that must be positive is not, or there are more than 2³² − 1 rows; as
+    /// [`Mixture::new`].
     pub fn new(options: StepPlanOptions) -> Result<StepPlan, DataError> {
         let StepPlanOptions { world_size, per_device_batch, accumulation, epochs, max_steps, .. } = options;
         let rows = options.items.count;
@@ -153,8 +165,10 @@ impl StepPlan {
             let message = format!("{rows} rows are to be grouped by the lengths of {}", lengths.unwrap_or(0));
             return fault(message, "each row has one length");
         }
-        let first = Place::default();
-        let mut plan = StepPlan { options, first, first_group: None, total_steps: 0, current: Mutex::new(None) };
+        let mixing = options.mixing.as_ref();
+        let mixture = mixing.map(|mixing| Mixture::new(&options.items.sources, mixing)).transpose()?;
+        let (first, current) = (Place::default(), Mutex::new(None));
+        let mut plan = StepPlan { options, mixture, first, first_group: None, total_steps: 0, current };
         plan.total_steps = plan.count_steps();
         Ok(plan)
     }
@@ -167,13 +181,13 @@ impl StepPlan {
     /// A cursor of other data, another seed or another order.
     pub fn resumed(mut self, step: u64, cursor: &Cursor) -> Result<StepPlan, DataError> {
         let here = self.cursor(step);
-        let Cursor { rows, packing, epoch, row, global_batch: _, row_seed, sampling, group } = *cursor;
-        let beyond = row >= rows as u64 || epoch > MAX_EPOCH;
+        let Cursor { rows, packing, epoch, row, global_batch: _, row_seed, sampling, group, ref mixture } = *cursor;
+        let beyond = row >= self.rows() || epoch > MAX_EPOCH;
         let same = (rows, packing, row_seed, sampling) == (here.rows, here.packing, here.row_seed, here.sampling);
-        if !same || beyond || group.is_some() != here.group.is_some() || group == Some(0) {
+        if !same || *mixture != here.mixture || beyond || group.is_some() != here.group.is_some() || group == Some(0) {
             return Err(DataError::Plan {
                 message: format!("the run was in {cursor:?}, and would go on in {here:?}"),
-                hint: "go on with the data set, seed and order that the checkpoint was saved with".into(),
+                hint: "go on with the data, weights, seed and order that the checkpoint was saved with".into(),
             });
         }
         if *cursor != here {
@@ -207,8 +221,14 @@ impl StepPlan {
         step + end.min(self.rows()).saturating_sub(row).div_ceil(self.global_batch())
     }
 
+    /// Rows of an epoch.
     fn rows(&self) -> u64 {
-        self.options.items.count as u64
+        self.mixture.as_ref().map_or(self.options.items.count as u64, Mixture::length)
+    }
+
+    /// What an epoch takes of each source, where it is not all of it.
+    pub fn mixture(&self) -> Option<&Mixture> {
+        self.mixture.as_ref()
     }
 
     /// Steps from where this plan begins to the end of that epoch.
@@ -291,6 +311,7 @@ impl StepPlan {
             row_seed: self.options.data_seed.unwrap_or(self.options.seed),
             sampling: self.options.sampling,
             group: (self.options.sampling == Sampling::GroupByLength).then(|| self.group(epoch)),
+            mixture: self.mixture.clone(),
         }
     }
 
@@ -328,9 +349,14 @@ impl StepPlan {
         match &*current {
             Some((known, order)) if *known == epoch => Arc::clone(order),
             _ => {
-                let mut order: Vec<u32> = (0..self.rows() as u32).collect();
-                if self.options.sampling != Sampling::Sequential {
-                    shuffle(&mut order, self.options.data_seed.unwrap_or(self.options.seed), epoch);
+                let seed = self.options.data_seed.unwrap_or(self.options.seed);
+                let seed = (self.options.sampling != Sampling::Sequential).then_some(seed);
+                let mut order = match &self.mixture {
+                    Some(mixture) => mixture.epoch(epoch, seed),
+                    None => (0..self.rows() as u32).collect(),
+                };
+                if let (None, Some(seed)) = (&self.mixture, seed) {
+                    shuffle(&mut order, seed, epoch);
                 }
                 if let (Sampling::GroupByLength, Some(lengths)) = (self.options.sampling, &self.options.items.lengths) {
                     group_by_length(&mut order, lengths, usize::try_from(self.group(epoch)).unwrap_or(usize::MAX));
@@ -357,7 +383,7 @@ fn group_by_length(order: &mut [u32], lengths: &[u32], group: usize) {
 
 /// Fisher-Yates from the end, on the ChaCha8 stream number `epoch` of the key that the seed spells. Written out here so
 /// that the order of a run never changes with a library.
-fn shuffle(order: &mut [u32], seed: u64, epoch: u64) {
+pub(crate) fn shuffle(order: &mut [u32], seed: u64, epoch: u64) {
     let mut key = [0u8; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     let mut generator = ChaCha8Rng::from_seed(key);

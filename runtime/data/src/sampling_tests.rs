@@ -15,6 +15,7 @@ fn plan(rows: usize, shape: (u32, u32, u32), sampling: Sampling) -> StepPlan {
         seed: 42,
         data_seed: None,
         sampling,
+        mixing: None,
     })
     .unwrap()
 }

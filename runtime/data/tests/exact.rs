@@ -58,6 +58,7 @@ fn step_k_has_the_rows_of_the_file_from_k_b_on_whatever_the_ranks() {
             seed: 42,
             data_seed: None,
             sampling: Sampling::Sequential,
+            mixing: None,
         })
         .unwrap();
         let mut step_of_epoch = 0;

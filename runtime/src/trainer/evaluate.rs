@@ -1,16 +1,20 @@
 //! The loss on held-out rows.
 
 use super::run::Rows;
+use super::step::SourceLoss;
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
 /// What an evaluation gave, over all ranks.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Evaluation {
     /// Mean loss over all supervised tokens, whatever rank and batch they were in.
     pub(super) loss: f64,
+    /// The same of each source of rows.
+    pub(super) sources: Vec<SourceLoss>,
     /// How many those are.
     pub(super) supervised_tokens: u64,
     /// Wall-clock time.
@@ -26,17 +30,20 @@ impl Trainer {
         self.enter(Phase::Evaluation);
         let (rank, world_size) = (self.shards.comm().rank(), self.shards.comm().world_size());
         let items: Vec<u32> = (0..held_out.collator.count() as u32).collect();
-        let mut sum = Tensor::f_zeros([0i64; 0], (Kind::Double, self.model.device()))?;
-        let mut supervised = 0;
+        let sources = held_out.dataset.sources().len();
+        let mut sums = Tensor::f_zeros([sources as i64], (Kind::Double, self.model.device()))?;
+        let mut supervised = vec![0.0; sources];
         for window in items.chunks(batch_size * world_size) {
             let part = window.chunks(batch_size).nth(rank).unwrap_or(&[]);
             let batch = held_out.batch(part)?;
-            sum = sum.f_add_(&self.pass_with(0, None).forward(&batch)?)?;
-            supervised += batch.supervised;
+            sums = sums.f_add_(&self.pass_with(0, None).forward(&batch)?)?;
+            supervised.iter_mut().zip(batch.supervised_by_source()).for_each(|(count, own)| *count += own as f64);
         }
         self.shards.forget_gathered()?;
-        let all = self.shards.comm().exchange(&[sum.f_double_value(&[])?, supervised as f64])?;
-        let (sum, count) = all.iter().fold((0.0, 0.0), |(sum, count), part| (sum + part[0], count + part[1]));
-        Ok(Evaluation { loss: sum / count, supervised_tokens: count as u64, elapsed: began.elapsed() })
+        let all = self.shards.comm().exchange(&[Vec::<f64>::try_from(&sums)?, supervised].concat())?;
+        let total = |range: Range<usize>| all.iter().map(|part| part[range.clone()].iter().sum::<f64>()).sum::<f64>();
+        let (sum, count) = (total(0..sources), total(sources..2 * sources));
+        let sources = SourceLoss::of_all(&all, sources);
+        Ok(Evaluation { loss: sum / count, sources, supervised_tokens: count as u64, elapsed: began.elapsed() })
     }
 }

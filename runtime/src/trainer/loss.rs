@@ -13,33 +13,47 @@ const CHUNK: i64 = 512;
 
 /// What the head gives for one micro-batch.
 pub(super) struct HeadLoss {
-    /// The sum of the tokens' cross-entropies: a float64 scalar where `hidden` is, so that the host need not wait for it.
-    pub(super) sum: Tensor,
-    /// The gradient of `sum × scale` with respect to the hidden states given; `None` when only the loss was asked for.
+    /// The sums of the tokens' cross-entropies by their source, float64 `[sources]`, where `hidden` is, so that the host need not
+    /// wait for them.
+    pub(super) sums: Tensor,
+    /// The gradient of all sums × `scale` with respect to the hidden states given; `None` when only the loss was asked for.
     pub(super) hidden_gradient: Option<Tensor>,
 }
 
-/// Cross-entropy of `hidden` `[tokens, hidden size]` under the head `weight` `[vocabulary, hidden size]` for `targets`
-/// `[tokens]`, summed. With `gradient` = (float32 gradient of `weight` to add to, `scale`) the gradients of
-/// `sum × scale` are computed too.
+/// What to predict.
+pub(super) struct Targets {
+    /// Token ids `[tokens]`.
+    pub(super) ids: Tensor,
+    /// How many sources of rows there are.
+    pub(super) sources: i64,
+    /// The source of each token `[tokens]`; none where there is one.
+    pub(super) of_source: Option<Tensor>,
+}
+
+/// Cross-entropy of `hidden` `[tokens, hidden size]` under the head `weight` `[vocabulary, hidden size]` for `targets`,
+/// summed by source. With `gradient` = (float32 gradient of `weight` to add to, `scale`) the gradients of
+/// all sums × `scale` are computed too.
 pub(super) fn head_loss(
     hidden: &Tensor,
     weight: &Tensor,
-    targets: &Tensor,
+    targets: &Targets,
     gradient: Option<(&Tensor, f64)>,
 ) -> Result<HeadLoss, TrainError> {
     let tokens = hidden.size()[0];
     let hidden_gradient = gradient.map(|_| hidden.f_zeros_like()).transpose()?;
-    let mut sum = Tensor::f_zeros([0i64; 0], (Kind::Double, hidden.device()))?;
+    let sums = Tensor::f_zeros([targets.sources], (Kind::Double, hidden.device()))?;
     let mut begin = 0;
     while begin < tokens {
         let length = CHUNK.min(tokens - begin);
         let chunk = hidden.f_narrow(0, begin, length)?;
-        let target = targets.f_narrow(0, begin, length)?;
+        let target = targets.ids.f_narrow(0, begin, length)?;
         let logits = Tensor::f_empty([length, weight.size()[0]], (weight.kind(), weight.device()))?;
         multiply(&logits, &chunk, &weight.f_transpose(0, 1)?)?;
         let losses = Kernels::default().cross_entropy(&logits, &target, gradient.map(|(_, scale)| scale))?;
-        sum = sum.f_add_(&losses.f_sum(Kind::Double)?)?;
+        match &targets.of_source {
+            None => drop(sums.shallow_clone().f_add_(&losses.f_sum(Kind::Double)?)?),
+            Some(of_source) => add_by_source(&sums, &losses, &of_source.f_narrow(0, begin, length)?)?,
+        }
         if let (Some((weight_gradient, _)), Some(hidden_gradient)) = (gradient, &hidden_gradient) {
             multiply(&hidden_gradient.f_narrow(0, begin, length)?, &logits, weight)?;
             let of_chunk = weight.f_empty_like()?;
@@ -48,7 +62,18 @@ pub(super) fn head_loss(
         }
         begin += length;
     }
-    Ok(HeadLoss { sum, hidden_gradient })
+    Ok(HeadLoss { sums, hidden_gradient })
+}
+
+/// Adds each loss to its source's sum: source by source, so that the order of adding, and with it the sum, is always the same.
+fn add_by_source(sums: &Tensor, losses: &Tensor, of_source: &Tensor) -> Result<(), TrainError> {
+    let none = losses.f_zeros_like()?;
+    for source in 0..sums.size()[0] {
+        // Chosen, not multiplied by 0: a loss that is no number is one of its own source alone.
+        let own = losses.f_where_self(&of_source.f_eq(source)?, &none)?;
+        let _added = sums.f_select(0, source)?.f_add_(&own.f_sum(Kind::Double)?)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -71,12 +96,40 @@ mod tests {
         (&expected * scale).backward();
         let (loss, weight_gradient) = tch::no_grad(|| {
             let weight_gradient = Tensor::zeros([vocabulary, width], options);
+            let targets = Targets { ids: targets.shallow_clone(), sources: 1, of_source: None };
             let loss = head_loss(&hidden, &weight, &targets, Some((&weight_gradient, scale))).unwrap();
             (loss, weight_gradient)
         });
-        let sum = loss.sum.double_value(&[]);
+        let sum = loss.sums.double_value(&[0]);
         assert!((sum - expected.double_value(&[])).abs() < 1e-3 * sum);
         assert!(weight_gradient.allclose(&weight.grad(), 1e-4, 1e-5, false));
         assert!(loss.hidden_gradient.unwrap().allclose(&hidden.grad(), 1e-4, 1e-6, false));
+    }
+
+    #[test]
+    fn each_source_has_the_loss_of_its_own_tokens() {
+        tch::manual_seed(4);
+        let options = (Kind::Float, Device::Cpu);
+        let (tokens, width, vocabulary) = (CHUNK + 88, 8, 20);
+        let (hidden, weight) = (Tensor::randn([tokens, width], options), Tensor::randn([vocabulary, width], options));
+        // The last token's loss is no number.
+        let _infinite = hidden.get(tokens - 1).fill_(f64::INFINITY);
+        let ids = Tensor::randint(vocabulary, [tokens], (Kind::Int64, Device::Cpu));
+        let of_source = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).remainder(3);
+        let losses =
+            hidden.matmul(&weight.transpose(0, 1)).cross_entropy_loss::<Tensor>(&ids, None, Reduction::None, -100, 0.0);
+        let targets = Targets { ids, sources: 3, of_source: Some(of_source.shallow_clone()) };
+        let sums = tch::no_grad(|| head_loss(&hidden, &weight, &targets, None)).unwrap().sums;
+        let broken = (tokens - 1) % 3;
+        for source in 0..3 {
+            let expected = losses.masked_select(&of_source.eq(source)).sum(Kind::Double).double_value(&[]);
+            let sum = sums.double_value(&[source]);
+            match source == broken {
+                true => assert!(!sum.is_finite()),
+                false => {
+                    assert!((sum - expected).abs() < 1e-4 * expected, "source {source}: {sum}, expected {expected}")
+                }
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ mod step;
 pub use checkpoint::{Progress, saved_cursor};
 pub use run::{Job, Outcome, Rows, run};
 pub use snapshot::Snapshot;
-pub use step::{Best, Requests, StepOptions, StepOutcome, StepState};
+pub use step::{Best, Requests, SourceLoss, StepOptions, StepOutcome, StepState};
 
 use crate::comm::{Activity, CommError, Phase};
 use crate::metrics::{Label, Timeline, Track};

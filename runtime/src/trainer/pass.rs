@@ -2,13 +2,13 @@
 
 use super::TrainError;
 use super::inspect::Inspection;
-use super::loss::head_loss;
+use super::loss::{Targets, head_loss};
 use crate::comm::{Activity, Phase};
 use crate::metrics::{Begun, Label, Track};
 use crate::model::{Documents, Llama};
 use crate::shard::Shards;
 use crate::torch::{add, add_rows, autograd_grad};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use zerofold_checkpoint::fault;
 use zerofold_configs::BackwardPrefetch;
 use zerofold_data::Batch;
@@ -21,7 +21,7 @@ struct MicroBatch {
     /// Where, in `[rows × length]`, supervised targets are.
     positions: Tensor,
     /// The supervised targets.
-    targets: Tensor,
+    targets: Targets,
     /// Where the one row holds documents end to end.
     documents: Option<Documents>,
 }
@@ -35,13 +35,30 @@ impl MicroBatch {
         Ok(MicroBatch {
             input_ids: Tensor::from_slice(&batch.input_ids).f_view(shape)?.f_to_device(device)?,
             positions: Tensor::from_slice(&positions).f_to_device(device)?,
-            targets: Tensor::from_slice(&targets).f_to_device(device)?,
+            targets: Targets {
+                ids: Tensor::from_slice(&targets).f_to_device(device)?,
+                sources: batch.sources as i64,
+                of_source: match batch.sources {
+                    0 | 1 => None,
+                    _ => Some(Tensor::from_slice(&sources(batch, &positions)).f_to_device(device)?),
+                },
+            },
             documents: match batch.documents.as_slice() {
                 [] => None,
                 lengths => Some(model.documents(lengths)?),
             },
         })
     }
+}
+
+/// The source of each of these positions, which rise.
+fn sources(batch: &Batch, positions: &[i64]) -> Vec<i64> {
+    let mut spans = batch.spans().peekable();
+    let source = |&position: &i64| {
+        while spans.next_if(|(span, _)| span.end <= position as usize).is_some() {}
+        spans.peek().map_or(0, |(_, source)| *source as i64)
+    };
+    positions.iter().map(source).collect()
 }
 
 /// A segment's input and, unless it is recomputed, its output with the graph between them.
@@ -108,7 +125,8 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// The summed loss of a micro-batch, a float64 scalar on the device; gradients of `loss × scale` go to the shards.
+    /// The summed loss of a micro-batch by source, float64 `[sources]` on the device; gradients of all losses × `scale` go to
+    /// the shards.
     pub(super) fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<Tensor, TrainError> {
         let batch = MicroBatch::new(batch, self.model)?;
         let last = self.segments.all.len() - 1;
@@ -145,7 +163,7 @@ impl Pass<'_> {
         Ok(loss)
     }
 
-    /// The summed loss of a micro-batch, a float64 scalar on the device, without gradients.
+    /// The summed loss of a micro-batch by source, float64 `[sources]` on the device, without gradients.
     pub(super) fn forward(&mut self, batch: &Batch) -> Result<Tensor, TrainError> {
         let batch = MicroBatch::new(batch, self.model)?;
         let last = self.segments.all.len() - 1;
@@ -166,7 +184,7 @@ impl Pass<'_> {
         let loss = head_loss(&normed, &leaves[0], &batch.targets, None)?;
         self.end(span);
         self.release_after_forward(last)?;
-        Ok(loss.sum)
+        Ok(loss.sums)
     }
 
     fn enter(&self, phase: Phase) {
@@ -255,7 +273,7 @@ impl Pass<'_> {
     }
 
     /// The final norm, the head and the loss, over supervised positions only, forward and backward. Returns the summed
-    /// loss and the gradient of `hidden`.
+    /// losses by source and the gradient of `hidden`.
     fn head(&mut self, batch: &MicroBatch, hidden: &Tensor, scale: f64) -> Result<(Tensor, Tensor), TrainError> {
         let index = self.segments.all.len() - 1;
         self.gather_for_forward(index)?;
@@ -292,11 +310,11 @@ impl Pass<'_> {
         }
         self.end(span);
         if let Some(inspection) = &mut self.inspection {
-            inspection.loss(loss.sum.f_double_value(&[])?);
+            inspection.loss(loss.sums.f_sum(Kind::Double)?.f_double_value(&[])?);
         }
         self.prefetch_backward(index, BackwardPrefetch::Post)?;
         self.finish_gradient(index)?;
-        Ok((loss.sum, gradient.f_view(hidden.size().as_slice())?))
+        Ok((loss.sums, gradient.f_view(hidden.size().as_slice())?))
     }
 
     fn is_frozen(&self, index: usize, leaf: usize) -> bool {

@@ -1,16 +1,16 @@
 //! A whole run: steps, evaluations, checkpoints, and the model at the end.
 
 use super::checkpoint::Progress;
-use super::step::{Best, Requests, StepOutcome};
+use super::step::{Best, Requests, SourceLoss, StepOutcome};
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use crate::control::Control;
 use crate::metrics::Profile;
 use std::path::{Path, PathBuf};
 use zerofold_checkpoint::{Found, fault, open_step, step_directory};
-use zerofold_configs::{Resolved, Strategy, Training};
+use zerofold_configs::{Dataset, Resolved, Strategy, Training};
 use zerofold_data::{Batch, Collator, StepPlan, TokenizedDataset};
-use zerofold_proto::v1::{EvaluationRecord, StepRecord};
+use zerofold_proto::v1::{EvaluationRecord, SourceRecord, StepRecord};
 
 /// Rows are padded with this id. What it is does not matter: causal attention hides padding on the right from every real
 /// token, and nothing is supervised there.
@@ -174,6 +174,7 @@ impl Trainer {
             loss_scale: outcome.loss_scale,
             skipped: outcome.skipped.clone().unwrap_or_default(),
             phases: self.activity.take_times(),
+            sources: named(&job.config.training.dataset, &outcome.sources),
         });
     }
 
@@ -188,10 +189,27 @@ impl Trainer {
                 loss: evaluation.loss,
                 supervised_tokens: evaluation.supervised_tokens,
                 seconds: evaluation.elapsed.as_secs_f64(),
+                sources: job
+                    .config
+                    .training
+                    .eval_dataset
+                    .as_ref()
+                    .map_or(Vec::new(), |dataset| named(dataset, &evaluation.sources)),
             });
         }
         Ok(Some(evaluation.loss))
     }
+}
+
+/// The losses of several sources with their names; none of one source, which is all there is.
+fn named(dataset: &Dataset, losses: &[SourceLoss]) -> Vec<SourceRecord> {
+    let labels = dataset.labels().into_iter().zip(losses).filter(|_| losses.len() > 1);
+    let record = |(label, of): (String, &SourceLoss)| SourceRecord {
+        label,
+        loss: of.loss,
+        supervised_tokens: of.supervised_tokens,
+    };
+    labels.map(record).collect()
 }
 
 /// A path as text, for messages.

@@ -67,6 +67,27 @@ pub struct Best {
     pub loss: f64,
 }
 
+/// The loss of one source of rows, over all ranks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SourceLoss {
+    /// Mean over its supervised tokens; not a number where there are none.
+    pub loss: f64,
+    /// How many those are.
+    pub supervised_tokens: u64,
+}
+
+impl SourceLoss {
+    /// Of each source, from what every rank tells: the sums of all sources, then how many tokens each has.
+    pub(super) fn of_all(ranks: &[Vec<f64>], sources: usize) -> Vec<SourceLoss> {
+        let total = |index: usize| ranks.iter().map(|numbers| numbers[index]).sum::<f64>();
+        let of = |source: usize| {
+            let (sum, count) = (total(source), total(sources + source));
+            SourceLoss { loss: sum / count, supervised_tokens: count as u64 }
+        };
+        (0..sources).map(of).collect()
+    }
+}
+
 /// What one step gave, over all ranks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepOutcome {
@@ -74,6 +95,8 @@ pub struct StepOutcome {
     pub step: u64,
     /// Mean loss over the step's supervised tokens.
     pub loss: f64,
+    /// The same of each source of rows; of one source it is `loss`.
+    pub sources: Vec<SourceLoss>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// The learning rate it was taken with.
@@ -101,6 +124,15 @@ pub struct StepOutcome {
     pub live_peak_bytes: u64,
     /// What is asked for after it.
     pub requests: Requests,
+}
+
+/// The window's positions with a label, of each source.
+fn supervised_by_source(window: &[Batch], sources: usize) -> Vec<f64> {
+    let mut counts = vec![0.0; sources];
+    for batch in window {
+        counts.iter_mut().zip(batch.supervised_by_source()).for_each(|(count, own)| *count += own as f64);
+    }
+    counts
 }
 
 impl Trainer {
@@ -133,11 +165,12 @@ impl Trainer {
         let scale = loss_scale / supervised_tokens;
         self.shards.begin_window()?;
         let device = self.shards.comm().device();
-        let mut loss = Tensor::f_zeros([0i64; 0], (Kind::Double, device))?;
+        let sources = window.first().map_or(1, |batch| batch.sources);
+        let mut losses = Tensor::f_zeros([sources as i64], (Kind::Double, device))?;
         for (index, batch) in window.iter().enumerate() {
             self.shards.begin_micro_batch(index + 1 == window.len());
             let seed = self.micro_batch_seed(step, index);
-            loss = loss.f_add_(&self.pass_with(seed, None).forward_backward(batch, scale)?)?;
+            losses = losses.f_add_(&self.pass_with(seed, None).forward_backward(batch, scale)?)?;
         }
         self.enter(Phase::Backward);
         self.shards.finish_window()?;
@@ -146,13 +179,15 @@ impl Trainer {
         let squares = self.computing("gradient norm", |trainer| optim::own_sum_of_squares(&trainer.shards))?;
         // Here the host waits for the device.
         let wait = self.shards.timeline().begin(Track::Host, || Label::new("wait"));
-        let (squares, loss) = {
+        let (squares, losses) = {
             let _blocked = device.is_cuda().then(|| self.activity.block());
-            (squares.f_double_value(&[])?, loss.f_double_value(&[])?)
+            (squares.f_double_value(&[])?, Vec::<f64>::try_from(&losses)?)
         };
         self.shards.timeline().end(wait);
         let memory = [crate::metrics::peak_memory_bytes() as f64, torch::memory(device).peak as f64];
-        let mine = [squares, loss, memory[0], memory[1]];
+        let mut mine = vec![squares, memory[0], memory[1]];
+        mine.extend_from_slice(&losses);
+        mine.extend(supervised_by_source(window, sources));
         let all = self.shards.comm().exchange(&mine)?;
         // What the optimizer needs from here on counts for the next step.
         torch::restart_peak(device);
@@ -160,7 +195,8 @@ impl Trainer {
         // Copies hold the same gradients, so one of them is summed.
         let one_copy = &all[..self.shards.layout().mesh.shards];
         let grad_norm = one_copy.iter().map(|numbers| numbers[0]).sum::<f64>().sqrt() / loss_scale;
-        let loss = all.iter().map(|numbers| numbers[1]).sum::<f64>() / supervised_tokens;
+        let by_source = all.iter().map(|numbers| numbers[3..].to_vec()).collect::<Vec<_>>();
+        let loss = by_source.iter().map(|sums| sums[..sources].iter().sum::<f64>()).sum::<f64>() / supervised_tokens;
 
         let taken = finished - self.state.skipped;
         let learning_rate = self.options.schedule.rate(taken);
@@ -186,6 +222,7 @@ impl Trainer {
         Ok(StepOutcome {
             step,
             loss,
+            sources: SourceLoss::of_all(&by_source, sources),
             grad_norm,
             learning_rate,
             tokens: tokens as u64,
@@ -196,8 +233,8 @@ impl Trainer {
             communication: now.blocked - traffic.blocked,
             sent_bytes: now.sent_bytes - traffic.sent_bytes,
             logical_bytes: now.logical_bytes - traffic.logical_bytes,
-            peak_memory_bytes: largest(2),
-            live_peak_bytes: largest(3),
+            peak_memory_bytes: largest(1),
+            live_peak_bytes: largest(2),
             requests,
         })
     }

@@ -1,0 +1,71 @@
+//! Several prepared data sets as one, which knows whose rows are whose.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::cache;
+use crate::dataset::FileRows;
+use crate::error::DataError;
+use crate::prepare::Prepared;
+use crate::report::DataReport;
+use crate::writer::DatasetWriter;
+
+/// Puts the rows of `parts` end to end, each part a source of the whole; what was joined before is taken from the cache. One
+/// part stays as it is. The report has the sums; its kind, its loss and its example are those of the first part, and what
+/// deserves a second look is told of the parts alone.
+///
+/// # Errors
+/// [`DataError::Plan`] for no parts; [`DataError::Io`] for a cache that cannot be written.
+pub fn join(mut parts: Vec<Prepared>, cache: &Path) -> Result<Prepared, DataError> {
+    if parts.len() == 1 {
+        return Ok(parts.remove(0));
+    }
+    let Some(mut report) = sum(&parts) else {
+        let hint = "name at least one source of rows".to_owned();
+        return Err(DataError::Plan { message: "data of no source".to_owned(), hint });
+    };
+    let path = cache.join(format!("{}.safetensors", cache::joined(parts.iter().map(|part| &*part.file)).to_hex()));
+    match cache::take(&path, &report.source) {
+        Some(Some(prepared)) => return Ok(prepared),
+        Some(None) => report.warnings.push(format!("{} was damaged and is made anew", path.display())),
+        None => {}
+    }
+    let mut writer = DatasetWriter::new(cache)?;
+    let mut files: Vec<FileRows> = Vec::new();
+    for dataset in parts.iter().map(|part| &part.dataset) {
+        let before = writer.rows();
+        let of_part = dataset.places.files.iter().cloned();
+        files.extend(of_part.map(|file| FileRows { first_row: before + file.first_row, ..file }));
+        for row in 0..dataset.rows() {
+            let (ids, labels) = dataset.row(row);
+            let written = writer.push(dataset.places.numbers[row], ids, labels);
+            written.map_err(DataError::io("write tokenised data into the folder", cache))?;
+        }
+    }
+    let rows: Vec<usize> = parts.iter().map(|part| part.dataset.rows()).collect();
+    let text = |value: serde_json::Result<String>| value.unwrap_or_default();
+    let metadata = BTreeMap::from([
+        ("report".to_owned(), text(serde_json::to_string(&report))),
+        ("sources".to_owned(), text(serde_json::to_string(&rows))),
+    ]);
+    let (dataset, digest) = writer.finish(&path, &files, metadata)?;
+    Ok(Prepared { dataset, report, digest, file: path, from_cache: false })
+}
+
+fn sum(parts: &[Prepared]) -> Option<DataReport> {
+    let reports = || parts.iter().map(|part| &part.report);
+    let first = reports().next()?.clone();
+    let total = |of: fn(&DataReport) -> usize| reports().map(of).sum();
+    Some(DataReport {
+        source: reports().map(|report| report.source.as_str()).collect::<Vec<_>>().join(", "),
+        files: total(|report| report.files),
+        rows: total(|report| report.rows),
+        dropped: total(|report| report.dropped),
+        truncated: total(|report| report.truncated),
+        tokens: total(|report| report.tokens),
+        supervised_tokens: total(|report| report.supervised_tokens),
+        longest: reports().map(|report| report.longest).max().unwrap_or(0),
+        warnings: Vec::new(),
+        ..first
+    })
+}
