@@ -23,7 +23,8 @@ pub(crate) fn settle(config: &mut Resolved, terminal: &Terminal) -> Result<(), L
             true => name.clone(),
             false => ModelName { name: &name, revision: None }.find(Extent::WithoutWeights, terminal)?.0,
         };
-        config.chat_template = Some(TemplateSource::named(&place, &model)?.text);
+        let eos_token = config.training.eos_token.as_deref();
+        config.chat_template = Some(TemplateSource::named(&place, &model, eos_token)?.text);
         if let (Some(before), Some(now)) = (&before, digest(config))
             && *before != now
         {
