@@ -230,7 +230,7 @@ impl Going {
         let mut differences = differences(&saved, &plan.cursor(manifest.step));
         let there = manifest.job.as_ref().and_then(|job| job.data.as_deref());
         if differences.is_empty() && there.is_some_and(|there| there != digest) {
-            let from = "dataset, tokenizer, max_length and assistant_only_loss decide";
+            let from = "dataset, tokenizer, chat template, max_length and assistant_only_loss decide";
             differences.push(format!("as many rows, and other tokens in them ({from})"));
         }
         if !differences.is_empty() {

@@ -31,7 +31,8 @@ use crate::terminal::Terminal;
 use crate::watch::{Board, ControlFile, MetricsEndpoint, Told};
 use crate::worker_command::find_worker;
 use crate::{
-    announce, best_checkpoint, cache_folder, initial_model, model_folder, offload_folder, profile, resume, signals,
+    announce, best_checkpoint, cache_folder, chat_template, initial_model, model_folder, offload_folder, profile,
+    resume, signals,
 };
 
 pub(crate) use generations::Restarts;
@@ -117,6 +118,9 @@ impl Job {
                 Some((resume::find(&run, resume, &config, &model, store.as_ref(), terminal)?, resume))
             }
         };
+        if let Some((found, _)) = &found {
+            chat_template::keep_date(&mut config, &found.manifest);
+        }
         if let (None, Some(step)) = (&found, &config.initial_checkpoint) {
             zerofold_checkpoint::verify(step)?;
         }
@@ -343,6 +347,7 @@ pub(crate) fn preparation<'a>(
         max_length: Batching::longest_row(training, packing),
         assistant_only_loss: training.assistant_only_loss,
         chat_template: config.chat_template.as_deref(),
+        template_date: config.template_date.as_deref(),
         eos_token: training.eos_token.as_deref(),
         completion_only_loss: training.completion_only_loss,
         cache,

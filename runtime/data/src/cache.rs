@@ -51,6 +51,9 @@ pub(crate) fn place(options: &Prepare<'_>) -> Result<PathBuf, DataError> {
     let settings = (options.max_length, options.assistant_only_loss, options.completion_only_loss, options.columns);
     add("options", format!("{settings:?}").as_bytes());
     add("template", format!("{:?} {:?}", options.chat_template, options.eos_token).as_bytes());
+    if let Some(date) = options.template_date {
+        add("template_date", date.as_bytes());
+    }
     for name in MODEL_FILES {
         let path = options.model_directory.join(name);
         if path.exists() {

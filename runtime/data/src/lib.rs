@@ -65,5 +65,5 @@ pub use rows::{Row, RowReader};
 pub use sampling::{Cursor, Items, Sampling, StepPlan, StepPlanOptions};
 pub use source::{DataFile, Format, Sources};
 pub use stream::StreamDecoder;
-pub use template::{ChatTemplate, Rendered, TemplateSource, trained_template_digest};
+pub use template::{ChatTemplate, Rendered, TemplateSource, today, trained_template_digest};
 pub use tokenizer::{Encoded, Tokenizer};

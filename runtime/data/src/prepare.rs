@@ -36,6 +36,8 @@ pub struct Prepare<'a> {
     pub assistant_only_loss: bool,
     /// The text of the chat template; without one, that of the model folder.
     pub chat_template: Option<&'a str>,
+    /// The day that `strftime_now` tells the template ([`crate::today`]); without one, the moment at which a row is rendered.
+    pub template_date: Option<&'a str>,
     /// The token that ends a turn; without one, the tokenizer's.
     pub eos_token: Option<&'a str>,
     /// Learn from completions only, of rows that have them; as TRL: yes for these, unless it says no.

@@ -50,6 +50,7 @@ impl Setting {
             max_length: Some(1024),
             assistant_only_loss: true,
             chat_template: None,
+            template_date: None,
             eos_token: None,
             completion_only_loss: None,
             cache: &cache,
@@ -191,6 +192,22 @@ fn a_chosen_template_and_end_of_turn_go_before_the_models_own() {
     let error = prepare_with(Some(chosen), Some("<nothing>")).unwrap_err();
     assert!(error.contains("eos_token is \"<nothing>\", which is no token of this tokenizer"), "{error}");
     assert!(prepare_with(None, None).unwrap_err().contains("mine"));
+}
+
+#[test]
+fn a_template_tells_the_day_that_it_is_told() {
+    let template = "{{ strftime_now('%d %b %Y %H:%M') }}{{ messages[0].content }}{% generation %}\
+                    {{ messages[1].content + eos_token }}{% endgeneration %}";
+    let setting = Setting::new(template, &row(&["Q", "A"]));
+    let on = |date: &'static str| {
+        setting.prepare_with(&["train.jsonl"], |options| Prepare { template_date: Some(date), ..options })
+    };
+    let (first, next) = (on("2024-12-31").unwrap(), on("2025-01-01").unwrap());
+    assert_eq!(shown(&first), "31 Dec 2024 00:00Q⟦A<|im_end|>⟧");
+    assert_eq!(shown(&next), "01 Jan 2025 00:00Q⟦A<|im_end|>⟧");
+    assert!(!next.from_cache && on("2024-12-31").unwrap().from_cache);
+    let error = on("31.12.2024").unwrap_err();
+    assert!(error.contains("template_date is \"31.12.2024\"\nhint: a day is written as "), "{error}");
 }
 
 #[test]

@@ -36,6 +36,7 @@ fn peak_of(path: &Path) -> u64 {
             max_length: Some(4096),
             assistant_only_loss: true,
             chat_template: None,
+            template_date: None,
             eos_token: None,
             completion_only_loss: None,
             cache: &path.with_extension("cache"),

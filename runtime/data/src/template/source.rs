@@ -62,11 +62,7 @@ impl TemplateSource {
     /// # Errors
     /// [`DataError::Model`] when it is none of these, or the built-in template's tokens are none of this tokenizer;
     /// [`DataError::Tokenizer`] when `eos_token` is none.
-    pub fn named(
-        name: &Path,
-        model_directory: &Path,
-        eos_token: Option<&str>,
-    ) -> Result<TemplateSource, DataError> {
+    pub fn named(name: &Path, model_directory: &Path, eos_token: Option<&str>) -> Result<TemplateSource, DataError> {
         if name.is_dir() {
             return TemplateSource::of_model(name);
         }
@@ -91,6 +87,11 @@ impl TemplateSource {
         }
         found.check(&tokenizer, tokenizer.special())?;
         Ok(TemplateSource { text: found.text.to_string(), place: name.to_path_buf() })
+    }
+
+    /// Whether it may tell the day, so that what it renders tomorrow is something else.
+    pub fn tells_the_day(&self) -> bool {
+        self.text.contains("strftime_now")
     }
 
     /// The BLAKE3 hash of the text, 64 hexadecimal digits.
