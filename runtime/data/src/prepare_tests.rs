@@ -162,6 +162,29 @@ fn a_template_that_rewrites_the_past_is_refused() {
 }
 
 #[test]
+fn an_end_of_turn_in_what_a_tool_is_asked_ends_no_answer() {
+    let calling = testing::FORGETFUL.replacen(
+        "<|im_end|>",
+        "{{ message.tool_calls | tojson if message.tool_calls }}<|im_end|>",
+        1,
+    );
+    let rows = |asked: &str| {
+        let call = format!(r#"[{{"function": {{"name": "f", "arguments": {{"q": "{asked}"}}}}}}]"#);
+        row(&["Q", "<think>hm</think>A", "R", "B"]).replacen(
+            "</think>A\"",
+            &format!("</think>A\", \"tool_calls\": {call}"),
+            1,
+        )
+    };
+    let prepared = Setting::new(&calling, &rows("it")).prepare(1024, true).unwrap();
+    assert!(
+        shown(&prepared).contains("⟦A[{\"function\": {\"name\": \"f\", \"arguments\": {\"q\": \"it\"}}}]<|im_end|>⟧")
+    );
+    let error = Setting::new(&calling, &rows("<|im_end|>")).prepare(1024, true).unwrap_err();
+    assert!(error.contains("no end-of-turn token tells where they end"), "{error}");
+}
+
+#[test]
 fn answers_without_an_end_of_turn_are_told_with_the_first_line() {
     let template = testing::CHATML.replace("<|im_end|>", "~");
     let rows = row(&["Q", "A"]) + "\n" + &row(&["Q", "B"]);
