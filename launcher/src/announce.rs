@@ -43,6 +43,13 @@ pub fn data(prepared: &Prepared, took: Duration) -> Vec<String> {
         line.push_str(&format!("; {} left out: nothing supervised", format::plural(report.dropped as u64, "row")));
     }
     let mut lines = vec![line, format!("       {}", loss(report.loss))];
+    if prepared.tidied.datasets > 0 {
+        lines.push(format!(
+            "       removed from cache: {} that no run used for 30 days ({})",
+            format::plural(prepared.tidied.datasets as u64, "data set"),
+            format::bytes(prepared.tidied.bytes)
+        ));
+    }
     if prepared.from_cache {
         lines.push(format!("       tokenised data taken from cache ({})", prepared.file.display()));
     }

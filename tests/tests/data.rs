@@ -4,7 +4,7 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use zerofold_tests::{Metrics, Scene, fixture, json, model};
+use zerofold_tests::{Metrics, Scene, SmallDisk, fixture, json, model, not_tested};
 
 /// Rows of token ids and labels, as a run folder holds them.
 fn tokenised(path: &Path) -> Vec<(Vec<i64>, Vec<i64>)> {
@@ -153,4 +153,24 @@ fn a_chosen_template_and_end_of_turn_are_trained_with_and_exported() {
         assert_eq!(config["trained_chat_template"].as_str().map(str::len), Some(64), "{config}");
         assert_eq!(read("generation_config.json"), json!({"eos_token_id": [2, 0, 5], "top_p": 0.5}));
     }
+}
+
+#[test]
+fn a_full_disk_under_the_cache_is_told_with_what_to_do() {
+    let scene = Scene::new();
+    let cache = scene.path("cache");
+    let Some(_disk) = SmallDisk::mount(&cache, 16 << 10) else {
+        return not_tested("mounting is not permitted");
+    };
+    let ended = scene.train("tiny-llama", "run", "--max_steps 1").run();
+    let place = cache.join("datasets").display().to_string();
+    ended.assert_failed(
+        2,
+        &[
+            &place,
+            "cannot write the tokenised data set: No space left on device",
+            "\nhint: make room there, or name a folder of another file \
+                             system by ZEROFOLD_CACHE",
+        ],
+    );
 }

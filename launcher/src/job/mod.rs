@@ -180,7 +180,7 @@ impl Job {
                 &tokenised
             }
         };
-        prepared.put(&run.train_data())?;
+        prepared.put(&run.train_data()).map_err(cache_folder::putting)?;
         let longest = longest_document(&config.training, prepared);
         let warning = model_folder::too_long("rows have up to", longest, &model);
         warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
@@ -320,7 +320,8 @@ fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Resu
     announce::example(&prepared.report).iter().for_each(|line| terminal.say(line));
     announce::cautions(config, prepared.report.rows).iter().for_each(|text| terminal.complain(text));
     if let Some(dataset) = &training.eval_dataset {
-        tokenise(config, (dataset, training.eval_packing), terminal)?.put(&run.eval_data())?;
+        let prepared = tokenise(config, (dataset, training.eval_packing), terminal)?;
+        prepared.put(&run.eval_data()).map_err(cache_folder::putting)?;
     }
     Ok(prepared)
 }
@@ -366,7 +367,8 @@ pub(crate) fn tokenise(
     let columns = columns(config)?;
     let (cache, note) = cache_folder::datasets(&training.output_dir);
     note.iter().for_each(|note| terminal.complain(note));
-    let prepared = prepare(&preparation(config, (&sources, packing), &columns, &cache))?;
+    let prepared = prepare(&preparation(config, (&sources, packing), &columns, &cache));
+    let prepared = prepared.map_err(cache_folder::tokenising)?;
     announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
     for warning in &prepared.report.warnings {
         terminal.complain(&format!("warning: {dataset}: {warning}"));

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rayon::prelude::*;
 
@@ -15,6 +16,7 @@ use crate::error::{DataError, Fault};
 use crate::report::{DataReport, Segment};
 use crate::rows::{Expected, no_row, parse_object};
 use crate::source::{RawRow, RawRows, Sources};
+use crate::tidy::{Tidied, tidy};
 use crate::tokenizer::Tokenizer;
 use crate::writer::DatasetWriter;
 
@@ -59,6 +61,8 @@ pub struct Prepared {
     pub file: PathBuf,
     /// It was there, and whole.
     pub from_cache: bool,
+    /// What was removed of the cache before it was made.
+    pub tidied: Tidied,
 }
 
 impl Prepared {
@@ -102,6 +106,7 @@ pub fn prepare(options: &Prepare<'_>) -> Result<Prepared, DataError> {
         Some(None) => damaged = true,
         None => {}
     }
+    let tidied = tidy(options.cache, SystemTime::now());
     let mut preparation = Preparation::new(options)?;
     let mut rows = RawRows::new(options.sources);
     loop {
@@ -116,6 +121,7 @@ pub fn prepare(options: &Prepare<'_>) -> Result<Prepared, DataError> {
     // What is kept under the hash of a file must not be made from what the file became meanwhile.
     cache::check_unchanged(options.sources, &before)?;
     let mut prepared = preparation.finish(&file)?;
+    prepared.tidied = tidied;
     if damaged {
         prepared.report.warnings.push(format!("{} was damaged and is made anew", file.display()));
     }
@@ -264,7 +270,7 @@ impl<'a> Preparation<'a> {
         let text = serde_json::to_string(&report).unwrap_or_default();
         let metadata = BTreeMap::from([("report".to_owned(), text)]);
         let (dataset, digest) = self.writer.finish(file, &self.files, metadata)?;
-        Ok(Prepared { dataset, report, digest, file: file.to_path_buf(), from_cache: false })
+        Ok(Prepared { dataset, report, digest, file: file.to_path_buf(), from_cache: false, tidied: Tidied::default() })
     }
 
     fn warnings(&self, encoder: &Encoder<'_>) -> Vec<String> {

@@ -436,6 +436,24 @@ fn what_was_tokenised_before_is_taken_from_the_cache() {
 }
 
 #[test]
+fn a_use_keeps_a_file_of_the_cache_and_the_next_data_set_removes_what_was_not_used() {
+    let setting = Setting::new(testing::CHATML, &row(&["Q", "A"]));
+    let first = setting.prepare(1024, true).unwrap();
+    let long_ago = || {
+        let time = SystemTime::now() - std::time::Duration::from_secs(31 * 86_400);
+        fs::File::open(&first.file).unwrap().set_modified(time).unwrap();
+    };
+    long_ago();
+    assert!(setting.prepare(1024, true).unwrap().from_cache);
+    assert_eq!(setting.prepare(1000, true).unwrap().tidied, Tidied::default());
+    assert!(first.file.exists());
+    long_ago();
+    assert_eq!(setting.prepare(999, true).unwrap().tidied.datasets, 1);
+    assert!(!first.file.exists());
+    assert!(!setting.prepare(1024, true).unwrap().from_cache);
+}
+
+#[test]
 fn a_damaged_file_of_the_cache_is_made_anew_and_said() {
     let setting = Setting::new(testing::CHATML, &row(&["Q", "A"]));
     let first = setting.prepare(1024, true).unwrap();
