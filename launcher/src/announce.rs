@@ -56,6 +56,15 @@ pub fn data(prepared: &Prepared, took: Duration) -> Vec<String> {
     lines
 }
 
+/// What is to be warned of in a data set. Of rows that are held out, `trained` is the report of those that are trained on: what was
+/// said of these is not said again, nor what the model would learn.
+pub fn warnings<'a>(report: &'a DataReport, trained: Option<&DataReport>) -> Vec<&'a String> {
+    match trained {
+        None => report.warnings.iter().chain(&report.lessons).collect(),
+        Some(trained) => report.warnings.iter().filter(|warning| !trained.warnings.contains(warning)).collect(),
+    }
+}
+
 /// What the loss is taken on, in words.
 pub fn loss(loss: Loss) -> &'static str {
     match loss {

@@ -174,3 +174,23 @@ fn a_full_disk_under_the_cache_is_told_with_what_to_do() {
         ],
     );
 }
+
+#[test]
+fn what_is_said_of_training_rows_is_not_said_again_of_held_out_ones() {
+    let scene = Scene::new();
+    let template = "{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{% endfor %}";
+    let template = scene.write("plain.jinja", template);
+    let messages = json!([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]);
+    let row = json!({"messages": messages, "source": "here"}).to_string();
+    let (data, held_out) = (scene.write("train.jsonl", &row), scene.write("test.jsonl", &row));
+    let job = scene.train("tiny-llama", "run", "--max_steps 1 --save_strategy no").with("--dataset", data);
+    let ended = job.with("--eval_dataset", held_out).with("--chat_template_path", template).run();
+    ended.assert_done();
+    for sentence in
+        ["columns that are not used: source", "no supervised token ends a generation", "an answer ends without"]
+    {
+        let told: Vec<&str> = ended.err.lines().filter(|line| line.contains(sentence)).collect();
+        assert_eq!(told.len(), 1, "{sentence}\n{ended}");
+        assert!(told[0].starts_with("warning: ") && told[0].contains("train.jsonl: "), "{}", told[0]);
+    }
+}

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use zerofold_checkpoint::{Found, StorageProof};
 use zerofold_configs::{DataNames, Resolved, Training};
 use zerofold_data::{
-    Batching, Collator, Columns, Items, Prepare, Prepared, Sampling, Sources, StepPlan, StepPlanOptions,
+    Batching, Collator, Columns, DataReport, Items, Prepare, Prepared, Sampling, Sources, StepPlan, StepPlanOptions,
     TokenizedDataset, prepare,
 };
 use zerofold_plan::ModelConfig;
@@ -316,12 +316,12 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
 /// Tokenises training and held-out rows once, before the ranks wait on each other. The held-out ones are saved.
 fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Result<Prepared, LaunchError> {
     let training = &config.training;
-    let prepared = tokenise(config, (&training.dataset, training.packing), terminal)?;
+    let prepared = tokenise(config, (&training.dataset, training.packing), None, terminal)?;
     announce::example(&prepared.report).iter().for_each(|line| terminal.say(line));
     announce::cautions(config, prepared.report.rows).iter().for_each(|text| terminal.complain(text));
     if let Some(dataset) = &training.eval_dataset {
-        let prepared = tokenise(config, (dataset, training.eval_packing), terminal)?;
-        prepared.put(&run.eval_data()).map_err(cache_folder::putting)?;
+        let held_out = tokenise(config, (dataset, training.eval_packing), Some(&prepared.report), terminal)?;
+        held_out.put(&run.eval_data()).map_err(cache_folder::putting)?;
     }
     Ok(prepared)
 }
@@ -355,10 +355,12 @@ pub(crate) fn preparation<'a>(
     }
 }
 
-/// Tokenises a data set that is then packed or not, or finds it tokenised, and tells what it holds.
+/// Tokenises a data set that is then packed or not, or finds it tokenised, and tells what it holds. Of rows that are held out,
+/// `trained` is the report of those that are trained on: nothing is told twice.
 pub(crate) fn tokenise(
     config: &Resolved,
     (dataset, packing): (&DataNames, bool),
+    trained: Option<&DataReport>,
     terminal: &Terminal,
 ) -> Result<Prepared, LaunchError> {
     let training = &config.training;
@@ -370,7 +372,7 @@ pub(crate) fn tokenise(
     let prepared = prepare(&preparation(config, (&sources, packing), &columns, &cache));
     let prepared = prepared.map_err(cache_folder::tokenising)?;
     announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
-    for warning in &prepared.report.warnings {
+    for warning in announce::warnings(&prepared.report, trained) {
         terminal.complain(&format!("warning: {dataset}: {warning}"));
     }
     Ok(prepared)

@@ -265,7 +265,8 @@ impl<'a> Preparation<'a> {
             supervised_tokens: self.writer.supervised() as usize,
             longest: self.longest,
             example: example(ids, labels, encoder.tokenizer.as_ref())?,
-            warnings: self.warnings(encoder),
+            warnings: self.warnings(),
+            lessons: self.lessons(encoder),
         };
         let text = serde_json::to_string(&report).unwrap_or_default();
         let metadata = BTreeMap::from([("report".to_owned(), text)]);
@@ -273,7 +274,7 @@ impl<'a> Preparation<'a> {
         Ok(Prepared { dataset, report, digest, file: file.to_path_buf(), from_cache: false, tidied: Tidied::default() })
     }
 
-    fn warnings(&self, encoder: &Encoder<'_>) -> Vec<String> {
+    fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if !self.unused.is_empty() {
             let names: Vec<&str> = self.unused.iter().map(String::as_str).collect();
@@ -287,20 +288,25 @@ impl<'a> Preparation<'a> {
                  everything from where they differ; end prompts where a word ends"
             ));
         }
+        warnings
+    }
+
+    fn lessons(&self, encoder: &Encoder<'_>) -> Vec<String> {
+        let mut lessons = Vec::new();
         let ids = encoder.tokenizer.as_ref().map_or(&[][..], Tokenizer::eos_ids);
         if !ids.is_empty() && !self.stops {
-            warnings
+            lessons
                 .push(format!("no supervised token ends a generation (ids {ids:?}): the model does not learn to stop"));
         }
         let (count, place) = &self.unended;
         if *count > 0 {
-            warnings.push(format!(
+            lessons.push(format!(
                 "{place}: an answer ends without an end-of-turn token that is learned (as in {count} of {} rows): the model \
                  does not learn to stop there",
                 self.writer.rows()
             ));
         }
-        warnings
+        lessons
     }
 }
 

@@ -112,7 +112,7 @@ fn answers_are_supervised_with_their_end_of_turn_under_every_shape_of_template()
         let prepared = Setting::new(template, &row(texts)).prepare(1024, true).unwrap();
         assert_eq!(shown(&prepared), expected);
         assert!(
-            prepared.report.warnings.iter().all(|warning| !warning.contains("stop")) || template == testing::HEADERS
+            prepared.report.lessons.iter().all(|warning| !warning.contains("stop")) || template == testing::HEADERS
         );
     }
 }
@@ -190,7 +190,7 @@ fn answers_without_an_end_of_turn_are_told_with_the_first_line() {
     let rows = row(&["Q", "A"]) + "\n" + &row(&["Q", "B"]);
     let prepared = Setting::new(&template, &rows).prepare(1024, true).unwrap();
     let told = |prepared: &Prepared| {
-        prepared.report.warnings.iter().find(|warning| warning.contains("end-of-turn")).cloned().unwrap_or_default()
+        prepared.report.lessons.iter().find(|warning| warning.contains("end-of-turn")).cloned().unwrap_or_default()
     };
     let warning = told(&prepared);
     assert!(
@@ -211,7 +211,7 @@ fn a_chosen_template_and_end_of_turn_go_before_the_models_own() {
     let chosen = "{{ messages[0].content }}{% generation %}{{ messages[1].content + eos_token }}{% endgeneration %}";
     assert_eq!(shown(&prepare_with(Some(chosen), None).unwrap()), "Q⟦A<|im_end|>⟧");
     let ended = prepare_with(Some(chosen), Some("</s>")).unwrap();
-    assert_eq!((shown(&ended).as_str(), ended.report.warnings.len()), ("Q⟦A</s>⟧", 0));
+    assert_eq!((shown(&ended).as_str(), ended.report.lessons.len()), ("Q⟦A</s>⟧", 0));
     let error = prepare_with(Some(chosen), Some("<nothing>")).unwrap_err();
     assert!(error.contains("eos_token is \"<nothing>\", which is no token of this tokenizer"), "{error}");
     assert!(prepare_with(None, None).unwrap_err().contains("mine"));
@@ -300,7 +300,7 @@ fn long_rows_are_cut_and_rows_without_supervision_dropped_and_counted() {
     assert_eq!(prepared.dataset.row(1), (&[6, 7][..], &[6, 7][..]));
     assert_eq!(*prepared.dataset.places.numbers, [1, 4]);
     assert!(prepared.dataset.places.words(1).starts_with("line 4 of "));
-    assert!(report.warnings[0].contains("does not learn to stop"), "{:?}", report.warnings);
+    assert!(report.lessons[0].contains("does not learn to stop"), "{:?}", report.lessons);
 }
 
 #[test]
