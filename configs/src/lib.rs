@@ -81,6 +81,6 @@ pub use topology::{DEFAULT_PORT, ENVIRONMENT, Endpoint, Nodes, RendezvousTimes, 
 pub use training::{KEYS, Training};
 pub use types::{
     Backend, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, Precision, Reporter, Sampling, Scheduler,
-    StateDictType, Strategy,
+    StateDictType, Strategy, WarmupType,
 };
 pub use written::Written;

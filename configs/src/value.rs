@@ -7,7 +7,7 @@ use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
     Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter, Sampling,
-    Scheduler, StateDictType, StateType, Strategy, WrapPolicy,
+    Scheduler, StateDictType, StateType, Strategy, WarmupType, WrapPolicy,
 };
 use serde_yaml::Value;
 use std::path::PathBuf;
@@ -216,7 +216,8 @@ choices!(
     StateType,
     NonFinite,
     WrapPolicy,
-    OffloadDevice
+    OffloadDevice,
+    WarmupType
 );
 
 macro_rules! numbered_choices {
