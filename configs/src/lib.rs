@@ -82,6 +82,6 @@ pub use topology::{DEFAULT_PORT, ENVIRONMENT, Endpoint, Nodes, RendezvousTimes, 
 pub use training::{KEYS, Training};
 pub use types::{
     Backend, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, Precision, Reporter, Sampling, Scheduler,
-    StateDictType, StoppingStrategy, Strategy,
+    StateDictType, StoppingStrategy, Strategy, WarmupType,
 };
 pub use written::Written;

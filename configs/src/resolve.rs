@@ -194,6 +194,7 @@ fn decide(
         hub_model: None,
         initial_checkpoint: None,
         chat_template: None,
+        template_date: None,
         training,
         provenance: reader.provenance,
         notes: reader.notes,

@@ -72,6 +72,9 @@ pub struct Resolved {
     /// The text of the chat template that `chat_template_path` names; without one, it is the model folder's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
+    /// The day that the chat template tells, where it tells one: that on which the run was begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_date: Option<String>,
     /// The training itself.
     pub training: Training,
     /// Where each value came from, by key: `zero3.yaml:12`, `flag --learning_rate`, `--set learning_rate`, `default`.

@@ -10,7 +10,7 @@ use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
     Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter, Sampling,
-    Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, WrapPolicy,
+    Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, WarmupType, WrapPolicy,
 };
 use crate::value::FromValue;
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,8 @@ keys! {
         warmup_steps: f64 = "0", NOT_NEGATIVE, Optimizer;
         /// Share of all steps that warms up; warmup_steps goes before it
         warmup_ratio: f64 = "0", Allowed::Between(0.0, 1.0), Optimizer;
+        /// How the learning rate rises in the warm-up: log is DeepSpeed's default
+        warmup_type: WarmupType = "linear", Allowed::Any, Optimizer;
         /// AdamW's weight decay; biases and norm weights are not decayed
         weight_decay: f64 = "0", NOT_NEGATIVE, Optimizer;
         /// AdamW's decay rate of the first moment

@@ -100,6 +100,16 @@ choice! {
 }
 
 choice! {
+    /// How the learning rate rises in the warm-up.
+    pub WarmupType {
+        /// In a straight line, as in transformers.
+        Linear = "linear",
+        /// As the logarithm of the step, steep at first: DeepSpeed's default.
+        Log = "log",
+    }
+}
+
+choice! {
     /// When something is done during training.
     pub Strategy {
         /// Never.

@@ -7,7 +7,7 @@ use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
     Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter, Sampling,
-    Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, WrapPolicy,
+    Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, WarmupType, WrapPolicy,
 };
 use serde_yaml::Value;
 use std::path::PathBuf;
@@ -221,7 +221,8 @@ choices!(
     StateType,
     NonFinite,
     WrapPolicy,
-    OffloadDevice
+    OffloadDevice,
+    WarmupType
 );
 
 macro_rules! numbered_choices {

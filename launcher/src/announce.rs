@@ -43,10 +43,26 @@ pub fn data(prepared: &Prepared, took: Duration) -> Vec<String> {
         line.push_str(&format!("; {} left out: nothing supervised", format::plural(report.dropped as u64, "row")));
     }
     let mut lines = vec![line, format!("       {}", loss(report.loss))];
+    if prepared.tidied.datasets > 0 {
+        lines.push(format!(
+            "       removed from cache: {} that no run used for 30 days ({})",
+            format::plural(prepared.tidied.datasets as u64, "data set"),
+            format::bytes(prepared.tidied.bytes)
+        ));
+    }
     if prepared.from_cache {
         lines.push(format!("       tokenised data taken from cache ({})", prepared.file.display()));
     }
     lines
+}
+
+/// What is to be warned of in a data set. Of rows that are held out, `trained` is the report of those that are trained on: what was
+/// said of these is not said again, nor what the model would learn.
+pub fn warnings<'a>(report: &'a DataReport, trained: Option<&DataReport>) -> Vec<&'a String> {
+    match trained {
+        None => report.warnings.iter().chain(&report.lessons).collect(),
+        Some(trained) => report.warnings.iter().filter(|warning| !trained.warnings.contains(warning)).collect(),
+    }
 }
 
 /// What the loss is taken on, in words.

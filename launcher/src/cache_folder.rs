@@ -1,14 +1,44 @@
 //! Where tokenised data are kept from run to run.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use zerofold_data::DataError;
+
 use crate::environment as names;
+use crate::error::LaunchError;
 
 /// The folder of tokenised data, and what is to be told where it is another than it should be: a cache that cannot be
 /// written, on a home that is read-only, must not keep a run from starting, so the run's own folder takes its place.
 pub(crate) fn datasets(output_dir: &Path) -> (PathBuf, Option<String>) {
     choose(of(|name| std::env::var(name).ok()), output_dir)
+}
+
+/// Where a disk is full.
+const FULL: &str = "make room there, or name a folder of another file system by ZEROFOLD_CACHE; tokenised data take 8 bytes a token, \
+                    twice while they are put together";
+/// Where the run's own folder is on another file system than the cache, and full.
+const FULL_RUN: &str = "make room there, or let ZEROFOLD_CACHE name a folder of the same file system: the rows are then there by a second \
+                        name, and are not copied";
+
+/// An error of tokenising, with what to do where the disk of the cache is full.
+pub(crate) fn tokenising(error: DataError) -> LaunchError {
+    with_room(error, FULL)
+}
+
+/// An error of putting tokenised data into the run's folder, with what to do where its disk is full.
+pub(crate) fn putting(error: DataError) -> LaunchError {
+    with_room(error, FULL_RUN)
+}
+
+fn with_room(error: DataError, hint: &str) -> LaunchError {
+    match &error {
+        DataError::Io { source, .. } if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            LaunchError::usage(error.to_string(), hint)
+        }
+        _ => error.into(),
+    }
 }
 
 fn choose(wanted: Option<PathBuf>, output_dir: &Path) -> (PathBuf, Option<String>) {

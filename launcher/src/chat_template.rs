@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use zerofold_checkpoint::Manifest;
 use zerofold_configs::Resolved;
-use zerofold_data::{TemplateSource, trained_template_digest};
+use zerofold_data::{TemplateSource, today, trained_template_digest};
 
 use crate::error::LaunchError;
 use crate::hub::{Extent, ModelName};
@@ -23,7 +24,8 @@ pub(crate) fn settle(config: &mut Resolved, terminal: &Terminal) -> Result<(), L
             true => name.clone(),
             false => ModelName { name: &name, revision: None }.find(Extent::WithoutWeights, terminal)?.0,
         };
-        config.chat_template = Some(TemplateSource::named(&place, &model)?.text);
+        let eos_token = config.training.eos_token.as_deref();
+        config.chat_template = Some(TemplateSource::named(&place, &model, eos_token)?.text);
         if let (Some(before), Some(now)) = (&before, digest(config))
             && *before != now
         {
@@ -39,7 +41,17 @@ pub(crate) fn settle(config: &mut Resolved, terminal: &Terminal) -> Result<(), L
     if let Some(warning) = other_than_trained(&model, digest(config).as_deref())? {
         terminal.complain(&warning);
     }
+    let source = source(config.chat_template.as_deref(), &model);
+    config.template_date = source.filter(TemplateSource::tells_the_day).map(|_| today());
     Ok(())
+}
+
+/// Makes a job that goes on from a checkpoint tell its template the day that the job before told: else its rows would be others.
+pub(crate) fn keep_date(config: &mut Resolved, manifest: &Manifest) {
+    let before = manifest.job.as_ref().and_then(|job| job.configuration["template_date"].as_str());
+    if let (Some(date), Some(before)) = (&mut config.template_date, before) {
+        *date = before.to_owned();
+    }
 }
 
 /// The hash of the template that the job trains with, if there is one.
@@ -49,11 +61,14 @@ pub(crate) fn digest(config: &Resolved) -> Option<String> {
 
 /// The hash of a template's text, else of that in the model's folder.
 pub(crate) fn digest_of(text: Option<&str>, folder: &Path) -> Option<String> {
-    let source = match text {
+    source(text, folder).map(|source| source.digest())
+}
+
+fn source(text: Option<&str>, folder: &Path) -> Option<TemplateSource> {
+    match text {
         Some(text) => Some(TemplateSource { text: text.to_owned(), place: folder.to_owned() }),
         None => TemplateSource::of_model(folder).ok(),
-    };
-    source.map(|source| source.digest())
+    }
 }
 
 /// A warning where a model folder tells that it was trained with another template than the one with this hash.

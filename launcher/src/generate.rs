@@ -48,6 +48,7 @@ fn command(options: GenerateOptions, terminal: &Terminal) -> Result<Command, Lau
     if let Some(warning) = chat_template::other_than_trained(&model.folder, digest.as_deref())? {
         terminal.complain(&warning);
     }
+    model.note.iter().for_each(|note| terminal.complain(&format!("note: {note}")));
     let InitialModel { folder: model, checkpoint, chat_template, eos_token, .. } = model;
     let request = GenerateRequest { model, checkpoint, chat_template, eos_token, ..request };
     let worker = worker_command::find_worker()?;

@@ -19,6 +19,8 @@ pub(crate) struct InitialModel {
     /// The text of the chat template that the checkpoint's job chose, and the token that ended its turns.
     pub(crate) chat_template: Option<String>,
     pub(crate) eos_token: Option<String>,
+    /// What is to be told of it.
+    pub(crate) note: Option<String>,
 }
 
 impl InitialModel {
@@ -29,8 +31,8 @@ impl InitialModel {
     /// A run without a checkpoint; a checkpoint whose model is not known or not there any more.
     pub(crate) fn of(path: &Path) -> Result<Self, LaunchError> {
         let model = || {
-            let folder = path.to_owned();
-            Ok(InitialModel { folder, checkpoint: None, hub_model: None, chat_template: None, eos_token: None })
+            let (folder, hub_model) = (path.to_owned(), None);
+            Ok(InitialModel { folder, checkpoint: None, hub_model, chat_template: None, eos_token: None, note: None })
         };
         if !path.is_dir() || path.join("config.json").is_file() {
             return model();
@@ -56,10 +58,10 @@ impl InitialModel {
             let message = format!("{step} was trained from {folder}, and no config.json is there any more");
             return Err(LaunchError::usage(message, EXPORT));
         }
-        check_template(&found.manifest, &run)?;
+        let note = check_template(&found.manifest, &run)?;
         let Resolved { hub_model, chat_template, training, .. } = run;
         let (folder, eos_token) = (training.model_name_or_path, training.eos_token);
-        Ok(InitialModel { folder, checkpoint: Some(step), hub_model, chat_template, eos_token })
+        Ok(InitialModel { folder, checkpoint: Some(step), hub_model, chat_template, eos_token, note })
     }
 }
 
@@ -74,6 +76,7 @@ pub(crate) fn settle(mut config: Resolved) -> Result<Resolved, LaunchError> {
     config.hub_model = model.hub_model;
     config.chat_template = model.chat_template;
     config.training.eos_token = config.training.eos_token.or(model.eos_token);
+    config.notes.extend(model.note);
     Ok(config)
 }
 
@@ -101,31 +104,39 @@ pub(crate) fn anywhere(config: &Resolved) -> Resolved {
 }
 
 /// A model that sees other tokens around its messages than those it was trained on is a worse model, and nothing else tells.
+/// Gives what is to be told where the checkpoint does not say: one of a job without a template, or of an earlier version of
+/// launch, which kept the hash of no template that it could not compile.
 ///
 /// # Errors
 /// The template of the configuration, or in its model's folder, is not the one that the checkpoint was trained with.
-pub(crate) fn check_template(manifest: &Manifest, config: &Resolved) -> Result<(), LaunchError> {
+pub(crate) fn check_template(manifest: &Manifest, config: &Resolved) -> Result<Option<String>, LaunchError> {
     let folder = &config.training.model_name_or_path;
     check_digest(manifest, chat_template::digest(config), folder)
 }
 
 /// As [`check_template`], with the template's hash.
-pub(crate) fn check_digest(manifest: &Manifest, here: Option<String>, folder: &Path) -> Result<(), LaunchError> {
-    let Some(job) = &manifest.job else { return Ok(()) };
-    if here == job.chat_template {
-        return Ok(());
-    }
-    let words = |digest: Option<&String>| match digest {
-        Some(digest) => format!("the one with hash {}", chat_template::short(digest)),
-        None => "none".to_owned(),
+pub(crate) fn check_digest(
+    manifest: &Manifest,
+    here: Option<String>,
+    folder: &Path,
+) -> Result<Option<String>, LaunchError> {
+    let there = manifest.job.as_ref().and_then(|job| job.chat_template.as_ref());
+    let (folder, step) = (folder.display(), manifest.step);
+    let words = |digest: &String| format!("the one with hash {}", chat_template::short(digest));
+    let message = match (&here, there) {
+        (here, there) if here.as_ref() == there => return Ok(None),
+        (Some(here), None) => {
+            return Ok(Some(format!(
+                "the checkpoint of step {step} does not tell its chat template, so nothing says that it is that of {folder}, {}",
+                words(here),
+            )));
+        }
+        (here, there) => format!(
+            "the chat template of {folder} is not that of the checkpoint of step {step}: here it is {}, there it was {}",
+            here.as_ref().map_or_else(|| "none".to_owned(), words),
+            there.map_or_else(|| "none".to_owned(), words),
+        ),
     };
-    let message = format!(
-        "the chat template of {} is not that of the checkpoint of step {}: here it is {}, there it was {}",
-        folder.display(),
-        manifest.step,
-        words(here.as_ref()),
-        words(job.chat_template.as_ref()),
-    );
     let hint = "put the template back with which the model was trained, or give the job's chat_template_path";
     Err(LaunchError::usage(message, hint))
 }
@@ -151,14 +162,16 @@ mod tests {
         let template_digest = |folder: &Path| chat_template::digest_of(None, folder);
         let check_template =
             |manifest: &Manifest, folder: &Path| check_digest(manifest, template_digest(folder), folder);
-        assert!(check_template(&manifest(None), folder.path()).is_ok());
+        assert_eq!(check_template(&manifest(None), folder.path()).unwrap(), None);
         std::fs::write(folder.path().join("chat_template.jinja"), "{{ messages[0].content }}").unwrap();
         let digest = template_digest(folder.path());
-        assert!(digest.is_some() && check_template(&manifest(digest.clone()), folder.path()).is_ok());
+        assert!(digest.is_some());
+        assert_eq!(check_template(&manifest(digest.clone()), folder.path()).unwrap(), None);
         std::fs::write(folder.path().join("chat_template.jinja"), "{{ messages[1].content }}").unwrap();
         let told = check_template(&manifest(digest), folder.path()).unwrap_err().to_string();
         assert!(told.contains("is not that of the checkpoint of step 7") && told.contains("hint: put"), "{told}");
-        assert!(check_template(&manifest(None), folder.path()).unwrap_err().to_string().contains("there it was none"));
+        let note = check_template(&manifest(None), folder.path()).unwrap().unwrap();
+        assert!(note.starts_with("the checkpoint of step 7 does not tell its chat template"), "{note}");
     }
 
     #[test]

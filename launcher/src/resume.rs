@@ -84,7 +84,7 @@ pub(crate) fn begin(
     terminal: &Terminal,
 ) -> Result<(Found, StepPlan), LaunchError> {
     let after = |found: &Found| Going::after(run, found, config, data);
-    let (found, Going { plan, saved }) = match (after(&found), asked) {
+    let (found, Going { plan, saved, note }) = match (after(&found), asked) {
         (Ok(going), _) => (found, going),
         (Err(misfit), Resume::Step(_)) => return Err(misfit.error),
         (Err(misfit), Resume::Newest) => match older(run, &found, model, after, &misfit, terminal)? {
@@ -101,6 +101,7 @@ pub(crate) fn begin(
         false => format!(", saved by {ranks} at stage {stage}"),
     };
     terminal.say(&format!("resuming after step {} from {directory}{other}", manifest.step));
+    note.iter().for_each(|note| terminal.complain(&format!("note: {note}")));
     if saved.global_batch != plan.global_batch() {
         terminal.complain(&format!(
             "note: a step takes {} from here on and took {} before, so the run has {} in all (the learning rate's schedule \
@@ -202,6 +203,8 @@ struct Going {
     plan: StepPlan,
     /// Where in the data it was saved.
     saved: Cursor,
+    /// What is to be told of it.
+    note: Option<String>,
 }
 
 impl Going {
@@ -216,7 +219,7 @@ impl Going {
             let (path, message, hint) = (run.root().to_owned(), format!("{directory} {reason}"), hint.to_owned());
             Misfit { reason: format!("it {reason}"), error: LaunchError::RunFolder { path, message, hint } }
         };
-        initial_model::check_template(manifest, config)?;
+        let note = initial_model::check_template(manifest, config)?;
         let plan = step_plan(config, items.clone())?;
         let Ok(saved) = serde_json::from_value::<Cursor>(manifest.state["data"].clone()) else {
             let hint = "it was written by another version of launch: resume with that one";
@@ -227,7 +230,7 @@ impl Going {
         let mut differences = differences(&saved, &plan.cursor(manifest.step));
         let there = manifest.job.as_ref().and_then(|job| job.data.as_deref());
         if differences.is_empty() && there.is_some_and(|there| there != digest) {
-            let from = "dataset, tokenizer, max_length and assistant_only_loss decide";
+            let from = "dataset, tokenizer, chat template, max_length and assistant_only_loss decide";
             differences.push(format!("as many rows, and other tokens in them ({from})"));
         }
         if !differences.is_empty() {
@@ -235,7 +238,7 @@ impl Going {
             return Err(misfit(reason, hint));
         }
         match plan.resumed(manifest.step, &saved) {
-            Ok(plan) => Ok(Going { plan, saved }),
+            Ok(plan) => Ok(Going { plan, saved, note }),
             Err(error) => {
                 let reason = error.to_string();
                 let reason = reason.lines().next().unwrap_or_default();

@@ -54,14 +54,66 @@ fn check_tells_what_train_would_refuse() {
     let (code, _, error) = check(job);
     assert_eq!(code, 2, "{error}");
     assert_has(&error, &["flag --dataset: dataset: chat.jsonl: cannot open", "\nhint: paths are relative"]);
-    std::fs::write(folder.path().join("chat.jsonl"), "{}\n").unwrap();
+    std::fs::write(folder.path().join("chat.jsonl"), "{\"text\": \"a\"}\n").unwrap();
     let (code, out, _) = check(job);
     assert_eq!(code, 0, "{out}");
-    let expected = ["from the hub", "data   chat.jsonl: 1 file, 3 bytes", "ok: 2 ranks, ZeRO stage 3", "16 rows"];
+    let data = "data   chat.jsonl: 1 file, 14 bytes, rows of `text`";
+    let expected = ["from the hub", data, "ok: 2 ranks, ZeRO stage 3", "16 rows"];
     assert_has(&out, &expected);
     let (code, _, error) = check(&job.replace("owner/model", "./model"));
     assert_eq!(code, 2, "{error}");
     assert_has(&error, &["there is no such folder"]);
+}
+
+#[test]
+fn check_looks_at_template_end_of_turn_and_columns() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models");
+    let model = models.join("tiny-llama").display().to_string();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let messages = r#"[{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]"#;
+    write("chat.jsonl", &format!("{{\"talk\": {messages}}}\n"));
+    write("broken.jinja", "{% for message in messages %}");
+    write("plain.jinja", "{% for message in messages %}{{ message.role + message.content + eos_token }}{% endfor %}");
+    let job = "check --dataset chat.jsonl --output_dir out --num_processes 1";
+    let refused = |words: &str, parts: &[&str]| {
+        for name in [model.as_str(), "owner/model"] {
+            let (code, _, error) = config(folder.path(), &format!("{job} --model_name_or_path {name} {words}"));
+            assert_eq!(code, 2, "{words} with {name}: {error}");
+            assert_has(&error, parts);
+        }
+    };
+    refused("", &["chat.jsonl:1: no columns to learn from; found: talk", "column_mapping names columns"]);
+    refused("--column_mapping massages=talk", &["column_mapping names `massages`, which is no column"]);
+    refused("--column_mapping messages=tolk", &["chat.jsonl:1: no columns to learn from; found: talk"]);
+    let mapped = "--column_mapping messages=talk";
+    refused(&format!("{mapped} --chat_template_path ./none.jinja"), &["there is no such chat template"]);
+    refused(&format!("{mapped} --chat_template_path broken.jinja"), &["broken.jinja: chat template: "]);
+    let here = |words: &str| {
+        let line = format!("{job} --model_name_or_path {model} {mapped} {words}");
+        let (code, out, error) = config(folder.path(), &line);
+        (code, out + &error)
+    };
+    for (words, parts) in [
+        ("--eos_token <nothing>", "eos_token is \"<nothing>\", which is no token of this tokenizer"),
+        ("--chat_template_path gemma", "the built-in chat template does not fit the model's tokenizer"),
+        ("--completion_only_loss true", "completion_only_loss is true, but conversations have no completion"),
+    ] {
+        let (code, told) = here(words);
+        assert_eq!(code, 2, "{words}: {told}");
+        assert_has(&told, &[parts]);
+    }
+    let (code, told) = here("--chat_template_path chatml --eos_token <|im_end|>");
+    assert_eq!(code, 0, "{told}");
+    assert_has(&told, &["template  chatml: a built-in one that fits\n", ", rows of conversations\n", "ok: 1 rank"]);
+    let (code, told) = here("--chat_template_path plain.jinja");
+    assert_eq!(code, 0, "{told}");
+    assert_has(&told, &["template  plain.jinja: can be read\n"]);
+    let (code, told) = here("--chat_template_path owner/model");
+    assert_eq!(code, 0, "{told}");
+    assert_has(&told, &["template  owner/model: taken from the hub, which is not asked here", "rows of `messages`"]);
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "nothing is written: {left:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::control::{Control, ControlError, Identity};
 use crate::device;
 use crate::gpu::{self, GpuError};
 use crate::model::{Llama, ModelConfig, ModelError};
-use crate::optim::{Schedule, ScheduleKind};
+use crate::optim::{Schedule, ScheduleKind, Warmup};
 use crate::panics;
 use crate::shard::{Kinds, ShardError, ShardOptions, Shards};
 use crate::torch::AdamW;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use tch::Device;
 use thiserror::Error;
 use zerofold_checkpoint::{Found, Weights, check_storage, open_step};
-use zerofold_configs::{Backend, Resolved, Scheduler, Training};
+use zerofold_configs::{Backend, Resolved, Scheduler, Training, WarmupType};
 use zerofold_data::{Batching, Collator, Items, Places, Sampling, StepPlan, StepPlanOptions, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_proto::v1::{LeaveRequest, StateBytes};
@@ -281,6 +281,10 @@ fn build(
             },
             peak: training.learning_rate,
             warmup_steps: training.warmup_steps_of(total_steps),
+            warmup: match training.warmup_type {
+                WarmupType::Linear => Warmup::Linear,
+                WarmupType::Log => Warmup::Logarithmic,
+            },
             total_steps,
         },
         adamw: AdamW {

@@ -3,6 +3,7 @@
 //! A test makes a [`Scene`] (a folder of its own), starts jobs in it and looks at what they leave: exit codes, output,
 //! files, processes. Nothing sleeps for luck: [`wait_for`] looks until something is so, or panics after [`PATIENCE`].
 
+mod clock;
 mod curve;
 mod disk;
 mod hub;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+pub use clock::Clock;
 pub use curve::{CURVE_MODEL, Curve};
 pub use disk::{ReadOnly, SmallDisk, not_tested};
 pub use hub::{Fault, Hub, Repo, WRITER};

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use zerofold_tests::{Metrics, Scene, fixture, json};
+use serde_json::{Value, json};
+use zerofold_tests::{Metrics, Scene, SmallDisk, fixture, json, model, not_tested};
 
 /// Rows of token ids and labels, as a run folder holds them.
 fn tokenised(path: &Path) -> Vec<(Vec<i64>, Vec<i64>)> {
@@ -27,7 +28,7 @@ fn conversations_become_the_ids_and_masks_of_transformers() {
     let job = scene.train("tiny-llama", "run", "--nproc 2 --max_steps 1 --save_strategy no").with("--dataset", &chat);
     job.with("--eval_dataset", &chat).run().assert_done();
     let expected = json(&fixture("data/chat_tokens.json"));
-    let numbers = |value: &serde_json::Value| -> Vec<i64> {
+    let numbers = |value: &Value| -> Vec<i64> {
         value.as_array().unwrap().iter().map(|number| number.as_i64().unwrap()).collect()
     };
     let expected: Vec<(Vec<i64>, Vec<i64>)> = expected["rows"]
@@ -102,5 +103,94 @@ fn every_row_is_used_once_per_epoch_in_the_order_asked_for() {
     for (nproc, batch) in [(1, 4), (2, 2), (4, 1)] {
         let words = format!("--nproc {nproc} --per_device_train_batch_size {batch} --train_sampling_strategy random");
         assert_eq!(lengths(&format!("ranks-{nproc}"), &words), sums(&random), "{nproc} ranks");
+    }
+}
+
+/// A copy of tiny-llama without a chat template and without an end of turn, whose generations end in two ways.
+fn untrained_model(scene: &Scene) -> std::path::PathBuf {
+    let folder = scene.copy(&model("tiny-llama"), "model");
+    let write = |name: &str, value: &Value| std::fs::write(folder.join(name), value.to_string()).unwrap();
+    let mut tokenizer = json(&folder.join("tokenizer_config.json"));
+    for key in ["chat_template", "eos_token", "pad_token"] {
+        tokenizer.as_object_mut().unwrap().remove(key);
+    }
+    write("tokenizer_config.json", &tokenizer);
+    let mut config = json(&folder.join("config.json"));
+    config["eos_token_id"] = json!(0);
+    write("config.json", &config);
+    write("generation_config.json", &json!({"eos_token_id": [0, 5], "top_p": 0.5}));
+    folder
+}
+
+/// What transformers' trainer makes of a tokenizer with a new end: `eos_token` there, its id in the model's configuration, and
+/// before the others in the generation's.
+#[test]
+fn a_chosen_template_and_end_of_turn_are_trained_with_and_exported() {
+    let scene = Scene::new();
+    let folder = untrained_model(&scene);
+    let train = |run: &str, words: &str| {
+        let job = scene.train("tiny-llama", run, "--max_steps 1 --save_strategy no");
+        job.with("--model_name_or_path", &folder).with("--dataset", fixture("data/chat.jsonl")).words(words).run()
+    };
+    let without = train("without", "--chat_template_path zephyr");
+    without.assert_failed(2, &["has no eos_token", "hint: choose another one that fits (chatml"]);
+    let unknown = train("unknown", "--chat_template_path zephyr --eos_token <end>");
+    unknown.assert_failed(2, &["eos_token is \"<end>\", which is no token of this tokenizer"]);
+    for name in ["zephyr", "chatml"] {
+        let ended = train(name, &format!("--chat_template_path {name} --eos_token <|im_end|>"));
+        ended.assert_done();
+        assert!(ended.out.contains("⟦Paris.<|im_end|>⟧"), "{ended}");
+        assert!(!ended.err.contains("does not learn to stop"), "{ended}");
+        let exported = scene.path(name).join("model");
+        let read = |name: &str| json(&exported.join(name));
+        let builtin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/data/src/template/builtin");
+        let text = std::fs::read(builtin.join(format!("{name}.jinja"))).unwrap();
+        assert_eq!(std::fs::read(exported.join("chat_template.jinja")).unwrap(), text, "{name}");
+        let tokenizer = read("tokenizer_config.json");
+        assert_eq!((&tokenizer["eos_token"], tokenizer.get("chat_template")), (&json!("<|im_end|>"), None));
+        let config = read("config.json");
+        assert_eq!(config["eos_token_id"], 2);
+        assert_eq!(config["trained_chat_template"].as_str().map(str::len), Some(64), "{config}");
+        assert_eq!(read("generation_config.json"), json!({"eos_token_id": [2, 0, 5], "top_p": 0.5}));
+    }
+}
+
+#[test]
+fn a_full_disk_under_the_cache_is_told_with_what_to_do() {
+    let scene = Scene::new();
+    let cache = scene.path("cache");
+    let Some(_disk) = SmallDisk::mount(&cache, 16 << 10) else {
+        return not_tested("mounting is not permitted");
+    };
+    let ended = scene.train("tiny-llama", "run", "--max_steps 1").run();
+    let place = cache.join("datasets").display().to_string();
+    ended.assert_failed(
+        2,
+        &[
+            &place,
+            "cannot write the tokenised data set: No space left on device",
+            "\nhint: make room there, or name a folder of another file \
+                             system by ZEROFOLD_CACHE",
+        ],
+    );
+}
+
+#[test]
+fn what_is_said_of_training_rows_is_not_said_again_of_held_out_ones() {
+    let scene = Scene::new();
+    let template = "{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{% endfor %}";
+    let template = scene.write("plain.jinja", template);
+    let messages = json!([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]);
+    let row = json!({"messages": messages, "source": "here"}).to_string();
+    let (data, held_out) = (scene.write("train.jsonl", &row), scene.write("test.jsonl", &row));
+    let job = scene.train("tiny-llama", "run", "--max_steps 1 --save_strategy no").with("--dataset", data);
+    let ended = job.with("--eval_dataset", held_out).with("--chat_template_path", template).run();
+    ended.assert_done();
+    for sentence in
+        ["columns that are not used: source", "no supervised token ends a generation", "an answer ends without"]
+    {
+        let told: Vec<&str> = ended.err.lines().filter(|line| line.contains(sentence)).collect();
+        assert_eq!(told.len(), 1, "{sentence}\n{ended}");
+        assert!(told[0].starts_with("warning: ") && told[0].contains("train.jsonl: "), "{}", told[0]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use zerofold_tests::{Ended, Metrics, Scene, assert_nothing_half_written, checkpoints, fixture, json};
+use zerofold_tests::{Clock, Ended, Metrics, Scene, assert_nothing_half_written, checkpoints, fixture, json, model};
 
 const MODEL: &str = "tiny-llama";
 
@@ -173,6 +173,34 @@ fn other_tokens_are_other_data_and_other_settings_are_told() {
     let ended = whole("--resume --max_steps 5").run();
     ended.assert_done();
     ended.assert_says(&["the run is at step 13 and is to have 5 steps: nothing is trained"]);
+}
+
+/// A template that tells the day tells that of the run's first start: the rows of a run stay what they were.
+#[test]
+fn the_day_in_a_template_is_that_of_the_first_start() {
+    let scene = Scene::new();
+    let folder = scene.copy(&model(MODEL), "model");
+    let template = "{{ strftime_now('%d %b %Y') }}{% for message in messages %}{% generation %}\
+                    {{ message.role + message.content + '<|im_end|>' }}{% endgeneration %}{% endfor %}";
+    std::fs::write(folder.join("chat_template.jinja"), template).unwrap();
+    let clock = Clock::of(&scene);
+    let train = |run: &str, words: &str| -> (Ended, String) {
+        let job = scene.train(MODEL, run, "--per_device_train_batch_size 2 --save_steps 1").words(words);
+        let job = job.with("--model_name_or_path", &folder).with("--dataset", fixture("data/chat.jsonl"));
+        let ended = clock.seen_by(job).run();
+        ended.assert_done();
+        let config = std::fs::read_to_string(scene.path(run).join("config.resolved.yaml")).unwrap();
+        let date = config.lines().find_map(|line| line.strip_prefix("template_date: "));
+        (ended, date.expect("the day of the template").to_owned())
+    };
+    let (_, first) = train("run", "--max_steps 1");
+    clock.jump(86_400);
+    let (ended, resumed) = train("run", "--max_steps 2 --resume");
+    assert_eq!(resumed, first);
+    assert!(ended.out.contains("tokenised data taken from cache"), "{ended}");
+    let (ended, other) = train("other", "--max_steps 1");
+    assert_ne!(other, first);
+    assert!(!ended.out.contains("tokenised data taken from cache"), "{ended}");
 }
 
 /// The losses of two runs, step by step.

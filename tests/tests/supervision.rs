@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use zerofold_tests::{Ended, Job, Metrics, Running, Scene, assert_nothing_half_written, signal, wait_for};
+use zerofold_tests::{Clock, Ended, Job, Metrics, Running, Scene, assert_nothing_half_written, signal, wait_for};
 
 /// Only words behind it, or the end, make it save.
 const ENDLESS: &str = "--nproc 2 --per_device_train_batch_size 2 --max_steps 100000 --save_steps 100000 --zero_stage 3";
@@ -305,19 +305,13 @@ fn what_waits_for_a_rank_that_hangs_says_so() {
 #[test]
 fn setting_the_clock_changes_nothing() {
     let scene = Scene::new();
-    let source = scene.write("clock_jump.c", include_str!("../src/clock_jump.c"));
-    let library = scene.path("clock_jump.so");
-    let compiled = std::process::Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).status();
-    assert!(compiled.is_ok_and(|status| status.success()), "a C compiler is needed");
-    let jump = scene.write("jump", "0");
+    let clock = Clock::of(&scene);
     let run = scene.path("run");
-    let job = scene.train("tiny-llama", "run", ENDLESS).adjust(|command| {
-        command.env("LD_PRELOAD", &library).env("CLOCK_JUMP", &jump);
-    });
+    let job = clock.seen_by(scene.train("tiny-llama", "run", ENDLESS));
     let mut running = under_way(job, &run);
     let mut times = Vec::new();
-    for seconds in ["40000000", "-40000000"] {
-        std::fs::write(&jump, seconds).unwrap();
+    for seconds in [40_000_000, -40_000_000] {
+        clock.jump(seconds);
         let count = Metrics::of(&run).count();
         running.wait_for("more steps", || (Metrics::of(&run).count() > count + 20).then_some(()));
         times.push(Metrics::of(&run).steps().last().unwrap()["time"].as_f64().unwrap());

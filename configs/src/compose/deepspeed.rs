@@ -22,6 +22,11 @@ pub(super) fn compose(outline: &Outline) -> Composed {
     file.insert("gradient_clipping".to_owned(), resolved.max_grad_norm.into());
     file.insert("steps_per_print".to_owned(), resolved.training.logging_steps.into());
     match resolved.mixed_precision {
+        // Pure bfloat16 is an option of it there: without mixed precision, DeepSpeed computes in float32.
+        _ if resolved.master_dtype == ElementType::Bfloat16 => file.insert(
+            "bf16".to_owned(),
+            json!({"enabled": true, "bf16_master_weights_and_grads": true, "bf16_optimizer_states": true}),
+        ),
         Precision::Bf16 => file.insert("bf16".to_owned(), json!({"enabled": true})),
         // A loss scale of 0 is a dynamic one.
         Precision::Fp16 => file.insert("fp16".to_owned(), json!({"enabled": true, "loss_scale": 0})),
@@ -99,8 +104,9 @@ fn scheduler(resolved: &Resolved) -> Option<Value> {
     if warmup == 0 {
         return None;
     }
+    let kind_of_warmup = json!(training.warmup_type.name());
     let mut parameters =
-        Map::from_iter([("warmup_num_steps".to_owned(), json!(warmup)), ("warmup_type".to_owned(), json!("linear"))]);
+        Map::from_iter([("warmup_num_steps".to_owned(), json!(warmup)), ("warmup_type".to_owned(), kind_of_warmup)]);
     if rate {
         parameters.insert("warmup_min_lr".to_owned(), json!(0.0));
         parameters.insert("warmup_max_lr".to_owned(), json!(training.learning_rate));
@@ -116,13 +122,14 @@ fn scheduler(resolved: &Resolved) -> Option<Value> {
 
 /// Everything that is set and does not stand in the JSON.
 fn left_out(outline: &Outline, scheduled: bool) -> Vec<LeftOut> {
-    let schedule = ["lr_scheduler_type", "warmup_steps", "warmup_ratio"];
+    let schedule = ["lr_scheduler_type", "warmup_steps", "warmup_ratio", "warmup_type"];
     let told = [
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
         "max_grad_norm",
         "logging_steps",
         "mixed_precision",
+        "master_dtype",
         "reduce_dtype",
         "zero_stage",
         "offload_optimizer_device",

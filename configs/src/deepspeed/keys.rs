@@ -180,6 +180,7 @@ pub(super) const SAME: &[(&str, Section, &str)] = &[
     ("optimizer.params.weight_decay", Section::Training, "weight_decay"),
     ("scheduler.params.warmup_max_lr", Section::Training, "learning_rate"),
     ("scheduler.params.warmup_num_steps", Section::Training, "warmup_steps"),
+    ("scheduler.params.warmup_type", Section::Training, "warmup_type"),
     ("zero_optimization.stage", Section::DeepSpeed, "zero_stage"),
     ("zero_optimization.offload_optimizer.device", Section::DeepSpeed, "offload_optimizer_device"),
     ("zero_optimization.offload_optimizer.nvme_path", Section::DeepSpeed, "offload_optimizer_nvme_path"),

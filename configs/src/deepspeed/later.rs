@@ -6,15 +6,14 @@ use crate::known::judge;
 use crate::registry::Section;
 use crate::resolved::Resolved;
 use crate::settings::{Setting, Settings};
-use crate::types::{Precision, Scheduler};
-use crate::value::{number, text};
+use crate::types::{Precision, Scheduler, WarmupType};
+use crate::value::number;
 use std::collections::BTreeMap;
 
 /// Keys whose meaning depends on others.
-const DEPENDENT: [&str; 7] = [
+const DEPENDENT: [&str; 6] = [
     "train_batch_size",
     "scheduler.type",
-    "scheduler.params.warmup_type",
     "scheduler.params.total_num_steps",
     "optimizer.type",
     "optimizer.params.weight_decay",
@@ -121,20 +120,10 @@ impl Later {
 
     /// Where DeepSpeed's schedule is not the one of the same shape here.
     fn schedule(&self, resolved: &Resolved) -> Result<(), ConfigError> {
-        let Some(scheduler) = self.scheduler(resolved) else { return Ok(()) };
+        if self.scheduler(resolved).is_none() {
+            return Ok(());
+        }
         let training = &resolved.training;
-        let warms = warms(resolved);
-        let kind = self.entries.get("scheduler.params.warmup_type");
-        let name = kind.and_then(|setting| text(&setting.value)).unwrap_or_else(|| "log".to_owned());
-        if !["log", "linear"].contains(&name.as_str()) {
-            let Some(kind) = kind else { return Ok(()) };
-            return Err(kind.not_allowed("it must be linear or log", None));
-        }
-        if name == "log" && warms {
-            let hint = "DeepSpeed's warm-up is logarithmic unless warmup_type is linear, which is the one that is built: \
-                add \"warmup_type\": \"linear\", or remove scheduler and set lr_scheduler_type";
-            return Err(kind.unwrap_or(scheduler).not_built(hint));
-        }
         if let Some(total) = self.written("scheduler.params.total_num_steps")
             && number(&total.value) != Some(training.max_steps as f64)
         {
@@ -171,10 +160,12 @@ impl Later {
         let kind = resolved.training.lr_scheduler_type;
         let later = warms(resolved) || kind == Scheduler::Linear;
         if let Some(scheduler) = self.scheduler(resolved).filter(|_| later) {
+            let logarithmic = warms(resolved) && resolved.training.warmup_type == WarmupType::Log;
             notes.push(format!(
-                "{} ({}): rates are those of transformers' {kind}; DeepSpeed's own come one step later{}",
+                "{} ({}): rates are those of transformers' {kind}{}; DeepSpeed's own come one step later{}",
                 scheduler.equation(),
                 scheduler.place,
+                if logarithmic { " with DeepSpeed's logarithmic warm-up" } else { "" },
                 if kind == Scheduler::Cosine { " in the warm-up" } else { "" }
             ));
         }

@@ -137,6 +137,15 @@ impl Json<'_> {
         if absent("warmup_num_steps") {
             default("warmup_num_steps", "warmup_steps", 1000.into());
         }
+        match self.find("scheduler.params.warmup_type") {
+            None => default("warmup_type", "warmup_type", "log".into()),
+            // No trainer fills it in, and DeepSpeed takes what it does not know for log.
+            Some(kind) if kind.is_auto() => {
+                let setting = kind.setting((Section::Training, "warmup_type"), kind.value.clone());
+                return Err(setting.not_allowed("it must be linear or log", None));
+            }
+            Some(_) => {}
+        }
         if absent("warmup_max_lr") && name == "linear" {
             default("warmup_max_lr", "learning_rate", 1e-3.into());
         }

@@ -2,7 +2,7 @@
 
 use super::{pairs, says};
 use crate::resolve::resolve_file;
-use crate::{Composed, Form, Inputs, Outline, compose, outline};
+use crate::{Composed, ElementType, Form, Inputs, Outline, WarmupType, compose, outline, resolve};
 use serde_json::json;
 
 /// Flags and their values.
@@ -150,6 +150,31 @@ fn deepspeed_has_its_own_words() {
     );
     let (_, told) = composed(Form::DeepSpeed, 8, &[("fsdp_sharding_strategy", "SHARD_GRAD_OP")]);
     assert_eq!(left_out(&told), ["fsdp_config.fsdp_sharding_strategy: SHARD_GRAD_OP"]);
+}
+
+#[test]
+fn pure_bfloat16_and_a_logarithmic_warm_up_come_back_out_of_a_deepspeed_json() {
+    let flags = [
+        ("zero_stage", "1"),
+        ("master_dtype", "bfloat16"),
+        ("lr_scheduler_type", "constant_with_warmup"),
+        ("warmup_steps", "5"),
+        ("warmup_type", "log"),
+    ];
+    let (_, told) = composed(Form::DeepSpeed, 1, &flags);
+    assert_eq!(left_out(&told), [] as [&str; 0]);
+    let json: serde_json::Value = serde_json::from_str(&told.text).unwrap();
+    let expected = json!({"enabled": true, "bf16_master_weights_and_grads": true, "bf16_optimizer_states": true});
+    assert_eq!(json["bf16"], expected);
+    assert_eq!(json["scheduler"]["params"]["warmup_type"], "log");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ds.json");
+    std::fs::write(&path, &told.text).unwrap();
+    let config = Some(path.display().to_string());
+    let flags = [("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o")];
+    let again = resolve(&Inputs { config, flags: pairs(&flags), ..Inputs::default() }).unwrap();
+    assert_eq!((again.master_dtype, again.element_types().compute), (ElementType::Bfloat16, ElementType::Bfloat16));
+    assert_eq!((again.training.warmup_type, again.training.warmup_steps), (WarmupType::Log, 5.0));
 }
 
 /// Expected settings in the order in which they are told, which is that of `--help`.

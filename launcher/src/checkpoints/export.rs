@@ -107,7 +107,9 @@ pub(crate) fn write_model(
     let source = Source::of(options, run.as_ref(), &found.directory, terminal)?;
     let run_template = run.as_ref().ok().and_then(|run| run.chat_template.as_deref());
     let template = chat_template::digest_of(run_template, &source.folder);
-    check_digest(&found.manifest, template.clone(), &source.folder)?;
+    if let Some(note) = check_digest(&found.manifest, template.clone(), &source.folder)? {
+        terminal.complain(&format!("note: {note}"));
+    }
     source.check(found)?;
     let dtype = source.dtype(options.dtype, run.as_ref().ok(), found)?;
     let card = Card {

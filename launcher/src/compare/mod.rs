@@ -121,7 +121,7 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
     find_worker()?;
     let folder = Folder::fresh(job::absolute(&first.training.output_dir)?)?;
     let packing = first.training.packing;
-    let data = job::tokenise(&first, (&first.training.dataset, packing), &Terminal::new(true))?;
+    let data = job::tokenise(&first, (&first.training.dataset, packing), None, &Terminal::new(true))?;
     let (model, longest) = (&checked[0], job::longest_document(&first.training, &data));
     let warning = model_folder::too_long("rows have up to", longest, model);
     warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));

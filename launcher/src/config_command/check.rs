@@ -3,14 +3,13 @@
 use std::path::Path;
 
 use zerofold_configs::{DataSource, Dataset, Inputs, Outline, Resolved, outline};
-use zerofold_data::Sources;
+use zerofold_data::{ChatTemplate, Sources, SpecialTokens, TemplateSource, Tokenizer, first_row};
 
 use crate::error::LaunchError;
-use crate::format;
 use crate::hub::is_repository;
-use crate::initial_model::InitialModel;
-use crate::model_folder;
+use crate::initial_model::{self, InitialModel};
 use crate::terminal::Terminal;
+use crate::{chat_template, format, job, model_folder};
 
 pub(super) fn check(inputs: &Inputs, terminal: &Terminal) -> Result<(), LaunchError> {
     let outline = outline(inputs)?;
@@ -18,17 +17,55 @@ pub(super) fn check(inputs: &Inputs, terminal: &Terminal) -> Result<(), LaunchEr
         terminal.result(&format!("note: {note}"));
     }
     outline.check()?;
-    let resolved = &outline.resolved;
-    let training = &resolved.training;
-    terminal.result(&format!("model  {}", model(&training.model_name_or_path)?));
+    let mut config = outline.resolved.clone();
+    job::columns(&config, None)?;
+    let name = config.training.model_name_or_path.clone();
+    terminal.result(&format!("model  {}", model(&name)?));
+    let with_model = !is_repository(&name);
+    if with_model {
+        config = initial_model::settle(config)?;
+    }
+    let with_model = template(&mut config, with_model, terminal)? && with_model;
+    let training = &config.training;
+    let data = |key: &str, source: &DataSource, packing: bool| data((key, source), packing, (&config, with_model));
     for source in training.dataset.sources() {
-        terminal.result(&format!("data   {}", data("dataset", source, resolved)?));
+        terminal.result(&format!("data   {}", data("dataset", source, training.packing)?));
     }
     for source in training.eval_dataset.iter().flat_map(Dataset::sources) {
-        terminal.result(&format!("held-out data  {}", data("eval_dataset", source, resolved)?));
+        terminal.result(&format!("held-out data  {}", data("eval_dataset", source, training.eval_packing)?));
     }
     terminal.result(&format!("ok: {}", summary(&outline)));
     Ok(())
+}
+
+/// Looks up the chat template that is chosen, and the end of turn, as far as the model is there; whether that was all.
+fn template(config: &mut Resolved, with_model: bool, terminal: &Terminal) -> Result<bool, LaunchError> {
+    if let Some(token) = config.training.eos_token.as_deref().filter(|_| with_model) {
+        Tokenizer::load(&config.training.model_name_or_path)?.id_of(token)?;
+    }
+    let Some(name) = config.training.chat_template_path.clone() else { return Ok(true) };
+    let shown = name.display();
+    let builtin = name.to_str().is_some_and(TemplateSource::is_builtin);
+    if !builtin && is_repository(&name) {
+        terminal.result(&format!("template  {shown}: taken from the hub, which is not asked here"));
+        return Ok(false);
+    }
+    let source = match (with_model, builtin) {
+        (false, true) => {
+            terminal.result(&format!("template  {shown}: a built-in one; whether it fits the model is not known here"));
+            return Ok(true);
+        }
+        (false, false) => Some(TemplateSource::named(&name, &config.training.model_name_or_path, None)?),
+        (true, _) => {
+            chat_template::settle(config, terminal)?;
+            config.chat_template.clone().map(|text| TemplateSource { text, place: name.clone() })
+        }
+    };
+    // Rows that are no conversations leave it unused, and a broken one untold.
+    source.map(|source| ChatTemplate::compile(source, SpecialTokens::default())).transpose()?;
+    terminal
+        .result(&format!("template  {shown}: {}", if builtin { "a built-in one that fits" } else { "can be read" }));
+    Ok(true)
 }
 
 /// What lies where the model is named. The hub is not asked.
@@ -45,11 +82,15 @@ fn model(path: &Path) -> Result<String, LaunchError> {
     })
 }
 
-/// What lies where a source of data is named. Whether its rows can be used only reading them tells.
-fn data(key: &str, source: &DataSource, resolved: &Resolved) -> Result<String, LaunchError> {
+/// What lies where a source of data is named, and what its first row is. Whether all can be used only reading them tells.
+fn data(
+    (key, source): (&str, &DataSource),
+    packing: bool,
+    (config, with_model): (&Resolved, bool),
+) -> Result<String, LaunchError> {
     let names = &source.path;
     let found = Sources::find(names.names()).map_err(|error| {
-        let place = resolved.provenance.get(key).map_or("default", String::as_str);
+        let place = config.provenance.get(key).map_or("default", String::as_str);
         LaunchError::usage(
             format!("{place}: {key}: {error}"),
             "paths are relative to the folder that launch is started in",
@@ -57,8 +98,11 @@ fn data(key: &str, source: &DataSource, resolved: &Resolved) -> Result<String, L
     })?;
     let sizes = found.files().iter().filter_map(|file| std::fs::metadata(file.path()).ok());
     let (files, bytes) = (found.files().len() as u64, sizes.map(|metadata| metadata.len()).sum());
+    let columns = job::columns(config, source.column_mapping.as_ref())?;
+    // Nothing is kept of it.
+    let rows = first_row(&job::preparation(config, (&found, packing), &columns, "".as_ref()), with_model)?;
     let weight = source.weight.map_or(String::new(), |weight| format!(", weight {weight}"));
-    Ok(format!("{names}: {}, {}{weight}", format::plural(files, "file"), format::bytes(bytes)))
+    Ok(format!("{names}: {}, {}, rows of {rows}{weight}", format::plural(files, "file"), format::bytes(bytes)))
 }
 
 /// The job in a line.

@@ -6,7 +6,7 @@ use zerofold_configs::Resolved;
 
 /// What may differ, since it is about the machine or about where values came from. How many processes there are is told by
 /// each host for itself.
-const OWN: [&str; 8] = [
+const OWN: [&str; 9] = [
     "gpu_ids",
     "main_process_port",
     "num_processes",
@@ -15,6 +15,7 @@ const OWN: [&str; 8] = [
     "hub_model",
     "initial_checkpoint",
     "chat_template",
+    "template_date",
 ];
 /// More are only counted.
 const SHOWN: usize = 8;

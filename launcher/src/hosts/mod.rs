@@ -238,6 +238,7 @@ impl Hosts {
             hub_model: config.hub_model.clone(),
             initial_checkpoint: config.initial_checkpoint.clone(),
             chat_template: config.chat_template.clone(),
+            template_date: config.template_date.clone(),
             notes: config.notes.clone(),
             ..resolved
         })

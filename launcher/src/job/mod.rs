@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use zerofold_checkpoint::{Found, StorageProof};
 use zerofold_configs::{ColumnMapping, Dataset, Resolved, Training};
 use zerofold_data::{
-    Batching, Collator, Columns, Items, Prepare, Prepared, Sampling, Sources, StepPlan, StepPlanOptions,
+    Batching, Collator, Columns, DataReport, Items, Prepare, Prepared, Sampling, Sources, StepPlan, StepPlanOptions,
     TokenizedDataset, join, prepare,
 };
 use zerofold_plan::ModelConfig;
@@ -31,7 +31,8 @@ use crate::terminal::Terminal;
 use crate::watch::{Board, ControlFile, MetricsEndpoint, Told};
 use crate::worker_command::find_worker;
 use crate::{
-    announce, best_checkpoint, cache_folder, initial_model, model_folder, offload_folder, profile, resume, signals,
+    announce, best_checkpoint, cache_folder, chat_template, initial_model, model_folder, offload_folder, profile,
+    resume, signals,
 };
 
 pub(crate) use generations::Restarts;
@@ -117,6 +118,9 @@ impl Job {
                 Some((resume::find(&run, resume, &config, &model, store.as_ref(), terminal)?, resume))
             }
         };
+        if let Some((found, _)) = &found {
+            chat_template::keep_date(&mut config, &found.manifest);
+        }
         if let (None, Some(step)) = (&found, &config.initial_checkpoint) {
             zerofold_checkpoint::verify(step)?;
         }
@@ -176,7 +180,7 @@ impl Job {
                 &tokenised
             }
         };
-        prepared.put(&run.train_data())?;
+        prepared.put(&run.train_data()).map_err(cache_folder::putting)?;
         let longest = longest_document(&config.training, prepared);
         let warning = model_folder::too_long("rows have up to", longest, &model);
         warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
@@ -313,11 +317,12 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
 /// Tokenises training and held-out rows once, before the ranks wait on each other. The held-out ones are saved.
 fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Result<Prepared, LaunchError> {
     let training = &config.training;
-    let prepared = tokenise(config, (&training.dataset, training.packing), terminal)?;
+    let prepared = tokenise(config, (&training.dataset, training.packing), None, terminal)?;
     announce::example(&prepared.report).iter().for_each(|line| terminal.say(line));
     announce::cautions(config, prepared.report.rows).iter().for_each(|text| terminal.complain(text));
     if let Some(dataset) = &training.eval_dataset {
-        tokenise(config, (dataset, training.eval_packing), terminal)?.put(&run.eval_data())?;
+        let held_out = tokenise(config, (dataset, training.eval_packing), Some(&prepared.report), terminal)?;
+        held_out.put(&run.eval_data()).map_err(cache_folder::putting)?;
     }
     Ok(prepared)
 }
@@ -345,16 +350,19 @@ pub(crate) fn preparation<'a>(
         max_length: Batching::longest_row(training, packing),
         assistant_only_loss: training.assistant_only_loss,
         chat_template: config.chat_template.as_deref(),
+        template_date: config.template_date.as_deref(),
         eos_token: training.eos_token.as_deref(),
         completion_only_loss: training.completion_only_loss,
         cache,
     }
 }
 
-/// Tokenises a data set that is then packed or not, or finds it tokenised, and tells what each of its sources holds.
+/// Tokenises a data set that is then packed or not, or finds it tokenised, and tells what each of its sources holds. Of rows that
+/// are held out, `trained` is the report of those that are trained on: nothing is told twice.
 pub(crate) fn tokenise(
     config: &Resolved,
     (dataset, packing): (&Dataset, bool),
+    trained: Option<&DataReport>,
     terminal: &Terminal,
 ) -> Result<Prepared, LaunchError> {
     let (cache, note) = cache_folder::datasets(&config.training.output_dir);
@@ -364,18 +372,15 @@ pub(crate) fn tokenise(
         let began = Instant::now();
         let (sources, columns) =
             (Sources::find(source.path.names())?, columns(config, source.column_mapping.as_ref())?);
-        let prepared = prepare(&preparation(config, (&sources, packing), &columns, &cache))?;
+        let prepared = prepare(&preparation(config, (&sources, packing), &columns, &cache));
+        let prepared = prepared.map_err(cache_folder::tokenising)?;
         announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
-        for warning in &prepared.report.warnings {
+        for warning in announce::warnings(&prepared.report, trained) {
             terminal.complain(&format!("warning: {}: {warning}", source.path));
         }
         parts.push(prepared);
     }
-    let joined = join(parts, &cache)?;
-    if dataset.sources().len() > 1 {
-        joined.report.warnings.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
-    }
-    Ok(joined)
+    join(parts, &cache).map_err(cache_folder::tokenising)
 }
 
 /// The tokens that attend to each other at most.

@@ -35,6 +35,7 @@ fn main() -> Result<(), Failure> {
             max_length: None,
             assistant_only_loss: true,
             chat_template: None,
+            template_date: None,
             eos_token: None,
             completion_only_loss: None,
             cache: cache.path(),

@@ -12,6 +12,7 @@ use crate::error::DataError;
 use crate::prepare::{Prepare, Prepared};
 use crate::report::DataReport;
 use crate::source::{DataFile, Sources};
+use crate::tidy::Tidied;
 
 /// The hash of this crate's source and of the versions of all crates: another build may make other tokens of the same rows.
 const BUILD: &str = env!("ZEROFOLD_DATA_BUILD");
@@ -51,6 +52,9 @@ pub(crate) fn place(options: &Prepare<'_>) -> Result<PathBuf, DataError> {
     let settings = (options.max_length, options.assistant_only_loss, options.completion_only_loss, options.columns);
     add("options", format!("{settings:?}").as_bytes());
     add("template", format!("{:?} {:?}", options.chat_template, options.eos_token).as_bytes());
+    if let Some(date) = options.template_date {
+        add("template_date", date.as_bytes());
+    }
     for name in MODEL_FILES {
         let path = options.model_directory.join(name);
         if path.exists() {
@@ -92,9 +96,16 @@ pub(crate) fn take(path: &Path, source: &str) -> Option<Option<Prepared>> {
         let same = dataset.metadata.get("digest") == Some(&digest)
             && dataset.metadata.get("places_digest").is_some_and(|digest| *digest == *places)
             && report.rows == dataset.rows();
-        same.then(|| Prepared { dataset, report, digest, file: path.to_path_buf(), from_cache: true })
+        let (file, tidied) = (path.to_path_buf(), Tidied::default());
+        same.then(|| Prepared { dataset, report, digest, file, from_cache: true, tidied })
     };
+    touch(path);
     Some(whole())
+}
+
+/// Marks a file of the cache as used now. Where that is not permitted it is removed earlier than it might be, and made anew.
+fn touch(path: &Path) {
+    let _ = File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
 }
 
 /// The BLAKE3 hash of a file's bytes. Of a large file it is written down in `index`, under a name made from the file's place,
@@ -108,6 +119,7 @@ fn digest(path: &Path, index: &Path) -> Result<Hash, DataError> {
         && let Ok(text) = fs::read_to_string(entry)
         && let Ok(digest) = Hash::from_hex(text.trim())
     {
+        touch(entry);
         return Ok(digest);
     }
     let mut hasher = Hasher::new();

@@ -226,7 +226,11 @@ fn template_of(options: &Prepare<'_>, tokenizer: &Tokenizer) -> Result<ChatTempl
         Some(text) => TemplateSource { text: text.to_owned(), place: "chat_template_path".into() },
         None => TemplateSource::of_model(options.model_directory)?,
     };
-    ChatTemplate::compile(source, tokenizer.special().clone())
+    let template = ChatTemplate::compile(source, tokenizer.special().clone())?;
+    match options.template_date {
+        Some(date) => template.on(date),
+        None => Ok(template),
+    }
 }
 
 const ROLES: &str = "a chat template takes certain roles, often in turns; change the row, or choose another template \

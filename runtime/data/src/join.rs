@@ -8,11 +8,12 @@ use crate::dataset::FileRows;
 use crate::error::DataError;
 use crate::prepare::Prepared;
 use crate::report::DataReport;
+use crate::tidy::Tidied;
 use crate::writer::DatasetWriter;
 
 /// Puts the rows of `parts` end to end, each part a source of the whole; what was joined before is taken from the cache. One
-/// part stays as it is. The report has the sums; its kind, its loss and its example are those of the first part, and what
-/// deserves a second look is told of the parts alone.
+/// part stays as it is. The report has the sums, and all warnings; its kind, its loss and its example are those of the first
+/// part.
 ///
 /// # Errors
 /// [`DataError::Plan`] for no parts; [`DataError::Io`] for a cache that cannot be written.
@@ -20,15 +21,14 @@ pub fn join(mut parts: Vec<Prepared>, cache: &Path) -> Result<Prepared, DataErro
     if parts.len() == 1 {
         return Ok(parts.remove(0));
     }
-    let Some(mut report) = sum(&parts) else {
+    let Some(report) = sum(&parts) else {
         let hint = "name at least one source of rows".to_owned();
         return Err(DataError::Plan { message: "data of no source".to_owned(), hint });
     };
     let path = cache.join(format!("{}.safetensors", cache::joined(parts.iter().map(|part| &*part.file)).to_hex()));
-    match cache::take(&path, &report.source) {
-        Some(Some(prepared)) => return Ok(prepared),
-        Some(None) => report.warnings.push(format!("{} was damaged and is made anew", path.display())),
-        None => {}
+    // A damaged one is made anew of its parts, which are whole.
+    if let Some(Some(prepared)) = cache::take(&path, &report.source) {
+        return Ok(prepared);
     }
     let mut writer = DatasetWriter::new(cache)?;
     let mut files: Vec<FileRows> = Vec::new();
@@ -49,7 +49,7 @@ pub fn join(mut parts: Vec<Prepared>, cache: &Path) -> Result<Prepared, DataErro
         ("sources".to_owned(), text(serde_json::to_string(&rows))),
     ]);
     let (dataset, digest) = writer.finish(&path, &files, metadata)?;
-    Ok(Prepared { dataset, report, digest, file: path, from_cache: false })
+    Ok(Prepared { dataset, report, digest, file: path, from_cache: false, tidied: Tidied::default() })
 }
 
 fn sum(parts: &[Prepared]) -> Option<DataReport> {
@@ -65,7 +65,8 @@ fn sum(parts: &[Prepared]) -> Option<DataReport> {
         tokens: total(|report| report.tokens),
         supervised_tokens: total(|report| report.supervised_tokens),
         longest: reports().map(|report| report.longest).max().unwrap_or(0),
-        warnings: Vec::new(),
+        warnings: reports().flat_map(|report| report.warnings.clone()).collect(),
+        lessons: reports().flat_map(|report| report.lessons.clone()).collect(),
         ..first
     })
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{DataError, Fault};
-use crate::message::Conversation;
+use crate::message::{Conversation, Message};
 use crate::template::{ChatTemplate, Context, Rendered};
 use crate::tokenizer::Encoded;
 
@@ -51,7 +51,7 @@ pub(crate) fn assistant_spans(
                 Ok(end) => end_of_turn(&full.text[..end], markers),
                 Err(fault) => {
                     let until = starts.get(index + 1).copied().ok_or(fault)?;
-                    first_end_of_turn(full, start..until, messages[turn].content(), markers)?
+                    first_end_of_turn(full, start..until, &messages[turn], markers)?
                 }
             }
         };
@@ -100,10 +100,15 @@ impl Beginnings<'_> {
 }
 
 /// Where in `region` of the whole text the answer ends that it begins with: after the first of the tokens that the whole
-/// conversation ends with. What the answer itself says must not hold it.
-fn first_end_of_turn(full: &Rendered, region: Range<usize>, content: &str, markers: &[String]) -> Result<usize, Fault> {
+/// conversation ends with. What the answer itself says must not hold it, in its calls of tools neither.
+fn first_end_of_turn(
+    full: &Rendered,
+    region: Range<usize>,
+    answer: &Message,
+    markers: &[String],
+) -> Result<usize, Fault> {
     let marker = marker_at_end(full.text.trim_end(), markers);
-    let found = marker.filter(|marker| !content.contains(*marker)).and_then(|marker| {
+    let found = marker.filter(|marker| !answer.says(marker)).and_then(|marker| {
         let text = full.text.get(region.clone())?;
         Some(region.start + text.find(marker)? + marker.len())
     });

@@ -89,6 +89,11 @@ impl Message {
         has_calls(&self.fields)
     }
 
+    /// Whether a text stands anywhere in it, in the names and values of its calls too.
+    pub(crate) fn says(&self, text: &str) -> bool {
+        self.fields.values().any(|value| says(value, text))
+    }
+
     fn text(&self, name: &str) -> &str {
         self.fields.get(name).and_then(Value::as_str).unwrap_or_default()
     }
@@ -166,6 +171,15 @@ fn parse_message(index: usize, entry: &Value) -> Result<Message, Fault> {
 fn has_calls(fields: &Map<String, Value>) -> bool {
     fields.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
         || fields.get("function_call").is_some_and(Value::is_object)
+}
+
+fn says(value: &Value, text: &str) -> bool {
+    match value {
+        Value::String(said) => said.contains(text),
+        Value::Array(items) => items.iter().any(|item| says(item, text)),
+        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains(text) || says(value, text)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 fn check_calls(index: usize, fields: &Map<String, Value>) -> Result<(), Fault> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rayon::prelude::*;
 
@@ -15,6 +16,7 @@ use crate::error::{DataError, Fault};
 use crate::report::{DataReport, Segment};
 use crate::rows::{Expected, no_row, parse_object};
 use crate::source::{RawRow, RawRows, Sources};
+use crate::tidy::{Tidied, tidy};
 use crate::tokenizer::Tokenizer;
 use crate::writer::DatasetWriter;
 
@@ -36,6 +38,8 @@ pub struct Prepare<'a> {
     pub assistant_only_loss: bool,
     /// The text of the chat template; without one, that of the model folder.
     pub chat_template: Option<&'a str>,
+    /// The day that `strftime_now` tells the template ([`crate::today`]); without one, the moment at which a row is rendered.
+    pub template_date: Option<&'a str>,
     /// The token that ends a turn; without one, the tokenizer's.
     pub eos_token: Option<&'a str>,
     /// Learn from completions only, of rows that have them; as TRL: yes for these, unless it says no.
@@ -57,6 +61,8 @@ pub struct Prepared {
     pub file: PathBuf,
     /// It was there, and whole.
     pub from_cache: bool,
+    /// What was removed of the cache before it was made.
+    pub tidied: Tidied,
 }
 
 impl Prepared {
@@ -100,6 +106,7 @@ pub fn prepare(options: &Prepare<'_>) -> Result<Prepared, DataError> {
         Some(None) => damaged = true,
         None => {}
     }
+    let tidied = tidy(options.cache, SystemTime::now());
     let mut preparation = Preparation::new(options)?;
     let mut rows = RawRows::new(options.sources);
     loop {
@@ -114,6 +121,7 @@ pub fn prepare(options: &Prepare<'_>) -> Result<Prepared, DataError> {
     // What is kept under the hash of a file must not be made from what the file became meanwhile.
     cache::check_unchanged(options.sources, &before)?;
     let mut prepared = preparation.finish(&file)?;
+    prepared.tidied = tidied;
     if damaged {
         prepared.report.warnings.push(format!("{} was damaged and is made anew", file.display()));
     }
@@ -257,15 +265,16 @@ impl<'a> Preparation<'a> {
             supervised_tokens: self.writer.supervised() as usize,
             longest: self.longest,
             example: example(ids, labels, encoder.tokenizer.as_ref())?,
-            warnings: self.warnings(encoder),
+            warnings: self.warnings(),
+            lessons: self.lessons(encoder),
         };
         let text = serde_json::to_string(&report).unwrap_or_default();
         let metadata = BTreeMap::from([("report".to_owned(), text)]);
         let (dataset, digest) = self.writer.finish(file, &self.files, metadata)?;
-        Ok(Prepared { dataset, report, digest, file: file.to_path_buf(), from_cache: false })
+        Ok(Prepared { dataset, report, digest, file: file.to_path_buf(), from_cache: false, tidied: Tidied::default() })
     }
 
-    fn warnings(&self, encoder: &Encoder<'_>) -> Vec<String> {
+    fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if !self.unused.is_empty() {
             let names: Vec<&str> = self.unused.iter().map(String::as_str).collect();
@@ -279,20 +288,25 @@ impl<'a> Preparation<'a> {
                  everything from where they differ; end prompts where a word ends"
             ));
         }
+        warnings
+    }
+
+    fn lessons(&self, encoder: &Encoder<'_>) -> Vec<String> {
+        let mut lessons = Vec::new();
         let ids = encoder.tokenizer.as_ref().map_or(&[][..], Tokenizer::eos_ids);
         if !ids.is_empty() && !self.stops {
-            warnings
+            lessons
                 .push(format!("no supervised token ends a generation (ids {ids:?}): the model does not learn to stop"));
         }
         let (count, place) = &self.unended;
         if *count > 0 {
-            warnings.push(format!(
+            lessons.push(format!(
                 "{place}: an answer ends without an end-of-turn token that is learned (as in {count} of {} rows): the model \
                  does not learn to stop there",
                 self.writer.rows()
             ));
         }
-        warnings
+        lessons
     }
 }
 

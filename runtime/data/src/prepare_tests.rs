@@ -50,6 +50,7 @@ impl Setting {
             max_length: Some(1024),
             assistant_only_loss: true,
             chat_template: None,
+            template_date: None,
             eos_token: None,
             completion_only_loss: None,
             cache: &cache,
@@ -111,7 +112,7 @@ fn answers_are_supervised_with_their_end_of_turn_under_every_shape_of_template()
         let prepared = Setting::new(template, &row(texts)).prepare(1024, true).unwrap();
         assert_eq!(shown(&prepared), expected);
         assert!(
-            prepared.report.warnings.iter().all(|warning| !warning.contains("stop")) || template == testing::HEADERS
+            prepared.report.lessons.iter().all(|warning| !warning.contains("stop")) || template == testing::HEADERS
         );
     }
 }
@@ -161,12 +162,35 @@ fn a_template_that_rewrites_the_past_is_refused() {
 }
 
 #[test]
+fn an_end_of_turn_in_what_a_tool_is_asked_ends_no_answer() {
+    let calling = testing::FORGETFUL.replacen(
+        "<|im_end|>",
+        "{{ message.tool_calls | tojson if message.tool_calls }}<|im_end|>",
+        1,
+    );
+    let rows = |asked: &str| {
+        let call = format!(r#"[{{"function": {{"name": "f", "arguments": {{"q": "{asked}"}}}}}}]"#);
+        row(&["Q", "<think>hm</think>A", "R", "B"]).replacen(
+            "</think>A\"",
+            &format!("</think>A\", \"tool_calls\": {call}"),
+            1,
+        )
+    };
+    let prepared = Setting::new(&calling, &rows("it")).prepare(1024, true).unwrap();
+    assert!(
+        shown(&prepared).contains("⟦A[{\"function\": {\"name\": \"f\", \"arguments\": {\"q\": \"it\"}}}]<|im_end|>⟧")
+    );
+    let error = Setting::new(&calling, &rows("<|im_end|>")).prepare(1024, true).unwrap_err();
+    assert!(error.contains("no end-of-turn token tells where they end"), "{error}");
+}
+
+#[test]
 fn answers_without_an_end_of_turn_are_told_with_the_first_line() {
     let template = testing::CHATML.replace("<|im_end|>", "~");
     let rows = row(&["Q", "A"]) + "\n" + &row(&["Q", "B"]);
     let prepared = Setting::new(&template, &rows).prepare(1024, true).unwrap();
     let told = |prepared: &Prepared| {
-        prepared.report.warnings.iter().find(|warning| warning.contains("end-of-turn")).cloned().unwrap_or_default()
+        prepared.report.lessons.iter().find(|warning| warning.contains("end-of-turn")).cloned().unwrap_or_default()
     };
     let warning = told(&prepared);
     assert!(
@@ -187,10 +211,26 @@ fn a_chosen_template_and_end_of_turn_go_before_the_models_own() {
     let chosen = "{{ messages[0].content }}{% generation %}{{ messages[1].content + eos_token }}{% endgeneration %}";
     assert_eq!(shown(&prepare_with(Some(chosen), None).unwrap()), "Q⟦A<|im_end|>⟧");
     let ended = prepare_with(Some(chosen), Some("</s>")).unwrap();
-    assert_eq!((shown(&ended).as_str(), ended.report.warnings.len()), ("Q⟦A</s>⟧", 0));
+    assert_eq!((shown(&ended).as_str(), ended.report.lessons.len()), ("Q⟦A</s>⟧", 0));
     let error = prepare_with(Some(chosen), Some("<nothing>")).unwrap_err();
     assert!(error.contains("eos_token is \"<nothing>\", which is no token of this tokenizer"), "{error}");
     assert!(prepare_with(None, None).unwrap_err().contains("mine"));
+}
+
+#[test]
+fn a_template_tells_the_day_that_it_is_told() {
+    let template = "{{ strftime_now('%d %b %Y %H:%M') }}{{ messages[0].content }}{% generation %}\
+                    {{ messages[1].content + eos_token }}{% endgeneration %}";
+    let setting = Setting::new(template, &row(&["Q", "A"]));
+    let on = |date: &'static str| {
+        setting.prepare_with(&["train.jsonl"], |options| Prepare { template_date: Some(date), ..options })
+    };
+    let (first, next) = (on("2024-12-31").unwrap(), on("2025-01-01").unwrap());
+    assert_eq!(shown(&first), "31 Dec 2024 00:00Q⟦A<|im_end|>⟧");
+    assert_eq!(shown(&next), "01 Jan 2025 00:00Q⟦A<|im_end|>⟧");
+    assert!(!next.from_cache && on("2024-12-31").unwrap().from_cache);
+    let error = on("31.12.2024").unwrap_err();
+    assert!(error.contains("template_date is \"31.12.2024\"\nhint: a day is written as "), "{error}");
 }
 
 #[test]
@@ -260,7 +300,7 @@ fn long_rows_are_cut_and_rows_without_supervision_dropped_and_counted() {
     assert_eq!(prepared.dataset.row(1), (&[6, 7][..], &[6, 7][..]));
     assert_eq!(*prepared.dataset.places.numbers, [1, 4]);
     assert!(prepared.dataset.places.words(1).starts_with("line 4 of "));
-    assert!(report.warnings[0].contains("does not learn to stop"), "{:?}", report.warnings);
+    assert!(report.lessons[0].contains("does not learn to stop"), "{:?}", report.lessons);
 }
 
 #[test]
@@ -393,6 +433,24 @@ fn what_was_tokenised_before_is_taken_from_the_cache() {
     assert!(!renamed.from_cache && renamed.dataset.places.words(0).ends_with("other.jsonl"));
     // The files that a pattern finds are the same as by their names.
     assert!(setting.prepare_with(&["oth*.jsonl"], |options| options).unwrap().from_cache);
+}
+
+#[test]
+fn a_use_keeps_a_file_of_the_cache_and_the_next_data_set_removes_what_was_not_used() {
+    let setting = Setting::new(testing::CHATML, &row(&["Q", "A"]));
+    let first = setting.prepare(1024, true).unwrap();
+    let long_ago = || {
+        let time = SystemTime::now() - std::time::Duration::from_secs(31 * 86_400);
+        fs::File::open(&first.file).unwrap().set_modified(time).unwrap();
+    };
+    long_ago();
+    assert!(setting.prepare(1024, true).unwrap().from_cache);
+    assert_eq!(setting.prepare(1000, true).unwrap().tidied, Tidied::default());
+    assert!(first.file.exists());
+    long_ago();
+    assert_eq!(setting.prepare(999, true).unwrap().tidied.datasets, 1);
+    assert!(!first.file.exists());
+    assert!(!setting.prepare(1024, true).unwrap().from_cache);
 }
 
 #[test]

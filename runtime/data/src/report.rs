@@ -83,6 +83,8 @@ pub struct DataReport {
     pub example: Vec<Segment>,
     /// Sentences about what is allowed but often a mistake.
     pub warnings: Vec<String>,
+    /// The same of what a model learns from the rows: of no account where they are held out.
+    pub lessons: Vec<String>,
 }
 
 impl DataReport {

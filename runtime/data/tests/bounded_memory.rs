@@ -36,6 +36,7 @@ fn peak_of(path: &Path) -> u64 {
             max_length: Some(4096),
             assistant_only_loss: true,
             chat_template: None,
+            template_date: None,
             eos_token: None,
             completion_only_loss: None,
             cache: &path.with_extension("cache"),
@@ -54,11 +55,14 @@ fn four_times_the_data_take_no_more_memory() {
     }
     let folder = tempfile::tempdir().unwrap();
     let row: String = (0..2000).map(|index| format!("{}, ", index % 300)).collect();
-    let row = format!("{{\"input_ids\": [{}7]}}\n", row);
-    let peak = |mebibytes: usize| -> u64 {
-        let path = folder.path().join(format!("{mebibytes}.jsonl"));
+    let row = format!("{{\"input_ids\": [{}7]}}", row);
+    // In a file with this name: what stands before the rows, between them and behind them.
+    let peak = |name: &str, mebibytes: usize, [before, between, behind]: [&str; 3]| -> u64 {
+        let path = folder.path().join(name);
         let mut file = BufWriter::new(std::fs::File::create(&path).unwrap());
-        (0..(mebibytes << 20) / row.len()).for_each(|_| file.write_all(row.as_bytes()).unwrap());
+        write!(file, "{before}{row}").unwrap();
+        (1..(mebibytes << 20) / row.len()).for_each(|_| write!(file, "{between}{row}").unwrap());
+        write!(file, "{behind}").unwrap();
         drop(file);
         let ended = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "four_times_the_data_take_no_more_memory", "--nocapture"])
@@ -69,7 +73,13 @@ fn four_times_the_data_take_no_more_memory() {
         assert!(ended.status.success(), "{out}\n{}", String::from_utf8_lossy(&ended.stderr));
         out.lines().find_map(|line| line.split("peak ").nth(1)?.split(' ').next()?.trim().parse().ok()).unwrap()
     };
-    let (small, large) = (peak(48), peak(192));
+    let lines = ["", "\n", "\n"];
+    let (small, large) = (peak("small.jsonl", 48, lines), peak("large.jsonl", 192, lines));
     assert!(large < small + (24 << 10), "48 MiB of rows took {small} kB, 192 MiB {large} kB");
     assert!(large < 256 << 10, "{large} kB");
+    // A whole data set on one line. Of an object a line of at most 64 MiB is looked at before its rows are read.
+    let array = peak("array.json", 48, ["[", ", ", "]"]);
+    assert!(array < small + (24 << 10), "48 MiB of lines took {small} kB, of an array {array} kB");
+    let object = peak("object.json", 48, ["{\"data\": [", ", ", "]}"]);
+    assert!(object < small + (24 << 10) + (64 << 10), "48 MiB of lines took {small} kB, of an object {object} kB");
 }

@@ -27,6 +27,7 @@ fn ids_and_masks_are_those_of_transformers() {
         max_length: Some(1024),
         assistant_only_loss: true,
         chat_template: None,
+        template_date: None,
         eos_token: None,
         completion_only_loss: None,
         cache: cache.path(),

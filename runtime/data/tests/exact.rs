@@ -35,6 +35,7 @@ fn dataset() -> TokenizedDataset {
         max_length: Some(512),
         assistant_only_loss: true,
         chat_template: None,
+        template_date: None,
         eos_token: None,
         completion_only_loss: None,
         cache: &folder.path().join("cache"),

@@ -47,6 +47,7 @@ fn ids_and_labels_are_those_of_trl() {
             max_length: Some(case["max_length"].as_u64().unwrap() as u32),
             assistant_only_loss: case["assistant_only_loss"].as_bool().unwrap(),
             chat_template: None,
+            template_date: None,
             eos_token: None,
             completion_only_loss: case["completion_only_loss"].as_bool(),
             cache: &folder.path().join("cache"),

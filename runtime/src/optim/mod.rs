@@ -4,7 +4,7 @@ mod loss_scale;
 mod schedule;
 
 pub use loss_scale::LossScale;
-pub use schedule::{Schedule, ScheduleKind};
+pub use schedule::{Schedule, ScheduleKind, Warmup};
 
 use crate::comm::CommError;
 use crate::shard::{ShardError, Shards};

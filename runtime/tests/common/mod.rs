@@ -14,7 +14,7 @@ use zerofold_data::{Batch, Places, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_runtime::comm::{Activity, Collectives};
 use zerofold_runtime::model::{Llama, ModelConfig};
-use zerofold_runtime::optim::{LossScale, Schedule, ScheduleKind};
+use zerofold_runtime::optim::{LossScale, Schedule, ScheduleKind, Warmup};
 use zerofold_runtime::shard::{Kinds, ShardOptions, Shards};
 use zerofold_runtime::torch::AdamW;
 use zerofold_runtime::trainer::{Requests, StepOptions, StepOutcome, Trainer};
@@ -139,6 +139,7 @@ impl Spec {
                 kind: ScheduleKind::Linear,
                 peak: number("learning_rate"),
                 warmup_steps: number("warmup_steps") as u64,
+                warmup: Warmup::Linear,
                 total_steps: number("max_steps") as u64,
             },
             adamw: AdamW {

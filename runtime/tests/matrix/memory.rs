@@ -17,7 +17,7 @@ use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, Plan, PlanInputs, Pla
 use zerofold_runtime::comm::{Activity, Collectives, CommError, Pending, Traffic};
 use zerofold_runtime::metrics::Timeline;
 use zerofold_runtime::model::Llama;
-use zerofold_runtime::optim::{Schedule, ScheduleKind};
+use zerofold_runtime::optim::{Schedule, ScheduleKind, Warmup};
 use zerofold_runtime::shard::{Kinds, ShardOptions, Shards};
 use zerofold_runtime::torch::{AdamW, memory};
 use zerofold_runtime::trainer::{Requests, StepOptions, Trainer};
@@ -85,7 +85,13 @@ impl MemorySpec {
         let mut shards = Shards::new(layout, &options, comm).unwrap();
         shards.share_state().unwrap();
         let options = StepOptions {
-            schedule: Schedule { kind: ScheduleKind::Constant, peak: 1e-3, warmup_steps: 0, total_steps: 2 },
+            schedule: Schedule {
+                kind: ScheduleKind::Constant,
+                peak: 1e-3,
+                warmup_steps: 0,
+                warmup: Warmup::Linear,
+                total_steps: 2,
+            },
             adamw: AdamW { learning_rate: 0.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
             max_grad_norm: 1.0,
             recompute_every: self.recompute_every,

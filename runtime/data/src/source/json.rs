@@ -1,8 +1,10 @@
 //! JSON: an array of objects, or an object with one array of objects. Its elements are cut out one by one, unparsed.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{BufRead, Cursor, Read};
 
-use serde_json::Value;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::lines::unreadable;
 use super::open::Input;
@@ -14,23 +16,90 @@ const SHAPE: &str = "a JSON file is one array of objects, or an object with one 
 /// Whether a file named .json is JSONL all the same, as files of data sets often are: its first line is an object by itself,
 /// and either more follows or the object has no array of objects under a name that is no column of rows.
 pub(super) fn lines_or_array(mut input: Input) -> (Input, bool) {
+    // A whole data set may stand on one line: of an array no more is looked at, and of an object nothing is kept but the text.
+    if input.fill_buf().is_ok_and(|begin| text(begin).starts_with(b"[")) {
+        return (input, false);
+    }
     let mut first = Vec::new();
     // What cannot be read comes up again, with its place, when the rows are read.
     let read = input.by_ref().take(ROW_LIMIT as u64 + 1).read_until(b'\n', &mut first);
-    let text = first.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&first).trim_ascii();
-    let lines = match serde_json::from_slice(text) {
-        Ok(Value::Object(fields)) if read.is_ok() => {
+    let lines = match serde_json::from_slice::<BTreeMap<String, Kind>>(text(&first)) {
+        Ok(fields) if read.is_ok() => {
             let more = input.fill_buf().is_ok_and(|rest| !rest.trim_ascii().is_empty());
             let columns = ["messages", "conversations", "prompt", "completion", "tools"];
-            let array_of_objects = |(name, value): (&String, &Value)| {
-                let objects = value.as_array().is_some_and(|entries| entries.iter().all(Value::is_object));
-                objects && !columns.contains(&name.as_str())
-            };
+            let array_of_objects =
+                |(name, kind): (&String, &Kind)| matches!(kind, Kind::Objects) && !columns.contains(&name.as_str());
             more || !fields.iter().any(array_of_objects)
         }
         _ => false,
     };
     (Box::new(Cursor::new(first).chain(input)), lines)
+}
+
+/// Without a byte order mark and white space.
+fn text(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii()
+}
+
+/// What a value is, told without keeping anything of it.
+enum Kind {
+    Object,
+    /// An array of nothing but objects.
+    Objects,
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Kind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Kind, D::Error> {
+        deserializer.deserialize_any(KindOf)
+    }
+}
+
+struct KindOf;
+
+impl<'de> Visitor<'de> for KindOf {
+    type Value = Kind;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a value")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Kind, E> {
+        Ok(Kind::Other)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Kind, E> {
+        Ok(Kind::Other)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Kind, E> {
+        Ok(Kind::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Kind, E> {
+        Ok(Kind::Other)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Kind, E> {
+        Ok(Kind::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Kind, E> {
+        Ok(Kind::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Kind, A::Error> {
+        let mut objects = true;
+        while let Some(kind) = entries.next_element::<Kind>()? {
+            objects &= matches!(kind, Kind::Object);
+        }
+        Ok(if objects { Kind::Objects } else { Kind::Other })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Kind, A::Error> {
+        while fields.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Kind::Object)
+    }
 }
 
 enum State {

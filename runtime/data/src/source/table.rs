@@ -11,7 +11,7 @@ use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
-use super::{RawContent, ReadRows, Unit};
+use super::{ROW_LIMIT, RawContent, ReadRows, Unit};
 use crate::error::{DataError, Fault};
 
 const HINT: &str =
@@ -46,6 +46,11 @@ impl ReadRows for Table {
         let fault = |message| (number, Fault::new(message, HINT));
         match guarded(|| rows.next().transpose()).map_err(fault)? {
             Some(row) => {
+                let size = row.get_column_iter().map(|(name, field)| name.len() + size(field)).sum::<usize>();
+                if size > ROW_LIMIT {
+                    let message = format!("the row is longer than {} MiB", ROW_LIMIT >> 20);
+                    return Err((number, Fault::new(message, "no row that is trained on is so long: take it out")));
+                }
                 self.next += 1;
                 Ok(Some((number, RawContent::Value(object(&row)))))
             }
@@ -75,6 +80,18 @@ fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, Strin
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
             Err(text.unwrap_or_else(|| "it cannot be read".to_owned()))
         }
+    }
+}
+
+/// Bytes of a value, about as many as it takes as JSON.
+fn size(field: &Field) -> usize {
+    match field {
+        Field::Str(text) => text.len(),
+        Field::Bytes(bytes) => bytes.data().len(),
+        Field::Group(row) => row.get_column_iter().map(|(name, field)| name.len() + size(field)).sum(),
+        Field::ListInternal(list) => list.elements().iter().map(size).sum(),
+        Field::MapInternal(map) => map.entries().iter().map(|(key, entry)| size(key) + size(entry)).sum(),
+        _ => 8,
     }
 }
 

@@ -3,9 +3,13 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use flate2::Compression as Level;
 use flate2::write::GzEncoder;
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
 
 use super::*;
 
@@ -176,6 +180,23 @@ fn long_rows_and_endless_emptiness_are_refused() {
     assert!(folder.read(&["a.jsonl.gz"]).unwrap_err().contains("a.jsonl.gz:1: the line is longer than 64 MiB"));
     assert!(folder.read(&["b.jsonl.gz"]).unwrap_err().contains("64 MiB of empty lines"));
     assert!(folder.read(&["c.json.gz"]).unwrap_err().contains("c.json.gz[0]: the element is longer than 64 MiB"));
+    write_table(&folder.0.path().join("d.parquet"), &["short", &"x".repeat(ROW_LIMIT), "short"]);
+    let error = folder.read(&["d.parquet"]).unwrap_err();
+    assert!(error.contains("d.parquet: row 1 (row group 0): the row is longer than 64 MiB\nhint: "), "{error}");
+}
+
+/// A table with one column of text.
+fn write_table(path: &Path, texts: &[&str]) {
+    let schema = parse_message_type("message rows { REQUIRED BYTE_ARRAY text (UTF8); }").unwrap();
+    let mut writer =
+        SerializedFileWriter::new(fs::File::create(path).unwrap(), Arc::new(schema), Arc::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    let texts: Vec<ByteArray> = texts.iter().map(|text| ByteArray::from(*text)).collect();
+    column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
 }
 
 #[test]

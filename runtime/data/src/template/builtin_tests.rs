@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::mask;
 use crate::message::{Conversation, Message, Role};
-use crate::template::ChatTemplate;
+use crate::template::{ChatTemplate, TemplateSource};
 use crate::testing;
 
 fn special() -> SpecialTokens {
@@ -96,4 +96,17 @@ fn a_template_whose_tokens_the_tokenizer_lacks_is_refused_with_those_that_fit() 
     assert!(error.contains("hint: choose another one that fits (chatml, llama3, zephyr, alpaca)"), "{error}");
     let error = fits("alpaca", &SpecialTokens::default()).unwrap_err().to_string();
     assert!(error.contains("has no eos_token"), "{error}");
+}
+
+#[test]
+fn the_chosen_end_of_turn_counts_as_the_tokenizers() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), testing::tokenizer_json()).unwrap();
+    let named = |name: &str, eos_token| TemplateSource::named(Path::new(name), folder.path(), eos_token);
+    let told = named("zephyr", None).unwrap_err().to_string();
+    assert!(told.contains("has no eos_token\nhint: choose another one that fits (chatml"), "{told}");
+    assert_eq!(named("zephyr", Some("</s>")).unwrap().text, find("zephyr").unwrap().text);
+    named("chatml", Some("<|im_end|>")).unwrap();
+    let told = named("chatml", Some("<end>")).unwrap_err().to_string();
+    assert!(told.contains("eos_token is \"<end>\", which is no token of this tokenizer"), "{told}");
 }

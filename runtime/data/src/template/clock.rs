@@ -26,6 +26,24 @@ pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// The day, as 2026-03-01.
+pub fn today() -> String {
+    let (year, month, day) = civil(now() / 86_400);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+/// The moment at which a day begins that is written as [`today`] does; none where it is written otherwise or there is none.
+pub(super) fn beginning(date: &str) -> Option<u64> {
+    let mut parts = date.split('-').map(|part| part.parse::<u64>().ok());
+    let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);
+    if parts.next().is_some() || !(1970..=9999).contains(&year) {
+        return None;
+    }
+    let first = days_before_year(year);
+    let days = (first..first + 366).find(|&days| civil(days) == (year, month, day))?;
+    Some(days * 86_400)
+}
+
 /// Python's `strftime` for a moment, in English and universal time.
 pub(super) fn format(format: &str, seconds: u64) -> Result<String, Error> {
     let days = seconds / 86_400;
@@ -127,6 +145,26 @@ mod tests {
             assert_eq!(format("%A %d %B %Y %j", seconds).unwrap(), expected);
         }
         assert_eq!(format("%-d %b %y, %H:%M:%S %-I %p 100%%", 951_822_245).unwrap(), "29 Feb 00, 11:04:05 11 AM 100%");
+    }
+
+    #[test]
+    fn a_day_is_read_as_it_is_written() {
+        // Seconds from `date --utc --date=… +%s`.
+        for (date, expected) in [
+            ("1970-01-01", Some(0)),
+            ("2000-02-29", Some(951_782_400)),
+            ("2024-12-31", Some(1_735_603_200)),
+            ("2100-03-01", Some(4_107_542_400)),
+            ("2100-02-29", None),
+            ("2024-00-10", None),
+            ("1969-12-31", None),
+            ("2024-12", None),
+            ("2024-12-31-01", None),
+            ("today", None),
+        ] {
+            assert_eq!(beginning(date), expected, "{date}");
+        }
+        assert!((now() - beginning(&today()).unwrap()) < 2 * 86_400);
     }
 
     #[test]

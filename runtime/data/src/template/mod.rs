@@ -26,6 +26,7 @@ use crate::mask;
 use crate::message::Conversation;
 use crate::model_files::SpecialTokens;
 
+pub use clock::today;
 pub(crate) use context::Context;
 pub use source::{TemplateSource, trained_template_digest};
 
@@ -93,6 +94,19 @@ impl ChatTemplate {
             Err(_) => return Err(broken(PANICKED.to_string())),
         }
         Ok(ChatTemplate { environment, source, special, marked: is_marked })
+    }
+
+    /// Lets `strftime_now` tell the beginning of this day ([`today`]), whenever the template is rendered.
+    ///
+    /// # Errors
+    /// [`DataError::Plan`] when it is no day.
+    pub(crate) fn on(mut self, date: &str) -> Result<ChatTemplate, DataError> {
+        let Some(seconds) = clock::beginning(date) else {
+            let message = format!("template_date is {date:?}");
+            return Err(DataError::Plan { message, hint: "a day is written as 2026-03-01".into() });
+        };
+        self.environment.add_function("strftime_now", move |format: &str| clock::format(format, seconds));
+        Ok(self)
     }
 
     /// The template as it is written.

@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use super::builtin;
 use crate::error::DataError;
-use crate::model_files::{self, SpecialTokens};
+use crate::model_files;
 use crate::tokenizer::Tokenizer;
 
 /// The key of config.json under which an exported model tells the hash of the template that it was trained with.
@@ -57,11 +57,12 @@ impl TemplateSource {
     }
 
     /// What `chat_template_path` names: a template's file, the folder of a model that has one, or a built-in template,
-    /// which must fit the tokenizer of `model_directory`.
+    /// which must fit the tokenizer of `model_directory`, with `eos_token` in place of its own end of a turn.
     ///
     /// # Errors
-    /// [`DataError::Model`] when it is none of these, or the built-in template's tokens are none of this tokenizer.
-    pub fn named(name: &Path, model_directory: &Path) -> Result<TemplateSource, DataError> {
+    /// [`DataError::Model`] when it is none of these, or the built-in template's tokens are none of this tokenizer;
+    /// [`DataError::Tokenizer`] when `eos_token` is none.
+    pub fn named(name: &Path, model_directory: &Path, eos_token: Option<&str>) -> Result<TemplateSource, DataError> {
         if name.is_dir() {
             return TemplateSource::of_model(name);
         }
@@ -80,8 +81,17 @@ impl TemplateSource {
             );
             return Err(DataError::model(name, "there is no such chat template", hint));
         };
-        found.check(&Tokenizer::load(model_directory)?, &SpecialTokens::load(model_directory)?)?;
+        let mut tokenizer = Tokenizer::load(model_directory)?;
+        if let Some(token) = eos_token {
+            tokenizer.end_with(token)?;
+        }
+        found.check(&tokenizer, tokenizer.special())?;
         Ok(TemplateSource { text: found.text.to_string(), place: name.to_path_buf() })
+    }
+
+    /// Whether it may tell the day, so that what it renders tomorrow is something else.
+    pub fn tells_the_day(&self) -> bool {
+        self.text.contains("strftime_now")
     }
 
     /// The BLAKE3 hash of the text, 64 hexadecimal digits.
