@@ -1,11 +1,14 @@
-"""The two parts of scripts/bench-data that are Python: making chats, and what TRL does with them.
+"""The parts of scripts/bench-data that are Python: making chats, what TRL does with them, and the table.
 
 `chats MEBIBYTES` prints conversations as JSONL: words of a skewed distribution, one to four turns, from a seed.
-`map MODEL FILE` loads the file with datasets and maps it with two processes as TRL's trainer does: rendering with the chat
-template and its marks, tokenising, the assistant's mask; prints the seconds.
+`map MODEL FILE MAX_LENGTH` loads the file with datasets and maps it with two processes as TRL's trainer does: rendering with the
+chat template and its marks, tokenising, the assistant's mask, packing; prints a JSON object.
+`table` reads the JSON objects of all rounds.
 """
 
 import json
+import resource
+import statistics
 import sys
 import time
 from random import Random
@@ -55,24 +58,56 @@ def tokenise(row, tokenizer):
     return {"input_ids": encoded["input_ids"], "assistant_masks": encoded["assistant_masks"]}
 
 
-def map_as_trl(model, file):
+def map_as_trl(model, file, max_length):
     from datasets import disable_progress_bars, load_dataset
     from transformers import AutoTokenizer
+    from trl import pack_dataset
 
     disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     tokenizer.chat_template = MARKED
     began = time.perf_counter()
     rows = load_dataset("json", data_files=file, split="train")
-    loaded = time.perf_counter()
     rows = rows.map(tokenise, fn_kwargs={"tokenizer": tokenizer}, num_proc=2, remove_columns=rows.column_names)
+    mapped = time.perf_counter()
+    packs = pack_dataset(rows, max_length, "bfd", {"num_proc": 2})
     ended = time.perf_counter()
-    supervised = sum(sum(mask) for mask in rows["assistant_masks"])
-    print(json.dumps({"load_seconds": loaded - began, "map_seconds": ended - loaded, "rows": len(rows), "supervised": supervised}))
+    columns = rows.with_format("numpy", columns=["assistant_masks"])
+    supervised = sum(int(batch["assistant_masks"][i].sum()) for batch in columns.iter(1000) for i in range(len(batch["assistant_masks"])))
+    own, child = (resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    told = {
+        "side": "trl",
+        "seconds": ended - began,
+        "pack_seconds": ended - mapped,
+        "rows": len(rows),
+        "supervised": supervised,
+        "packs": len(packs),
+        "peak_bytes": own + 2 * child,
+    }
+    print(json.dumps(told))
+
+
+def table(lines):
+    """The median of each side, and what ours is to the others'."""
+    sides = {}
+    for line in map(json.loads, lines):
+        sides.setdefault(line["side"], []).append(line)
+    median = {side: statistics.median(line["seconds"] for line in all) for side, all in sides.items()}
+    for side, all in sides.items():
+        seconds = [line["seconds"] for line in all]
+        peak = max((line.get("peak_bytes", 0) for line in all), default=0)
+        counts = {key: all[0][key] for key in ("rows", "tokens", "supervised", "packs") if key in all[0]}
+        memory = f", at most {peak / 2**20:.0f} MiB" if peak else ""
+        print(f"{side:<11}{median[side]:8.2f} s (of {len(all)}: {min(seconds):.2f} to {max(seconds):.2f}){memory}  {counts}")
+    if "trl" in median:
+        print(f"as fast as datasets with TRL: {median['trl'] / median['zerofold']:.2f} times; the goal is 2")
+    print(f"time of the bare tokenizers crate: {median['zerofold'] / median['tokenizers']:.2f} times; the goal is at most 1.3")
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "chats":
         chats(int(sys.argv[2]))
+    elif sys.argv[1] == "table":
+        table(sys.stdin)
     else:
-        map_as_trl(sys.argv[2], sys.argv[3])
+        map_as_trl(sys.argv[2], sys.argv[3], int(sys.argv[4]))

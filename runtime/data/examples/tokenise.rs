@@ -1,58 +1,82 @@
 //! How fast data become tokens, beside the bare tokenizers crate on the same texts. Used by scripts/bench-data.
 //!
-//! `tokenise MODEL DATA [ROUNDS]`: both in turn, as often; one JSON object a round. Threads: RAYON_NUM_THREADS.
+//! `tokenise prepare|bare MODEL DATA MAX_LENGTH` does one of the two once and prints a JSON object: `prepare` reads, renders,
+//! tokenises, masks and packs (bfd); `bare` only tokenises texts that were rendered before. Threads: RAYON_NUM_THREADS.
 
 use std::path::Path;
 use std::time::Instant;
 
 use rayon::prelude::*;
-use zerofold_data::{ChatTemplate, Columns, Prepare, RowReader, Sources, prepare};
+use serde_json::json;
+use zerofold_data::{
+    ChatTemplate, Columns, Packing, PackingStrategy, Packs, Prepare, RowReader, Sources, prepare,
+};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> Result<(), Failure> {
-    let arguments: Vec<String> = std::env::args().collect();
-    let (Some(model), Some(data)) = (arguments.get(1), arguments.get(2)) else {
-        return Err("usage: tokenise MODEL DATA [ROUNDS]".into());
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [what, model, data, max_length] = &arguments[..] else {
+        return Err("usage: tokenise prepare|bare MODEL DATA MAX_LENGTH".into());
     };
-    let rounds: usize = arguments.get(3).map_or(Ok(1), |text| text.parse())?;
     let (model, sources, columns) = (Path::new(model), Sources::find(&[data])?, Columns::default());
+    match what.as_str() {
+        "prepare" => prepared(model, &sources, &columns, max_length.parse()?),
+        "bare" => bare(model, &sources, &columns),
+        _ => Err("the first argument is prepare or bare".into()),
+    }
+}
+
+fn prepared(model: &Path, sources: &Sources, columns: &Columns, max_length: u32) -> Result<(), Failure> {
+    let cache = tempfile::tempdir()?;
+    let began = Instant::now();
+    let prepared = prepare(&Prepare {
+        model_directory: model,
+        sources,
+        columns,
+        max_length: Some(max_length),
+        assistant_only_loss: true,
+        chat_template: None,
+        template_date: None,
+        eos_token: None,
+        completion_only_loss: None,
+        cache: cache.path(),
+    })?;
+    let packs = Packs::new(&prepared.dataset, Packing { strategy: PackingStrategy::Bfd, max_length })?;
+    let seconds = began.elapsed().as_secs_f64();
+    let report = prepared.report;
+    let told = json!({
+        "side": "zerofold",
+        "seconds": seconds,
+        "rows": report.rows,
+        "tokens": report.tokens,
+        "supervised": report.supervised_tokens,
+        "packs": packs.count(),
+        "peak_bytes": peak_bytes()?,
+    });
+    println!("{told}");
+    Ok(())
+}
+
+fn bare(model: &Path, sources: &Sources, columns: &Columns) -> Result<(), Failure> {
     let template = ChatTemplate::load(model)?;
-    let bare = tokenizers::Tokenizer::from_file(model.join("tokenizer.json"))?;
+    let tokenizer = tokenizers::Tokenizer::from_file(model.join("tokenizer.json"))?;
     let mut texts = Vec::new();
-    for row in RowReader::new(&sources, &columns) {
+    for row in RowReader::new(sources, columns) {
         let messages = row?.1.into_conversation().ok_or("rows of conversations are measured")?;
         texts.push(template.render(&messages, false)?);
     }
-    let bytes: usize = texts.iter().map(String::len).sum();
-    for _ in 0..rounds {
-        let cache = tempfile::tempdir()?;
-        let began = Instant::now();
-        let prepared = prepare(&Prepare {
-            model_directory: model,
-            sources: &sources,
-            columns: &columns,
-            max_length: None,
-            assistant_only_loss: true,
-            chat_template: None,
-            template_date: None,
-            eos_token: None,
-            completion_only_loss: None,
-            cache: cache.path(),
-        })?;
-        let prepare_seconds = began.elapsed().as_secs_f64();
-        let began = Instant::now();
-        let encode = |text: &String| bare.encode(text.as_str(), false).map(|encoding| encoding.len());
-        let tokens = texts.par_iter().map(encode).try_reduce(|| 0, |left, right| Ok(left + right))?;
-        let bare_seconds = began.elapsed().as_secs_f64();
-        let report = prepared.report;
-        println!(
-            "{{\"rows\": {}, \"bytes\": {bytes}, \"tokens\": {tokens}, \"supervised\": {}, \"prepare_seconds\": {prepare_seconds:.3}, \
-             \"bare_seconds\": {bare_seconds:.3}, \"ratio\": {:.3}}}",
-            report.rows,
-            report.supervised_tokens,
-            prepare_seconds / bare_seconds
-        );
-    }
+    let began = Instant::now();
+    let encode = |text: &String| tokenizer.encode(text.as_str(), false).map(|encoding| encoding.len());
+    let tokens = texts.par_iter().map(encode).try_reduce(|| 0, |left, right| Ok(left + right))?;
+    let seconds = began.elapsed().as_secs_f64();
+    println!("{}", json!({"side": "tokenizers", "seconds": seconds, "rows": texts.len(), "tokens": tokens}));
     Ok(())
+}
+
+/// The most memory that this process ever had.
+fn peak_bytes() -> Result<u64, Failure> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? * 1024)
 }
