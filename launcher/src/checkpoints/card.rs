@@ -79,7 +79,10 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
                 .dataset
                 .names()
                 .iter()
-                .map(|name| format!("`{}`", name_of(name.as_ref())))
+                .map(|name| match run.hub_data_of(name) {
+                    Some(data) => format!("`{}`", data.id),
+                    None => format!("`{}`", name_of(name.as_ref())),
+                })
                 .collect::<Vec<_>>()
                 .join(", "),
         ),

@@ -14,7 +14,7 @@ use zerofold_configs::{Inputs, Outline, outline};
 use zerofold_data::{Audit, Audited, Copied, FindingKind, NEARLY_THE_SAME, Sources, audit};
 
 use crate::error::{EXIT_FAILED, LaunchError};
-use crate::hub::{self, Extent};
+use crate::hub::{self, DataUse, Extent};
 use crate::terminal::Terminal;
 use crate::{chat_template, initial_model, job};
 
@@ -50,7 +50,7 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
     let mut outline = outline(&options.inputs)?;
     outline.resolved.notes.iter().for_each(|note| terminal.tell(&format!("note: {note}")));
     let with_model = !outline.missing.contains(&"model_name_or_path");
-    let (training, held_out) = sources(options, &outline)?;
+    let (training, held_out) = sources(options, &outline, terminal)?;
     if let Some(filtered) = &options.filtered {
         zerofold_data::check_copy(&filtered.output)?;
         // Told before hours of reading; what else is not looked for depends on the rows.
@@ -98,8 +98,12 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
     Ok(if audited.report.has_faults() { EXIT_FAILED } else { 0 })
 }
 
-/// The training data and the held-out ones, if there are some.
-fn sources(options: &DataOptions, outline: &Outline) -> Result<(Sources, Option<Sources>), LaunchError> {
+/// The training data and the held-out ones, if there are some. Those of the hub are brought.
+fn sources(
+    options: &DataOptions,
+    outline: &Outline,
+    terminal: &Terminal,
+) -> Result<(Sources, Option<Sources>), LaunchError> {
     let training = &outline.resolved.training;
     let missing = |key: &str| outline.missing.contains(&key);
     let names = match options.data.is_empty() {
@@ -111,7 +115,9 @@ fn sources(options: &DataOptions, outline: &Outline) -> Result<(Sources, Option<
         false => &options.data[..],
     };
     let held_out = training.eval_dataset.as_ref().filter(|_| !missing("eval_dataset"));
-    Ok((Sources::find(names)?, held_out.map(|names| Sources::find(names.names())).transpose()?))
+    let find = |names: &[String], which| hub::sources_of(names, &outline.resolved, which, terminal);
+    let held_out = held_out.map(|names| find(names.names(), DataUse::HeldOut)).transpose()?;
+    Ok((find(names, DataUse::Training)?, held_out))
 }
 
 /// Where the configuration names a chat template.

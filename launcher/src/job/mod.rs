@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use zerofold_checkpoint::{Found, StorageProof};
-use zerofold_configs::{DataNames, Resolved, Training};
+use zerofold_configs::{Resolved, Training};
 use zerofold_data::{
     Batching, Collator, Columns, Items, Prepare, Prepared, Sampling, Sources, StepPlan, StepPlanOptions,
     TokenizedDataset, prepare,
@@ -22,6 +22,7 @@ use crate::control::{ControlOptions, ControlPlane, Listen, Member};
 use crate::error::LaunchError;
 use crate::event::Event;
 use crate::hosts::{Hosts, HostsService, NotGathered};
+use crate::hub::{self, DataUse};
 use crate::logs;
 use crate::plan::{PlanRecord, Prediction};
 use crate::run_folder::{Resume, RunFolder};
@@ -312,11 +313,11 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
 /// Tokenises training and held-out rows once, before the ranks wait on each other. The held-out ones are saved.
 fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Result<Prepared, LaunchError> {
     let training = &config.training;
-    let prepared = tokenise(config, (&training.dataset, training.packing), terminal)?;
+    let prepared = tokenise(config, (DataUse::Training, training.packing), terminal)?;
     announce::example(&prepared.report).iter().for_each(|line| terminal.say(line));
     announce::cautions(config, prepared.report.rows).iter().for_each(|text| terminal.complain(text));
-    if let Some(dataset) = &training.eval_dataset {
-        tokenise(config, (dataset, training.eval_packing), terminal)?.put(&run.eval_data())?;
+    if training.eval_dataset.is_some() {
+        tokenise(config, (DataUse::HeldOut, training.eval_packing), terminal)?.put(&run.eval_data())?;
     }
     Ok(prepared)
 }
@@ -352,19 +353,19 @@ pub(crate) fn preparation<'a>(
 /// Tokenises a data set that is then packed or not, or finds it tokenised, and tells what it holds.
 pub(crate) fn tokenise(
     config: &Resolved,
-    (dataset, packing): (&DataNames, bool),
+    (which, packing): (DataUse, bool),
     terminal: &Terminal,
 ) -> Result<Prepared, LaunchError> {
     let training = &config.training;
     let began = Instant::now();
-    let sources = Sources::find(dataset.names())?;
+    let sources = hub::sources(config, which)?;
     let columns = columns(config)?;
     let (cache, note) = cache_folder::datasets(&training.output_dir);
     note.iter().for_each(|note| terminal.complain(note));
     let prepared = prepare(&preparation(config, (&sources, packing), &columns, &cache))?;
     announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
     for warning in &prepared.report.warnings {
-        terminal.complain(&format!("warning: {dataset}: {warning}"));
+        terminal.complain(&format!("warning: {}: {warning}", sources.written()));
     }
     Ok(prepared)
 }
