@@ -1,11 +1,13 @@
 """Lets the Python package huggingface_hub and `launch` talk to the hub of the tests, and use each other's caches.
 
 It shows that the hub of the tests speaks as the real one does to the client that everybody uses, that both clients lay out one
-cache, and that each downloads what the other uploaded. The real hub is never asked. Exits 1 when something differs.
+cache, and that each downloads what the other uploaded; of data that each uses what the other downloaded. The real hub is never
+asked. Exits 1 when something differs.
 """
 
 import argparse
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent
 target = Path(os.environ.get("CARGO_TARGET_DIR", root / "target"))
 model = root / "tests/fixtures/models/tiny-llama"
+rows = root / "tests/fixtures/data/rows.jsonl"
 TOKEN = "hf_writer"
 
 
@@ -34,7 +37,7 @@ def main():
     build = ["cargo", "build", "--release", "-q", "-p", "zerofold-tests", "--example", "hub_server"]
     subprocess.run(build, cwd=root, check=True)
     server = subprocess.Popen(
-        [target / "release/examples/hub_server", model], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [target / "release/examples/hub_server", model, rows], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with server, tempfile.TemporaryDirectory() as scene:
         endpoint = server.stdout.readline().strip()
@@ -89,6 +92,31 @@ def compare(endpoint, scene):
     check("launch pushes the model", "/commit/" in launch("push", model, "--repo", "me/ours"))
     folder = client("print(hub.snapshot_download('me/ours'))", HF_HUB_CACHE=theirs)
     check("huggingface_hub downloads what launch pushed", hashes(folder) == source)
+
+    # data/train-… has all rows but the last ten, data/test-… those.
+    theirs, ours = str(scene / "their-data"), str(scene / "our-data")
+    counts = {"train": len(rows.read_text().splitlines()) - 10, "test": 10}
+    file = "'owner/data', 'data/{}-00000-of-00001.jsonl', repo_type='dataset', local_files_only=True"
+
+    def lines(split, cache):
+        path = client(f"print(hub.hf_hub_download({file.format(split)}))", HF_HUB_CACHE=cache)
+        return len(Path(path).read_text().splitlines())
+
+    def checked(split, **more):
+        words = ("data", "check", "--data", "owner/data", "--dataset_train_split", split, "--json")
+        return json.loads(launch(*words, **more))["training"]["rows"]
+
+    client("hub.snapshot_download('owner/data', repo_type='dataset')", HF_HUB_CACHE=theirs)
+    for split, count in counts.items():
+        check(f"huggingface_hub downloads the rows of {split}", lines(split, theirs) == count)
+        there = checked(split, HF_HUB_CACHE=theirs, HF_HUB_OFFLINE="1")
+        check(f"launch uses what huggingface_hub downloaded of {split}, offline", there == count)
+        check(f"launch downloads the rows of {split}", checked(split, HF_HUB_CACHE=ours) == count)
+        check("huggingface_hub uses what launch downloaded, offline", lines(split, ours) == count)
+    folder = client("print(hub.snapshot_download('owner/data', repo_type='dataset'))", HF_HUB_CACHE=ours)
+    check("and, online, the same folder", (Path(folder) / "data/test-00000-of-00001.jsonl").is_file())
+    warnings = client("print(len(hub.scan_cache_dir().warnings))", HF_HUB_CACHE=ours)
+    check("and finds nothing wrong in the cache", warnings == "0")
 
 
 main()

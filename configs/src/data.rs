@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
+use crate::hub::HubName;
 use crate::registry::{Kind, nearest};
 use crate::value::{FromValue, number, text, written};
 
@@ -20,6 +21,12 @@ pub struct Dataset(Vec<DataSource>);
 pub struct DataSource {
     /// Where they are.
     pub path: DataNames,
+    /// Of data of the hub: the configuration, in place of the job's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Of data of the hub: the split, in place of the job's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
     /// What they are called in metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
@@ -31,8 +38,13 @@ pub struct DataSource {
     pub column_mapping: Option<ColumnMapping>,
 }
 
+/// More sources than this, each with a loss of its own at every step, nobody means.
+const MAX_SOURCES: usize = 1000;
+/// The longest label of a source.
+const MAX_LABEL_BYTES: usize = 200;
+
 /// The keys of a [`DataSource`].
-const SOURCE_KEYS: [&str; 4] = ["path", "label", "weight", "column_mapping"];
+const SOURCE_KEYS: [&str; 6] = ["path", "name", "split", "label", "weight", "column_mapping"];
 
 /// One source of which nothing is said is written by its names.
 #[derive(Serialize, Deserialize)]
@@ -45,7 +57,7 @@ enum Written {
 impl From<Written> for Dataset {
     fn from(written: Written) -> Self {
         match written {
-            Written::Names(path) => Dataset(vec![DataSource { path, label: None, weight: None, column_mapping: None }]),
+            Written::Names(path) => Dataset(vec![DataSource::new(path)]),
             Written::Sources(sources) => Dataset(sources),
         }
     }
@@ -54,15 +66,37 @@ impl From<Written> for Dataset {
 impl From<Dataset> for Written {
     fn from(Dataset(mut sources): Dataset) -> Self {
         match &sources[..] {
-            [DataSource { label: None, weight: None, column_mapping: None, .. }] => {
-                Written::Names(sources.remove(0).path)
-            }
+            [source] if *source == DataSource::new(source.path.clone()) => Written::Names(sources.remove(0).path),
             _ => Written::Sources(sources),
         }
     }
 }
 
+impl DataSource {
+    /// Of which nothing else is said.
+    fn new(path: DataNames) -> Self {
+        DataSource { path, name: None, split: None, label: None, weight: None, column_mapping: None }
+    }
+}
+
 impl Dataset {
+    /// One source with these names, of which there is at least one.
+    pub fn of_names(names: Vec<String>) -> Self {
+        Dataset(vec![DataSource::new(DataNames(names))])
+    }
+
+    /// The same with other names.
+    pub(crate) fn renamed(&self, name: impl Fn(&str) -> String) -> Self {
+        let names = |path: &DataNames| DataNames(path.0.iter().map(|written| name(written)).collect());
+        Dataset(self.0.iter().map(|source| DataSource { path: names(&source.path), ..source.clone() }).collect())
+    }
+
+    /// The same data held out: the split of each is that of the job, and all of it counts.
+    pub(crate) fn held_out(&self) -> Self {
+        let held_out = |source: &DataSource| DataSource { split: None, weight: None, ..source.clone() };
+        Dataset(self.0.iter().map(held_out).collect())
+    }
+
     /// What it has to be, to follow "it must be".
     pub const WORDS: &'static str =
         "a path or a pattern, a list of them, or a list of sources {path: …, weight: …, label: …, column_mapping: …}";
@@ -112,6 +146,9 @@ impl Dataset {
             .enumerate()
             .map(|(index, source)| read_source(index + 1, source))
             .collect::<Result<_, _>>()?;
+        if sources.len() > MAX_SOURCES {
+            return Err(format!("{} sources: there may be {MAX_SOURCES}; a path may name many files", sources.len()));
+        }
         let dataset = Dataset(sources);
         let weighted = dataset.0.iter().filter(|source| source.weight.is_some()).count();
         if weighted != 0 && weighted != dataset.0.len() {
@@ -125,20 +162,27 @@ impl Dataset {
     }
 }
 
+/// Words on one line.
+fn words(value: &Value) -> Option<String> {
+    text(value).filter(|text| !text.is_empty() && !text.contains(char::is_control))
+}
+
 /// One source of a list, the `place`th.
 fn read_source(place: usize, value: &Value) -> Result<DataSource, String> {
     let Value::Mapping(pairs) = value else {
         return Err(format!("source {place} is {}: write it as {{path: …}} as the others are", written(value)));
     };
-    let mut source = DataSource { path: DataNames(Vec::new()), label: None, weight: None, column_mapping: None };
+    let mut source = DataSource::new(DataNames(Vec::new()));
     for (key, value) in pairs.iter().filter(|(_, value)| !value.is_null()) {
         let key = key.as_str().unwrap_or_default();
         let wrong = |allowed: &str| format!("{key} of source {place} is {}: it must be {allowed}", written(value));
         match key {
             "path" => source.path = DataNames::from_value(value).ok_or_else(|| wrong(DataNames::WORDS))?,
+            "name" => source.name = Some(words(value).ok_or_else(|| wrong("words"))?),
+            "split" => source.split = Some(words(value).ok_or_else(|| wrong("words"))?),
             "label" => {
-                let label = text(value).filter(|label| !label.is_empty() && !label.contains(char::is_control));
-                source.label = Some(label.ok_or_else(|| wrong("words"))?);
+                let label = words(value).filter(|label| label.len() <= MAX_LABEL_BYTES);
+                source.label = Some(label.ok_or_else(|| wrong("words of at most 200 bytes"))?);
             }
             "weight" => {
                 let weight = number(value).filter(|weight| *weight > 0.0);
@@ -147,6 +191,13 @@ fn read_source(place: usize, value: &Value) -> Result<DataSource, String> {
             "column_mapping" => {
                 let mapping = ColumnMapping::from_value(value);
                 source.column_mapping = Some(mapping.ok_or_else(|| wrong(ColumnMapping::WORDS))?);
+            }
+            // TRL's, whose work other keys do here.
+            "data_dir" | "data_files" => {
+                return Err(format!("{key} of source {place}: path names the files themselves"));
+            }
+            "columns" => {
+                return Err(format!("columns of source {place}: use column_mapping, which uses those that it names"));
             }
             _ => {
                 let meant = nearest(key, SOURCE_KEYS).map(|near| format!("did you mean {near}? "));
@@ -211,6 +262,7 @@ impl DataNames {
     /// The last part of the first name that is no pattern, without the ending of a file.
     fn short(&self) -> String {
         let whole = self.0.first().map_or("", |name| name.trim_end_matches('/'));
+        let whole = HubName::parse(whole).map_or(whole, |of_hub| of_hub.id);
         let part = whole.rsplit('/').find(|part| !part.is_empty() && !part.contains(['*', '?', '[']));
         let Some(mut short) = part else { return whole.to_owned() };
         for ending in ENDINGS {

@@ -11,7 +11,7 @@ use crate::topology::{self, Settled, Topology};
 use crate::training::{KEYS, Training};
 use crate::types::{DeviceKind, Strategy};
 use crate::written::{ACCELERATE_HOSTS, Written};
-use crate::{deepspeed, device, fsdp, mesh, mixing, offload, packing, precision, presets, source, units};
+use crate::{deepspeed, device, fsdp, hub, mesh, mixing, offload, packing, precision, presets, source, units};
 use std::collections::BTreeMap;
 
 /// What the user gave, as written.
@@ -192,6 +192,7 @@ fn decide(
         state_dict_type,
         export_model: true,
         hub_model: None,
+        hub_data: Vec::new(),
         initial_checkpoint: None,
         chat_template: None,
         template_date: None,
@@ -274,6 +275,7 @@ fn training(reader: &mut Reader<'_>) -> Result<Training, ConfigError> {
     }
     let mut training = Training::read(reader)?;
     packing::settle(reader, &mut training)?;
+    hub::settle(reader, &mut training);
     mixing::settle(reader, &training)?;
     let settings = reader.settings;
     let find = |key: &str| settings.find(Section::Training, key);

@@ -1,6 +1,7 @@
 //! The resolved configuration of one job.
 
 use crate::error::ConfigError;
+use crate::hub::{HubData, HubName};
 use crate::sharding::{ElementTypes, Sharding};
 use crate::training::Training;
 use crate::types::{Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, StateDictType};
@@ -65,6 +66,9 @@ pub struct Resolved {
     /// Where the model came from, if from the hub; its folder then lies in the cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub_model: Option<HubModel>,
+    /// Where the data came from, as far as from the hub: training and held-out data name it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hub_data: Vec<HubData>,
     /// The step's folder of the checkpoint whose masters a job begins with; without one, it begins with the weights of
     /// `model_name_or_path`.
     #[serde(default)]
@@ -147,6 +151,12 @@ impl Resolved {
         };
         let (master, reduce, accumulate) = (self.master_dtype, self.reduce_dtype, self.grad_accum_dtype);
         ElementTypes { compute, master, reduce, accumulate }
+    }
+
+    /// The data set of the hub that a name of data meant, if it was one.
+    pub fn hub_data_of(&self, name: &str) -> Option<&HubData> {
+        let name = HubName::parse(name)?;
+        self.hub_data.iter().find(|data| data.is_of(&name))
     }
 
     /// Where a rank writes its part of the timeline, which `launch` puts together with the others' at the end.

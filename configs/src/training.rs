@@ -89,10 +89,16 @@ keys! {
         model_name_or_path: PathBuf = required, Allowed::Any, Files;
         /// Of a model of the hub: the branch, tag or commit
         model_revision: String = "main", Allowed::Any, Files;
-        /// The training data: files, folders or patterns of JSONL, JSON or Parquet (docs/data.md)
+        /// The training data: files, folders, patterns (docs/data.md), or the hub's owner/name
         dataset: Dataset = required, Allowed::Any, Files;
-        /// The held-out data, of the same form; of several sources the loss of each is told
+        /// The held-out data, of the same form; of the hub's data the test split if none is named
         eval_dataset: Option<Dataset> = unset, Allowed::Any, Files;
+        /// Of data of the hub: the configuration
+        dataset_config: Option<String> = (computed "the only one, or the default one"), Allowed::Any, Files;
+        /// Of data of the hub: the split that is trained on
+        dataset_train_split: String = "train", Allowed::Any, Files;
+        /// Of data of the hub: the split that is held out
+        dataset_test_split: String = "test", Allowed::Any, Files;
         /// The run folder: metrics, logs, checkpoints and the finished model
         output_dir: PathBuf = required, Allowed::Any, Files;
         /// Rows of one micro-batch on each process

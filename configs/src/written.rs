@@ -1,6 +1,7 @@
 //! The resolved configuration in the words of a file: for each decided value the key that says it. Read as one file, these
 //! keys resolve to the same job.
 
+use crate::data::Dataset;
 use crate::registry::{Group, Key, Section, key};
 use crate::resolved::Resolved;
 use crate::sharding::{BackwardPrefetch, ReshardAfterForward, Stage, UnitPolicy};
@@ -107,6 +108,13 @@ impl Resolved {
             (Section::Training, "model_revision") if self.hub_model.is_some() => {
                 entry(optional(self.hub_model.as_ref().map(|model| model.commit.as_str())), "training.model_revision")
             }
+            (Section::Training, "dataset") if !self.hub_data.is_empty() => {
+                entry(self.pinned(&self.training.dataset), "training.dataset")
+            }
+            (Section::Training, "eval_dataset") if !self.hub_data.is_empty() => {
+                let names = self.training.eval_dataset.as_ref();
+                entry(names.map_or(Value::Null, |names| self.pinned(names)), "training.eval_dataset")
+            }
             // `mixed_precision` says it.
             (Section::Training, "bf16" | "fp16") => None,
             (Section::Top, "use_cpu") => entry((self.device == DeviceKind::Cpu).into(), "device"),
@@ -126,6 +134,15 @@ impl Resolved {
             (None, Some(model)) => model.id.clone(),
             (None, None) => self.training.model_name_or_path.display().to_string(),
         }
+    }
+
+    /// Names of data as they mean the same again: those of the hub with their commits.
+    fn pinned(&self, data: &Dataset) -> Value {
+        let pinned = data.renamed(|name| match self.hub_data_of(name) {
+            Some(data) => format!("{}@{}", data.id, data.commit),
+            None => name.to_owned(),
+        });
+        serde_yaml::to_value(&pinned).unwrap_or_default()
     }
 
     fn gpu_ids(&self) -> Option<String> {

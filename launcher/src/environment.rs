@@ -38,6 +38,8 @@ pub const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
 pub const HF_HUB_OFFLINE: &str = "HF_HUB_OFFLINE";
 /// Read: the same, in the words of transformers.
 pub const TRANSFORMERS_OFFLINE: &str = "TRANSFORMERS_OFFLINE";
+/// Read: the same for data alone, in the words of datasets.
+pub const HF_DATASETS_OFFLINE: &str = "HF_DATASETS_OFFLINE";
 
 /// Set: the rank, from 0.
 pub const RANK: &str = "RANK";

@@ -1,9 +1,10 @@
 //! The command `generate`: a worker takes over the terminal, the signals and the exit code.
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
-use zerofold_configs::GenerateRequest;
+use zerofold_configs::{GenerateRequest, HubName};
 
 use crate::error::LaunchError;
 use crate::hub::{Extent, ModelName};
@@ -38,6 +39,12 @@ pub fn generate(options: GenerateOptions, terminal: &Terminal) -> LaunchError {
 
 fn command(options: GenerateOptions, terminal: &Terminal) -> Result<Command, LaunchError> {
     let GenerateOptions { request, model_revision } = options;
+    if let Some(name) = request.dataset.as_deref().and_then(Path::to_str).filter(|name| HubName::meant(name).is_some())
+    {
+        let message = format!("--dataset {name}: there is no such file, and generate takes no data of the hub");
+        let hint = "download it (`hf download --repo-type dataset OWNER/NAME`) and name its file";
+        return Err(LaunchError::usage(message, hint));
+    }
     let name = ModelName { name: &request.model, revision: model_revision.as_deref() };
     let model = InitialModel::of(&name.find(Extent::Whole, terminal)?.0)?;
     model_folder::check(&model.folder)?;

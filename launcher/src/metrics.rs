@@ -1,5 +1,5 @@
 //! `metrics.jsonl`: one JSON object a step, one an evaluation, one a checkpoint or a save that failed, and one each time a
-//! model of the hub is begun with; each with the time of writing. Numbers that are not finite are written as null.
+//! model or data of the hub are begun with; each with the time of writing. Numbers that are not finite are written as null.
 //! docs/metrics.md tells every field.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::Value;
-use zerofold_configs::HubModel;
+use zerofold_configs::{HubData, HubModel};
 use zerofold_proto::v1::{EvaluationRecord, Phase, SourceRecord, StepRecord};
 
 #[derive(Serialize)]
@@ -85,6 +85,16 @@ struct Model<'a> {
     model_commit: &'a str,
 }
 
+#[derive(Serialize)]
+struct Data<'a> {
+    step: u64,
+    dataset: &'a str,
+    dataset_revision: &'a str,
+    dataset_commit: &'a str,
+    dataset_config: &'a str,
+    dataset_split: &'a str,
+}
+
 /// What is written, and when.
 #[derive(Serialize)]
 struct Line<T> {
@@ -153,6 +163,18 @@ impl MetricsFile {
     /// Tells which model of the hub is trained from here on.
     pub fn model(&mut self, step: u64, HubModel { id, revision, commit }: &HubModel) -> std::io::Result<()> {
         self.line(&Model { step, model: id, model_revision: revision, model_commit: commit })
+    }
+
+    /// Tells which data of the hub are used from here on.
+    pub fn data(&mut self, step: u64, data: &HubData) -> std::io::Result<()> {
+        self.line(&Data {
+            step,
+            dataset: &data.id,
+            dataset_revision: &data.revision,
+            dataset_commit: &data.commit,
+            dataset_config: &data.config,
+            dataset_split: &data.split,
+        })
     }
 
     /// Adds a step.
@@ -269,6 +291,8 @@ mod tests {
         metrics.step(&all).unwrap();
         let model = HubModel { id: "a/b".to_owned(), revision: "main".to_owned(), commit: "c".to_owned() };
         metrics.model(0, &model).unwrap();
+        let [id, revision, commit, config, split] = ["a/b", "main", "c", "default", "train"].map(str::to_owned);
+        metrics.data(0, &HubData { id, revision, commit, config, split }).unwrap();
         metrics.evaluation(&EvaluationRecord { sources, ..Default::default() }).unwrap();
         metrics.checkpoint(1, Path::new("checkpoints/step-00000001"), Some(Duration::from_secs(1))).unwrap();
         metrics.checkpoint_failed(1, "why").unwrap();

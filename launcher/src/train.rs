@@ -64,6 +64,7 @@ pub fn train(options: &TrainOptions, format: LogFormat, began: Instant) -> Resul
     config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
     let earlier = options.resume.as_ref().and_then(|_| earlier(&config));
     hub::bring(&mut config, earlier.as_ref(), Extent::Whole, &terminal)?;
+    hub::bring_data(&mut config, earlier.as_ref(), &terminal)?;
     chat_template::settle(&mut config, &terminal)?;
     let meeting = Meeting { listen, hosts, received: &received };
     let job = Job::prepare(config, None, options.resume.as_ref(), meeting, (&terminal, &events))?;
@@ -145,6 +146,7 @@ fn begin_metrics(job: &Job, done: u64) -> Result<MetricsFile, LaunchError> {
         if let Some(model) = &job.config().hub_model {
             metrics.model(done, model)?;
         }
+        job.config().hub_data.iter().try_for_each(|data| metrics.data(done, data))?;
         Ok(metrics)
     };
     begin().map_err(LaunchError::system(format!("write {}", path.display())))

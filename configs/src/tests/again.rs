@@ -202,3 +202,28 @@ fn hosts_stand_in_a_file_of_ours() {
     inputs.environment = environment;
     assert_eq!(compose(&super::super::outline(&inputs).unwrap(), Form::Zerofold, &inputs).unwrap().left_out, []);
 }
+
+#[test]
+fn data_of_the_hub_keep_their_names_and_commits() {
+    let mut inputs = inputs(&[], 0);
+    inputs.flags.extend(pairs(&[("dataset", "owner/data"), ("eval_strategy", "steps"), ("dataset_config", "en")]));
+    let mut job = outline(&inputs).unwrap().resolved;
+    let eval =
+        |training: &crate::Training| training.eval_dataset.as_ref().map(|data| data.sources()[0].path.names().to_vec());
+    assert_eq!(eval(&job.training), Some(vec!["owner/data".to_owned()]), "the test split of what is trained on");
+    assert_eq!(job.provenance["eval_dataset"], "derived from dataset");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let data = |split: &str| crate::HubData {
+        id: "owner/data".into(),
+        revision: "main".into(),
+        commit: commit.into(),
+        config: "en".into(),
+        split: split.into(),
+    };
+    job.hub_data = vec![data("train"), data("test")];
+    let text = serde_yaml::to_string(&job).unwrap();
+    let training = resolve_file(Some(("c.yaml", &text)), &Inputs::default()).unwrap().0.training;
+    assert_eq!(training.dataset.sources()[0].path.names(), [format!("owner/data@{commit}")]);
+    assert_eq!(eval(&training), Some(vec![format!("owner/data@{commit}")]));
+    assert_eq!(training.dataset_config.as_deref(), Some("en"));
+}

@@ -205,7 +205,7 @@ fn a_file_of_ours_shows_what_is_set_and_what_could_be() {
         "mixed_precision: bf16  # Compute type: no (that of the masters), bf16, or fp16 with dynamic loss scaling",
         "  # model_name_or_path: PATH  # The model to start from: a Hugging Face folder, the hub's id owner/name, or a \
          checkpoint [required]",
-        "  dataset: d.jsonl  # The training data: files, folders or patterns of JSONL, JSON or Parquet (docs/data.md)",
+        "  dataset: d.jsonl  # The training data: files, folders, patterns (docs/data.md), or the hub's owner/name",
         "  # learning_rate: 2e-5  # The highest learning rate",
         "  # Optimizer and schedule",
     ] {

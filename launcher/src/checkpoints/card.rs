@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use zerofold_checkpoint::{Dtype, Manifest};
-use zerofold_configs::{DataSource, Resolved, Training};
+use zerofold_configs::{DataSource, Resolved};
 
 use crate::format;
 
@@ -73,7 +73,7 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
     };
     let packing = training.packing.then(|| ("packing", training.packing_strategy.to_string()));
     let of_data = vec![
-        ("dataset", dataset(training)),
+        ("dataset", dataset(run)),
         length,
         ("num_processes", run.num_processes.to_string()),
         ("per_device_train_batch_size", training.per_device_train_batch_size.to_string()),
@@ -98,11 +98,14 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
 }
 
 /// The names of the data, and of mixed sources their weights.
-fn dataset(training: &Training) -> String {
+fn dataset(run: &Resolved) -> String {
     let source = |source: &DataSource| {
-        let names = source.path.names().iter().map(|name| format!("`{}`", name_of(name.as_ref())));
+        let names = source.path.names().iter().map(|name| match run.hub_data_of(name) {
+            Some(data) => format!("`{}`", data.id),
+            None => format!("`{}`", name_of(name.as_ref())),
+        });
         let weight = source.weight.map_or(String::new(), |weight| format!(" × {weight}"));
         names.collect::<Vec<_>>().join(", ") + &weight
     };
-    training.dataset.sources().iter().map(source).collect::<Vec<_>>().join(", ")
+    run.training.dataset.sources().iter().map(source).collect::<Vec<_>>().join(", ")
 }

@@ -27,7 +27,7 @@ use zerofold_configs::{Backend, BenchRequest, DeviceKind, Inputs, Stage};
 use zerofold_data::Prepared;
 
 use crate::error::{EXIT_FAILED, LaunchError};
-use crate::hub::{self, Extent};
+use crate::hub::{self, DataUse, Extent};
 use crate::memory::memory_of_rank;
 use crate::terminal::Terminal;
 use crate::worker_command::find_worker;
@@ -112,7 +112,7 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
         hub::bring(config, None, Extent::Whole, if options.quiet { &quiet } else { terminal })?;
         chat_template::settle(config, &quiet)?;
     }
-    let Some((_, first)) = series.first().cloned() else {
+    let Some((_, mut first)) = series.first().cloned() else {
         return Err(LaunchError::usage("there is nothing to compare", "name a stage: --stages 0,1,2,3"));
     };
     series::notes(options).iter().for_each(|note| progress.tell(&format!("note: {note}")));
@@ -120,8 +120,8 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
     let checked = series.iter().map(|(_, config)| job::check(config)).collect::<Result<Vec<_>, _>>()?;
     find_worker()?;
     let folder = Folder::fresh(job::absolute(&first.training.output_dir)?)?;
-    let packing = first.training.packing;
-    let data = job::tokenise(&first, (&first.training.dataset, packing), None, &Terminal::new(true))?;
+    hub::bring_data(&mut first, None, if options.quiet { &quiet } else { terminal })?;
+    let data = job::tokenise(&first, (DataUse::Training, first.training.packing), None, &quiet)?;
     let (model, longest) = (&checked[0], job::longest_document(&first.training, &data));
     let warning = model_folder::too_long("rows have up to", longest, model);
     warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));

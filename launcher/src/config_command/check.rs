@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use zerofold_configs::{DataSource, Dataset, Inputs, Outline, Resolved, outline};
+use zerofold_configs::{DataSource, Dataset, HubName, Inputs, Outline, Resolved, outline};
 use zerofold_data::{ChatTemplate, Sources, SpecialTokens, TemplateSource, Tokenizer, first_row};
 
 use crate::error::LaunchError;
-use crate::hub::is_repository;
+use crate::hub::{DataUse, is_repository};
 use crate::initial_model::{self, InitialModel};
 use crate::terminal::Terminal;
 use crate::{chat_template, format, job, model_folder};
@@ -27,12 +27,13 @@ pub(super) fn check(inputs: &Inputs, terminal: &Terminal) -> Result<(), LaunchEr
     }
     let with_model = template(&mut config, with_model, terminal)? && with_model;
     let training = &config.training;
-    let data = |key: &str, source: &DataSource, packing: bool| data((key, source), packing, (&config, with_model));
+    let data =
+        |which: DataUse, source: &DataSource, packing: bool| data((which, source), packing, (&config, with_model));
     for source in training.dataset.sources() {
-        terminal.result(&format!("data   {}", data("dataset", source, training.packing)?));
+        terminal.result(&format!("data   {}", data(DataUse::Training, source, training.packing)?));
     }
     for source in training.eval_dataset.iter().flat_map(Dataset::sources) {
-        terminal.result(&format!("held-out data  {}", data("eval_dataset", source, training.eval_packing)?));
+        terminal.result(&format!("held-out data  {}", data(DataUse::HeldOut, source, training.eval_packing)?));
     }
     terminal.result(&format!("ok: {}", summary(&outline)));
     Ok(())
@@ -82,27 +83,41 @@ fn model(path: &Path) -> Result<String, LaunchError> {
     })
 }
 
-/// What lies where a source of data is named, and what its first row is. Whether all can be used only reading them tells.
+/// What lies where a source of data is named, and what its first row is. Whether all can be used only reading them tells. The hub is
+/// not asked.
 fn data(
-    (key, source): (&str, &DataSource),
+    (which, source): (DataUse, &DataSource),
     packing: bool,
     (config, with_model): (&Resolved, bool),
 ) -> Result<String, LaunchError> {
-    let names = &source.path;
-    let found = Sources::find(names.names()).map_err(|error| {
-        let place = config.provenance.get(key).map_or("default", String::as_str);
-        LaunchError::usage(
-            format!("{place}: {key}: {error}"),
-            "paths are relative to the folder that launch is started in",
-        )
-    })?;
-    let sizes = found.files().iter().filter_map(|file| std::fs::metadata(file.path()).ok());
-    let (files, bytes) = (found.files().len() as u64, sizes.map(|metadata| metadata.len()).sum());
+    let of_hub = |name: &&String| HubName::meant(name).is_some();
+    let (of_hub, local): (Vec<&String>, Vec<&String>) = source.path.names().iter().partition(of_hub);
+    local.iter().try_for_each(|name| which.meant(&config.training, source, name).check_local())?;
+    let joined = |names: &[&String]| names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
     let columns = job::columns(config, source.column_mapping.as_ref())?;
-    // Nothing is kept of it.
-    let rows = first_row(&job::preparation(config, (&found, packing), &columns, "".as_ref()), with_model)?;
-    let weight = source.weight.map_or(String::new(), |weight| format!(", weight {weight}"));
-    Ok(format!("{names}: {}, {}, rows of {rows}{weight}", format::plural(files, "file"), format::bytes(bytes)))
+    let mut told = Vec::new();
+    if !local.is_empty() {
+        let found = Sources::find(&local).map_err(|error| {
+            let key = if which == DataUse::Training { "dataset" } else { "eval_dataset" };
+            let place = config.provenance.get(key).map_or("default", String::as_str);
+            LaunchError::usage(
+                format!("{place}: {key}: {error}"),
+                "paths are relative to the folder that launch is started in",
+            )
+        })?;
+        let sizes = found.files().iter().filter_map(|file| std::fs::metadata(file.path()).ok());
+        let (files, bytes) = (found.files().len() as u64, sizes.map(|metadata| metadata.len()).sum());
+        // Nothing is kept of it.
+        let rows = first_row(&job::preparation(config, (&found, packing), &columns, "".as_ref()), with_model)?;
+        let (files, bytes) = (format::plural(files, "file"), format::bytes(bytes));
+        told.push(format!("{}: {files}, {bytes}, rows of {rows}", joined(&local)));
+    }
+    if !of_hub.is_empty() {
+        let shown = joined(&of_hub);
+        told.push(format!("{shown}: no such file or folder, so it is taken from the hub, which is not asked here"));
+    }
+    told.extend(source.weight.map(|weight| format!("weight {weight}")));
+    Ok(told.join("; "))
 }
 
 /// The job in a line.

@@ -5,13 +5,16 @@
 //!                                                                 └ Audited::write_copy
 //! ```
 
+mod pairs;
 mod print;
 
 use std::path::PathBuf;
 
-use serde_json::json;
-use zerofold_configs::{ColumnMapping, DataSource, Inputs, Outline, Resolved, outline};
-use zerofold_data::{Audit, Audited, Copied, FindingKind, NEARLY_THE_SAME, Sources, audit};
+use serde_json::{Value, json};
+use zerofold_configs::{Inputs, Outline, Resolved, outline};
+use zerofold_data::{Audit, Audited, Copied, FindingKind, NEARLY_THE_SAME, audit};
+
+use pairs::{Pair, pairs};
 
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::hub::{self, Extent};
@@ -48,9 +51,8 @@ pub struct Filtered {
 /// that cannot be written.
 pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchError> {
     let mut outline = outline(&options.inputs)?;
-    outline.resolved.notes.iter().for_each(|note| terminal.tell(&format!("note: {note}")));
     let with_model = !outline.missing.contains(&"model_name_or_path");
-    let pairs = pairs(options, &outline)?;
+    let pairs = pairs(options, &outline, terminal)?;
     if let Some(filtered) = &options.filtered {
         zerofold_data::check_copy(&filtered.output)?;
         let [Pair { held_out, .. }] = &pairs[..] else {
@@ -70,90 +72,64 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
     } else if let Some(place) = chat_template_place(&outline) {
         terminal.complain(&format!("note: chat_template_path ({place}) has no effect without a model"));
     }
+    outline.resolved.notes.iter().for_each(|note| terminal.tell(&format!("note: {note}")));
     let (config, mut faulty, several) = (&outline.resolved, false, pairs.len() > 1);
+    let mut told = Vec::new();
     for (index, pair) in pairs.iter().enumerate() {
         if several && !options.json {
             terminal.result(&format!("{}source {}", if index > 0 { "\n" } else { "" }, pair.label));
         }
-        faulty |= check((options, config, with_model), pair, several, terminal)?;
+        let (found, json) = check((options, config, with_model), pair, several, terminal)?;
+        faulty |= found;
+        told.push(json);
+    }
+    if several && options.json {
+        terminal.result(&serde_json::to_string_pretty(&told).unwrap_or_default());
     }
     Ok(if faulty { EXIT_FAILED } else { 0 })
 }
 
-/// Audits one source. Returns whether something was found that would stop or spoil a training.
+/// Audits one source. Returns whether something was found that would stop or spoil a training, and all that was; of the only
+/// source it is printed.
 fn check(
     (options, config, with_model): (&DataOptions, &Resolved, bool),
-    Pair { label, training, column_mapping, held_out }: &Pair,
+    Pair { label, training: (training, own), held_out }: &Pair,
     several: bool,
     terminal: &Terminal,
-) -> Result<bool, LaunchError> {
-    let columns = job::columns(config, column_mapping.as_ref())?;
+) -> Result<(bool, Value), LaunchError> {
+    let columns = job::columns(config, own.as_ref())?;
     // Nothing is kept of what is tokenised here.
     let prepare = job::preparation(config, (training, config.training.packing), &columns, "".as_ref());
     terminal.tell(&format!("reading {} …", training.written()));
-    let audited = audit(&Audit { prepare: &prepare, held_out: held_out.as_ref(), with_model })?;
+    let held_out_columns = held_out.as_ref().map(|(_, own)| job::columns(config, own.as_ref())).transpose()?;
+    let held_out = held_out.as_ref().map(|(sources, _)| sources).zip(held_out_columns.as_ref());
+    let audited = audit(&Audit { prepare: &prepare, held_out, with_model })?;
     let model = with_model.then(|| hub::shown(config));
     // What was found is told first: a copy may fail.
     if !options.json {
         print::report(&audited.report, model.as_deref(), terminal);
     }
     let copied = options.filtered.as_ref().map(|filtered| copy(&audited, filtered)).transpose();
-    if options.json {
-        let copy = match &copied {
-            Ok(copied) => json!(copied),
-            Err(error) => json!({"error": error.to_string()}),
-        };
-        let told = json!({
-            "source": several.then_some(label),
-            "model": model,
-            "near_duplicates_from": NEARLY_THE_SAME,
-            "training": audited.report.training,
-            "held_out": audited.report.held_out,
-            "copy": copy,
-        });
+    let copy = match &copied {
+        Ok(copied) => json!(copied),
+        Err(error) => json!({"error": error.to_string()}),
+    };
+    let mut told = json!({
+        "model": model,
+        "near_duplicates_from": NEARLY_THE_SAME,
+        "training": audited.report.training,
+        "held_out": audited.report.held_out,
+        "copy": copy,
+    });
+    if several {
+        told["source"] = json!(label);
+    } else if options.json {
         terminal.result(&serde_json::to_string_pretty(&told).unwrap_or_default());
     }
     if let Some(copied) = copied?.filter(|_| !options.json) {
         print::copied(&copied, terminal);
     }
-    Ok(audited.report.has_faults())
-}
-
-/// A source of training data, and the held-out data that it must not have rows of.
-struct Pair {
-    label: String,
-    training: Sources,
-    column_mapping: Option<ColumnMapping>,
-    held_out: Option<Sources>,
-}
-
-/// Each source of training data with the held-out one of the same label, or the only held-out one.
-fn pairs(options: &DataOptions, outline: &Outline) -> Result<Vec<Pair>, LaunchError> {
-    let training = &outline.resolved.training;
-    let missing = |key: &str| outline.missing.contains(&key);
-    let held_out = training.eval_dataset.as_ref().filter(|_| !missing("eval_dataset"));
-    let held_out_for = |label: &str| -> Result<Option<Sources>, LaunchError> {
-        let Some(held_out) = held_out else { return Ok(None) };
-        let source = match held_out.sources() {
-            [source] => Some(source),
-            sources => held_out.labels().iter().position(|other| other == label).map(|index| &sources[index]),
-        };
-        Ok(source.map(|source| Sources::find(source.path.names())).transpose()?)
-    };
-    if !options.data.is_empty() {
-        let (label, training) = (options.data.join(", "), Sources::find(&options.data)?);
-        let held_out = held_out_for(&label)?;
-        return Ok(vec![Pair { label, training, column_mapping: None, held_out }]);
-    }
-    if missing("dataset") {
-        let hint = "pass --data FILE, or --config FILE that names a dataset";
-        return Err(LaunchError::usage("data check needs data", hint));
-    }
-    let pair = |(source, label): (&DataSource, String)| -> Result<Pair, LaunchError> {
-        let (training, held_out) = (Sources::find(source.path.names())?, held_out_for(&label)?);
-        Ok(Pair { label, training, column_mapping: source.column_mapping.clone(), held_out })
-    };
-    training.dataset.sources().iter().zip(training.dataset.labels()).map(pair).collect()
+    Ok((audited.report.has_faults(), told))
 }
 
 /// Where the configuration names a chat template.

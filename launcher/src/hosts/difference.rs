@@ -6,13 +6,14 @@ use zerofold_configs::Resolved;
 
 /// What may differ, since it is about the machine or about where values came from. How many processes there are is told by
 /// each host for itself.
-const OWN: [&str; 9] = [
+const OWN: [&str; 10] = [
     "gpu_ids",
     "main_process_port",
     "num_processes",
     "provenance",
     "notes",
     "hub_model",
+    "hub_data",
     "initial_checkpoint",
     "chat_template",
     "template_date",

@@ -236,6 +236,7 @@ impl Hosts {
             training: Training { per_device_train_batch_size, ..config.training.clone() },
             export_model: config.export_model,
             hub_model: config.hub_model.clone(),
+            hub_data: config.hub_data.clone(),
             initial_checkpoint: config.initial_checkpoint.clone(),
             chat_template: config.chat_template.clone(),
             template_date: config.template_date.clone(),

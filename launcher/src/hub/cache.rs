@@ -5,6 +5,7 @@
 //!                     snapshots/COMMIT/config.json  a link to ../../blobs/ETAG
 //!                     blobs/ETAG                    a whole file; ETAG.incomplete is a part of one
 //!                     .no_exist/COMMIT/NAME         the commit has no such file
+//!                     .files/COMMIT                 of data: the names of all files of the commit; ours alone
 //! .locks/models--owner--name/ETAG.lock              held (flock) by whoever downloads the blob
 //! ```
 
@@ -13,6 +14,9 @@ use std::path::{Path, PathBuf};
 
 use super::error::HubError;
 use super::names::{RepoId, is_commit};
+
+/// Names of all files of commits.
+const FILES: &str = ".files";
 
 /// One repository's part of the cache. Names that are given to it have been looked at by [`super::names`].
 #[derive(Clone, Debug)]
@@ -61,12 +65,14 @@ impl RepoCache {
         if is_commit(revision) || self.commit_of(revision).as_deref() == Some(commit) {
             return Ok(());
         }
-        let path = self.root.join("refs").join(revision);
-        let folder = folder_of(&path)?;
-        // Readers see the old commit or the new one, never a part.
-        let partial = folder.join(format!(".{commit}.{}.partial", std::process::id()));
-        let written = fs::write(&partial, commit).and_then(|()| fs::rename(&partial, &path));
-        written.map_err(HubError::disk("write", &path))
+        self.write(&self.root.join("refs").join(revision), commit, commit)
+    }
+
+    /// Writes a small file that has to do with a commit. Readers see the old text or the new one, never a part.
+    fn write(&self, path: &Path, commit: &str, text: &str) -> Result<(), HubError> {
+        let partial = folder_of(path)?.join(format!(".{commit}.{}.partial", std::process::id()));
+        let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
+        written.map_err(HubError::disk("write", path))
     }
 
     /// Whether it is known that a commit has no such file.
@@ -79,6 +85,28 @@ impl RepoCache {
         let path = self.root.join(".no_exist").join(commit).join(name);
         folder_of(&path)?;
         fs::write(&path, "").map_err(HubError::disk("write", &path))
+    }
+
+    /// The names of all files of a commit, where they were asked for once; they are ours alone.
+    pub(super) fn files(&self, commit: &str) -> Option<Vec<String>> {
+        let text = fs::read_to_string(self.root.join(FILES).join(commit)).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// Remembers the names of all files of a commit.
+    pub(super) fn remember_files(&self, commit: &str, names: &[String]) -> Result<(), HubError> {
+        if self.files(commit).as_deref() == Some(names) {
+            return Ok(());
+        }
+        let text = serde_json::to_string(names).unwrap_or_default();
+        self.write(&self.root.join(FILES).join(commit), commit, &text)
+    }
+
+    /// The names of the files of a commit that are there.
+    pub(super) fn present(&self, commit: &str) -> Vec<String> {
+        let mut names = Vec::new();
+        list(&self.snapshot(commit), "", &mut names);
+        names
     }
 
     /// Waits until nobody else downloads a blob, and keeps others from it while the file is held. `wait` is told once when
@@ -111,6 +139,20 @@ impl RepoCache {
         let _ = fs::remove_file(&partial);
         let linked = std::os::unix::fs::symlink(&target, &partial).and_then(|()| fs::rename(&partial, &path));
         linked.map_err(HubError::disk("make", &path))
+    }
+}
+
+/// Adds the files of a folder and of those inside to `names`; `above` is the folder's own name, with a slash behind it.
+fn list(folder: &Path, above: &str, names: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let name = format!("{above}{name}");
+        // Files are links to blobs, folders are folders.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            list(&entry.path(), &format!("{name}/"), names);
+        } else if entry.path().is_file() {
+            names.push(name);
+        }
     }
 }
 
@@ -152,6 +194,12 @@ mod tests {
         assert!(!cache.is_known_missing(&commit, "x"));
         cache.remember_missing(&commit, "x").unwrap();
         assert!(cache.is_known_missing(&commit, "x"));
+        let mut names = cache.present(&commit);
+        names.sort();
+        assert_eq!(names, ["config.json", "deep/er/x.json"]);
+        assert_eq!(cache.files(&commit), None);
+        cache.remember_files(&commit, &names).unwrap();
+        assert_eq!(cache.files(&commit), Some(names));
         // What is no commit is not followed.
         fs::write(folder.path().join("models--a--b/refs/main"), "../../elsewhere").unwrap();
         assert_eq!(cache.commit_of("main"), None);

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use ureq::Body;
@@ -13,7 +13,10 @@ use super::cache::{RepoCache, folder_of};
 use super::error::{HubError, HubTrouble};
 use super::http::{Client, Failed, Patience};
 use super::names::{RepoId, blob_name, escaped, escaped_path};
+use super::snapshot::short;
 use super::transfer::Transfer;
+use crate::format;
+use crate::terminal::Terminal;
 
 /// Redirects inside the hub, as of a repository that was renamed.
 const MAX_REDIRECTS: u32 = 5;
@@ -42,9 +45,40 @@ pub(super) struct Source<'a> {
     pub(super) cache: &'a RepoCache,
     pub(super) id: &'a RepoId,
     pub(super) commit: &'a str,
+    pub(super) terminal: &'a Terminal,
 }
 
 impl Source<'_> {
+    /// Makes files a part of the commit's folder; what is not there is downloaded, and that is told.
+    pub(super) fn bring(&self, wanted: Vec<String>) -> Result<(), HubError> {
+        let (cache, commit) = (self.cache, self.commit);
+        let missing = wanted.iter().filter(|name| !cache.has(commit, name));
+        let files = missing.map(|name| self.describe(name)).collect::<Result<Vec<RemoteFile>, _>>()?;
+        if files.is_empty() {
+            return Ok(());
+        }
+        let bytes = files.iter().map(|file| file.bytes).sum();
+        let size = |path: PathBuf| std::fs::metadata(path).map_or(0, |found| found.len());
+        let there = files.iter().map(|file| size(cache.blob(&file.etag)).max(size(cache.incomplete(&file.etag))));
+        let needed = files.iter().zip(there).map(|(file, there)| file.bytes.saturating_sub(there)).sum();
+        if let Err(error) = zerofold_checkpoint::ensure_room(cache.root(), needed) {
+            let reason = error.to_string();
+            let reason = reason.lines().next().unwrap_or_default();
+            let hint = "free some space, or set HF_HOME to a folder on another disk";
+            return Err(HubError::new(HubTrouble::Failed, self.id, reason, hint));
+        }
+        self.terminal.tell(&format!(
+            "downloading {} of {} at {} ({}) to {}",
+            format::plural(files.len() as u64, "file"),
+            self.id,
+            short(commit),
+            format::bytes(bytes),
+            cache.root().display()
+        ));
+        let transfer = Transfer::new(self.terminal, "downloaded", bytes);
+        files.iter().try_for_each(|file| self.fetch(file, &transfer))
+    }
+
     /// Asks what a file is; its bytes do not come.
     pub(super) fn describe(&self, name: &str) -> Result<RemoteFile, HubError> {
         Patience::new().attempt(|| {
@@ -211,7 +245,7 @@ impl Source<'_> {
     }
 
     fn address(&self, name: &str) -> String {
-        self.client.address(&format!("{}/resolve/{}/{}", self.id, escaped(self.commit), escaped_path(name)))
+        self.client.address(&format!("{}/resolve/{}/{}", self.id.page(), escaped(self.commit), escaped_path(name)))
     }
 
     fn refused(&self, message: String) -> HubError {

@@ -9,6 +9,8 @@ use thiserror::Error;
 pub enum HubTrouble {
     /// The hub has no such repository, or does not show it to this account.
     NotFound,
+    /// It is not on this machine, and the hub is not to be asked.
+    NotHere,
     /// The hub says no, or what it has cannot be used.
     Refused,
     /// The hub does not answer, or only with errors of its own.

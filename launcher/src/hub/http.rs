@@ -205,8 +205,8 @@ impl Client {
     /// What a status of 400 and more means.
     fn refusal(&self, id: &RepoId, status: u16, headers: &HeaderMap, said: &str) -> Failed {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let (code, page) = (header("x-error-code"), self.address(&id.to_string()));
-        let has_token = self.settings.token.is_some();
+        let (code, page) = (header("x-error-code"), self.address(&id.page()));
+        let (has_token, what) = (self.settings.token.is_some(), id.noun());
         let lasting =
             |trouble, message: String, hint: String| Failed::Lasting(HubError::new(trouble, id, message, hint));
         match (status, code) {
@@ -241,8 +241,8 @@ impl Client {
             (401 | 404, _) => lasting(
                 HubTrouble::NotFound,
                 match has_token {
-                    true => "the hub has no such model, or does not show it to the account of your token".to_owned(),
-                    false => "the hub has no such model, or it is private".to_owned(),
+                    true => format!("the hub has no such {what}, or does not show it to the account of your token"),
+                    false => format!("the hub has no such {what}, or it is private"),
                 },
                 match has_token {
                     true => format!("look at {page}"),
@@ -252,7 +252,7 @@ impl Client {
             (403, _) => lasting(
                 HubTrouble::Refused,
                 format!("the hub does not allow it: {said}"),
-                "the token needs the right to do this: to read the model, or to write to push one".to_owned(),
+                format!("the token needs the right to do this: to read the {what}, or to write to push one"),
             ),
             _ => lasting(
                 HubTrouble::Refused,

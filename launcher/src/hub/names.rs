@@ -5,28 +5,29 @@ use std::fmt;
 use std::path::Path;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use zerofold_configs::{HubName, is_repository_name};
 
-/// The longest name that the hub gives to a repository.
-const MAX_LETTERS: usize = 96;
 /// What stays as it is in an address.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A repository: `owner/name`, or `name` alone as the first models have it.
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RepoKind {
+    Model,
+    Data,
+}
+
+/// A repository: `owner/name`, or of a model `name` alone as the first ones have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct RepoId(String);
+pub(crate) struct RepoId {
+    kind: RepoKind,
+    name: String,
+}
 
 impl RepoId {
-    /// The repository of this name, if it can be one: letters, digits, `-`, `_` and `.`, by the hub's rules.
+    /// The model of this name, if it can be one.
     pub(crate) fn parse(text: &str) -> Option<RepoId> {
-        let parts: Vec<&str> = text.split('/').collect();
-        let ends = |part: &str| part.starts_with(['-', '.']) || part.ends_with(['-', '.']);
-        let fits = |part: &&str| {
-            let letters = part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-            !part.is_empty() && letters && !ends(part)
-        };
-        let fits = parts.len() <= 2 && text.len() <= MAX_LETTERS && parts.iter().all(fits);
-        (fits && !text.contains("--") && !text.contains("..") && !text.ends_with(".git"))
-            .then(|| RepoId(text.to_owned()))
+        is_repository_name(text).then(|| RepoId { kind: RepoKind::Model, name: text.to_owned() })
     }
 
     /// What is meant by a model's name where there is no folder of that name.
@@ -34,23 +35,57 @@ impl RepoId {
         RepoId::parse(path.to_str()?)
     }
 
+    /// The data set that a name means.
+    pub(crate) fn of_data(name: &HubName<'_>) -> RepoId {
+        RepoId { kind: RepoKind::Data, name: name.id.to_owned() }
+    }
+
     /// Owner and name; a name alone has no owner.
     pub(super) fn owner_and_name(&self) -> (Option<&str>, &str) {
-        match self.0.split_once('/') {
+        match self.name.split_once('/') {
             Some((owner, name)) => (Some(owner), name),
-            None => (None, &self.0),
+            None => (None, &self.name),
+        }
+    }
+
+    /// What it is, in words.
+    pub(super) fn noun(&self) -> &'static str {
+        match self.kind {
+            RepoKind::Model => "model",
+            RepoKind::Data => "data set",
         }
     }
 
     /// The repository's folder in the cache.
     pub(super) fn folder(&self) -> String {
-        format!("models--{}", self.0.replace('/', "--"))
+        format!("{}--{}", self.kinds(), self.name.replace('/', "--"))
+    }
+
+    /// The beginning of what is asked about it.
+    pub(super) fn api(&self) -> String {
+        format!("api/{}/{}", self.kinds(), self.name)
+    }
+
+    /// Its page, below which its files are too.
+    pub(super) fn page(&self) -> String {
+        match self.kind {
+            RepoKind::Model => self.name.clone(),
+            RepoKind::Data => format!("{}/{}", self.kinds(), self.name),
+        }
+    }
+
+    /// The hub's word for all of its kind.
+    fn kinds(&self) -> &'static str {
+        match self.kind {
+            RepoKind::Model => "models",
+            RepoKind::Data => "datasets",
+        }
     }
 }
 
 impl fmt::Display for RepoId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
+        formatter.write_str(&self.name)
     }
 }
 
@@ -122,6 +157,9 @@ mod tests {
         assert_eq!(RepoId::parse(&"a".repeat(97)), None);
         assert_eq!(RepoId::parse("a/b").unwrap().folder(), "models--a--b");
         assert_eq!(RepoId::parse("gpt2").unwrap().folder(), "models--gpt2");
+        let data = RepoId::of_data(&HubName::parse("a/b@v1").unwrap());
+        assert_eq!((data.folder().as_str(), data.to_string().as_str()), ("datasets--a--b", "a/b"));
+        assert_eq!((data.api().as_str(), data.page().as_str()), ("api/datasets/a/b", "datasets/a/b"));
     }
 
     #[test]

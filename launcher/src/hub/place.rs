@@ -6,9 +6,10 @@ use zerofold_configs::{HubModel, Resolved, nearest};
 
 use super::error::{HubError, HubTrouble};
 use super::http::Client;
+use super::model::Extent;
 use super::names::RepoId;
 use super::settings::Settings;
-use super::snapshot::{Extent, Request, Snapshot, short};
+use super::snapshot::{Request, Snapshot, short};
 use crate::error::LaunchError;
 use crate::terminal::Terminal;
 
@@ -32,28 +33,14 @@ impl ModelName<'_> {
         let Some(id) = self.repository() else { return Ok((self.name.to_owned(), None)) };
         let client = Client::new(Settings::from_environment());
         let revision = self.revision.unwrap_or(MAIN);
-        let found = Request { client: &client, id: &id, revision, extent, terminal }.snapshot();
-        let Snapshot { commit, folder } = found.map_err(|error| LaunchError::from(self.explained(error)))?;
+        let found = Request { client: &client, id: &id, revision, wanted: &extent, terminal }.snapshot();
+        let Snapshot { commit, folder } = found.map_err(|error| explained(error, self.name, "folder", Path::is_dir))?;
         Ok((folder, Some(HubModel { id: id.to_string(), revision: revision.to_owned(), commit })))
     }
 
     /// The repository that is meant where there is no such folder.
     fn repository(self) -> Option<RepoId> {
         if self.name.exists() { None } else { RepoId::of_path(self.name) }
-    }
-
-    /// What the hub does not have may be the misspelt name of a folder.
-    fn explained(self, mut error: HubError) -> HubError {
-        let offline = error.trouble != HubTrouble::NotFound && Settings::from_environment().offline;
-        if matches!(error.trouble, HubTrouble::Refused | HubTrouble::Failed) && !offline {
-            return error;
-        }
-        let joined = if offline { ";" } else { ", and" };
-        error.message = format!("there is no such folder{joined} {}", error.message);
-        if let Some(near) = near(self.name) {
-            error.hint = format!("did you mean the folder {}? Else: {}", near.display(), error.hint);
-        }
-        error
     }
 }
 
@@ -62,12 +49,25 @@ pub(crate) fn is_repository(name: &Path) -> bool {
     ModelName { name, revision: None }.repository().is_some()
 }
 
-/// A folder whose name is nearly this one.
-fn near(path: &Path) -> Option<PathBuf> {
+/// What the hub does not have may be the misspelt name of something on this machine: `what`, for which a path `fits`.
+pub(super) fn explained(mut error: HubError, name: &Path, what: &str, fits: impl Fn(&Path) -> bool) -> HubError {
+    if matches!(error.trouble, HubTrouble::Refused | HubTrouble::Failed) {
+        return error;
+    }
+    let joined = if error.trouble == HubTrouble::NotHere { ";" } else { ", and" };
+    error.message = format!("there is no such {what}{joined} {}", error.message);
+    if let Some(near) = near(name, fits) {
+        error.hint = format!("did you mean the {what} {}? Else: {}", near.display(), error.hint);
+    }
+    error
+}
+
+/// What fits and has nearly this name.
+fn near(path: &Path, fits: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let parent = path.parent()?;
     let look = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    let folders = std::fs::read_dir(look).ok()?.flatten().filter(|entry| entry.path().is_dir());
-    let names: Vec<String> = folders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let found = std::fs::read_dir(look).ok()?.flatten().filter(|entry| fits(&entry.path()));
+    let names: Vec<String> = found.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     let near = nearest(path.file_name()?.to_str()?, names.iter().map(String::as_str))?;
     Some(parent.join(near))
 }
@@ -134,8 +134,9 @@ mod tests {
 
     #[test]
     fn a_misspelt_folder_is_guessed() {
-        assert_eq!(near(Path::new("src/hob")), Some(PathBuf::from("src/hub")));
-        assert_eq!(near(Path::new("tets")), Some(PathBuf::from("tests")));
-        assert_eq!(near(Path::new("nowhere/model")), None);
+        let near = |path| near(Path::new(path), Path::is_dir);
+        assert_eq!(near("src/hob"), Some(PathBuf::from("src/hub")));
+        assert_eq!(near("tets"), Some(PathBuf::from("tests")));
+        assert_eq!(near("nowhere/model"), None);
     }
 }

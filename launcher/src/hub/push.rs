@@ -45,9 +45,9 @@ pub fn push(options: &PushOptions, terminal: &Terminal) -> Result<u8, LaunchErro
         return Err(LaunchError::usage(format!("--revision {branch}: this can be no branch"), "give a branch's name"));
     }
     let settings = Settings::from_environment();
-    if settings.offline {
+    if let Some(variable) = settings.offline {
         let hint = "unset it: a push needs the network";
-        return Err(LaunchError::usage("the network must not be asked (HF_HUB_OFFLINE)", hint));
+        return Err(LaunchError::usage(format!("the network must not be asked ({variable})"), hint));
     }
     if settings.token.is_none() {
         let hint = format!(

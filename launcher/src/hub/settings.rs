@@ -6,6 +6,10 @@ use std::path::PathBuf;
 use crate::environment as names;
 
 const ENDPOINT: &str = "https://huggingface.co";
+/// What keeps from the network.
+const OFFLINE: [&str; 2] = [names::HF_HUB_OFFLINE, names::TRANSFORMERS_OFFLINE];
+/// What keeps from it where data are wanted.
+const DATA_OFFLINE: [&str; 3] = [names::HF_HUB_OFFLINE, names::HF_DATASETS_OFFLINE, names::TRANSFORMERS_OFFLINE];
 
 /// What the environment says about the hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,13 +20,18 @@ pub(super) struct Settings {
     pub(super) token: Option<String>,
     /// The folder that repositories are kept in.
     pub(super) cache: PathBuf,
-    /// Whether the network must not be asked.
-    pub(super) offline: bool,
+    /// The variable by which the network must not be asked, if there is one.
+    pub(super) offline: Option<&'static str>,
 }
 
 impl Settings {
     pub(super) fn from_environment() -> Settings {
-        Settings::of(|name| std::env::var(name).ok())
+        Settings::of(|name| std::env::var(name).ok(), &OFFLINE)
+    }
+
+    /// The same for data: `datasets` has a variable of its own.
+    pub(super) fn for_data() -> Settings {
+        Settings::of(|name| std::env::var(name).ok(), &DATA_OFFLINE)
     }
 
     /// Where the hub is, for messages: without the name and the password that a URL may have.
@@ -33,8 +42,8 @@ impl Settings {
         format!("{scheme}://{host}{path}")
     }
 
-    /// `variable` gives the value of a variable; an empty one counts as none.
-    fn of(variable: impl Fn(&str) -> Option<String>) -> Settings {
+    /// `variable` gives the value of a variable; an empty one counts as none. Any of `offline` keeps from the network.
+    fn of(variable: impl Fn(&str) -> Option<String>, offline: &[&'static str]) -> Settings {
         let set = |name: &str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
         let user = PathBuf::from(set("HOME").unwrap_or_else(|| "/".to_owned()));
         let path = |name: &str| {
@@ -62,7 +71,7 @@ impl Settings {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             token,
             cache,
-            offline: yes(names::HF_HUB_OFFLINE) || yes(names::TRANSFORMERS_OFFLINE),
+            offline: offline.iter().copied().find(|name| yes(name)),
         }
     }
 }
@@ -71,8 +80,12 @@ impl Settings {
 mod tests {
     use super::*;
 
+    fn value(pairs: &[(&str, &str)], name: &str) -> Option<String> {
+        pairs.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
+    }
+
     fn of(pairs: &[(&str, &str)]) -> Settings {
-        Settings::of(|name| pairs.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned()))
+        Settings::of(|name| value(pairs, name), &OFFLINE)
     }
 
     #[test]
@@ -80,7 +93,7 @@ mod tests {
         let plain = of(&[("HOME", "/home/a")]);
         assert_eq!(plain.endpoint, "https://huggingface.co");
         assert_eq!((plain.cache, plain.token), (PathBuf::from("/home/a/.cache/huggingface/hub"), None));
-        assert!(!plain.offline);
+        assert_eq!(plain.offline, None);
         let cache = |pairs: &[(&str, &str)]| of(pairs).cache;
         assert_eq!(cache(&[("XDG_CACHE_HOME", "/x")]), PathBuf::from("/x/huggingface/hub"));
         assert_eq!(cache(&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", "/h")]), PathBuf::from("/h/hub"));
@@ -91,8 +104,12 @@ mod tests {
         assert_eq!(of(&[("HF_ENDPOINT", "https://me:secret@hub/a@b")]).shown_endpoint(), "https://hub/a@b");
         assert_eq!(of(&[]).shown_endpoint(), "https://huggingface.co");
         for (value, offline) in [("1", true), ("true", true), ("Yes", true), ("0", false), ("", false)] {
-            assert_eq!(of(&[("HF_HUB_OFFLINE", value)]).offline, offline, "{value}");
-            assert_eq!(of(&[("TRANSFORMERS_OFFLINE", value)]).offline, offline, "{value}");
+            for name in ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
+                assert_eq!(of(&[(name, value)]).offline, offline.then_some(name), "{value}");
+            }
+            let data = Settings::of(|name| self::value(&[("HF_DATASETS_OFFLINE", value)], name), &DATA_OFFLINE);
+            assert_eq!(data.offline, offline.then_some("HF_DATASETS_OFFLINE"), "{value}");
+            assert_eq!(of(&[("HF_DATASETS_OFFLINE", value)]).offline, None, "{value}");
         }
     }
 

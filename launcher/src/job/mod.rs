@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use zerofold_checkpoint::{Found, StorageProof};
-use zerofold_configs::{ColumnMapping, Dataset, Resolved, Training};
+use zerofold_configs::{ColumnMapping, Resolved, Training};
 use zerofold_data::{
     Batching, Collator, Columns, DataReport, Items, Prepare, Prepared, Sampling, Sources, StepPlan, StepPlanOptions,
     TokenizedDataset, join, prepare,
@@ -22,6 +22,7 @@ use crate::control::{ControlOptions, ControlPlane, Listen, Member};
 use crate::error::LaunchError;
 use crate::event::Event;
 use crate::hosts::{Hosts, HostsService, NotGathered};
+use crate::hub::{self, DataUse};
 use crate::logs;
 use crate::plan::{PlanRecord, Prediction};
 use crate::run_folder::{Resume, RunFolder};
@@ -317,11 +318,12 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
 /// Tokenises training and held-out rows once, before the ranks wait on each other. The held-out ones are saved.
 fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Result<Prepared, LaunchError> {
     let training = &config.training;
-    let prepared = tokenise(config, (&training.dataset, training.packing), None, terminal)?;
+    let prepared = tokenise(config, (DataUse::Training, training.packing), None, terminal)?;
     announce::example(&prepared.report).iter().for_each(|line| terminal.say(line));
     announce::cautions(config, prepared.report.rows).iter().for_each(|text| terminal.complain(text));
-    if let Some(dataset) = &training.eval_dataset {
-        let held_out = tokenise(config, (dataset, training.eval_packing), Some(&prepared.report), terminal)?;
+    if training.eval_dataset.is_some() {
+        let of_held_out = (DataUse::HeldOut, training.eval_packing);
+        let held_out = tokenise(config, of_held_out, Some(&prepared.report), terminal)?;
         held_out.put(&run.eval_data()).map_err(cache_folder::putting)?;
     }
     Ok(prepared)
@@ -361,22 +363,22 @@ pub(crate) fn preparation<'a>(
 /// are held out, `trained` is the report of those that are trained on: nothing is told twice.
 pub(crate) fn tokenise(
     config: &Resolved,
-    (dataset, packing): (&Dataset, bool),
+    (which, packing): (DataUse, bool),
     trained: Option<&DataReport>,
     terminal: &Terminal,
 ) -> Result<Prepared, LaunchError> {
     let (cache, note) = cache_folder::datasets(&config.training.output_dir);
     note.iter().for_each(|note| terminal.complain(note));
     let mut parts = Vec::new();
-    for source in dataset.sources() {
+    for source in which.data_sources(&config.training) {
         let began = Instant::now();
         let (sources, columns) =
-            (Sources::find(source.path.names())?, columns(config, source.column_mapping.as_ref())?);
+            (hub::sources(source, config, which)?, columns(config, source.column_mapping.as_ref())?);
         let prepared = prepare(&preparation(config, (&sources, packing), &columns, &cache));
         let prepared = prepared.map_err(cache_folder::tokenising)?;
         announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
         for warning in announce::warnings(&prepared.report, trained) {
-            terminal.complain(&format!("warning: {}: {warning}", source.path));
+            terminal.complain(&format!("warning: {}: {warning}", sources.written()));
         }
         parts.push(prepared);
     }

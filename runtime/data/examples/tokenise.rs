@@ -8,9 +8,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 use serde_json::json;
-use zerofold_data::{
-    ChatTemplate, Columns, Packing, PackingStrategy, Packs, Prepare, RowReader, Sources, prepare,
-};
+use zerofold_data::{ChatTemplate, Columns, Packing, PackingStrategy, Packs, Prepare, RowReader, Sources, prepare};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 

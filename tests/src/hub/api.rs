@@ -80,15 +80,15 @@ pub(super) fn answer(asked: &Asked<'_>, state: &mut State) -> Answer {
             if whole { Answer::empty(200) } else { Answer::error(422, "", "the object is not here") }
         }
         ("POST", ["api", "repos", "create"]) => create(asked, state),
-        (_, ["api", "resolve-cache", "models", owner, name, commit, file @ ..]) => {
-            let id = format!("{owner}/{name}");
+        (_, ["api", "resolve-cache", kinds, owner, name, commit, file @ ..]) => {
+            let id = id_of(kinds, &format!("{owner}/{name}"));
             let found = state.repos.get(&id).and_then(|repo| repo.files(commit)?.get(&file.join("/")).cloned());
             found.map_or_else(|| Answer::empty(404), |bytes| regular(asked, commit, &bytes))
         }
-        (_, ["api", "models", rest @ ..]) => {
+        (_, ["api", kinds @ ("models" | "datasets"), rest @ ..]) => {
             let verbs = ["revision", "tree", "branch", "preupload", "commit"];
             let place = rest.iter().position(|part| verbs.contains(part)).unwrap_or(rest.len());
-            let id = rest[..place].join("/");
+            let id = id_of(kinds, &rest[..place].join("/"));
             of_repo(asked, state, &id).unwrap_or_else(|| match &rest[place..] {
                 [] => info(&state.repos[&id], &id, "main"),
                 ["revision", revision] => info(&state.repos[&id], &id, revision),
@@ -114,6 +114,11 @@ pub(super) fn answer(asked: &Asked<'_>, state: &mut State) -> Answer {
         }
         _ => Answer::empty(404),
     }
+}
+
+/// A repository as it is kept: of data `datasets/owner/name`, as the hub's own pages are called.
+fn id_of(kinds: &str, name: &str) -> String {
+    if kinds == "datasets" { format!("datasets/{name}") } else { name.to_owned() }
 }
 
 /// Why a repository is not shown, if it is not.
@@ -153,6 +158,7 @@ fn no_revision() -> Answer {
 fn info(repo: &Repo, id: &str, revision: &str) -> Answer {
     let (Some(sha), Some(files)) = (repo.resolve(revision), repo.files(revision)) else { return no_revision() };
     let siblings: Vec<Value> = files.keys().map(|name| json!({ "rfilename": name })).collect();
+    let id = id.trim_start_matches("datasets/");
     Answer::json(&json!({ "_id": "1", "id": id, "modelId": id, "sha": sha, "private": repo.private,
         "gated": if repo.gated { json!("manual") } else { json!(false) }, "disabled": false, "tags": [],
         "downloads": 0, "likes": 0, "siblings": siblings }))
@@ -172,7 +178,7 @@ fn resolve(asked: &Asked<'_>, state: &State, id: &str, revision: &str, name: &st
     let repo = &state.repos[id];
     if repo.gated && !asked.may_write() {
         let status = if asked.token.is_some() { 403 } else { 401 };
-        return Answer::error(status, "GatedRepo", "Access to this model is restricted");
+        return Answer::error(status, "GatedRepo", "Access to this repository is restricted");
     }
     let (Some(commit), Some(files)) = (repo.resolve(revision), repo.files(revision)) else { return no_revision() };
     let Some(bytes) = files.get(name) else {
@@ -188,10 +194,11 @@ fn resolve(asked: &Asked<'_>, state: &State, id: &str, revision: &str, name: &st
         answer.headers.push(("location", asked.storage(&format!("cdn/{}?signed=yes", hash(bytes)))));
         return answer;
     }
-    if id.contains('/') && name == "config.json" {
+    if id.contains('/') && ["config.json", "README.md"].contains(&name) {
         // As the hub does for small files.
+        let page = if id.starts_with("datasets/") { id.to_owned() } else { format!("models/{id}") };
         answer.status = 307;
-        answer.headers.push(("location", format!("/api/resolve-cache/models/{id}/{commit}/{name}?etag=1")));
+        answer.headers.push(("location", format!("/api/resolve-cache/{page}/{commit}/{name}?etag=1")));
         return answer;
     }
     regular(asked, &commit, bytes)

@@ -1,4 +1,5 @@
-//! A Hugging Face hub on this machine: as much of its API as clients use to download and to upload models. That it speaks as
+//! A Hugging Face hub on this machine: as much of its API as clients use to download models and data, and to upload models. Of
+//! data a repository's id begins with `datasets/`. That it speaks as
 //! the real one does is shown by `scripts/compare hub`, which lets the Python package `huggingface_hub` talk to it.
 //!
 //! Large files lie behind redirects to another host (`localhost` in place of `127.0.0.1`), which wants no token, as the

@@ -103,7 +103,7 @@ impl Repo {
 
 /// Whether a file of this name is kept as a large one, as a new repository's .gitattributes has it.
 pub(super) fn is_large(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".bin")
+    [".safetensors", ".bin", ".parquet", ".gz", ".zst"].iter().any(|ending| name.ends_with(ending))
 }
 
 /// The SHA-256.

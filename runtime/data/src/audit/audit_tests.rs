@@ -58,7 +58,14 @@ impl Setting {
             completion_only_loss: None,
             cache: self.folder.path(),
         };
-        look(&audit(&Audit { prepare: &prepare, held_out: held_out.as_ref(), with_model }).unwrap())
+        look(
+            &audit(&Audit {
+                prepare: &prepare,
+                held_out: held_out.as_ref().map(|sources| (sources, &columns)),
+                with_model,
+            })
+            .unwrap(),
+        )
     }
 
     /// Each finding of a data set that some row has: its name, how many rows, places and reasons.

@@ -25,6 +25,7 @@ mod said;
 mod sketch;
 
 use crate::cache;
+use crate::columns::Columns;
 use crate::error::DataError;
 use crate::prepare::Prepare;
 use crate::source::Sources;
@@ -51,8 +52,8 @@ pub const NEARLY_THE_SAME: f64 = 0.8;
 pub struct Audit<'a> {
     /// The training data, and how their rows become tokens.
     pub prepare: &'a Prepare<'a>,
-    /// Data that are held out, read in the same way.
-    pub held_out: Option<&'a Sources>,
+    /// Data that are held out, and how their columns are called; else read in the same way.
+    pub held_out: Option<(&'a Sources, &'a Columns)>,
     /// Whether there is a model. Without one, neither `model_directory` nor `chat_template` are looked at, and only rows of
     /// `input_ids` have tokens.
     pub with_model: bool,
@@ -80,9 +81,9 @@ pub fn audit<'a>(asked: &Audit<'a>) -> Result<Audited<'a>, DataError> {
     let max_length = asked.prepare.max_length.unwrap_or(u32::MAX);
     // Rows are encoded whole, to tell what is cut off.
     let whole = Prepare { max_length: None, ..*asked.prepare };
-    let of_held_out = asked.held_out.map(|sources| Prepare { sources, ..whole });
+    let of_held_out = asked.held_out.map(|(sources, columns)| Prepare { sources, columns, ..whole });
     let identities = cache::identities(whole.sources)?;
-    let held_out_identities = asked.held_out.map(cache::identities).transpose()?;
+    let held_out_identities = asked.held_out.map(|(sources, _)| cache::identities(sources)).transpose()?;
 
     let mut rows = Rows::default();
     let mut training = read(&whole, max_length, asked.with_model, &mut rows)?;
@@ -90,7 +91,7 @@ pub fn audit<'a>(asked: &Audit<'a>) -> Result<Audited<'a>, DataError> {
     let held_out = of_held_out.as_ref().map(|options| read(options, max_length, asked.with_model, &mut rows));
     let mut held_out = held_out.transpose()?;
     cache::check_unchanged(whole.sources, &identities)?;
-    if let Some((sources, before)) = asked.held_out.zip(held_out_identities) {
+    if let Some(((sources, _), before)) = asked.held_out.zip(held_out_identities) {
         cache::check_unchanged(sources, &before)?;
     }
 

@@ -16,6 +16,13 @@ pub enum Format {
     Parquet,
 }
 
+impl Format {
+    /// What stands in a file of this name; none where it is not one that a folder of data would be read for.
+    pub fn of_name(name: &str) -> Option<Format> {
+        Some(DataFile::of(Path::new(name), true).ok()??.format)
+    }
+}
+
 /// How a file is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Compression {
@@ -125,6 +132,11 @@ impl Sources {
             return Err(DataError::dataset(&other.path, message, hint));
         }
         Ok(Sources { files, written })
+    }
+
+    /// The same, called by other words in messages.
+    pub fn called(self, written: impl Into<String>) -> Sources {
+        Sources { written: written.into(), ..self }
     }
 
     /// The files.
