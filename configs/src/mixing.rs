@@ -23,6 +23,11 @@ pub(crate) fn settle(reader: &mut Reader<'_>, training: &Training) -> Result<(),
         return Err(setting.not_allowed("its sources have weights", Some(hint.to_owned())));
     }
     let several = training.dataset.sources().len() > 1;
+    if let Some(setting) = find("dataset").filter(|_| weighted && !several) {
+        reader
+            .notes
+            .push(format!("{} ({}): the weight has no effect: there is one source", setting.key, setting.place));
+    }
     if let Some(setting) = find("mixing_temperature") {
         if weighted {
             let place = find("dataset").map_or("default", |setting| setting.place.as_str());

@@ -2,10 +2,12 @@
 
 use crate::error::ConfigError;
 use crate::hub::{HubData, HubName};
+use crate::registry::{DefaultValue, key};
 use crate::sharding::{ElementTypes, Sharding};
 use crate::training::Training;
 use crate::types::{Backend, DeviceKind, ElementType, NonFinite, Offload, Precision, StateDictType};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -138,8 +140,33 @@ impl Resolved {
     /// [`ConfigError::Read`] when the file cannot be read, [`ConfigError::Syntax`] when it is not such a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = crate::source::read_text(path)?;
-        serde_yaml::from_str(&text)
-            .map_err(|error| ConfigError::Syntax { file: path.display().to_string(), message: error.to_string() })
+        let read = serde_yaml::from_str(&text).or_else(|error| {
+            let earlier = serde_yaml::from_str(&text).ok().and_then(|value| Resolved::of_value(value).ok());
+            earlier.ok_or(error)
+        });
+        read.map_err(|error| ConfigError::Syntax { file: path.display().to_string(), message: error.to_string() })
+    }
+
+    /// A configuration that was written by this version, or by an earlier one: keys of `training:` that were not there yet have
+    /// their defaults.
+    ///
+    /// # Errors
+    /// It is no resolved configuration.
+    pub fn of_value(mut value: Value) -> Result<Self, serde_json::Error> {
+        if let Some(training) = value.get_mut("training").and_then(Value::as_object_mut) {
+            for name in Training::FIELDS.iter().filter(|name| !training.contains_key(**name)).collect::<Vec<_>>() {
+                let default = match key(name).map(|key| key.default) {
+                    Some(DefaultValue::Text("none")) | Some(DefaultValue::Unset | DefaultValue::Computed(_)) => {
+                        Value::Null
+                    }
+                    Some(DefaultValue::Text(text)) => serde_yaml::from_str(text).unwrap_or_default(),
+                    Some(DefaultValue::SameAs(other)) => training.get(other).cloned().unwrap_or_default(),
+                    Some(DefaultValue::Required) | None => continue,
+                };
+                training.insert((*name).to_string(), default);
+            }
+        }
+        serde_json::from_value(value)
     }
 
     /// The element types. Without mixed precision the compute type is the masters'.

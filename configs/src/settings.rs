@@ -8,6 +8,9 @@ use crate::value::{FromValue, number, written};
 use serde_yaml::Value;
 use std::collections::BTreeMap;
 
+/// Behind a value that DeepSpeed takes where none is written.
+pub(crate) const DEEPSPEEDS_DEFAULT: &str = " (DeepSpeed's default)";
+
 /// Where a setting was written. A later one goes before an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Layer {
@@ -66,6 +69,12 @@ impl Setting {
             Some(column) => format!("{}:{column}", self.place),
             None => self.place.clone(),
         }
+    }
+
+    /// Whether nobody wrote it: DeepSpeed takes it where its JSON leaves it out.
+    pub(crate) fn is_deepspeeds_default(&self) -> bool {
+        let original = self.original.as_ref().and_then(|original| original.value.as_ref());
+        original.is_some_and(|value| value.ends_with(DEEPSPEEDS_DEFAULT))
     }
 
     /// `auto`, DeepSpeed's word for "what the trainer says".

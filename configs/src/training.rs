@@ -51,6 +51,9 @@ macro_rules! keys {
         }
 
         impl Training {
+            /// The keys that are fields.
+            pub(crate) const FIELDS: &[&str] = &[$(stringify!($name)),+];
+
             pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, ConfigError> {
                 Ok(Self { $($name: reader.read(stringify!($name))?,)+ })
             }

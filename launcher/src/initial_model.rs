@@ -83,7 +83,7 @@ pub(crate) fn settle(mut config: Resolved) -> Result<Resolved, LaunchError> {
 /// The configuration of the job that saved a checkpoint: what its manifest tells, else what lies in its run's folder.
 pub(crate) fn configuration(found: &Found) -> Result<Resolved, LaunchError> {
     if let Some(job) = &found.manifest.job {
-        return serde_json::from_value(job.configuration.clone()).map_err(|error| {
+        return Resolved::of_value(job.configuration.clone()).map_err(|error| {
             let message =
                 format!("the configuration in the manifest of {} cannot be read: {error}", found.directory.display());
             LaunchError::usage(message, "it was written by another version of launch")

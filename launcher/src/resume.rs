@@ -258,6 +258,10 @@ fn differences(saved: &Cursor, here: &Cursor) -> Vec<String> {
         };
         let (there, here) = (words(saved.packing), words(here.packing));
         told.push(format!("packing {there} there, {here} here (packing, packing_strategy and max_length)"));
+    } else if saved.sources != here.sources {
+        let words = |sources: &[usize]| if sources.is_empty() { "one".to_owned() } else { format!("{sources:?}") };
+        let (there, here) = (words(&saved.sources), words(&here.sources));
+        told.push(format!("packs of the sources {there} there, {here} here (dataset)"));
     } else if saved.rows != here.rows {
         let from = "dataset, max_length and assistant_only_loss decide";
         told.push(format!("rows of data {} there, {} here ({from})", saved.rows, here.rows));
@@ -298,6 +302,7 @@ mod tests {
         let here = Cursor {
             rows: 500,
             packing: None,
+            sources: Vec::new(),
             epoch: 0,
             row: 24,
             global_batch: 12,

@@ -264,3 +264,40 @@ fn what_cannot_be_done_is_told_and_nothing_is_written() {
     let (_, _, error) = check(folder.path(), "--data train.jsonl --chat_template_path chatml");
     assert_has(&error, &["note: chat_template_path (flag --chat_template_path) has no effect without a model"]);
 }
+
+#[test]
+fn each_source_is_checked_beside_the_held_out_one_of_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, rows: &[Value]| {
+        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        std::fs::write(folder.path().join(name), text).unwrap();
+    };
+    let text = |name: &str| json!({"body": words(name, 30)});
+    write("chats.jsonl", &[chat("Tell of stone0.", &words("stone", 30))]);
+    write("general.jsonl", &[text("rain"), text("wind")]);
+    write("other.jsonl", &[chat("Tell of sea0.", &words("sea", 30))]);
+    write("held.jsonl", &[json!({"page": words("wind", 30)})]);
+    let config = "training:
+  model_name_or_path: MODEL
+  output_dir: out
+  dataset:
+    - {path: chats.jsonl}
+    - {path: general.jsonl, column_mapping: {text: body}}
+  eval_dataset:
+    - {path: held.jsonl, label: general, column_mapping: {text: page}}
+    - {path: other.jsonl}
+";
+    std::fs::write(folder.path().join("job.yaml"), config.replace("MODEL", &model())).unwrap();
+    let (code, out, error) = check(folder.path(), "--config job.yaml");
+    assert_eq!(code, 1, "{out}{error}");
+    assert_has(&out, &["source chats", "source general", "leaks"]);
+    let told = ["leaks of chats are not looked for", "(there are general, other)", "held-out data of other"];
+    assert_has(&error, &told);
+    let (code, out, _) = check(folder.path(), "--config job.yaml --json");
+    let all: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, all.as_array().map(Vec::len), &all[1]["source"]), (1, Some(2), &json!("general")));
+    assert_eq!(all[0]["held_out"], Value::Null);
+    let (code, _, error) = check(folder.path(), "--config job.yaml --drop short --output copy.jsonl");
+    assert_eq!(code, 2);
+    assert_has(&error, &["a copy is of one source, and there are 2", "--data FILE"]);
+}

@@ -58,6 +58,7 @@ fn write(trainer: &Trainer, directory: &Path, step: u64) -> Part {
     let cursor = Cursor {
         rows: 1,
         packing: None,
+        sources: Vec::new(),
         epoch: 0,
         row: 0,
         global_batch: 1,

@@ -135,6 +135,17 @@ fn a_resumed_run_goes_on_in_the_same_mixture() {
     start("resumed", "--resume step-00000005", &halves).assert_done();
     assert_eq!(Metrics::of(&scene.path("resumed")).exact(), Metrics::of(&scene.path("whole")).exact());
     assert!(model_bytes(&scene.path("resumed")) == model_bytes(&scene.path("whole")), "the models differ");
+    // As many rows a step by other processes, and another number of them: the rows that come next.
+    scene.copy(&scene.path("whole"), "alone");
+    start("alone", "--resume step-00000005 --nproc 1 --per_device_train_batch_size 8", &halves).assert_done();
+    for (step, expected) in
+        Metrics::of(&scene.path("alone")).steps().iter().zip(Metrics::of(&scene.path("whole")).steps())
+    {
+        assert_close("one rank", &step["loss"], &expected["loss"], 1e-4);
+        assert_eq!(step["tokens"], expected["tokens"]);
+    }
+    scene.copy(&scene.path("whole"), "wider");
+    start("wider", "--resume step-00000005 --per_device_train_batch_size 5 --max_steps 12", &halves).assert_done();
     scene.copy(&scene.path("whole"), "other");
     for (dataset, told) in [
         (sources(", weight: 2", ", weight: 1"), "takes [40, 40] of sources of [192, 40] there, [80, 40] of sources of"),
@@ -169,4 +180,27 @@ fn what_is_written_says_whose_loss_it_is() {
     // Of one source there is nothing to tell apart.
     scene.train(MODEL, "single", "--max_steps 1 --save_strategy no").run().assert_done();
     assert!(Metrics::of(&scene.path("single")).steps()[0].get("loss_by_source").is_none());
+}
+
+#[test]
+fn packs_are_mixed_and_resumed_too() {
+    let scene = Scene::new();
+    let start = |run: &str, words: &str, dataset: &str| {
+        let words =
+            format!("--nproc 2 --packing true --max_length 128 --per_device_train_batch_size 1 --max_steps 12 {words}");
+        scene.train(MODEL, run, &words).words("--save_steps 5 --learning_rate 1e-3").with("--dataset", dataset).run()
+    };
+    let halves = sources(", weight: 1", ", weight: 1");
+    let whole = start("whole", "", &halves);
+    whole.assert_done();
+    let mix = whole.out.lines().find(|line| line.starts_with("mix ")).unwrap_or_default();
+    assert!(mix.contains(" packs of chat (50.0 %)"), "{whole}");
+    scene.copy(&scene.path("whole"), "resumed");
+    start("resumed", "--resume step-00000005", &halves).assert_done();
+    assert_eq!(Metrics::of(&scene.path("resumed")).exact(), Metrics::of(&scene.path("whole")).exact());
+    // Grouped by length, each epoch's share of each source is the same.
+    let words = "--train_sampling_strategy group_by_length --max_steps 10 --per_device_train_batch_size 8";
+    train(&scene, "grouped", words, &halves).run().assert_done();
+    let steps = Metrics::of(&scene.path("grouped")).steps();
+    assert!(steps.iter().any(|step| loss(step, "loss_by_source", "chat").is_finite()));
 }

@@ -43,7 +43,7 @@ impl Json<'_> {
 
     /// What DeepSpeed takes where the JSON says nothing.
     fn default(&self, path: &str, place: Option<&Entry>, (key, value): (&'static str, Value)) -> Setting {
-        let written = format!("{} (DeepSpeed's default)", crate::value::written(&value));
+        let written = crate::value::written(&value) + crate::settings::DEEPSPEEDS_DEFAULT;
         let section = if key == "zero_stage" { Section::DeepSpeed } else { Section::Training };
         Setting {
             section,

@@ -192,6 +192,22 @@ fn a_resolved_configuration_survives_its_file() {
     assert!(text.contains("stage: 0\n") && text.contains("learning_rate: flag --learning_rate\n"), "{text}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside the file");
 
+    // What an earlier version wrote, which had fewer keys.
+    let without = |line: &&str| {
+        !["  stopping_strategy:", "  report_to:", "  eval_packing:", "  adam_epsilon:"]
+            .iter()
+            .any(|key| line.starts_with(key))
+    };
+    let earlier: String = text.lines().filter(without).map(|line| format!("{line}\n")).collect();
+    std::fs::write(&path, earlier).unwrap();
+    let mut expected = job.clone();
+    expected.training.report_to = None;
+    assert_eq!(Resolved::read(&path).unwrap(), expected);
+    let no_data: String =
+        text.lines().filter(|line| !line.starts_with("  seed: ")).map(|line| format!("{line}\n")).collect();
+    std::fs::write(&path, no_data.replace("  output_dir:", "  output_dri:")).unwrap();
+    assert!(Resolved::read(&path).is_err(), "what must be set has no default");
+
     std::fs::write(&path, text.replace("stage: 0", "stage: 4")).unwrap();
     let error = Resolved::read(&path).unwrap_err().to_string();
     assert!(error.contains("config.resolved.yaml") && error.contains("4 is no ZeRO stage"), "{error}");

@@ -50,5 +50,7 @@ fn what_does_not_go_together_is_refused() {
 fn what_has_no_effect_is_told() {
     let notes = |more: &str| resolved("", more).unwrap().notes.join("\n");
     says(&notes("  mixing_temperature: 2\n"), &["mixing_temperature", "dataset has one source"]);
+    let alone = job("  dataset: [{path: a, weight: 3}]\n").unwrap().notes.join("\n");
+    says(&alone, &["dataset (job.yaml:4): the weight has no effect"]);
     says(&notes("  stopping_strategy: all_exhausted\n"), &["stopping_strategy", "an epoch has every row once"]);
 }

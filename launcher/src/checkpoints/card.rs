@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use zerofold_checkpoint::{Dtype, Manifest};
-use zerofold_configs::{DataSource, Resolved};
+use zerofold_configs::{DataSource, Resolved, Training, WarmupType};
 
 use crate::format;
 
@@ -94,7 +94,17 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
         ("master_dtype", run.master_dtype.to_string()),
         ("seed", training.seed.to_string()),
     ];
-    of_data.into_iter().chain(packing).chain(of_training).collect()
+    let logarithmic = (training.warmup_type == WarmupType::Log).then(|| ("warmup_type", "log".to_owned()));
+    of_data.into_iter().chain(packing).chain(mixing(training)).chain(of_training).chain(logarithmic).collect()
+}
+
+/// How sources are mixed, beside their weights.
+fn mixing(training: &Training) -> Vec<(&'static str, String)> {
+    let temperature = training.mixing_temperature.filter(|_| training.dataset.sources().len() > 1);
+    let mixed = temperature.is_some() || training.dataset.weights().is_some();
+    let temperature = temperature.map(|temperature| ("mixing_temperature", format!("{temperature:?}")));
+    let stopping = mixed.then(|| ("stopping_strategy", training.stopping_strategy.to_string()));
+    temperature.into_iter().chain(stopping).collect()
 }
 
 /// The names of the data, and of mixed sources their weights.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use zerofold_checkpoint::{Found, ModelFiles, Places, STATES, open_step, publish::step_of};
-use zerofold_data::{Cursor, Sampling};
+use zerofold_data::{Cursor, Mixture, Sampling};
 
 use super::place::{Place, is_published};
 use super::print_json;
@@ -261,11 +261,15 @@ fn data_words(cursor: &Cursor) -> String {
         Sampling::GroupByLength => format!("random order of seed {}, grouped by length", cursor.row_seed),
     };
     let packed = cursor.packing.is_some();
+    let of_epoch = cursor.mixture.as_ref().map_or(cursor.rows as u64, Mixture::length);
+    let mixture = cursor.mixture.as_ref().map_or(String::new(), |mixture| {
+        format!(", mixed {:?} of sources of {:?}", mixture.taken(), mixture.sources())
+    });
     format!(
-        "epoch {} and {} of {} into it, {} a step (the global batch), {order}",
+        "epoch {} and {} of {} into it, {} a step (the global batch), {order}{mixture}",
         cursor.epoch,
         format::count(cursor.row),
-        format::items(cursor.rows as u64, packed),
+        format::items(of_epoch, packed),
         format::items(cursor.global_batch, packed),
     )
 }

@@ -24,6 +24,8 @@ pub(super) fn check(inputs: &Inputs, terminal: &Terminal) -> Result<(), LaunchEr
     let with_model = !is_repository(&name);
     if with_model {
         config = initial_model::settle(config)?;
+        let later = config.notes.iter().filter(|note| !outline.resolved.notes.contains(note));
+        later.for_each(|note| terminal.result(&format!("note: {note}")));
     }
     let with_model = template(&mut config, with_model, terminal)? && with_model;
     let training = &config.training;

@@ -99,6 +99,7 @@ pub(crate) fn take(path: &Path, source: &str) -> Option<Option<Prepared>> {
         let (file, tidied) = (path.to_path_buf(), Tidied::default());
         same.then(|| Prepared { dataset, report, digest, file, from_cache: true, tidied })
     };
+    // Before it is read, which takes long: who tidies meanwhile leaves it.
     touch(path);
     Some(whole())
 }

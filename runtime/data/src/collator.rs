@@ -165,6 +165,7 @@ mod tests {
             let batch = collator.collate(&dataset, &items, 0).unwrap();
             assert_eq!((batch.rows, batch.length), shape, "{batching:?}");
             assert_eq!((batch.tokens, batch.supervised), (9, dataset.supervised_tokens()), "{batching:?}");
+            assert_eq!(collator.by_source(&dataset), [(lengths.len(), 9)]);
             let beyond = collator.collate(&dataset, &[3], 0).unwrap_err().to_string();
             assert!(beyond.contains(" 3 of a data set of "), "{beyond}");
             let empty = collator.collate(&dataset, &[], 9).unwrap();

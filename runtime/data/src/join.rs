@@ -70,3 +70,7 @@ fn sum(parts: &[Prepared]) -> Option<DataReport> {
         ..first
     })
 }
+
+#[cfg(test)]
+#[path = "join_tests.rs"]
+mod tests;

@@ -48,7 +48,45 @@ fn what_cannot_be_mixed_is_refused() {
     for weights in [&[1.0][..], &[1.0, 0.0], &[1.0, -1.0], &[1.0, f64::NAN], &[1.0, f64::INFINITY]] {
         assert!(fault(&[3, 3], weights, Stopping::FirstExhausted).contains("of 2 sources"), "{weights:?}");
     }
-    assert!(fault(&[10, 10], &[1.0, 1e-12], Stopping::AllExhausted).contains("an epoch of"));
+    assert!(fault(&[10, 10], &[1.0, 1e-3], Stopping::AllExhausted).contains("an epoch of 10010 items"));
+    let cold = Mixing { shares: Shares::Temperature(1e-3), stopping: Stopping::FirstExhausted };
+    let told = Mixture::new(&[1000, 10], &cold).unwrap_err().to_string();
+    assert!(told.contains("mixing_temperature 0.001") && told.contains("hint: raise it"), "{told}");
+}
+
+#[test]
+fn a_permutation_has_every_number_once_and_mixes_them() {
+    for size in [1, 2, 3, 4, 5, 16, 17, 1000, 1025] {
+        let permutation = Permutation::new(size, 7, 1);
+        let mut numbers: Vec<u32> = (0..size).map(|place| permutation.at(place)).collect();
+        if size >= 1000 {
+            // Of a random one, one number in all stays where it is, and the mean step is a third of the size.
+            let stays = numbers.iter().enumerate().filter(|(place, number)| *place as u32 == **number).count();
+            let steps = numbers.windows(2).map(|pair| f64::from(pair[0].abs_diff(pair[1]))).sum::<f64>();
+            let mean = steps / f64::from(size - 1) / f64::from(size);
+            assert!(stays < 8 && (0.30..0.37).contains(&mean), "{size}: {stays} stay, mean step {mean}");
+        }
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..size).collect::<Vec<_>>());
+    }
+    let order = |seed, source| (0..100).map(|place| Permutation::new(100, seed, source).at(place)).collect::<Vec<_>>();
+    assert!(order(1, 0) != order(2, 0) && order(1, 0) != order(1, 1));
+    let large = Permutation::new(u32::MAX, 3, 0);
+    assert!((0..1000).all(|place| large.at(place) < u32::MAX));
+}
+
+#[test]
+fn no_row_comes_twice_in_an_epoch_that_does_not_use_up_its_source() {
+    // 7 of 10 rows: every other epoch goes over the end.
+    let mixture = mixture(&[10, 7], &[1.0, 1.0], Stopping::FirstExhausted);
+    assert_eq!(mixture.taken(), [7, 7]);
+    for (epoch, seed) in (0..20).flat_map(|epoch| [(epoch, None), (epoch, Some(5)), (epoch, Some(6))]) {
+        let mut order = mixture.epoch(epoch, seed);
+        order.sort_unstable();
+        let all = order.len();
+        order.dedup();
+        assert_eq!(order.len(), all, "epoch {epoch} of seed {seed:?}");
+    }
 }
 
 #[test]

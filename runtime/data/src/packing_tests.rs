@@ -139,3 +139,39 @@ fn packs_that_cannot_be_are_refused() {
     let nothing = error(&dataset, PackingStrategy::Wrapped, 1);
     assert!(nothing.contains("nothing in 7 packs of 1 tokens is supervised\nhint: "), "{nothing}");
 }
+
+/// Rows of several sources.
+fn of_sources(lengths: &[u32], sources: &[usize]) -> TokenizedDataset {
+    TokenizedDataset { sources: sources.to_vec(), ..rows(lengths) }
+}
+
+#[test]
+fn a_pack_has_rows_of_one_source() {
+    for strategy in STRATEGIES {
+        // Together they would fill two packs of 4.
+        let dataset = of_sources(&[3, 1, 1, 3], &[1, 3]);
+        let packs = packs(&dataset, strategy, 4);
+        assert_eq!(packs.sources().iter().sum::<usize>(), packs.count());
+        let source = |pack: usize| usize::from(pack >= packs.sources()[0]);
+        for pack in 0..packs.count() {
+            let of_pack = packs.pieces(pack);
+            assert!(
+                of_pack.iter().all(|piece| usize::from(piece.row >= 1) == source(pack)),
+                "{strategy:?}: {of_pack:?}"
+            );
+        }
+        assert_eq!((packs.sources(), packs.tokens()), (&[1, 2][..], 8), "{strategy:?}");
+    }
+}
+
+#[test]
+fn a_source_may_have_no_pack() {
+    // Nothing of the second row's pieces but the last is learned, and of the first source nothing at all.
+    let mut dataset = TokenizedDataset::new();
+    dataset.push(1, &[1, 2, 3, 4, 5], &[-100, -100, -100, -100, 5]);
+    dataset.push(2, &[6, 7], &[6, 7]);
+    dataset.sources = vec![1, 1];
+    let packs = packs(&dataset, PackingStrategy::Bfd, 4);
+    // The whole row counts as learned only where it is whole.
+    assert_eq!((packs.sources(), packs.left_out()), (&[0, 1][..], 1));
+}

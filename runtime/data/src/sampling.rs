@@ -94,6 +94,9 @@ pub struct Cursor {
     /// What packs are made by, where rows are packed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packing: Option<Packing>,
+    /// Packs of each source, where rows of several are packed: packs have rows of one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<usize>,
     /// The epoch, from 0.
     pub epoch: u64,
     /// Rows of this epoch that were used; less than it has.
@@ -181,10 +184,16 @@ impl StepPlan {
     /// A cursor of other data, another seed or another order.
     pub fn resumed(mut self, step: u64, cursor: &Cursor) -> Result<StepPlan, DataError> {
         let here = self.cursor(step);
-        let Cursor { rows, packing, epoch, row, global_batch: _, row_seed, sampling, group, ref mixture } = *cursor;
+        let Cursor { rows, packing, ref sources, epoch, row, global_batch: _, row_seed, sampling, group, ref mixture } =
+            *cursor;
         let beyond = row >= self.rows() || epoch > MAX_EPOCH;
         let same = (rows, packing, row_seed, sampling) == (here.rows, here.packing, here.row_seed, here.sampling);
-        if !same || *mixture != here.mixture || beyond || group.is_some() != here.group.is_some() || group == Some(0) {
+        if !same
+            || (sources, mixture) != (&here.sources, &here.mixture)
+            || beyond
+            || group.is_some() != here.group.is_some()
+            || group == Some(0)
+        {
             return Err(DataError::Plan {
                 message: format!("the run was in {cursor:?}, and would go on in {here:?}"),
                 hint: "go on with the data, weights, seed and order that the checkpoint was saved with".into(),
@@ -305,6 +314,7 @@ impl StepPlan {
         Cursor {
             rows: self.options.items.count,
             packing: self.options.items.packing,
+            sources: self.packed_sources(),
             epoch,
             row,
             global_batch: self.global_batch(),
@@ -313,6 +323,11 @@ impl StepPlan {
             group: (self.options.sampling == Sampling::GroupByLength).then(|| self.group(epoch)),
             mixture: self.mixture.clone(),
         }
+    }
+
+    fn packed_sources(&self) -> Vec<usize> {
+        let Items { packing, sources, .. } = &self.options.items;
+        if packing.is_some() && sources.len() > 1 { sources.clone() } else { Vec::new() }
     }
 
     /// Grouped by length: the rows among which those of an epoch are sorted.

@@ -24,6 +24,7 @@ pub struct Tidied {
 /// names that the cache itself gives are looked at; what cannot be removed stays.
 pub(crate) fn tidy(cache: &Path, now: SystemTime) -> Tidied {
     let mut tidied = Tidied::default();
+    let Some(user) = fs::metadata("/proc/self").ok().map(|process| process.uid()) else { return tidied };
     for folder in [cache.to_path_buf(), cache.join("digests")] {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
@@ -35,7 +36,9 @@ pub(crate) fn tidy(cache: &Path, now: SystemTime) -> Tidied {
                 false if dataset || hash(name) => UNUSED,
                 false => continue,
             };
-            if known.is_file() && age(&known, now) > limit && fs::remove_file(entry.path()).is_ok() && dataset {
+            // Another user's use of it may not have been noted down, so the files of others stay.
+            let own = known.uid() == user;
+            if own && known.is_file() && age(&known, now) > limit && fs::remove_file(entry.path()).is_ok() && dataset {
                 tidied.datasets += 1;
                 tidied.bytes += if known.nlink() == 1 { known.len() } else { 0 };
             }
