@@ -66,7 +66,7 @@ fn sources_are_called_by_what_tells_them_apart() {
 #[test]
 fn what_is_wrong_with_a_source_is_told() {
     let table = [
-        ("[{path: a, weigth: 1}]", "source 1 has an unknown key weigth: did you mean weight? it has path, label"),
+        ("[{path: a, weigth: 1}]", "source 1 has an unknown key weigth: did you mean weight? it has path, name, split, label"),
         ("[{path: a, weight: 1}, {path: b}]", "1 of 2 sources have a weight: give each one, or none"),
         ("[{path: a, weight: 0}]", "weight of source 1 is 0: it must be a number, more than 0"),
         ("[{path: a}, {weight: 1}]", "source 2 has no path"),
@@ -74,6 +74,8 @@ fn what_is_wrong_with_a_source_is_told() {
         ("[{path: a}, {path: a}]", "two sources are called a: give each a label of its own"),
         ("[{path: a, label: x}, {path: b, label: x}]", "two sources are called x"),
         ("[{path: a, label: \"x\\ny\"}]", "label of source 1 is"),
+        ("[{path: a, data_files: b}]", "data_files of source 1: path names the files themselves"),
+        ("[{path: a, columns: [b]}]", "columns of source 1: use column_mapping"),
         ("[{path: a, column_mapping: x}]", "column_mapping of source 1 is x: it must be pairs"),
         ("'[{path: a, weight}'", "the text is no list"),
     ];

@@ -202,7 +202,7 @@ fn a_resolved_configuration_survives_its_file() {
     std::fs::write(&path, earlier).unwrap();
     let mut expected = job.clone();
     expected.training.report_to = None;
-    assert_eq!(Resolved::read(&path).unwrap(), expected);
+    assert_eq!(Resolved::read(&path).unwrap().training, expected.training);
     let no_data: String =
         text.lines().filter(|line| !line.starts_with("  seed: ")).map(|line| format!("{line}\n")).collect();
     std::fs::write(&path, no_data.replace("  output_dir:", "  output_dri:")).unwrap();

@@ -160,7 +160,9 @@ fn a_pack_has_rows_of_one_source() {
                 "{strategy:?}: {of_pack:?}"
             );
         }
-        assert_eq!((packs.sources(), packs.tokens()), (&[1, 2][..], 8), "{strategy:?}");
+        // Wrapped, the last token is alone in a pack, where nothing predicts it.
+        let expected = if strategy == PackingStrategy::Wrapped { ([1, 1], 7) } else { ([1, 2], 8) };
+        assert_eq!((packs.sources(), packs.tokens()), (&expected.0[..], expected.1), "{strategy:?}");
     }
 }
 
