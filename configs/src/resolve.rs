@@ -11,7 +11,7 @@ use crate::topology::{self, Settled, Topology};
 use crate::training::{KEYS, Training};
 use crate::types::{DeviceKind, Strategy};
 use crate::written::{ACCELERATE_HOSTS, Written};
-use crate::{deepspeed, device, fsdp, mesh, mixing, offload, packing, precision, presets, source, units};
+use crate::{deepspeed, device, fsdp, mesh, mixing, offload, packing, precision, presets, schedule, source, units};
 use std::collections::BTreeMap;
 
 /// What the user gave, as written.
@@ -275,6 +275,7 @@ fn training(reader: &mut Reader<'_>) -> Result<Training, ConfigError> {
     let mut training = Training::read(reader)?;
     packing::settle(reader, &mut training)?;
     mixing::settle(reader, &training)?;
+    schedule::settle(reader, &mut training)?;
     let settings = reader.settings;
     let find = |key: &str| settings.find(Section::Training, key);
     settle_warmup(&mut training, find("warmup_steps"), find("warmup_ratio"))?;

@@ -107,6 +107,15 @@ impl Resolved {
             (Section::Training, "model_revision") if self.hub_model.is_some() => {
                 entry(optional(self.hub_model.as_ref().map(|model| model.commit.as_str())), "training.model_revision")
             }
+            (Section::Training, "lr_scheduler_type") => {
+                entry(self.training.lr_scheduler_type.scheduler().name().into(), "training.lr_scheduler_type")
+            }
+            (Section::Training, "lr_scheduler_kwargs") => {
+                let parameters = self.training.lr_scheduler_type.parameters();
+                let value = if parameters.is_empty() { Value::Null } else { Value::Mapping(parameters) };
+                let written = self.entry(known.section, name, value, name);
+                Some(Written { field: "training.lr_scheduler_type".to_owned(), ..written })
+            }
             // `mixed_precision` says it.
             (Section::Training, "bf16" | "fp16") => None,
             (Section::Top, "use_cpu") => entry((self.device == DeviceKind::Cpu).into(), "device"),
