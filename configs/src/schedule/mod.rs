@@ -16,8 +16,8 @@ use parameters::{Given, KWARGS};
 use serde::{Deserialize, Serialize};
 use serde_yaml::{Mapping, Value};
 
-/// A schedule with its parameters. Variants are those of [`Scheduler`]; fields have transformers' names and meanings, which
-/// [`PARAMETERS`] tells in a line each.
+/// A schedule with its parameters. Variants are those of [`Scheduler`]; fields have transformers' names and meanings
+/// (docs/schedules.md).
 #[allow(missing_docs)]
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Told", into = "Told")]
