@@ -58,6 +58,8 @@ def recipe_of(config, max_steps):
         problems.append(f"mixed_precision is {config['mixed_precision']}, expected no")
     if plain_value(training["train_sampling_strategy"]).lower() != "sequential":
         problems.append(f"train_sampling_strategy is {training['train_sampling_strategy']}, expected sequential")
+    if isinstance(training["lr_scheduler_type"], dict):
+        problems.append(f"lr_scheduler_kwargs is {training['lr_scheduler_type']['parameters']}, expected none")
     if problems:
         sys.exit("error: this run cannot be compared: " + "; ".join(problems))
     warmup = float(training.get("warmup_steps") or training.get("warmup_ratio") or 0)

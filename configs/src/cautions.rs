@@ -1,7 +1,9 @@
 //! What to be warned of before a training begins: settings that are allowed and seldom meant.
 
 use crate::resolved::Resolved;
-use crate::types::{Scheduler, Strategy};
+use crate::schedule::ScheduleShape;
+use crate::training::Training;
+use crate::types::Strategy;
 
 /// The highest rate of full fine-tuning that is usual: ten to a hundred times below that of training from scratch.
 const USUAL_RATE: f64 = 5e-5;
@@ -18,7 +20,7 @@ pub fn cautions(config: &Resolved) -> Vec<String> {
     let place = |key: &str| config.provenance.get(key).map_or("default", String::as_str);
     let mut warnings = Vec::new();
     let warms = training.warmup_steps > 0.0 || training.warmup_ratio > 0.0;
-    if training.lr_scheduler_type == Scheduler::Constant {
+    if training.lr_scheduler_type == ScheduleShape::Constant {
         warnings.push(format!(
             "lr_scheduler_type is constant ({}), which has no warm-up: the first steps are taken at the full rate of \
              {rate}; constant_with_warmup with warmup_ratio 0.06 to 0.1 is usual",
@@ -30,6 +32,7 @@ pub fn cautions(config: &Resolved) -> Vec<String> {
              --warmup_ratio 0.06"
         ));
     }
+    warnings.extend(phases(training));
     if rate > FAR * USUAL_RATE && training.eval_strategy == Strategy::No {
         warnings.push(format!(
             "learning_rate is {rate} ({}), far above the 1e-5 to 5e-5 of full fine-tuning, and nothing is evaluated on the \
@@ -38,6 +41,27 @@ pub fn cautions(config: &Resolved) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// What is seldom meant of the phases of warmup_stable_decay, where the number of steps is known.
+fn phases(training: &Training) -> Option<String> {
+    let ScheduleShape::WarmupStableDecay { num_stable_steps, num_decay_steps, .. } = training.lr_scheduler_type else {
+        return None;
+    };
+    let total = u64::try_from(training.max_steps).ok()?;
+    let warmup = training.warmup_steps_of(total);
+    let phases = warmup.saturating_add(num_decay_steps).saturating_add(num_stable_steps.unwrap_or(0));
+    match num_stable_steps {
+        None if phases > total => Some(format!(
+            "the warm-up of {warmup} steps and num_decay_steps {num_decay_steps} are more than max_steps {total}: the rate \
+             falls at once from the end of the warm-up into the middle of the decay"
+        )),
+        Some(stable) if phases < total => Some(format!(
+            "warm-up {warmup}, num_stable_steps {stable} and num_decay_steps {num_decay_steps} are {phases} of the {total} \
+             steps of max_steps: the others have the lowest rate of the decay"
+        )),
+        _ => None,
+    }
 }
 
 /// The warning for the case in which a model forgets most: a high rate, few rows, and one source of data alone, all

@@ -66,7 +66,10 @@ fn sources_are_called_by_what_tells_them_apart() {
 #[test]
 fn what_is_wrong_with_a_source_is_told() {
     let table = [
-        ("[{path: a, weigth: 1}]", "source 1 has an unknown key weigth: did you mean weight? it has path, name, split, label"),
+        (
+            "[{path: a, weigth: 1}]",
+            "source 1 has an unknown key weigth: did you mean weight? it has path, name, split, label",
+        ),
         ("[{path: a, weight: 1}, {path: b}]", "1 of 2 sources have a weight: give each one, or none"),
         ("[{path: a, weight: 0}]", "weight of source 1 is 0: it must be a number, more than 0"),
         ("[{path: a}, {weight: 1}]", "source 2 has no path"),

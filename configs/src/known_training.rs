@@ -59,7 +59,6 @@ pub(crate) const TRAINING: &[Known] = &[
     known("optim_args", NONE, REMOVE),
     known("optim_target_modules", NONE, REMOVE),
     known("adafactor", NO, NotBuilt("use optim: adamw_torch_fused")),
-    known("lr_scheduler_kwargs", NONE, REMOVE),
     known("auto_find_batch_size", NO, NotBuilt("set per_device_train_batch_size")),
     known("gradient_checkpointing_kwargs", ANY, NO_EFFECT_SILENT),
     known("activation_offloading", NO, REMOVE),
@@ -215,16 +214,8 @@ pub(crate) const RENAMED: &[(&str, &str)] = &[
 const UNBUILT: &[(&[&str], &[&str], &str)] = &[
     (
         &["lr_scheduler_type"],
-        &[
-            "cosine_with_restarts",
-            "polynomial",
-            "inverse_sqrt",
-            "reduce_lr_on_plateau",
-            "cosine_with_min_lr",
-            "cosine_warmup_with_min_lr",
-            "warmup_stable_decay",
-        ],
-        "use linear, cosine, constant or constant_with_warmup",
+        &["reduce_lr_on_plateau", "greedy"],
+        "schedules follow the steps: use one such as cosine or warmup_stable_decay",
     ),
     (&["mixed_precision"], &["fp8"], "use bf16, fp16 or no"),
     (

@@ -4,6 +4,7 @@ use crate::data::{ColumnMapping, Dataset};
 use crate::known::{Role, TABLES};
 use crate::known_training::{FORMER, RENAMED};
 use crate::profile::ProfileSteps;
+use crate::schedule::SchedulerKwargs;
 use crate::store_url::StoreUrl;
 use crate::training::KEYS;
 
@@ -56,6 +57,8 @@ pub enum Kind {
     Data,
     /// Names of columns for names of columns.
     Mapping,
+    /// Names of parameters and their values.
+    Parameters,
     /// Words.
     Text,
     /// A whole number.
@@ -73,11 +76,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What stands for the value in a usage line: `PATH`, `HERE=THERE,…`, `TEXT`, `N`, `X`, `BOOL`, `FIRST..LAST`, `URL`, or the names.
+    /// What stands for the value in a usage line: `PATH`, `HERE=THERE,…`, `{NAME: VALUE}`, `TEXT`, `N`, `X`, `BOOL`, `FIRST..LAST`, `URL`, or the names.
     pub fn placeholder(self) -> String {
         match self {
             Kind::Path | Kind::Data => "PATH".to_owned(),
             Kind::Mapping => "HERE=THERE,…".to_owned(),
+            Kind::Parameters => "{NAME: VALUE}".to_owned(),
             Kind::Text => "TEXT".to_owned(),
             Kind::Integer => "N".to_owned(),
             Kind::Number => "X".to_owned(),
@@ -222,6 +226,7 @@ impl Key {
             Kind::Path => "a path".to_owned(),
             Kind::Data => Dataset::WORDS.to_owned(),
             Kind::Mapping => ColumnMapping::WORDS.to_owned(),
+            Kind::Parameters => SchedulerKwargs::WORDS.to_owned(),
             Kind::Text => "words".to_owned(),
             Kind::Integer => "a whole number".to_owned(),
             Kind::Number => "a number".to_owned(),

@@ -9,9 +9,11 @@ use crate::settings::{Reader, Setting, Settings, agree, missing};
 use crate::sharding::{ReshardAfterForward, Sharding, Stage};
 use crate::topology::{self, Settled, Topology};
 use crate::training::{KEYS, Training};
-use crate::types::{DeviceKind, Scheduler, Strategy, WarmupType};
+use crate::types::{DeviceKind, Strategy};
 use crate::written::{ACCELERATE_HOSTS, Written};
-use crate::{deepspeed, device, fsdp, hub, mesh, mixing, offload, packing, precision, presets, source, units};
+use crate::{
+    deepspeed, device, fsdp, hub, mesh, mixing, offload, packing, precision, presets, schedule, source, units,
+};
 use std::collections::BTreeMap;
 
 /// What the user gave, as written.
@@ -277,10 +279,10 @@ fn training(reader: &mut Reader<'_>) -> Result<Training, ConfigError> {
     packing::settle(reader, &mut training)?;
     hub::settle(reader, &mut training);
     mixing::settle(reader, &training)?;
+    schedule::settle(reader, &mut training)?;
     let settings = reader.settings;
     let find = |key: &str| settings.find(Section::Training, key);
     settle_warmup(&mut training, find("warmup_steps"), find("warmup_ratio"))?;
-    settle_warmup_type(reader, &mut training);
     let mut unread = |key: &str, because: &str, reason: String| {
         if let Some(setting) = find(key) {
             let place = find(because).map_or("the default", |because| because.place.as_str());
@@ -343,23 +345,6 @@ fn check_evaluation(training: &Training, settings: &Settings) -> Result<(), Conf
     let hint =
         format!("{key} is {value} ({place}): pass --eval_dataset PATH, set training.eval_dataset, or set {key} to no");
     Err(ConfigError::Missing { keys: "eval_dataset".to_owned(), hint })
-}
-
-/// DeepSpeed's default goes with its own schedulers alone; without a warm-up the type of it has no effect.
-fn settle_warmup_type(reader: &mut Reader<'_>, training: &mut Training) {
-    let settings = reader.settings;
-    let find = |key: &str| settings.find(Section::Training, key);
-    let Some(setting) = find("warmup_type") else { return };
-    let scheduler = find("lr_scheduler_type").filter(|scheduler| scheduler.layer > setting.layer);
-    if let Some(scheduler) = scheduler.filter(|_| setting.is_deepspeeds_default()) {
-        training.warmup_type = WarmupType::Linear;
-        reader.provenance.insert("warmup_type".to_owned(), format!("default, by {}", scheduler.place));
-    }
-    let warms = training.warmup_steps > 0.0 || training.warmup_ratio > 0.0;
-    let constant = training.lr_scheduler_type == Scheduler::Constant;
-    if training.warmup_type == WarmupType::Log && (constant || !warms) && !setting.is_deepspeeds_default() {
-        reader.notes.push(no_effect(setting, "there is no warm-up"));
-    }
 }
 
 /// Leaves one of `warmup_steps` and `warmup_ratio`: the one in the higher place.

@@ -5,6 +5,7 @@
 
 use crate::known::{Known, Role, TABLES, prefix};
 use crate::registry::{Allowed, DefaultValue, Key, Kind, Section, key};
+use crate::schedule::PARAMETERS;
 use crate::training::KEYS;
 use crate::types::FsdpStrategy;
 use serde_json::{Map, Value, json};
@@ -114,6 +115,7 @@ fn of_kind(kind: Kind, allowed: Allowed) -> Vec<Value> {
             names().into_iter().chain([json!({"type": "array", "minItems": 1, "items": source_of_data()})]).collect()
         }
         Kind::Mapping => mapping(),
+        Kind::Parameters => parameters(),
         Kind::Integer => ranges("integer", allowed).into_iter().chain([spelt()]).collect(),
         Kind::Number => ranges("number", allowed).into_iter().chain([spelt()]).collect(),
         Kind::Switch => switch(),
@@ -135,6 +137,20 @@ fn mapping() -> Vec<Value> {
     vec![
         json!({"type": "string", "pattern": "="}),
         json!({"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}),
+    ]
+}
+
+/// Parameters of a schedule; which of them it takes, only reading tells.
+fn parameters() -> Vec<Value> {
+    let of = |known: &Key| {
+        let mut forms = of_kind(known.kind, known.allowed);
+        forms.push(json!({"type": "null"}));
+        (known.name.to_owned(), json!({"description": known.help, "anyOf": forms}))
+    };
+    let properties: Map<String, Value> = PARAMETERS.iter().map(of).collect();
+    vec![
+        json!({"type": "string", "pattern": r"^\s*\{"}),
+        json!({"type": "object", "properties": properties, "additionalProperties": false}),
     ]
 }
 

@@ -5,12 +5,13 @@ use crate::data::{ColumnMapping, Dataset};
 use crate::error::ConfigError;
 use crate::profile::ProfileSteps;
 use crate::registry::{Allowed, DefaultValue, Group, Key, Section};
+use crate::schedule::{ScheduleShape, SchedulerKwargs};
 use crate::settings::Reader;
 use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
     Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter, Sampling,
-    Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, WarmupType, WrapPolicy,
+    StateDictType, StateType, StoppingStrategy, Strategy, WarmupType, WrapPolicy,
 };
 use crate::value::FromValue;
 use serde::{Deserialize, Serialize};
@@ -115,7 +116,7 @@ keys! {
         /// The highest learning rate
         learning_rate: f64 = "2e-5", NOT_NEGATIVE, Optimizer;
         /// How the learning rate goes on after the warm-up
-        lr_scheduler_type: Scheduler = "linear", Allowed::Any, Optimizer;
+        lr_scheduler_type: ScheduleShape = "linear", Allowed::Any, Optimizer;
         /// Optimizer steps of warm-up; a number below 1 is a share of all steps
         warmup_steps: f64 = "0", NOT_NEGATIVE, Optimizer;
         /// Share of all steps that warms up; warmup_steps goes before it
@@ -196,6 +197,8 @@ keys! {
     [Training] {
         /// Micro-batches per optimizer step
         gradient_accumulation_steps: u32 = "1", POSITIVE, Batches;
+        /// What the schedule takes beside the warm-up, as {num_cycles: 2} (docs/schedules.md)
+        lr_scheduler_kwargs: Option<SchedulerKwargs> = unset, Allowed::Any, Optimizer;
         /// Gradients are scaled down to this global norm; 0 switches it off
         max_grad_norm: f64 = "1", NOT_NEGATIVE, Optimizer;
         /// Recompute activations in the backward pass: less memory, more time

@@ -92,10 +92,50 @@ choice! {
         Linear = "linear",
         /// Falls along half a cosine to 0 at the last step.
         Cosine = "cosine",
+        /// Falls along half a cosine several times, each time from the highest rate.
+        CosineWithRestarts = "cosine_with_restarts",
+        /// Falls along half a cosine to a rate above 0.
+        CosineWithMinLr = "cosine_with_min_lr",
+        /// The same, one step earlier, after a warm-up that does not begin at 0.
+        CosineWarmupWithMinLr = "cosine_warmup_with_min_lr",
+        /// Falls with a power of what is left of the steps.
+        Polynomial = "polynomial",
         /// Stays, and has no warm-up.
         Constant = "constant",
         /// Stays after the warm-up.
         ConstantWithWarmup = "constant_with_warmup",
+        /// Falls with the square root of the steps, without an end.
+        InverseSqrt = "inverse_sqrt",
+        /// Stays after the warm-up, and falls in the last steps.
+        WarmupStableDecay = "warmup_stable_decay",
+    }
+}
+
+impl Scheduler {
+    /// Every one.
+    pub(crate) const ALL: [Scheduler; 10] = [
+        Scheduler::Linear,
+        Scheduler::Cosine,
+        Scheduler::CosineWithRestarts,
+        Scheduler::CosineWithMinLr,
+        Scheduler::CosineWarmupWithMinLr,
+        Scheduler::Polynomial,
+        Scheduler::Constant,
+        Scheduler::ConstantWithWarmup,
+        Scheduler::InverseSqrt,
+        Scheduler::WarmupStableDecay,
+    ];
+}
+
+choice! {
+    /// How a rate rises or falls in a phase of warmup_stable_decay.
+    pub Curve {
+        /// In a straight line.
+        Linear = "linear",
+        /// Along half a cosine.
+        Cosine = "cosine",
+        /// As 1 less the square root of what is done: steep at first in a decay, at last in a warm-up.
+        OneMinusSqrt = "1-sqrt",
     }
 }
 

@@ -6,8 +6,8 @@ use crate::registry::Kind;
 use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
-    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter, Sampling,
-    Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, WarmupType, WrapPolicy,
+    Backend, Curve, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter,
+    Sampling, Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, WarmupType, WrapPolicy,
 };
 use serde_yaml::Value;
 use std::path::PathBuf;
@@ -211,6 +211,7 @@ macro_rules! choices {
 }
 choices!(
     Backend,
+    Curve,
     Precision,
     Scheduler,
     Strategy,

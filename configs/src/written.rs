@@ -115,6 +115,15 @@ impl Resolved {
                 let names = self.training.eval_dataset.as_ref();
                 entry(names.map_or(Value::Null, |names| self.pinned(names)), "training.eval_dataset")
             }
+            (Section::Training, "lr_scheduler_type") => {
+                entry(self.training.lr_scheduler_type.scheduler().name().into(), "training.lr_scheduler_type")
+            }
+            (Section::Training, "lr_scheduler_kwargs") => {
+                let parameters = self.training.lr_scheduler_type.parameters();
+                let value = if parameters.is_empty() { Value::Null } else { Value::Mapping(parameters) };
+                let written = self.entry(known.section, name, value, name);
+                Some(Written { field: "training.lr_scheduler_type".to_owned(), ..written })
+            }
             // `mixed_precision` says it.
             (Section::Training, "bf16" | "fp16") => None,
             (Section::Top, "use_cpu") => entry((self.device == DeviceKind::Cpu).into(), "device"),

@@ -5,7 +5,7 @@ use crate::control::{Control, ControlError, Identity};
 use crate::device;
 use crate::gpu::{self, GpuError};
 use crate::model::{Llama, ModelConfig, ModelError};
-use crate::optim::{Schedule, ScheduleKind, Warmup};
+use crate::optim::Schedule;
 use crate::panics;
 use crate::shard::{Kinds, ShardError, ShardOptions, Shards};
 use crate::torch::AdamW;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use tch::Device;
 use thiserror::Error;
 use zerofold_checkpoint::{Found, Weights, check_storage, open_step};
-use zerofold_configs::{Backend, Resolved, Scheduler, Training, WarmupType};
+use zerofold_configs::{Backend, Resolved, Training};
 use zerofold_data::{Batching, Collator, Items, Places, Sampling, StepPlan, StepPlanOptions, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_proto::v1::{LeaveRequest, StateBytes};
@@ -273,18 +273,10 @@ fn build(
     let training = &config.training;
     let options = StepOptions {
         schedule: Schedule {
-            kind: match training.lr_scheduler_type {
-                Scheduler::Linear => ScheduleKind::Linear,
-                Scheduler::Cosine => ScheduleKind::Cosine,
-                Scheduler::Constant => ScheduleKind::Constant,
-                Scheduler::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
-            },
+            shape: training.lr_scheduler_type,
             peak: training.learning_rate,
             warmup_steps: training.warmup_steps_of(total_steps),
-            warmup: match training.warmup_type {
-                WarmupType::Linear => Warmup::Linear,
-                WarmupType::Log => Warmup::Logarithmic,
-            },
+            warmup: training.warmup_type,
             total_steps,
         },
         adamw: AdamW {

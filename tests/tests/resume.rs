@@ -291,3 +291,38 @@ fn folders_that_cannot_be_used_are_refused_untouched() {
     again.run().assert_failed(2, &["the folder is not empty", "--resume"]);
     assert!(model_bytes(&run) == before);
 }
+
+#[test]
+fn a_decay_branches_off_a_step_of_the_stable_phase() {
+    let scene = Scene::new();
+    let train = |run: &str, steps: u32, kwargs: &str, words: &str| {
+        let job = scene.train(MODEL, run, BATCHES).words("--zero_stage 2 --lr_scheduler_type warmup_stable_decay");
+        let job = job.words("--warmup_steps 2").words(&format!("--max_steps {steps}")).words(words);
+        job.with("--lr_scheduler_kwargs", kwargs).run()
+    };
+    let decay = "{num_decay_steps: 4, decay_type: 1-sqrt, min_lr_ratio: 0.1}";
+    train("stable", 7, "{num_stable_steps: 1000, num_decay_steps: 100}", "").assert_done();
+    scene.copy(&scene.path("stable"), "branch");
+    let ended = train("branch", 9, decay, "--resume step-00000005");
+    ended.assert_done();
+    ended.assert_says(&["note: changed since the checkpoint: ", "lr_scheduler_type ", "max_steps 7 → 9"]);
+    // The rates of a run whose decay is in these steps: warm-up to step 2, the highest to step 6, then down.
+    let rates = |run: &str| -> Vec<f64> {
+        let steps = Metrics::of(&scene.path(run)).steps();
+        steps.iter().map(|step| step["learning_rate"].as_f64().expect("a rate")).collect()
+    };
+    let falling = |done: f64| 1e-3 * (0.1 + 0.9 * (1.0 - done.sqrt()));
+    let expected = [[1e-3; 3], [falling(0.25), falling(0.5), falling(0.75)]].concat();
+    let branched = rates("branch");
+    assert_eq!(branched.len(), 9);
+    for (found, expected) in branched[3..].iter().zip(expected) {
+        assert!((found - expected).abs() <= 1e-12, "{branched:?}");
+    }
+    assert_eq!(rates("stable")[2..], [1e-3; 5]);
+    // The warm-up begins at the lowest rate of the decay, which the first steps of the run did not know; with the same one there,
+    // all is the same to the last bit.
+    train("same", 7, "{num_stable_steps: 1000, num_decay_steps: 100, min_lr_ratio: 0.1}", "").assert_done();
+    train("same", 9, decay, "--resume step-00000005").assert_done();
+    train("whole", 9, decay, "").assert_done();
+    assert_identical(&scene.path("same"), &scene.path("whole"));
+}

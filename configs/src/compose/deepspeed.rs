@@ -4,14 +4,16 @@ use super::{Composed, LeftOut};
 use crate::outline::Outline;
 use crate::registry::Group;
 use crate::resolved::Resolved;
+use crate::schedule::{Minimum, ScheduleShape};
 use crate::sharding::{ReshardAfterForward, Stage};
-use crate::types::{ElementType, Offload, Precision, Scheduler};
+use crate::types::{ElementType, Offload, Precision};
 use crate::written::Written;
 use serde_json::{Map, Value, json};
 
 const SCRIPT: &str = "a DeepSpeed JSON says nothing of it: give it to the training script";
 const LAUNCHER: &str = "it is an option of the program deepspeed, not of its JSON";
 const STEPS: &str = "DeepSpeed's schedules need the number of steps: set max_steps to have one in the JSON";
+const SHAPE: &str = "DeepSpeed has no schedule of this shape: let the training script make it";
 const UNITS: &str = "DeepSpeed gathers by parameter, not by unit";
 
 pub(super) fn compose(outline: &Outline) -> Composed {
@@ -36,10 +38,14 @@ pub(super) fn compose(outline: &Outline) -> Composed {
     file.insert("zero_optimization".to_owned(), zero(resolved));
     file.insert("optimizer".to_owned(), optimizer(resolved));
     let scheduler = scheduler(resolved);
-    let scheduled = scheduler.is_some() || resolved.training.lr_scheduler_type == Scheduler::Constant;
+    let schedule = match resolved.training.lr_scheduler_type {
+        ScheduleShape::Constant => None,
+        shape if of_deepspeed(shape).is_none() => Some(SHAPE),
+        _ => scheduler.is_none().then_some(STEPS),
+    };
     file.extend(scheduler.map(|scheduler| ("scheduler".to_owned(), scheduler)));
     let text = serde_json::to_string_pretty(&Value::Object(file)).unwrap_or_default() + "\n";
-    Composed { text, left_out: left_out(outline, scheduled) }
+    Composed { text, left_out: left_out(outline, schedule) }
 }
 
 fn communication(dtype: ElementType) -> &'static str {
@@ -87,12 +93,7 @@ fn optimizer(resolved: &Resolved) -> Value {
 fn scheduler(resolved: &Resolved) -> Option<Value> {
     let training = &resolved.training;
     let total = u64::try_from(training.max_steps).ok().filter(|steps| *steps > 0);
-    let (kind, rate) = match training.lr_scheduler_type {
-        Scheduler::Linear => ("WarmupDecayLR", true),
-        Scheduler::Cosine => ("WarmupCosineLR", false),
-        Scheduler::ConstantWithWarmup => ("WarmupLR", true),
-        Scheduler::Constant => return None,
-    };
+    let (kind, cosine_end) = of_deepspeed(training.lr_scheduler_type)?;
     // A number of steps stands for itself; a share is one of the total.
     let fixed = training.warmup_steps >= 1.0 || (training.warmup_steps == 0.0 && training.warmup_ratio == 0.0);
     let warmup = match total {
@@ -107,12 +108,15 @@ fn scheduler(resolved: &Resolved) -> Option<Value> {
     let kind_of_warmup = json!(training.warmup_type.name());
     let mut parameters =
         Map::from_iter([("warmup_num_steps".to_owned(), json!(warmup)), ("warmup_type".to_owned(), kind_of_warmup)]);
-    if rate {
-        parameters.insert("warmup_min_lr".to_owned(), json!(0.0));
-        parameters.insert("warmup_max_lr".to_owned(), json!(training.learning_rate));
-    } else {
-        parameters.insert("warmup_min_ratio".to_owned(), json!(0.0));
-        parameters.insert("cos_min_ratio".to_owned(), json!(0.0));
+    match cosine_end {
+        None => {
+            parameters.insert("warmup_min_lr".to_owned(), json!(0.0));
+            parameters.insert("warmup_max_lr".to_owned(), json!(training.learning_rate));
+        }
+        Some(end) => {
+            parameters.insert("warmup_min_ratio".to_owned(), json!(0.0));
+            parameters.insert("cos_min_ratio".to_owned(), json!(end.share(training.learning_rate)));
+        }
     }
     if kind != "WarmupLR" {
         parameters.insert("total_num_steps".to_owned(), json!(total));
@@ -120,9 +124,26 @@ fn scheduler(resolved: &Resolved) -> Option<Value> {
     Some(json!({"type": kind, "params": parameters}))
 }
 
+/// DeepSpeed's schedule of this shape, and of a cosine where it ends.
+fn of_deepspeed(shape: ScheduleShape) -> Option<(&'static str, Option<Minimum>)> {
+    // The half of a wave that DeepSpeed's cosine is.
+    const HALF: f64 = 0.5;
+    match shape {
+        ScheduleShape::Linear => Some(("WarmupDecayLR", None)),
+        ScheduleShape::ConstantWithWarmup => Some(("WarmupLR", None)),
+        ScheduleShape::Cosine { num_cycles } if num_cycles == HALF => {
+            Some(("WarmupCosineLR", Some(Minimum::Share(0.0))))
+        }
+        ScheduleShape::CosineWithMinLr { num_cycles, minimum } if num_cycles == HALF => {
+            Some(("WarmupCosineLR", Some(minimum)))
+        }
+        _ => None,
+    }
+}
+
 /// Everything that is set and does not stand in the JSON.
-fn left_out(outline: &Outline, scheduled: bool) -> Vec<LeftOut> {
-    let schedule = ["lr_scheduler_type", "warmup_steps", "warmup_ratio", "warmup_type"];
+fn left_out(outline: &Outline, unscheduled: Option<&'static str>) -> Vec<LeftOut> {
+    let schedule = ["lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "warmup_type"];
     let told = [
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
@@ -142,7 +163,7 @@ fn left_out(outline: &Outline, scheduled: bool) -> Vec<LeftOut> {
     ];
     let group = matches!(outline.resolved.sharding.reshard_after_forward, ReshardAfterForward::Group(_));
     let reason = |written: &Written| match written.key {
-        key if schedule.contains(&key) => (!scheduled).then_some(STEPS),
+        key if schedule.contains(&key) => unscheduled,
         key if told.contains(&key) => None,
         "fsdp_reshard_after_forward" if group => None,
         key if key.starts_with("fsdp_") || key.starts_with("parallelism_") => (!written.is_default()).then_some(UNITS),

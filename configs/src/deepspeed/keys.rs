@@ -82,7 +82,7 @@ pub(crate) const KEYS: &[Known] = &[
     known("scheduler.params.warmup_type", &[], Used),
     known("scheduler.params.total_num_steps", &[], Used),
     known("scheduler.params.warmup_min_ratio", ZERO_ONLY, NotBuilt("the warm-up begins at 0")),
-    known("scheduler.params.cos_min_ratio", &["0"], NotBuilt("the cosine ends at 0: use cos_min_ratio: 0")),
+    known("scheduler.params.cos_min_ratio", &[], Used),
     known("scheduler.params.last_batch_iteration", &["-1"], NotBuilt("use the flag --resume")),
     // Sharding; what is the same under a name of `deepspeed_config` stands in `ZERO`
     known("zero_optimization.stage", &[], Used),

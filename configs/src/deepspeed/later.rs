@@ -157,7 +157,7 @@ impl Later {
                 resolved.training.learning_rate
             ));
         }
-        let kind = resolved.training.lr_scheduler_type;
+        let kind = resolved.training.lr_scheduler_type.scheduler();
         let later = warms(resolved) || kind == Scheduler::Linear;
         if let Some(scheduler) = self.scheduler(resolved).filter(|_| later) {
             let logarithmic = warms(resolved) && resolved.training.warmup_type == WarmupType::Log;
@@ -166,7 +166,7 @@ impl Later {
                 scheduler.equation(),
                 scheduler.place,
                 if logarithmic { " with DeepSpeed's logarithmic warm-up" } else { "" },
-                if kind == Scheduler::Cosine { " in the warm-up" } else { "" }
+                if matches!(kind, Scheduler::Cosine | Scheduler::CosineWithMinLr) { " in the warm-up" } else { "" }
             ));
         }
         if let Some(decay) =

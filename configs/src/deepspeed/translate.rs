@@ -4,7 +4,7 @@ use super::{Entry, keys};
 use crate::error::ConfigError;
 use crate::registry::Section;
 use crate::settings::{Layer, Original, Setting};
-use crate::value::{FromValue, text};
+use crate::value::{FromValue, number, text};
 use serde_yaml::Value;
 
 /// The settings that the JSON makes.
@@ -123,6 +123,7 @@ impl Json<'_> {
         let name = match text(&entry.value).unwrap_or_default().as_str() {
             "WarmupLR" => "constant_with_warmup",
             "WarmupDecayLR" => "linear",
+            "WarmupCosineLR" if self.cosine_end(entry)?.is_some() => "cosine_with_min_lr",
             "WarmupCosineLR" => "cosine",
             _ => {
                 let setting = entry.setting(target, entry.value.clone());
@@ -130,6 +131,7 @@ impl Json<'_> {
             }
         };
         let mut settings = vec![entry.setting(target, name.into())];
+        settings.extend(self.cosine_end(entry)?.filter(|_| name == "cosine_with_min_lr"));
         let absent = |key: &str| self.find(&format!("scheduler.params.{key}")).is_none();
         let mut default = |name: &str, key: &'static str, value: Value| {
             settings.push(self.default(&format!("scheduler.params.{name}"), Some(entry), (key, value)));
@@ -149,16 +151,27 @@ impl Json<'_> {
         if absent("warmup_max_lr") && name == "linear" {
             default("warmup_max_lr", "learning_rate", 1e-3.into());
         }
-        if absent("cos_min_ratio") && name == "cosine" {
-            let setting =
-                self.default("scheduler.params.cos_min_ratio", Some(entry), ("lr_scheduler_type", 1e-4.into()));
-            return Err(setting.not_built("the cosine ends at 0: set cos_min_ratio: 0"));
-        }
         if name != "constant_with_warmup" && absent("total_num_steps") {
             let setting = entry.setting(target, entry.value.clone());
             return Err(setting.not_allowed("it needs scheduler.params.total_num_steps", Some("set it to auto".into())));
         }
         Ok(settings)
+    }
+
+    /// The share of the highest rate that DeepSpeed's cosine ends at, where it is not 0.
+    fn cosine_end(&self, scheduler: &Entry) -> Result<Option<Setting>, ConfigError> {
+        let target = (Section::Training, "lr_scheduler_kwargs");
+        let kwargs = |share: f64| Value::Mapping([("min_lr_rate".into(), share.into())].into_iter().collect());
+        let path = "scheduler.params.cos_min_ratio";
+        let Some(entry) = self.find(path) else {
+            return Ok(Some(self.default(path, Some(scheduler), (target.1, kwargs(1e-4)))));
+        };
+        match number(&entry.value) {
+            Some(0.0) => Ok(None),
+            Some(share) if share > 0.0 && share <= 1.0 => Ok(Some(entry.setting(target, kwargs(share)))),
+            _ if entry.is_auto() => Ok(None),
+            _ => Err(entry.setting(target, entry.value.clone()).not_allowed("it must be a number, from 0 to 1", None)),
+        }
     }
 
     /// The types of masters, reductions and accumulation.

@@ -41,6 +41,17 @@ const FLAGS: &[&[&[(&str, &str)]]] = &[
     &[&[("warmup_steps", "7")], &[("warmup_ratio", "0.1")], &[("warmup_steps", "0.05")]],
     &[&[("max_steps", "40")], &[("num_train_epochs", "0.25")]],
     &[&[("lr_scheduler_type", "cosine")], &[("adam_beta2", "0.95"), ("adam_epsilon", "1e-6")]],
+    &[
+        &[("lr_scheduler_type", "cosine_with_min_lr"), ("lr_scheduler_kwargs", "{min_lr: 1e-8, num_cycles: 1}")],
+        &[("lr_scheduler_type", "inverse_sqrt")],
+        &[
+            ("lr_scheduler_type", "warmup_stable_decay"),
+            (
+                "lr_scheduler_kwargs",
+                "{num_decay_steps: 7, decay_type: 1-sqrt, min_lr_ratio: 0.25, num_stable_steps: 12}",
+            ),
+        ],
+    ],
     &[&[("max_grad_norm", "0")], &[("max_grad_norm", "0.3")]],
     &[&[("gradient_accumulation_steps", "16")], &[("per_device_train_batch_size", "1")]],
     &[&[("gradient_checkpointing", "false")], &[("gradient_checkpointing_every", "2")]],

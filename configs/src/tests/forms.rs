@@ -1,7 +1,7 @@
 //! The files that users have.
 
 use super::{TRAINING, resolved, with_flags};
-use crate::{Backend, Inputs, PRESETS, Precision, Resolved, Scheduler, Stage, StateDictType, Strategy, resolve};
+use crate::{Backend, Inputs, PRESETS, Precision, Resolved, ScheduleShape, Stage, StateDictType, Strategy, resolve};
 
 /// What every file of TRL's kind has at the top level.
 const COMMON: &str = "compute_environment: LOCAL_MACHINE\ndebug: false\ndowncast_bf16: 'no'\nmachine_rank: 0\n\
@@ -112,7 +112,7 @@ fn defaults_are_those_of_sft() {
     assert_eq!((job.num_processes, job.backend, job.sharding.stage), (1, Backend::Single, Stage::Zero));
     assert_eq!((job.max_grad_norm, job.gradient_accumulation_steps, job.gradient_checkpointing), (1.0, 1, true));
     let training = &job.training;
-    assert_eq!((training.learning_rate, training.lr_scheduler_type), (2e-5, Scheduler::Linear));
+    assert_eq!((training.learning_rate, training.lr_scheduler_type), (2e-5, ScheduleShape::Linear));
     assert_eq!((training.per_device_train_batch_size, training.num_train_epochs, training.max_steps), (8, 3.0, -1));
     assert_eq!((training.adam_beta1, training.adam_beta2, training.adam_epsilon), (0.9, 0.999, 1e-8));
     assert_eq!((training.logging_steps, training.eval_steps, training.save_steps), (10, 10, 500));

@@ -10,6 +10,7 @@ mod mesh;
 mod mixing;
 mod precedence;
 mod precision;
+mod schedule;
 mod schema;
 mod sharding;
 

@@ -39,7 +39,7 @@ fn the_schema_takes_what_is_read() {
     ];
     for file in files {
         let text = format!(
-            "{file}{TRAINING}  learning_rate: '1e-5'\n  report_to: [tensorboard]\n  packing: False\n  group_by_length: yes\n  max_steps: -1\n  eval_dataset: [{{path: e/*.jsonl, label: 7}}, {{path: [f, g], column_mapping: text=body}}]\n"
+            "{file}{TRAINING}  learning_rate: '1e-5'\n  report_to: [tensorboard]\n  packing: False\n  lr_scheduler_type: polynomial\n  lr_scheduler_kwargs: {{power: 2, lr_end: 1e-9}}\n  group_by_length: yes\n  max_steps: -1\n  eval_dataset: [{{path: e/*.jsonl, label: 7}}, {{path: [f, g], column_mapping: text=body}}]\n"
         );
         with_flags(&text, &[], &[]).unwrap_or_else(|error| panic!("{text}{error}"));
         checker.takes(&text).unwrap_or_else(|error| panic!("{text}{error}"));
@@ -66,6 +66,9 @@ fn the_schema_refuses_what_is_refused() {
         ("", "  per_device_train_batch_size: 2.5\n"),
         ("", "  lr_scheduler_type: cosin\n"),
         ("", "  profile: 5-8\n"),
+        ("", "  lr_scheduler_type: cosine\n  lr_scheduler_kwargs: {num_cycels: 1}\n"),
+        ("", "  lr_scheduler_type: cosine\n  lr_scheduler_kwargs: {num_cycles: 0}\n"),
+        ("", "  lr_scheduler_kwargs: [1]\n"),
         ("", "  max_length: null\n"),
         ("", "  packing_strategy: ffd\n"),
         ("distributed_type: DEEPSPED\n", ""),

@@ -71,6 +71,9 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
         true => ("warmup_steps", training.warmup_steps.to_string()),
         false => ("warmup_ratio", training.warmup_ratio.to_string()),
     };
+    let parameters = training.lr_scheduler_type.parameters();
+    let schedule = (!parameters.is_empty())
+        .then(|| ("lr_scheduler_kwargs", serde_json::to_string(&parameters).unwrap_or_default()));
     let packing = training.packing.then(|| ("packing", training.packing_strategy.to_string()));
     let of_data = vec![
         ("dataset", dataset(run)),
@@ -84,6 +87,8 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
         ("assistant_only_loss", training.assistant_only_loss.to_string()),
         ("learning_rate", format!("{:?}", training.learning_rate)),
         ("lr_scheduler_type", training.lr_scheduler_type.to_string()),
+    ];
+    let of_optimizer = vec![
         warmup,
         ("weight_decay", format!("{:?}", training.weight_decay)),
         ("adam_beta1", format!("{:?}", training.adam_beta1)),
@@ -95,7 +100,8 @@ fn hyperparameters(run: &Resolved) -> Vec<(&'static str, String)> {
         ("seed", training.seed.to_string()),
     ];
     let logarithmic = (training.warmup_type == WarmupType::Log).then(|| ("warmup_type", "log".to_owned()));
-    of_data.into_iter().chain(packing).chain(mixing(training)).chain(of_training).chain(logarithmic).collect()
+    let of_training = of_training.into_iter().chain(schedule).chain(logarithmic);
+    of_data.into_iter().chain(packing).chain(mixing(training)).chain(of_training).chain(of_optimizer).collect()
 }
 
 /// How sources are mixed, beside their weights.

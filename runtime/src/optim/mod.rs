@@ -4,7 +4,7 @@ mod loss_scale;
 mod schedule;
 
 pub use loss_scale::LossScale;
-pub use schedule::{Schedule, ScheduleKind, Warmup};
+pub use schedule::Schedule;
 
 use crate::comm::CommError;
 use crate::shard::{ShardError, Shards};
@@ -25,6 +25,18 @@ pub enum OptimError {
     /// libtorch failed.
     #[error(transparent)]
     Shim(#[from] crate::torch::ShimError),
+    /// A learning rate that is none.
+    #[error(
+        "the learning rate of step {step} is {rate} by the schedule {schedule}\nhint: this is a bug of the schedule: use another"
+    )]
+    Rate {
+        /// The schedule.
+        schedule: zerofold_configs::Scheduler,
+        /// The step, from 1 on.
+        step: u64,
+        /// What it makes of it.
+        rate: f64,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] tch::TchError),

@@ -199,7 +199,7 @@ impl Trainer {
         let loss = by_source.iter().map(|sums| sums[..sources].iter().sum::<f64>()).sum::<f64>() / supervised_tokens;
 
         let taken = finished - self.state.skipped;
-        let learning_rate = self.options.schedule.rate(taken);
+        let learning_rate = self.options.schedule.rate(taken)?;
         let skipped = if grad_norm.is_finite() && loss.is_finite() {
             let max_grad_norm = self.options.max_grad_norm;
             self.computing("clip", |trainer| {

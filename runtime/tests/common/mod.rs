@@ -9,12 +9,12 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use zerofold_checkpoint::Weights;
-use zerofold_configs::{ElementType, ElementTypes, NonFinite, Offload, Sharding, Stage};
+use zerofold_configs::{ElementType, ElementTypes, NonFinite, Offload, ScheduleShape, Sharding, Stage, WarmupType};
 use zerofold_data::{Batch, Places, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_runtime::comm::{Activity, Collectives};
 use zerofold_runtime::model::{Llama, ModelConfig};
-use zerofold_runtime::optim::{LossScale, Schedule, ScheduleKind, Warmup};
+use zerofold_runtime::optim::{LossScale, Schedule};
 use zerofold_runtime::shard::{Kinds, ShardOptions, Shards};
 use zerofold_runtime::torch::AdamW;
 use zerofold_runtime::trainer::{Requests, StepOptions, StepOutcome, Trainer};
@@ -136,10 +136,10 @@ impl Spec {
         shards.load(&Weights::of_model(&directory).unwrap()).unwrap();
         let options = StepOptions {
             schedule: Schedule {
-                kind: ScheduleKind::Linear,
+                shape: ScheduleShape::Linear,
                 peak: number("learning_rate"),
                 warmup_steps: number("warmup_steps") as u64,
-                warmup: Warmup::Linear,
+                warmup: WarmupType::Linear,
                 total_steps: number("max_steps") as u64,
             },
             adamw: AdamW {

@@ -10,14 +10,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 use zerofold_configs::{
-    BackwardPrefetch, ElementType, ElementTypes, NonFinite, Offload, ReshardAfterForward, Sharding, Stage, UnitPolicy,
+    BackwardPrefetch, ElementType, ElementTypes, NonFinite, Offload, ReshardAfterForward, ScheduleShape, Sharding,
+    Stage, UnitPolicy, WarmupType,
 };
 use zerofold_data::{Batch, Places, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, Plan, PlanInputs, PlannedDevice, plan};
 use zerofold_runtime::comm::{Activity, Collectives, CommError, Pending, Traffic};
 use zerofold_runtime::metrics::Timeline;
 use zerofold_runtime::model::Llama;
-use zerofold_runtime::optim::{Schedule, ScheduleKind, Warmup};
+use zerofold_runtime::optim::Schedule;
 use zerofold_runtime::shard::{Kinds, ShardOptions, Shards};
 use zerofold_runtime::torch::{AdamW, memory};
 use zerofold_runtime::trainer::{Requests, StepOptions, Trainer};
@@ -86,10 +87,10 @@ impl MemorySpec {
         shards.share_state().unwrap();
         let options = StepOptions {
             schedule: Schedule {
-                kind: ScheduleKind::Constant,
+                shape: ScheduleShape::Constant,
                 peak: 1e-3,
                 warmup_steps: 0,
-                warmup: Warmup::Linear,
+                warmup: WarmupType::Linear,
                 total_steps: 2,
             },
             adamw: AdamW { learning_rate: 0.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
