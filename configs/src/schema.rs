@@ -163,7 +163,7 @@ fn source_of_data() -> Value {
         "properties": {
             "path": {"description": "A path or a pattern, or a list of them", "anyOf": names()},
             "name": {"description": "Of data of the hub: the configuration", "type": ["string", "number", "boolean", "null"]},
-            "split": {"description": "Of data of the hub: the split", "type": ["string", "null"]},
+            "split": {"description": "Of data of the hub: the split", "type": ["string", "number", "boolean", "null"]},
             "label": {"description": "What it is called in metrics", "type": ["string", "number", "boolean", "null"]},
             "weight": {
                 "description": "How much of it there is to be, beside the weights of the others",

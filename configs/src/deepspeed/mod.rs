@@ -220,7 +220,14 @@ fn same(one: &Value, other: &Value) -> bool {
     if let (Some(one), Some(other)) = (bool::from_value(one), bool::from_value(other)) {
         return one == other;
     }
-    text(one).map(|text| text.to_lowercase()) == text(other).map(|text| text.to_lowercase())
+    if let (Value::Mapping(one), Value::Mapping(other)) = (one, other) {
+        let within = |(key, value): (&Value, &Value)| other.get(key).is_some_and(|other| same(value, other));
+        return one.len() == other.len() && one.iter().all(within);
+    }
+    match (text(one), text(other)) {
+        (Some(one), Some(other)) => one.to_lowercase() == other.to_lowercase(),
+        _ => one == other,
+    }
 }
 
 /// Every key of the JSON, by its whole path; unknown and repeated ones are errors.

@@ -130,6 +130,13 @@ impl Json<'_> {
                 return Err(setting.not_built("use WarmupLR, WarmupDecayLR or WarmupCosineLR, or remove scheduler"));
             }
         };
+        if let Some(end) = self.find("scheduler.params.cos_min_ratio").filter(|_| !name.starts_with("cosine"))
+            && number(&end.value) != Some(0.0)
+        {
+            let setting = end.setting((Section::Training, "lr_scheduler_kwargs"), end.value.clone());
+            let hint = "only WarmupCosineLR ends at a share of its rate: remove it".to_owned();
+            return Err(setting.not_allowed(format!("scheduler.type is {name} here"), Some(hint)));
+        }
         let mut settings = vec![entry.setting(target, name.into())];
         settings.extend(self.cosine_end(entry)?.filter(|_| name == "cosine_with_min_lr"));
         let absent = |key: &str| self.find(&format!("scheduler.params.{key}")).is_none();
@@ -169,7 +176,7 @@ impl Json<'_> {
         match number(&entry.value) {
             Some(0.0) => Ok(None),
             Some(share) if share > 0.0 && share <= 1.0 => Ok(Some(entry.setting(target, kwargs(share)))),
-            _ if entry.is_auto() => Ok(None),
+            // No trainer fills in `auto`.
             _ => Err(entry.setting(target, entry.value.clone()).not_allowed("it must be a number, from 0 to 1", None)),
         }
     }

@@ -23,18 +23,18 @@ pub(super) fn pairs(options: &DataOptions, outline: &Outline, terminal: &Termina
     let training = &outline.resolved.training;
     let missing = |key: &str| outline.missing.contains(&key);
     let held_out = training.eval_dataset.as_ref().filter(|_| !missing("eval_dataset"));
-    let config = &outline.resolved;
+    let mut config = outline.resolved.clone();
+    if !options.data.is_empty() {
+        config.training.dataset = Dataset::of_names(options.data.clone());
+    }
     let find = |source: &DataSource, which| -> Result<(Sources, Option<ColumnMapping>), LaunchError> {
-        Ok((hub::sources_of(source, config, which, terminal)?, source.column_mapping.clone()))
+        Ok((hub::sources_of(source, &config, which, terminal)?, source.column_mapping.clone()))
     };
-    let data = match options.data.is_empty() {
-        true if missing("dataset") => {
-            let hint = "pass --data FILE, or --config FILE that names a dataset";
-            return Err(LaunchError::usage("data check needs data", hint));
-        }
-        true => training.dataset.clone(),
-        false => Dataset::of_names(options.data.clone()),
-    };
+    if options.data.is_empty() && missing("dataset") {
+        let hint = "pass --data FILE, or --config FILE that names a dataset";
+        return Err(LaunchError::usage("data check needs data", hint));
+    }
+    let data = &config.training.dataset;
     let mut unread = held_out.map(Dataset::labels).unwrap_or_default();
     let mut pairs = Vec::new();
     for (source, label) in data.sources().iter().zip(data.labels()) {

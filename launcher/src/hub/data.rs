@@ -34,9 +34,6 @@ const TRAINING: DataKeys =
 /// What is held out.
 const HELD_OUT: DataKeys =
     DataKeys { name: "eval_dataset", config: "dataset_config", split: "dataset_test_split", default_split: "test" };
-/// What a source says of itself.
-const OF_SOURCE: DataKeys = DataKeys { name: "path", config: "name", split: "split", default_split: "train" };
-
 /// Which data of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DataUse {
@@ -56,7 +53,7 @@ pub(crate) struct DataName<'a> {
     /// Of the hub: the split.
     pub(crate) split: &'a str,
     /// The keys that say it.
-    pub(crate) keys: &'static DataKeys,
+    pub(crate) keys: DataKeys,
 }
 
 /// Data that are on this machine.
@@ -151,15 +148,19 @@ impl DataUse {
     pub(crate) fn meant<'a>(self, training: &'a Training, source: &'a DataSource, name: &'a str) -> DataName<'a> {
         let of_job = training.dataset_config.as_deref();
         let (config, split, keys) = match self {
-            DataUse::Training => (of_job, &training.dataset_train_split, &TRAINING),
+            DataUse::Training => (of_job, &training.dataset_train_split, TRAINING),
             DataUse::HeldOut => {
                 let id = |name: &'a str| HubName::meant(name).map(|name| name.id);
                 let mut trained = training.dataset.sources().iter().flat_map(|source| source.path.names());
                 let same = trained.any(|other| id(other).is_some() && id(other) == id(name));
-                (of_job.filter(|_| same), &training.dataset_test_split, &HELD_OUT)
+                (of_job.filter(|_| same), &training.dataset_test_split, HELD_OUT)
             }
         };
-        let keys = if source.name.is_some() || source.split.is_some() { &OF_SOURCE } else { keys };
+        let keys = DataKeys {
+            config: if source.name.is_some() { "name" } else { keys.config },
+            split: if source.split.is_some() { "split" } else { keys.split },
+            ..keys
+        };
         DataName {
             name,
             config: source.name.as_deref().or(config),
@@ -328,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_part_is_chosen_of_the_hubs_data_alone() {
-        let name = DataName { name: "data.jsonl", config: None, split: "train", keys: &TRAINING };
+        let name = DataName { name: "data.jsonl", config: None, split: "train", keys: TRAINING };
         name.check_local().unwrap();
         let says = |name: DataName<'_>, parts: &[&str]| {
             let error = name.check_local().unwrap_err().to_string();
@@ -342,7 +343,7 @@ mod tests {
             DataName { split: "test", ..name },
             &["dataset_train_split is test", "hint: leave dataset_train_split out"],
         );
-        DataName { split: "test", keys: &HELD_OUT, ..name }.check_local().unwrap();
+        DataName { split: "test", keys: HELD_OUT, ..name }.check_local().unwrap();
         says(DataName { name: "imdb", ..name }, &["there is no such file or folder", "hint: ", "OWNER/imdb"]);
         DataName { name: "src", ..name }.check_local().unwrap();
     }

@@ -32,11 +32,11 @@ pub(super) struct Part<'a> {
     /// The split.
     pub(super) split: &'a str,
     /// The keys that say it.
-    pub(super) keys: &'static DataKeys,
+    pub(super) keys: DataKeys,
 }
 
 /// How the keys are called by which a part of a data set is chosen.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DataKeys {
     /// The data set.
     pub(crate) name: &'static str,
@@ -138,7 +138,10 @@ fn of_config<'a>(config: &CardConfig, files: &[&'a str]) -> Result<Vec<Split<'a>
             }
         }
         match found.iter_mut().find(|(name, _)| *name == split) {
-            Some((_, all)) => all.extend(matching),
+            Some((_, all)) => {
+                let new: Vec<&str> = matching.into_iter().filter(|file| !all.contains(file)).collect();
+                all.extend(new);
+            }
             None => found.push((split, matching)),
         }
     }
@@ -318,7 +321,7 @@ mod tests {
 
     fn chosen(files: &[&str], readme: &str, config: Option<&str>, split: &str) -> Result<Choice, Refusal> {
         let files: Vec<String> = files.iter().map(|name| (*name).to_owned()).collect();
-        choose("owner/name", &files, &DatasetCard::parse(readme).unwrap(), &Part { config, split, keys: &KEYS })
+        choose("owner/name", &files, &DatasetCard::parse(readme).unwrap(), &Part { config, split, keys: KEYS })
     }
 
     fn words(value: &Value) -> Vec<&str> {

@@ -6,9 +6,12 @@ fn mixture(sources: &[usize], weights: &[f64], stopping: Stopping) -> Mixture {
     Mixture::new(sources, &Mixing { shares: Shares::Weights(weights.to_vec()), stopping }).unwrap()
 }
 
+/// Sizes of sources, their weights, the end of an epoch, and what it takes.
+type Case = (&'static [usize], &'static [f64], Stopping, &'static [u32]);
+
 #[test]
 fn an_epoch_ends_with_the_first_source_or_with_all() {
-    let table: [(&[usize], &[f64], Stopping, &[u32]); 7] = [
+    let table: [Case; 7] = [
         (&[1000, 1_000_000], &[0.9, 0.1], Stopping::FirstExhausted, &[1000, 111]),
         (&[1000, 50], &[0.9, 0.1], Stopping::FirstExhausted, &[450, 50]),
         (&[1000, 50], &[0.9, 0.1], Stopping::AllExhausted, &[1000, 111]),
