@@ -135,7 +135,9 @@ impl Json<'_> {
         {
             let setting = end.setting((Section::Training, "lr_scheduler_kwargs"), end.value.clone());
             let hint = "only WarmupCosineLR ends at a share of its rate: remove it".to_owned();
-            return Err(setting.not_allowed(format!("scheduler.type is {name} here"), Some(hint)));
+            return Err(
+                setting.not_allowed(format!("scheduler.type is {}", crate::value::written(&entry.value)), Some(hint))
+            );
         }
         let mut settings = vec![entry.setting(target, name.into())];
         settings.extend(self.cosine_end(entry)?.filter(|_| name == "cosine_with_min_lr"));
