@@ -1,6 +1,7 @@
-// Causal attention on the CPU, block by block (Dao, "FlashAttention-2", 2023): the scores of one block of positions exist at
+// Attention on the CPU, block by block (Dao, "FlashAttention-2", 2023): the scores of one block of positions exist at
 // a time, for one group of query heads that share keys and values. They are computed a second time in backward. A block
-// multiplies with the keys up to its last position alone, so that about half of what the mask hides is never computed.
+// multiplies with the keys that its positions see alone: where attention is causal those up to its last position, so that
+// about half of what the mask hides is never computed; with a window not those before its first position's.
 //
 // A group's rows are its positions, each with all of its query heads: [T × sharing, D]. So a block is one product, as large
 // as those of the linear layers, and runs at their speed.
@@ -29,24 +30,74 @@ using torch::autograd::variable_list;
 // what is computed in vain stays small (`BlockSizes` in runtime/plan/src/planning/sizes.rs counts with them).
 int64_t block_positions(int64_t sharing) { return std::clamp<int64_t>(512 / sharing / 32 * 32, 32, 128); }
 
+// What a position sees, and what becomes of its scores.
+struct Rule {
+  float scale;
+  // Scores are capped at ± softcap by tanh; 0 for not at all.
+  float softcap;
+  // A position sees so many, itself included; 0 for all.
+  int64_t window;
+  bool causal;
+
+  // The keys that positions `first` to `first + positions` see, of `length`: from, and up to (excluded).
+  int64_t from(int64_t first) const { return window > 0 ? std::max<int64_t>(0, first - window + 1) : 0; }
+  int64_t to(int64_t first, int64_t positions, int64_t length) const { return causal ? first + positions : length; }
+};
+
+// The rows of a block of positions, `sharing` to each, and the keys from `low` on that it is multiplied with.
+struct Rows {
+  int64_t count, sharing, first, low, keys;
+  Rule rule;
+
+  // The keys that a row sees, counted from `low`.
+  inline __attribute__((always_inline)) int64_t begin(int64_t row) const {
+    return rule.window > 0 ? std::max<int64_t>(0, first + row / sharing - rule.window + 1 - low) : 0;
+  }
+  inline __attribute__((always_inline)) int64_t end(int64_t row) const {
+    return rule.causal ? first + row / sharing + 1 - low : keys;
+  }
+};
+
+// Scores are scaled and capped; the slopes of the caps are kept where there is room for them.
+template <class T>
+struct Cap {
+  ZF_INLINE void run(T* scores, T* slopes, int64_t count, float scale, float softcap) {
+    float factor = scale / softcap;
+    if (slopes == nullptr) {
+      #pragma omp simd
+      for (int64_t i = 0; i < count; ++i) {
+        float tanh = 2.0f * zf_sigmoid(2.0f * zf_widen(scores[i]) * factor) - 1.0f;
+        scores[i] = zf_round<T>(softcap * tanh);
+      }
+      return;
+    }
+    #pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+      float tanh = 2.0f * zf_sigmoid(2.0f * zf_widen(scores[i]) * factor) - 1.0f;
+      scores[i] = zf_round<T>(softcap * tanh);
+      slopes[i] = zf_round<T>(1.0f - tanh * tanh);
+    }
+  }
+};
+
 // Scores become exp(score − most) by row, 0 where the mask hides; their sum and `most` (scaled) are kept.
 template <class T>
 struct Exponentials {
-  ZF_INLINE void run(T* scores, float* most_of, float* sum_of, int64_t rows, int64_t sharing, int64_t first, int64_t keys,
-                     float scale) {
-    for (int64_t row = 0; row < rows; ++row, scores += keys) {
-      int64_t seen = first + row / sharing + 1;
+  ZF_INLINE void run(T* scores, float* most_of, float* sum_of, Rows rows, float scale) {
+    for (int64_t row = 0; row < rows.count; ++row, scores += rows.keys) {
+      int64_t begin = rows.begin(row), end = rows.end(row);
       float most = -std::numeric_limits<float>::infinity();
       #pragma omp simd reduction(max : most)
-      for (int64_t i = 0; i < seen; ++i) most = std::max(most, zf_widen(scores[i]));
+      for (int64_t i = begin; i < end; ++i) most = std::max(most, zf_widen(scores[i]));
       float sum = 0;
       #pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < seen; ++i) {
+      for (int64_t i = begin; i < end; ++i) {
         float exponential = zf_exp((zf_widen(scores[i]) - most) * scale);
         sum += exponential;
         scores[i] = zf_round<T>(exponential);
       }
-      std::fill(scores + seen, scores + keys, zf_round<T>(0.0f));
+      std::fill(scores, scores + begin, zf_round<T>(0.0f));
+      std::fill(scores + end, scores + rows.keys, zf_round<T>(0.0f));
       most_of[row] = most * scale;
       sum_of[row] = sum;
     }
@@ -56,14 +107,14 @@ struct Exponentials {
 // Scores become probabilities.
 template <class T>
 struct Probabilities {
-  ZF_INLINE void run(T* scores, const float* log_sums, int64_t rows, int64_t sharing, int64_t first, int64_t keys,
-                     float scale) {
-    for (int64_t row = 0; row < rows; ++row, scores += keys) {
-      int64_t seen = first + row / sharing + 1;
+  ZF_INLINE void run(T* scores, const float* log_sums, Rows rows, float scale) {
+    for (int64_t row = 0; row < rows.count; ++row, scores += rows.keys) {
+      int64_t begin = rows.begin(row), end = rows.end(row);
       float log_sum = log_sums[row];
       #pragma omp simd
-      for (int64_t i = 0; i < seen; ++i) scores[i] = zf_round<T>(zf_exp(zf_widen(scores[i]) * scale - log_sum));
-      std::fill(scores + seen, scores + keys, zf_round<T>(0.0f));
+      for (int64_t i = begin; i < end; ++i) scores[i] = zf_round<T>(zf_exp(zf_widen(scores[i]) * scale - log_sum));
+      std::fill(scores, scores + begin, zf_round<T>(0.0f));
+      std::fill(scores + end, scores + rows.keys, zf_round<T>(0.0f));
     }
   }
 };
@@ -78,6 +129,15 @@ struct ScoreGradients {
       for (int64_t i = 0; i < keys; ++i)
         gradients[i] = zf_round<T>(zf_widen(probabilities[i]) * (zf_widen(gradients[i]) - delta) * scale);
     }
+  }
+};
+
+// Gradients of capped scores become those of the scores before.
+template <class T>
+struct Slopes {
+  ZF_INLINE void run(T* gradients, const T* slopes, int64_t count) {
+    #pragma omp simd
+    for (int64_t i = 0; i < count; ++i) gradients[i] = zf_round<T>(zf_widen(gradients[i]) * zf_widen(slopes[i]));
   }
 };
 
@@ -130,7 +190,11 @@ struct Shape {
 
   int64_t block() const { return std::min(block_positions(sharing), length); }
   int64_t heads() const { return groups * sharing; }
-  float scale() const { return 1.0f / std::sqrt(static_cast<float>(width)); }
+
+  // The most keys that a block is multiplied with.
+  int64_t most_keys(const Rule& rule) const {
+    return rule.causal && rule.window > 0 ? std::min(length, block() + rule.window - 1) : length;
+  }
 
   // The same with as many positions as a document has.
   Shape of(int64_t positions) const {
@@ -207,21 +271,25 @@ void for_each_part(const Shape& shape, const std::vector<Document>& documents, B
 }
 
 template <class T>
-void forward_group(const Shape& shape, const Tensor& query, const Tensor& key, const Tensor& value, T* attended,
-                   float* log_sums) {
-  auto block = shape.block(), rows = block * shape.sharing;
-  auto scores = at::empty({rows * shape.length}, query.options()), part = at::empty({rows * shape.width}, query.options());
-  auto numbers = at::empty({2 * rows}, query.options().dtype(at::kFloat));
-  float *most = numbers.data_ptr<float>(), *sums = most + rows;
+void forward_group(const Shape& shape, const Rule& rule, const Tensor& query, const Tensor& key, const Tensor& value,
+                   T* attended, float* log_sums) {
+  auto block = shape.block(), count = block * shape.sharing;
+  auto scores = at::empty({count * shape.most_keys(rule)}, query.options());
+  auto part = at::empty({count * shape.width}, query.options());
+  auto numbers = at::empty({2 * count}, query.options().dtype(at::kFloat));
+  float *most = numbers.data_ptr<float>(), *sums = most + count;
   auto keys_first = key.t();
   for (int64_t first = 0; first < shape.length; first += block) {
-    auto positions = std::min(block, shape.length - first), keys = first + positions;
-    rows = positions * shape.sharing;
-    auto seen = scores.narrow(0, 0, rows * keys).view({rows, keys});
-    auto sum = part.narrow(0, 0, rows * shape.width).view({rows, shape.width});
-    multiply(seen, query.narrow(0, first * shape.sharing, rows), keys_first.narrow(1, 0, keys), false);
-    zf_run<Exponentials<T>>(seen.template data_ptr<T>(), most, sums, rows, shape.sharing, first, keys, shape.scale());
-    multiply(sum, seen, value.narrow(0, 0, keys), false);
+    auto positions = std::min(block, shape.length - first);
+    auto low = rule.from(first), keys = rule.to(first, positions, shape.length) - low;
+    Rows rows{positions * shape.sharing, shape.sharing, first, low, keys, rule};
+    auto seen = scores.narrow(0, 0, rows.count * keys).view({rows.count, keys});
+    auto sum = part.narrow(0, 0, rows.count * shape.width).view({rows.count, shape.width});
+    multiply(seen, query.narrow(0, first * shape.sharing, rows.count), keys_first.narrow(1, low, keys), false);
+    if (rule.softcap > 0)
+      zf_run<Cap<T>>(seen.template data_ptr<T>(), static_cast<T*>(nullptr), seen.numel(), rule.scale, rule.softcap);
+    zf_run<Exponentials<T>>(seen.template data_ptr<T>(), most, sums, rows, rule.softcap > 0 ? 1.0f : rule.scale);
+    multiply(sum, seen, value.narrow(0, low, keys), false);
     auto stride = shape.heads() * shape.width;
     zf_run<Attended<T>>(sum.template data_ptr<T>(), attended + first * stride, most, sums,
                         log_sums + first * shape.sharing, positions, shape.sharing, shape.width, stride);
@@ -232,22 +300,26 @@ void forward_group(const Shape& shape, const Tensor& query, const Tensor& key, c
 template <class T>
 class Sum {
  public:
-  // The first product covers all of it.
-  explicit Sum(const Tensor& result) : result_(result) {
+  // `covered` tells that the first product covers all of it.
+  Sum(const Tensor& result, bool covered) : result_(result), begun_(!covered) {
     if constexpr (!std::is_same_v<T, float>) {
       part_ = at::empty_like(result);
       sums_ = at::zeros(result.sizes(), result.options().dtype(at::kFloat));
+    } else if (!covered) {
+      result_.zero_();
     }
   }
 
-  void add(const Tensor& left, const Tensor& right) {
+  // Adds the product to the rows from `low` on.
+  void add(int64_t low, const Tensor& left, const Tensor& right) {
     auto count = left.size(0);
     if constexpr (std::is_same_v<T, float>) {
-      multiply(result_.narrow(0, 0, count), left, right, count < result_.size(0) || begun_);
+      multiply(result_.narrow(0, low, count), left, right, begun_);
     } else {
       auto part = part_.narrow(0, 0, count);
       multiply(part, left, right, false);
-      zf_run<Add<float, T>>(sums_.template data_ptr<float>(), static_cast<const T*>(part.template data_ptr<T>()), part.numel());
+      zf_run<Add<float, T>>(sums_.template data_ptr<float>() + low * sums_.size(1),
+                            static_cast<const T*>(part.template data_ptr<T>()), part.numel());
     }
     begun_ = true;
   }
@@ -262,34 +334,46 @@ class Sum {
   bool begun_ = false;
 };
 
+// Where the gradients of a group go.
+struct Gradients {
+  Tensor query, key, value;
+};
+
 template <class T>
-void backward_group(const Shape& shape, const Tensor& query, const Tensor& key, const Tensor& value, const T* gradient,
-                    const T* attended, const float* log_sums, const Tensor& of_query, const Tensor& of_key,
-                    const Tensor& of_value) {
-  auto block = shape.block(), rows = block * shape.sharing, stride = shape.heads() * shape.width;
-  auto room = at::empty({2, rows * shape.length}, query.options()), seeds = at::empty({rows * shape.width}, query.options());
-  auto deltas = at::empty({rows}, query.options().dtype(at::kFloat));
-  Sum<T> keys_sum(of_key), values_sum(of_value);
+void backward_group(const Shape& shape, const Rule& rule, const Tensor& query, const Tensor& key, const Tensor& value,
+                    const T* gradient, const T* attended, const float* log_sums, const Gradients& of) {
+  auto block = shape.block(), count = block * shape.sharing, stride = shape.heads() * shape.width;
+  bool capped = rule.softcap > 0;
+  auto room = at::empty({capped ? 3 : 2, count * shape.most_keys(rule)}, query.options());
+  auto seeds = at::empty({count * shape.width}, query.options());
+  auto deltas = at::empty({count}, query.options().dtype(at::kFloat));
+  // With a window no block sees all keys.
+  bool covered = !rule.causal || rule.window == 0;
+  Sum<T> keys_sum(of.key, covered), values_sum(of.value, covered);
   auto keys_first = key.t(), values_first = value.t();
   // The last block sees all keys, so it comes first.
   for (int64_t first = (shape.length - 1) / block * block; first >= 0; first -= block) {
-    auto positions = std::min(block, shape.length - first), keys = first + positions;
-    rows = positions * shape.sharing;
-    auto of_block = [&](const Tensor& all) { return all.narrow(0, first * shape.sharing, rows); };
-    auto probabilities = room[0].narrow(0, 0, rows * keys).view({rows, keys});
-    auto gradients = room[1].narrow(0, 0, rows * keys).view({rows, keys});
-    auto seed = seeds.narrow(0, 0, rows * shape.width).view({rows, shape.width});
+    auto positions = std::min(block, shape.length - first);
+    auto low = rule.from(first), keys = rule.to(first, positions, shape.length) - low;
+    Rows rows{positions * shape.sharing, shape.sharing, first, low, keys, rule};
+    auto of_block = [&](const Tensor& all) { return all.narrow(0, first * shape.sharing, rows.count); };
+    auto in_room = [&](int64_t index) { return room[index].narrow(0, 0, rows.count * keys).view({rows.count, keys}); };
+    auto probabilities = in_room(0), gradients = in_room(1);
+    T* slopes = capped ? in_room(2).template data_ptr<T>() : nullptr;
+    auto seed = seeds.narrow(0, 0, rows.count * shape.width).view({rows.count, shape.width});
     zf_run<Seeds<T>>(seed.template data_ptr<T>(), gradient + first * stride, attended + first * stride,
                      deltas.template data_ptr<float>(), positions, shape.sharing, shape.width, stride);
-    multiply(probabilities, of_block(query), keys_first.narrow(1, 0, keys), false);
-    zf_run<Probabilities<T>>(probabilities.template data_ptr<T>(), log_sums + first * shape.sharing, rows, shape.sharing,
-                             first, keys, shape.scale());
-    multiply(gradients, seed, values_first.narrow(1, 0, keys), false);
-    values_sum.add(probabilities.t(), seed);
+    multiply(probabilities, of_block(query), keys_first.narrow(1, low, keys), false);
+    if (capped) zf_run<Cap<T>>(probabilities.template data_ptr<T>(), slopes, rows.count * keys, rule.scale, rule.softcap);
+    zf_run<Probabilities<T>>(probabilities.template data_ptr<T>(), log_sums + first * shape.sharing, rows,
+                             capped ? 1.0f : rule.scale);
+    multiply(gradients, seed, values_first.narrow(1, low, keys), false);
+    values_sum.add(low, probabilities.t(), seed);
     zf_run<ScoreGradients<T>>(gradients.template data_ptr<T>(), probabilities.template data_ptr<T>(),
-                              deltas.template data_ptr<float>(), rows, keys, shape.scale());
-    multiply(of_block(of_query), gradients, key.narrow(0, 0, keys), false);
-    keys_sum.add(gradients.t(), of_block(query));
+                              deltas.template data_ptr<float>(), rows.count, keys, rule.scale);
+    if (capped) zf_run<Slopes<T>>(gradients.template data_ptr<T>(), slopes, rows.count * keys);
+    multiply(of_block(of.query), gradients, key.narrow(0, low, keys), false);
+    keys_sum.add(low, gradients.t(), of_block(query));
   }
   keys_sum.finish();
   values_sum.finish();
@@ -297,7 +381,7 @@ void backward_group(const Shape& shape, const Tensor& query, const Tensor& key, 
 
 struct Attention : Function<Attention> {
   static Tensor forward(AutogradContext* context, const Tensor& query, const Tensor& key, const Tensor& value,
-                        at::IntArrayRef lengths) {
+                        at::IntArrayRef lengths, Rule rule) {
     check(query.is_cpu() && query.dim() == 5 && query.is_contiguous() && query.numel() > 0,
           "attention: queries [rows, groups, T, sharing, D] on the CPU were expected");
     Shape shape(query);
@@ -313,12 +397,14 @@ struct Attention : Function<Attention> {
       T* all = attended.data_ptr<T>();
       float* numbers = log_sums.data_ptr<float>();
       for_each_part(shape, documents, [&](const Part& part) {
-        forward_group<T>(part.shape(), part.query(query), part.shared(key), part.shared(value), all + part.place(),
+        forward_group<T>(part.shape(), rule, part.query(query), part.shared(key), part.shared(value), all + part.place(),
                          numbers + part.number());
       });
     });
     context->save_for_backward({query, key, value, attended, log_sums});
     context->saved_data["lengths"] = lengths.vec();
+    context->saved_data["numbers"] = std::vector<double>{rule.scale, rule.softcap};
+    context->saved_data["sees"] = std::vector<int64_t>{rule.window, rule.causal};
     return attended;
   }
 
@@ -328,18 +414,21 @@ struct Attention : Function<Attention> {
     auto gradient = gradients[0].contiguous();
     Shape shape(query);
     auto documents = documents_of(shape, context->saved_data["lengths"].toIntVector());
+    auto of_scores = context->saved_data["numbers"].toDoubleVector();
+    auto sees = context->saved_data["sees"].toIntVector();
+    Rule rule{static_cast<float>(of_scores[0]), static_cast<float>(of_scores[1]), sees[0], sees[1] != 0};
     auto of_query = at::empty_like(query), of_key = at::empty_like(key), of_value = at::empty_like(value);
     of_type(query.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       const T *seeds = gradient.data_ptr<T>(), *results = attended.data_ptr<T>();
       const float* numbers = log_sums.data_ptr<float>();
       for_each_part(shape, documents, [&](const Part& part) {
-        backward_group<T>(part.shape(), part.query(query), part.shared(key), part.shared(value), seeds + part.place(),
-                          results + part.place(), numbers + part.number(), part.query(of_query), part.shared(of_key),
-                          part.shared(of_value));
+        Gradients of{part.query(of_query), part.shared(of_key), part.shared(of_value)};
+        backward_group<T>(part.shape(), rule, part.query(query), part.shared(key), part.shared(value),
+                          seeds + part.place(), results + part.place(), numbers + part.number(), of);
       });
     });
-    return {of_query, of_key, of_value, Tensor()};
+    return {of_query, of_key, of_value, Tensor(), Tensor()};
   }
 };
 
@@ -348,11 +437,15 @@ struct Attention : Function<Attention> {
 extern "C" {
 
 // query [rows, groups, T, sharing, D], key and value [rows, groups, T, D]: [rows, T, groups × sharing × D]. With lengths, which
-// are T together, the one row holds documents of these lengths.
-int zf_attention(void* query, void* key, void* value, const int64_t* lengths, size_t length_count, void** result) {
+// are T together, the one row holds documents of these lengths. Scores are multiplied by `scale`, and capped where `softcap` is not
+// 0; a position sees `window` positions where that is not 0, and none after it where attention is causal.
+int zf_attention(void* query, void* key, void* value, const int64_t* lengths, size_t length_count, double scale,
+                 double softcap, int64_t window, int causal, void** result) {
   return zf_guarded([&] {
+    check(window == 0 || causal != 0, "attention: a window is of causal attention");
+    Rule rule{static_cast<float>(scale), static_cast<float>(softcap), window, causal != 0};
     at::IntArrayRef documents(lengths, length_count);
-    own(Attention::apply(zf_tensor(query), zf_tensor(key), zf_tensor(value), documents), result);
+    own(Attention::apply(zf_tensor(query), zf_tensor(key), zf_tensor(value), documents, rule), result);
   });
 }
 }

@@ -43,45 +43,47 @@ struct Partial {
   }
 };
 
-// --- RMSNorm: y = x / sqrt(mean(x²) + ε) · w ---
+// --- RMSNorm: y = x / sqrt(mean(x²) + ε) · (w + offset) ---
 
 template <class T>
 struct NormForward {
-  ZF_INLINE void run(const T* x, const T* weight, T* y, float* scales, int64_t rows, int64_t width, float epsilon) {
+  ZF_INLINE void run(const T* x, const T* weight, T* y, float* scales, int64_t rows, int64_t width, float epsilon,
+                     float offset) {
     for (int64_t row = 0; row < rows; ++row, x += width, y += width) {
       float sum = 0;
       #pragma omp simd reduction(+ : sum)
       for (int64_t i = 0; i < width; ++i) sum += zf_widen(x[i]) * zf_widen(x[i]);
       float scale = 1.0f / std::sqrt(sum / static_cast<float>(width) + epsilon);
       #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) y[i] = zf_round<T>(zf_widen(x[i]) * scale * zf_widen(weight[i]));
+      for (int64_t i = 0; i < width; ++i) y[i] = zf_round<T>(zf_widen(x[i]) * scale * (zf_widen(weight[i]) + offset));
       scales[row] = scale;
     }
   }
 };
 
-// With g the gradient of y and r the scale: dx = r·(g·w) − x · r³ · mean(g·w·x), dw = Σ over rows of g·x·r.
+// With g the gradient of y, r the scale and w with its offset: dx = r·(g·w) − x · r³ · mean(g·w·x), dw = Σ over rows of g·x·r.
 template <class T>
 struct NormBackward {
   ZF_INLINE void run(const T* g, const T* x, const T* weight, const float* scales, T* dx, float* dw, int64_t rows,
-                     int64_t width) {
+                     int64_t width, float offset) {
     for (int64_t row = 0; row < rows; ++row, g += width, x += width, dx += width) {
       float dot = 0, scale = scales[row];
       #pragma omp simd reduction(+ : dot)
-      for (int64_t i = 0; i < width; ++i) dot += zf_widen(g[i]) * zf_widen(weight[i]) * zf_widen(x[i]);
+      for (int64_t i = 0; i < width; ++i) dot += zf_widen(g[i]) * (zf_widen(weight[i]) + offset) * zf_widen(x[i]);
       float factor = dot * scale * scale * scale / static_cast<float>(width);
       #pragma omp simd
       for (int64_t i = 0; i < width; ++i) {
         float scaled = zf_widen(g[i]) * scale;
         dw[i] += scaled * zf_widen(x[i]);
-        dx[i] = zf_round<T>(scaled * zf_widen(weight[i]) - zf_widen(x[i]) * factor);
+        dx[i] = zf_round<T>(scaled * (zf_widen(weight[i]) + offset) - zf_widen(x[i]) * factor);
       }
     }
   }
 };
 
 struct Norm : Function<Norm> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, double epsilon, bool plain) {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, double epsilon, double offset,
+                        bool plain) {
     auto width = x.size(-1);
     check(weight.numel() == width && weight.is_contiguous() && weight.scalar_type() == x.scalar_type(),
           "RMSNorm: the weight does not fit the input");
@@ -97,17 +99,23 @@ struct Norm : Function<Norm> {
         float* kept = scales.data_ptr<float>();
         zf_parallel(rows, width, [&](int64_t begin, int64_t end) {
           zf_run<NormForward<T>>(from + begin * width, by, to + begin * width, kept + begin, end - begin, width,
-                                 static_cast<float>(epsilon));
+                                 static_cast<float>(epsilon), static_cast<float>(offset));
         });
       });
     } else {
       auto wide = input.to(wide_type(input));
       scales = wide.square().mean({-1}, /*keepdim=*/true).add_(epsilon).rsqrt_();
-      y = (wide * scales).mul_(weight).to(x.scalar_type());
+      y = (wide * scales).mul_(with_offset(weight, offset)).to(x.scalar_type());
     }
     context->save_for_backward({input, weight, scales});
     context->saved_data["plain"] = plain;
+    context->saved_data["offset"] = offset;
     return y;
+  }
+
+  // Operations widen 16-bit weights by themselves; with an offset they are widened first, so that the sum is not rounded.
+  static Tensor with_offset(const Tensor& weight, double offset) {
+    return offset == 0 ? weight : weight.to(wide_type(weight)) + offset;
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -115,6 +123,7 @@ struct Norm : Function<Norm> {
     const Tensor &x = saved[0], &weight = saved[1], &scales = saved[2];
     auto gradient = gradients[0].contiguous();
     auto width = x.size(-1);
+    auto offset = context->saved_data["offset"].toDouble();
     Tensor dx, dw;
     if (by_loops(x, context->saved_data["plain"].toBool())) {
       dx = at::empty_like(x);
@@ -126,7 +135,7 @@ struct Norm : Function<Norm> {
         const float* kept = scales.data_ptr<float>();
         zf_parallel(scales.numel(), width, [&](int64_t begin, int64_t end) {
           zf_run<NormBackward<T>>(g + begin * width, from + begin * width, by, kept + begin, to + begin * width,
-                                  partial.mine(), end - begin, width);
+                                  partial.mine(), end - begin, width, static_cast<float>(offset));
         });
       });
       if (context->needs_input_grad(1)) dw = partial.total(weight.options());
@@ -135,56 +144,70 @@ struct Norm : Function<Norm> {
       auto normalized = x.to(wide_type(x)) * scales;
       auto wide = gradient.to(wide_type(x));
       if (context->needs_input_grad(1)) dw = (wide * normalized).reshape({-1, width}).sum(0).to(weight.scalar_type());
-      wide = wide * weight;
+      wide = wide * with_offset(weight, offset);
       auto mean = (wide * normalized).mean({-1}, /*keepdim=*/true);
       dx = wide.sub_(normalized.mul_(mean)).mul_(scales).to(x.scalar_type());
     }
-    return {dx, dw, Tensor(), Tensor()};
+    return {dx, dw, Tensor(), Tensor(), Tensor()};
   }
 };
 
-// --- SwiGLU: silu(gate) · up, gate and up side by side ---
+// --- Gated linear units: a(gate) · up, gate and up side by side, where a(x) = x · sigmoid(inner(x)) ---
 
-template <class T>
-struct SwiGluForward {
+// inner(x) = x.
+struct Silu {
+  ZF_INLINE float inner(float x) { return x; }
+  ZF_INLINE float slope(float) { return 1.0f; }
+};
+
+// GELU by its approximation with tanh: x · ½ · (1 + tanh(√(2/π) · (x + 0.044715 x³))), and ½ · (1 + tanh(y)) is sigmoid(2 y).
+struct GeluTanh {
+  ZF_INLINE float inner(float x) { return 1.5957691216057308f * (x + 0.044715f * x * x * x); }
+  ZF_INLINE float slope(float x) { return 1.5957691216057308f * (1.0f + 3.0f * 0.044715f * x * x); }
+};
+
+template <class T, class Activation>
+struct GatedForward {
   ZF_INLINE void run(const T* gate_up, T* gated, int64_t rows, int64_t inner) {
     for (int64_t row = 0; row < rows; ++row, gate_up += 2 * inner, gated += inner) {
       const T *gates = gate_up, *ups = gate_up + inner;
       #pragma omp simd
       for (int64_t i = 0; i < inner; ++i) {
         float gate = zf_widen(gates[i]);
-        gated[i] = zf_round<T>(gate * zf_sigmoid(gate) * zf_widen(ups[i]));
+        gated[i] = zf_round<T>(gate * zf_sigmoid(Activation::inner(gate)) * zf_widen(ups[i]));
       }
     }
   }
 };
 
-template <class T>
-struct SwiGluBackward {
+template <class T, class Activation>
+struct GatedBackward {
   ZF_INLINE void run(const T* g, const T* gate_up, T* gradient, int64_t rows, int64_t inner) {
     for (int64_t row = 0; row < rows; ++row, g += inner, gate_up += 2 * inner, gradient += 2 * inner) {
       const T *gates = gate_up, *ups = gate_up + inner;
       T *of_gates = gradient, *of_ups = gradient + inner;
       #pragma omp simd
       for (int64_t i = 0; i < inner; ++i) {
-        float gate = zf_widen(gates[i]), sigmoid = zf_sigmoid(gate), seed = zf_widen(g[i]);
-        of_gates[i] = zf_round<T>(seed * zf_widen(ups[i]) * sigmoid * (1.0f + gate * (1.0f - sigmoid)));
+        float gate = zf_widen(gates[i]), sigmoid = zf_sigmoid(Activation::inner(gate)), seed = zf_widen(g[i]);
+        float slope = sigmoid * (1.0f + gate * (1.0f - sigmoid) * Activation::slope(gate));
+        of_gates[i] = zf_round<T>(seed * zf_widen(ups[i]) * slope);
         of_ups[i] = zf_round<T>(seed * gate * sigmoid);
       }
     }
   }
 };
 
-struct SwiGlu : Function<SwiGlu> {
-  static Tensor forward(AutogradContext* context, const Tensor& both, bool plain) {
+struct Gated : Function<Gated> {
+  static Tensor forward(AutogradContext* context, const Tensor& both, bool gelu, bool plain) {
     auto gate_up = both.contiguous();
     auto inner = gate_up.size(-1) / 2;
-    check(gate_up.size(-1) == 2 * inner, "SwiGLU: gate and up are not of one width");
+    check(gate_up.size(-1) == 2 * inner, "gated linear unit: gate and up are not of one width");
     context->save_for_backward({gate_up});
     context->saved_data["plain"] = plain;
+    context->saved_data["gelu"] = gelu;
     if (!by_loops(gate_up, plain)) {
       auto parts = gate_up.chunk(2, -1);
-      return at::silu(parts[0]).mul_(parts[1]);
+      return (gelu ? at::gelu(parts[0], "tanh") : at::silu(parts[0])).mul_(parts[1]);
     }
     auto shape = gate_up.sizes().vec();
     shape.back() = inner;
@@ -194,7 +217,12 @@ struct SwiGlu : Function<SwiGlu> {
       const T* from = gate_up.data_ptr<T>();
       T* to = gated.data_ptr<T>();
       zf_parallel(gated.numel() / std::max<int64_t>(1, inner), inner, [&](int64_t begin, int64_t end) {
-        zf_run<SwiGluForward<T>>(from + begin * 2 * inner, to + begin * inner, end - begin, inner);
+        const T* begin_from = from + begin * 2 * inner;
+        if (gelu) {
+          zf_run<GatedForward<T, GeluTanh>>(begin_from, to + begin * inner, end - begin, inner);
+        } else {
+          zf_run<GatedForward<T, Silu>>(begin_from, to + begin * inner, end - begin, inner);
+        }
       });
     });
     return gated;
@@ -204,25 +232,35 @@ struct SwiGlu : Function<SwiGlu> {
     auto gate_up = context->get_saved_variables()[0];
     auto seed = gradients[0].contiguous();
     auto inner = seed.size(-1);
+    bool gelu = context->saved_data["gelu"].toBool();
+    auto gradient = at::empty_like(gate_up);
     if (!by_loops(gate_up, context->saved_data["plain"].toBool())) {
       auto parts = gate_up.chunk(2, -1);
-      auto gradient = at::empty_like(gate_up);
       auto halves = gradient.chunk(2, -1);
       // Straight into their places and in the input's type, since memory is at its fullest here.
-      at::silu_backward_out(halves[0], seed * parts[1], parts[0]);
-      at::mul_out(halves[1], at::silu(parts[0]), seed);
-      return {gradient, Tensor()};
+      if (gelu) {
+        at::gelu_backward_out(halves[0], seed * parts[1], parts[0], "tanh");
+        at::mul_out(halves[1], at::gelu(parts[0], "tanh"), seed);
+      } else {
+        at::silu_backward_out(halves[0], seed * parts[1], parts[0]);
+        at::mul_out(halves[1], at::silu(parts[0]), seed);
+      }
+      return {gradient, Tensor(), Tensor()};
     }
-    auto gradient = at::empty_like(gate_up);
     of_type(gate_up.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       const T *g = seed.data_ptr<T>(), *from = gate_up.data_ptr<T>();
       T* to = gradient.data_ptr<T>();
       zf_parallel(seed.numel() / std::max<int64_t>(1, inner), inner, [&](int64_t begin, int64_t end) {
-        zf_run<SwiGluBackward<T>>(g + begin * inner, from + begin * 2 * inner, to + begin * 2 * inner, end - begin, inner);
+        const T *seeds = g + begin * inner, *begin_from = from + begin * 2 * inner;
+        if (gelu) {
+          zf_run<GatedBackward<T, GeluTanh>>(seeds, begin_from, to + begin * 2 * inner, end - begin, inner);
+        } else {
+          zf_run<GatedBackward<T, Silu>>(seeds, begin_from, to + begin * 2 * inner, end - begin, inner);
+        }
       });
     });
-    return {gradient, Tensor()};
+    return {gradient, Tensor(), Tensor()};
   }
 };
 
@@ -258,8 +296,7 @@ template <class T, bool backward>
 struct Turn {
   // Forward reads `projected` and writes the parts; backward the other way, turning back.
   ZF_INLINE void run(T* projected, Part<T> query, Part<T> key, Part<T> value, const float* cosines, const float* sines,
-                     Heads shape, int64_t begin, int64_t end) {
-    int64_t half = shape.width / 2;
+                     Heads shape, int64_t half, int64_t begin, int64_t end) {
     for (int64_t place = begin; place < end; ++place) {
       int64_t row = place / shape.length, position = place % shape.length;
       const float *cosine = cosines + position * half, *sine = sines + position * half;
@@ -282,6 +319,7 @@ struct Turn {
           to[i] = zf_round<T>(first * cos - second * sin);
           to[i + half] = zf_round<T>(second * cos + first * sin);
         }
+        std::copy(from + 2 * half, from + shape.width, to + 2 * half);
       }
     }
   }
@@ -297,16 +335,21 @@ void turn(const Tensor& projected, const Tensor& query, const Tensor& key, const
     const float *cos = cosines.data_ptr<float>(), *sin = sines.data_ptr<float>();
     auto width = shape.all() * shape.width;
     zf_parallel(projected.numel() / std::max<int64_t>(1, width), width, [&](int64_t begin, int64_t end) {
-      zf_run<Turn<T, backward>>(all, q, k, v, cos, sin, shape, begin, end);
+      zf_run<Turn<T, backward>>(all, q, k, v, cos, sin, shape, cosines.size(1), begin, end);
     });
   });
 }
 
-// [rows, T, heads, D] turned by tables [T, D/2], in float32.
+// [rows, T, heads, D] turned by tables [T, turned/2], in float32.
 Tensor turned_plainly(const Tensor& heads, const Tensor& cosines, const Tensor& sines) {
-  auto halves = heads.to(wide_type(heads)).chunk(2, -1);
+  auto half = cosines.size(1), rest = heads.size(-1) - 2 * half;
+  if (half == 0) return heads.clone();
+  auto wide = heads.narrow(-1, 0, 2 * half).to(wide_type(heads));
+  auto halves = wide.chunk(2, -1);
   auto cos = cosines.unsqueeze(1), sin = sines.unsqueeze(1);
-  return at::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, -1).to(heads.scalar_type());
+  auto turned =
+      at::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, -1).to(heads.scalar_type());
+  return rest == 0 ? turned : at::cat({turned, heads.narrow(-1, 2 * half, rest)}, -1);
 }
 
 struct Rotary : Function<Rotary> {
@@ -316,8 +359,9 @@ struct Rotary : Function<Rotary> {
     auto rows = projected.size(0), length = projected.size(1);
     Heads shape{length, heads, key_heads, projected.size(2) / (heads + 2 * key_heads)};
     check(shape.width % 2 == 0 && shape.all() * shape.width == projected.size(2), "rotary: heads do not fit the projection");
-    check(cosines.is_contiguous() && sines.is_contiguous() && cosines.numel() == length * shape.width / 2 &&
-              sines.numel() == cosines.numel() && cosines.scalar_type() == at::kFloat && sines.scalar_type() == at::kFloat,
+    check(cosines.is_contiguous() && sines.is_contiguous() && cosines.dim() == 2 && cosines.size(0) == length &&
+              2 * cosines.size(1) <= shape.width && sines.sizes() == cosines.sizes() &&
+              cosines.scalar_type() == at::kFloat && sines.scalar_type() == at::kFloat,
           "rotary: the tables do not fit");
     context->save_for_backward({cosines, sines});
     context->saved_data["shape"] = std::vector<int64_t>{length, heads, key_heads, shape.width};
@@ -366,17 +410,17 @@ struct Rotary : Function<Rotary> {
 
 extern "C" {
 
-// x [..., H], weight [H], of one type.
-int zf_rms_norm(void* x, void* weight, double epsilon, int plain, void** result) {
-  return zf_guarded([&] { own(Norm::apply(zf_tensor(x), zf_tensor(weight), epsilon, plain != 0), result); });
+// x [..., H], weight [H], of one type; `offset` is added to the weight.
+int zf_rms_norm(void* x, void* weight, double epsilon, double offset, int plain, void** result) {
+  return zf_guarded([&] { own(Norm::apply(zf_tensor(x), zf_tensor(weight), epsilon, offset, plain != 0), result); });
 }
 
-// gate_up [..., 2 I]: [..., I].
-int zf_swiglu(void* gate_up, int plain, void** result) {
-  return zf_guarded([&] { own(SwiGlu::apply(zf_tensor(gate_up), plain != 0), result); });
+// gate_up [..., 2 I]: [..., I]; the gate by GELU with tanh, else by SiLU.
+int zf_gated(void* gate_up, int gelu, int plain, void** result) {
+  return zf_guarded([&] { own(Gated::apply(zf_tensor(gate_up), gelu != 0, plain != 0), result); });
 }
 
-// projected [rows, T, (heads + 2 key_heads) D] and float32 tables [T, D/2]: query [rows, heads, T, D], key and value
+// projected [rows, T, (heads + 2 key_heads) D] and float32 tables [T, turned/2], of the first elements of a head that turn: query [rows, heads, T, D], key and value
 // [rows, key_heads, T, D], whose elements lie position by position (layout 0) or in that order (1); or (2) in that order
 // with query [rows, key_heads, T, heads / key_heads, D].
 int zf_rotary(void* projected, void* cosines, void* sines, int64_t heads, int64_t key_heads, int layout, int plain,

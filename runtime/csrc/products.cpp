@@ -75,26 +75,33 @@ Tensor product(const Tensor& left, const Tensor& right) {
   return result;
 }
 
+// The weight is [O, I], or [I, O] where it is transposed.
 struct Linear : Function<Linear> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight) {
-    check(weight.dim() == 2 && x.size(-1) == weight.size(1) && x.scalar_type() == weight.scalar_type(),
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, bool transposed) {
+    check(weight.dim() == 2 && x.size(-1) == weight.size(transposed ? 0 : 1) && x.scalar_type() == weight.scalar_type(),
           "linear: the weight does not fit the input");
     context->save_for_backward({x, weight});
+    context->saved_data["transposed"] = transposed;
+    auto by = transposed ? weight : weight.t();
     auto shape = x.sizes().vec();
-    shape.back() = weight.size(0);
+    shape.back() = by.size(1);
     auto y = at::empty(shape, x.options());
-    multiply(y.view({-1, weight.size(0)}), x.reshape({-1, x.size(-1)}), weight.t(), /*add=*/false);
+    multiply(y.view({-1, by.size(1)}), x.reshape({-1, x.size(-1)}), by, /*add=*/false);
     return y;
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     auto saved = context->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1];
-    auto gradient = gradients[0].reshape({-1, weight.size(0)});
+    bool transposed = context->saved_data["transposed"].toBool();
+    auto gradient = gradients[0].reshape({-1, gradients[0].size(-1)});
     Tensor of_x, of_weight;
-    if (context->needs_input_grad(1)) of_weight = product(gradient.t(), x.reshape({-1, x.size(-1)}));
-    if (context->needs_input_grad(0)) of_x = product(gradient, weight).view(x.sizes());
-    return {of_x, of_weight};
+    if (context->needs_input_grad(1)) {
+      auto rows = x.reshape({-1, x.size(-1)});
+      of_weight = transposed ? product(rows.t(), gradient) : product(gradient.t(), rows);
+    }
+    if (context->needs_input_grad(0)) of_x = product(gradient, transposed ? weight.t() : weight).view(x.sizes());
+    return {of_x, of_weight, Tensor()};
   }
 };
 
@@ -102,9 +109,9 @@ struct Linear : Function<Linear> {
 
 extern "C" {
 
-// x [..., I], weight [O, I]: [..., O].
-int zf_linear(void* x, void* weight, void** result) {
-  return zf_guarded([&] { own(Linear::apply(zf_tensor(x), zf_tensor(weight)), result); });
+// x [..., I], weight [O, I], or [I, O] where it is transposed: [..., O].
+int zf_linear(void* x, void* weight, int transposed, void** result) {
+  return zf_guarded([&] { own(Linear::apply(zf_tensor(x), zf_tensor(weight), transposed != 0), result); });
 }
 
 // result [M, N] = left [M, K] · right [K, N]. No graph.

@@ -39,12 +39,13 @@ int zf_fused_adamw(void* const* parameters, void* const* gradients, void* const*
                    double beta2, double weight_decay, double epsilon);
 
 // What a model is made of (kernels.cpp, attention.cpp, products.cpp, sums.cpp); `plain` takes libtorch's operations in place of the loops.
-int zf_rms_norm(void* x, void* weight, double epsilon, int plain, void** result);
-int zf_swiglu(void* gate_up, int plain, void** result);
+int zf_rms_norm(void* x, void* weight, double epsilon, double offset, int plain, void** result);
+int zf_gated(void* gate_up, int gelu, int plain, void** result);
 int zf_rotary(void* projected, void* cosines, void* sines, int64_t heads, int64_t key_heads, int layout, int plain,
               void** results);
-int zf_attention(void* query, void* key, void* value, const int64_t* lengths, size_t length_count, void** result);
-int zf_linear(void* x, void* weight, void** result);
+int zf_attention(void* query, void* key, void* value, const int64_t* lengths, size_t length_count, double scale,
+                 double softcap, int64_t window, int causal, void** result);
+int zf_linear(void* x, void* weight, int transposed, void** result);
 int zf_multiply(void* result, void* left, void* right);
 int zf_cross_entropy(void* logits, void* targets, int gradient, double scale, int plain, void** losses);
 int zf_add(void* to, void* from);

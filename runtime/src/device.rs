@@ -1,7 +1,7 @@
 //! What a rank computes on: checked, claimed and told before anything is built on it.
 
 use crate::gpu::{self, Claimed, GpuError, Version};
-use crate::model::{Kernel, Llama, ModelError};
+use crate::model::{Kernel, ModelError, Transformer};
 use crate::torch;
 use crate::worker::WorkerError;
 use tch::Device;
@@ -96,16 +96,17 @@ pub(crate) fn claim(wanted: &Wanted, local_rank: usize) -> Result<RankDevice, Wo
     Ok(RankDevice::Gpu { index: local_rank, _claimed: claimed })
 }
 
-/// Says which kernel attention goes by, and warns of one whose memory grows with the square of the rows' length.
-pub(crate) fn tell_attention(model: &Llama, length: usize) -> Result<(), ModelError> {
+/// Says how attention goes, and warns of a kernel whose memory grows with the square of the rows' length.
+pub(crate) fn tell_attention(model: &Transformer, length: usize) -> Result<(), ModelError> {
+    let words = model.attention_words(length)?;
     match model.attention_kernel(length)? {
-        Kernel::Math => tracing::warn!(
-            "libtorch has no fused attention for heads {} wide in {:?} on this GPU: it keeps all scores, which takes memory \
+        Kernel::Math if model.device().is_cuda() => tracing::warn!(
+            "{words}: libtorch has no fused attention for heads {} wide in {:?} on this GPU; it keeps all scores, which takes memory \
              by the square of max_length",
             model.config.head_dim,
             model.kind(),
         ),
-        kernel => tracing::info!("{kernel}"),
+        _ => tracing::info!("{words}"),
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use crate::comm::{Activity, Collectives, CommError, Gloo, Nccl, Phase, Rendezvou
 use crate::control::{Control, ControlError, Identity};
 use crate::device;
 use crate::gpu::{self, GpuError};
-use crate::model::{Llama, ModelConfig, ModelError};
+use crate::model::{ModelConfig, ModelError, Transformer, model_weights};
 use crate::optim::Schedule;
 use crate::panics;
 use crate::shard::{Kinds, ShardError, ShardOptions, Shards};
@@ -195,13 +195,11 @@ fn train_joined(
     let mut trainer = build(config, model_directory, comm, activity, plan.total_steps())?;
     trainer.options.places = train.dataset.places.clone();
     check_tokens(&train.dataset, trainer.model.config.vocab_size)?;
-    if matches!(device.torch(), Device::Cuda(_)) {
-        device::tell_attention(&trainer.model, config.training.max_length as usize)?;
-    }
+    device::tell_attention(&trainer.model, config.training.max_length as usize)?;
     if resume.is_none() {
         trainer.shards.load(&match &config.initial_checkpoint {
             Some(step) => Weights::of_checkpoint(step)?,
-            None => Weights::of_model(model_directory)?,
+            None => model_weights(model_directory, &trainer.model.config)?,
         })?;
     }
     let loading_peak = crate::torch::memory(device.torch()).peak;
@@ -264,7 +262,7 @@ fn build(
 ) -> Result<Trainer, WorkerError> {
     let kinds = Kinds::from(config.element_types());
     let model =
-        Llama::new(ModelConfig::read(model_directory).map_err(ModelError::from)?, kinds.compute, comm.device())?;
+        Transformer::new(ModelConfig::read(model_directory).map_err(ModelError::from)?, kinds.compute, comm.device())?;
     let ModelUnits { units, segments } = ModelUnits::new(&model.config, config.sharding.units);
     let mesh = Mesh::new(comm.world_size(), config.sharding.replicas as usize)?;
     let device = comm.device();

@@ -2,9 +2,12 @@
 //! Alone in its program, since all of a process's tensors are counted together.
 
 use tch::{Device, Kind, Tensor};
-use zerofold_configs::{ElementType, ElementTypes, Sharding, Stage};
-use zerofold_plan::{ModelConfig, PlanInputs, PlannedDevice, RopeConfig, RopeScaling, SegmentKind, segment_bytes};
-use zerofold_runtime::model::{Documents, Llama};
+use zerofold_configs::{ElementType, ElementTypes, Sharding, Stage, UnitPolicy};
+use zerofold_plan::{
+    Activation, Biases, LayerAttention, LeafSpec, ModelConfig, ModelUnits, NormKind, NormPlacement, PlanInputs,
+    PlannedDevice, SegmentKind, segment_bytes,
+};
+use zerofold_runtime::model::{Documents, Transformer};
 use zerofold_runtime::shard::Kinds;
 use zerofold_runtime::torch::{Kernels, autograd_grad, count_memory, memory, multiply, restart_peak};
 
@@ -25,7 +28,6 @@ const SHORT_SHAPES: [Shape; 3] =
 
 fn config([_, _, hidden, inner, heads, key_heads, head_dim]: Shape, attention_dropout: f64) -> ModelConfig {
     ModelConfig {
-        architecture: "LlamaForCausalLM".to_owned(),
         vocab_size: 512,
         hidden_size: hidden,
         intermediate_size: inner,
@@ -33,31 +35,24 @@ fn config([_, _, hidden, inner, heads, key_heads, head_dim]: Shape, attention_dr
         num_attention_heads: heads,
         num_key_value_heads: key_heads,
         head_dim,
-        max_position_embeddings: 2048,
-        rms_norm_eps: 1e-5,
-        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default },
-        tie_word_embeddings: false,
-        sliding_window: None,
         attention_dropout,
-        dtype: None,
+        ..ModelConfig::llama()
     }
 }
 
 /// The leaves of one segment, of any values.
-fn leaves([_, _, hidden, inner, heads, key_heads, head_dim]: Shape, kind: SegmentKind, element: Kind) -> Vec<Tensor> {
-    let attention: [&[usize]; 3] =
-        [&[(heads + 2 * key_heads) * head_dim, hidden], &[hidden, heads * head_dim], &[hidden]];
-    let mlp: [&[usize]; 3] = [&[2 * inner, hidden], &[hidden, inner], &[hidden]];
-    let shapes = match kind {
-        SegmentKind::Attention(_) => attention.to_vec(),
-        SegmentKind::Mlp(_) => mlp.to_vec(),
-        _ => [attention, mlp].concat(),
+fn leaves(config: &ModelConfig, kind: SegmentKind, element: Kind) -> Vec<Tensor> {
+    let policy = match kind {
+        SegmentKind::Block(_) => UnitPolicy::Blocks,
+        _ => UnitPolicy::BlockHalves,
     };
-    let leaf = |shape: &[usize]| {
-        let shape: Vec<i64> = shape.iter().map(|&size| size as i64).collect();
+    let cut = ModelUnits::new(config, policy);
+    let segment = cut.segments.iter().find(|segment| segment.kind == kind).unwrap();
+    let leaf = |leaf: &LeafSpec| {
+        let shape: Vec<i64> = leaf.shape().iter().map(|&size| size as i64).collect();
         Tensor::full(shape, 0.01, (element, Device::Cpu)).set_requires_grad(true)
     };
-    shapes.into_iter().map(leaf).collect()
+    cut.units[segment.unit].leaves[segment.leaves.clone()].iter().map(leaf).collect()
 }
 
 fn live() -> u64 {
@@ -65,16 +60,21 @@ fn live() -> u64 {
 }
 
 /// (alive after forward, the most alive during backward), without input, leaves and the output's gradient.
-fn measured(llama: &Llama, shape: Shape, kind: SegmentKind, documents: Option<&Documents>) -> (u64, u64) {
-    let leaves = leaves(shape, kind, llama.kind());
-    let size = [shape[0] as i64, shape[1] as i64, shape[2] as i64];
-    let input = Tensor::full(size, 0.1, (llama.kind(), Device::Cpu)).set_requires_grad(true);
-    let seed = Tensor::full(size, 0.1, (llama.kind(), Device::Cpu));
+fn measured(
+    model: &Transformer,
+    [rows, length]: [usize; 2],
+    kind: SegmentKind,
+    documents: Option<&Documents>,
+) -> (u64, u64) {
+    let leaves = leaves(&model.config, kind, model.kind());
+    let size = [rows, length, model.config.hidden_size].map(|size| size as i64);
+    let input = Tensor::full(size, 0.1, (model.kind(), Device::Cpu)).set_requires_grad(true);
+    let seed = Tensor::full(size, 0.1, (model.kind(), Device::Cpu));
     // Tables and the mask stay from the first time on.
-    let _first = tch::no_grad(|| llama.segment_in_training(kind, &leaves, &input, documents, 1)).unwrap();
+    let _first = tch::no_grad(|| model.segment_in_training(kind, &leaves, &input, documents, 1)).unwrap();
     drop(_first);
     let before = live();
-    let output = llama.segment_in_training(kind, &leaves, &input, documents, 1).unwrap();
+    let output = model.segment_in_training(kind, &leaves, &input, documents, 1).unwrap();
     let saved = live() - before;
     restart_peak(Device::Cpu);
     let inputs: Vec<&Tensor> = std::iter::once(&input).chain(&leaves).collect();
@@ -86,12 +86,12 @@ fn measured(llama: &Llama, shape: Shape, kind: SegmentKind, documents: Option<&D
 
 /// The most that one product of the segment's linear layers takes beside its result: oneDNN packs what it multiplies, in as
 /// many bytes as suit the processor, which no plan knows. In float16 libtorch multiplies itself, but on processors that can.
-fn scratch(leaves: &[Tensor], shape: Shape) -> u64 {
+fn scratch(leaves: &[Tensor], tokens: usize) -> u64 {
     let knows_float16 = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("avx512_fp16"));
     if leaves[0].kind() == Kind::Half && !knows_float16() {
         return 0;
     }
-    let rows = (shape[0] * shape[1]) as i64;
+    let rows = tokens as i64;
     let of_product = |left: &Tensor, right: &Tensor| {
         let result = Tensor::empty([left.size()[0], right.size()[1]], (left.kind(), Device::Cpu));
         let before = live();
@@ -109,14 +109,19 @@ fn scratch(leaves: &[Tensor], shape: Shape) -> u64 {
     leaves.iter().map(of_layer).max().unwrap_or(0)
 }
 
-fn inputs(model: &ModelConfig, types: ElementTypes, shape: Shape, device: PlannedDevice) -> PlanInputs<'_> {
+fn inputs(
+    model: &ModelConfig,
+    types: ElementTypes,
+    [rows, length]: [usize; 2],
+    device: PlannedDevice,
+) -> PlanInputs<'_> {
     PlanInputs {
         model,
         world_size: 1,
         sharding: Sharding::of(Stage::Zero),
         types,
-        per_device_batch: shape[0],
-        length: shape[1],
+        per_device_batch: rows,
+        length,
         longest_document: None,
         supervised: None,
         accumulation: 1,
@@ -129,18 +134,15 @@ fn inputs(model: &ModelConfig, types: ElementTypes, shape: Shape, device: Planne
 }
 
 /// Compares plan and allocator for some segments, and notes what is wrong.
-fn check(name: &str, inputs: &PlanInputs<'_>, llama: &Llama, kinds: &[SegmentKind], wrong: &mut Vec<String>) {
+fn check(name: &str, inputs: &PlanInputs<'_>, model: &Transformer, kinds: &[SegmentKind], wrong: &mut Vec<String>) {
     for &kind in kinds {
         let planned = segment_bytes(inputs, kind);
-        let ModelConfig { hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, .. } =
-            *inputs.model;
         let (rows, length) = (inputs.per_device_batch, inputs.length);
-        let shape = [rows, length, hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim];
         // Of one length, end to end.
-        let documents = |longest: usize| llama.documents(&vec![longest as i64; length / longest]).unwrap();
+        let documents = |longest: usize| model.documents(&vec![longest as i64; length / longest]).unwrap();
         let documents = inputs.longest_document.map(documents);
-        let (saved, peak) = measured(llama, shape, kind, documents.as_ref());
-        let scratch = tch::no_grad(|| scratch(&leaves(shape, kind, llama.kind()), shape));
+        let (saved, peak) = measured(model, [rows, length], kind, documents.as_ref());
+        let scratch = tch::no_grad(|| scratch(&leaves(inputs.model, kind, model.kind()), rows * length));
         // The fused kernel's scratch, which is not planned, shows where attention runs alone; in a whole block the MLP needs
         // more.
         let tolerance = if matches!(kind, SegmentKind::Attention(_)) { 0.15 } else { 0.03 };
@@ -149,9 +151,10 @@ fn check(name: &str, inputs: &PlanInputs<'_>, llama: &Llama, kinds: &[SegmentKin
         // From all the scratch at the peak to none of it.
         let of_peak = [error(planned.peak + scratch, peak), error(planned.peak, peak)];
         let words = format!(
-            "{shape:?} {:?} dropout {} by {name}, {kind:?}: saved {} of {saved} ({:+.2} %), peak {} of {peak} ({:+.2} %), \
+            "{} {rows} × {length} {:?} dropout {} by {name}, {kind:?}: saved {} of {saved} ({:+.2} %), peak {} of {peak} ({:+.2} %), \
              products' scratch {scratch}",
-            llama.kind(),
+            inputs.model.architecture,
+            model.kind(),
             inputs.model.attention_dropout,
             planned.saved,
             100.0 * of_saved,
@@ -178,27 +181,84 @@ fn segments_need_what_the_plan_says() {
             for &dropout in dropouts {
                 let config = config(shape, dropout);
                 let types = ElementTypes::of(element);
-                let llama = || Llama::new(config.clone(), Kinds::from(types).compute, Device::Cpu).unwrap();
+                let model = || Transformer::new(config.clone(), Kinds::from(types).compute, Device::Cpu).unwrap();
                 let all = [SegmentKind::Block(0), SegmentKind::Attention(0), SegmentKind::Mlp(0)];
-                let cpu = inputs(&config, types, shape, PlannedDevice::Cpu);
-                check("loops", &cpu, &llama(), &all, &mut wrong);
+                let cpu = inputs(&config, types, [shape[0], shape[1]], PlannedDevice::Cpu);
+                check("loops", &cpu, &model(), &all, &mut wrong);
                 if dropout == 0.0 && shape[0] == 1 {
                     let documents = PlanInputs { longest_document: Some(shape[1] / 4), ..cpu };
-                    check("loops, documents", &documents, &llama(), &all, &mut wrong);
+                    check("loops, documents", &documents, &model(), &all, &mut wrong);
                 }
                 // What a GPU does by libtorch's operations takes the same memory here, but for its own attention in 16 bits.
                 if dropout == 0.0 {
                     let alike = if element == float32 { &all[..] } else { &all[2..] };
-                    let gpu = inputs(&config, types, shape, PlannedDevice::Gpu);
-                    check("operations", &gpu, &llama().with_kernels(Kernels::plain()), alike, &mut wrong);
+                    let gpu = inputs(&config, types, [shape[0], shape[1]], PlannedDevice::Gpu);
+                    check("operations", &gpu, &model().with_kernels(Kernels::plain()), alike, &mut wrong);
                     if shape[0] == 1 {
                         let documents = PlanInputs { longest_document: Some(shape[1] / 4), ..gpu };
-                        let plain = llama().with_kernels(Kernels::plain());
+                        let plain = model().with_kernels(Kernels::plain());
                         check("operations, documents", &documents, &plain, alike, &mut wrong);
                     }
                 }
             }
         }
     }
+    for (config, [rows, length]) in families() {
+        for element in [float32, bfloat16] {
+            let types = ElementTypes::of(element);
+            let model = || Transformer::new(config.clone(), Kinds::from(types).compute, Device::Cpu).unwrap();
+            let all = [SegmentKind::Block(0), SegmentKind::Attention(0), SegmentKind::Mlp(0)];
+            let cpu = inputs(&config, types, [rows, length], PlannedDevice::Cpu);
+            check("loops", &cpu, &model(), &all, &mut wrong);
+        }
+    }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What families do in their own way, each alone and all that go together.
+fn families() -> Vec<(ModelConfig, [usize; 2])> {
+    let of = |name: &str, shape: Shape, change: &dyn Fn(&mut ModelConfig)| {
+        let mut config = ModelConfig { architecture: name.to_owned(), ..config(shape, 0.0) };
+        change(&mut config);
+        (config, [shape[0], shape[1]])
+    };
+    let grouped = [2, 192, 576, 1536, 9, 3, 64];
+    let alone = [2, 192, 512, 1376, 8, 8, 64];
+    vec![
+        of("biases", grouped, &|config| config.biases = Biases { qkv: true, output: true, mlp: true }),
+        of("norms of heads", grouped, &|config| config.query_key_norm = true),
+        of("norms around", grouped, &|config| {
+            config.norm = NormKind::RmsFromOne;
+            config.norm_placement = NormPlacement::Around;
+            config.activation = Activation::GeluTanh;
+        }),
+        of("a window", [1, 1024, 512, 512, 8, 8, 64], &|config| {
+            config.layers = vec![LayerAttention { window: Some(100), rope: Some(0) }];
+        }),
+        of("caps", grouped, &|config| config.attention_softcap = Some(50.0)),
+        of("LayerNorm", alone, &|config| config.norm = NormKind::Layer),
+        of("no gate", alone, &|config| {
+            config.gated = false;
+            config.activation = Activation::GeluTanh;
+        }),
+        of("dropout of the residual", alone, &|config| config.hidden_dropout = 0.1),
+        (gpt2(alone), [alone[0], alone[1]]),
+    ]
+}
+
+/// GPT-2 itself, with all of its dropout.
+fn gpt2([_, _, hidden, inner, heads, key_heads, head_dim]: Shape) -> ModelConfig {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/families/gpt2");
+    ModelConfig {
+        hidden_size: hidden,
+        intermediate_size: inner,
+        num_hidden_layers: 1,
+        num_attention_heads: heads,
+        num_key_value_heads: key_heads,
+        head_dim,
+        max_position_embeddings: 1024,
+        attention_dropout: 0.1,
+        hidden_dropout: 0.1,
+        ..ModelConfig::read(std::path::Path::new(folder)).unwrap()
+    }
 }

@@ -53,9 +53,12 @@ fn check_state_bytes(spec: &Spec, trainer: &Trainer) {
 
 /// The largest relative difference to PyTorch's losses; gradient norms are checked here.
 fn difference_to_pytorch(spec: &Spec) -> f64 {
+    difference_of(spec, &outcomes(spec))
+}
+
+fn difference_of(spec: &Spec, outcomes: &[StepOutcome]) -> f64 {
     let curve = spec.expected();
     let expected = curve["steps"].as_array().unwrap();
-    let outcomes = outcomes(spec);
     assert_eq!(outcomes.len(), expected.len());
     let relative = |ours: f64, theirs: &Value| ((ours - theirs.as_f64().unwrap()) / theirs.as_f64().unwrap()).abs();
     let mut largest: f64 = 0.0;
@@ -77,6 +80,34 @@ fn twenty_steps_equal_pytorch_at_every_stage() {
             println!("{model}, stage {stage}: largest relative difference {difference:.2e}");
             assert!(difference < 1e-5, "{model}, stage {stage}: {difference:e}");
         }
+    }
+}
+
+/// The models of `families/`, one or two of each family.
+fn families() -> Vec<String> {
+    let entries = std::fs::read_dir(fixture("families")).unwrap().map(|entry| entry.unwrap());
+    let folders = entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name());
+    let mut names: Vec<String> = folders.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    assert!(names.len() >= 16, "{names:?}");
+    names
+}
+
+fn of_family(model: &str, stage: Stage) -> Spec {
+    Spec::new("families", model, "batch_8", stage, 2, 1)
+}
+
+#[test]
+fn every_family_equals_pytorch_and_is_the_same_to_the_bit_at_every_stage() {
+    for model in families() {
+        let runs = STAGES.map(|stage| {
+            let spec = of_family(&model, stage);
+            let outcomes = outcomes(&spec);
+            let difference = difference_of(&spec, &outcomes);
+            assert!(difference < 1e-5, "{model}, stage {stage}: {difference:e}");
+            bits(&outcomes)
+        });
+        assert!(runs.iter().all(|run| *run == runs[0]), "{model}: stages differ");
     }
 }
 

@@ -76,6 +76,18 @@ pub enum CheckpointError {
         /// A name that is there and looks alike.
         near: Option<String>,
     },
+    /// Tensors that the model does not have.
+    #[error(
+        "{} holds tensors that the model of its config.json does not have: {tensors}\nhint: they would be left out, and the model would be \
+         another one: config.json and weights do not belong together",
+        path.display()
+    )]
+    StrangeTensors {
+        /// The folder.
+        path: PathBuf,
+        /// Some of their names, and how many there are.
+        tensors: String,
+    },
     /// A caller asked for elements or bytes that the tensor does not have, or gave a wrong buffer.
     #[error("tensor {tensor} of {}: {reason}", path.display())]
     BadRange {

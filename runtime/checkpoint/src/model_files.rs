@@ -17,10 +17,12 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// A model's safetensors files, opened and checked. Reading needs no lock: it may be shared by threads.
 #[derive(Debug)]
 pub struct ModelFiles {
-    directory: PathBuf,
+    pub(crate) directory: PathBuf,
     files: Vec<SafetensorsReader>,
     /// Which file holds a tensor.
-    tensors: BTreeMap<String, usize>,
+    pub(crate) tensors: BTreeMap<String, usize>,
+    /// What tensors are called in their files, where that is another name.
+    pub(crate) in_files: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -40,7 +42,12 @@ impl ModelFiles {
         if single.exists() {
             let file = SafetensorsReader::open(&single)?;
             let tensors = file.names().map(|name| (name.to_string(), 0)).collect();
-            return Ok(ModelFiles { directory: directory.to_owned(), files: vec![file], tensors });
+            return Ok(ModelFiles {
+                directory: directory.to_owned(),
+                files: vec![file],
+                tensors,
+                in_files: BTreeMap::new(),
+            });
         }
         if index.exists() {
             return Self::open_index(directory, &index);
@@ -68,7 +75,7 @@ impl ModelFiles {
             }
             tensors.insert(tensor, number);
         }
-        Ok(ModelFiles { directory: directory.to_owned(), files, tensors })
+        Ok(ModelFiles { directory: directory.to_owned(), files, tensors, in_files: BTreeMap::new() })
     }
 
     /// The model's folder.
@@ -88,7 +95,9 @@ impl ModelFiles {
 
     /// Every tensor, of whatever type, with the file that it lies in; sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = (DescribedTensor<'_>, &SafetensorsReader)> {
-        self.tensors.iter().filter_map(|(name, &file)| Some((self.files[file].describe(name)?, &self.files[file])))
+        self.tensors
+            .iter()
+            .filter_map(|(name, &file)| Some((self.files[file].describe(self.in_file(name))?, &self.files[file])))
     }
 
     /// True if there is a tensor of that name.
@@ -101,7 +110,7 @@ impl ModelFiles {
     /// # Errors
     /// If it is not there (a near name is told), or its type is none of F32, BF16, F16.
     pub fn entry(&self, name: &str) -> Result<StoredTensor> {
-        self.file_of(name)?.entry(name)
+        self.file_of(name)?.entry(self.in_file(name))
     }
 
     /// Reads elements of a tensor, in row-major order, as `f32`; nothing but these bytes is read.
@@ -109,7 +118,11 @@ impl ModelFiles {
     /// # Errors
     /// If the tensor does not have these elements, `values` has another length, or the file cannot be read.
     pub fn read_f32(&self, name: &str, elements: Range<usize>, values: &mut [f32]) -> Result<()> {
-        self.file_of(name)?.read_f32(name, elements, values)
+        self.file_of(name)?.read_f32(self.in_file(name), elements, values)
+    }
+
+    fn in_file<'a>(&'a self, name: &'a str) -> &'a str {
+        self.in_files.get(name).map_or(name, String::as_str)
     }
 
     fn file_of(&self, name: &str) -> Result<&SafetensorsReader> {

@@ -4,6 +4,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::manifest::Manifest;
 use crate::model_files::ModelFiles;
+use crate::naming::Naming;
 use crate::publish::{Found, open_step};
 use crate::state::StateReader;
 use crate::units::STATES;
@@ -39,6 +40,14 @@ impl Weights {
     /// Opens a model folder.
     pub fn of_model(directory: &Path) -> Result<Self> {
         ModelFiles::open(directory).map(Weights::Model)
+    }
+
+    /// Opens the folder of a model that has these parameters.
+    ///
+    /// # Errors
+    /// [`crate::CheckpointError::StrangeTensors`] where it holds others, and if it cannot be read.
+    pub fn of_known_model(directory: &Path, naming: &Naming<'_>) -> Result<Self> {
+        ModelFiles::open(directory)?.named(naming).map(Weights::Model)
     }
 
     /// The folder.

@@ -13,7 +13,10 @@ mod theory;
 
 pub use flops::model_flops;
 pub use layout::{ALIGNMENT, Layout, LayoutError, Mesh, PlacedLeaf, PlacedParameter, Run, UnitLayout};
-pub use model::{ModelConfig, ModelConfigError, ModelUnits, RopeConfig, RopeScaling, Segment, SegmentKind};
+pub use model::{
+    Activation, Biases, LayerAttention, ModelConfig, ModelConfigError, ModelUnits, Names, NormKind, NormPlacement,
+    RopeConfig, RopeScaling, Segment, SegmentKind,
+};
 pub use planning::{
     Advice, Lever, Need, Plan, PlanInputs, PlannedDevice, RESERVE, Tried, plan, plan_all_stages, recommend,
     segment_bytes, usable,

@@ -96,7 +96,7 @@ impl Generator {
 
     /// How many tokens may follow a prompt of so many.
     fn room_after(&self, prompt: usize) -> Result<usize> {
-        let config = &self.model.llama.config;
+        let config = &self.model.model.config;
         let context = config.max_exact_length().unwrap_or(usize::MAX).min(config.max_position_embeddings);
         ensure!(
             prompt < context,

@@ -8,8 +8,7 @@ use zerofold_checkpoint::{STATES, Weights};
 use zerofold_configs::UnitPolicy;
 use zerofold_plan::{LeafSpec, ModelUnits, SegmentKind};
 
-use crate::model::{LayerCache, Llama, ModelConfig};
-use crate::torch::linear;
+use crate::model::{HeadWeights, LayerCache, ModelConfig, Transformer, model_weights};
 
 /// Elements that are read and converted at a time.
 const CHUNK: usize = 1 << 22;
@@ -17,7 +16,7 @@ const CHUNK: usize = 1 << 22;
 /// A model with its weights.
 pub struct WholeModel {
     /// The maths.
-    pub llama: Llama,
+    pub model: Transformer,
     /// Leaves by unit, as [`ModelUnits`] lists them.
     units: Vec<Vec<Tensor>>,
 }
@@ -29,15 +28,15 @@ impl WholeModel {
     /// # Errors
     /// An unsupported model, a tensor that is missing or of another shape, unreadable files.
     pub fn load(model_dir: &Path, checkpoint: Option<&Path>, kind: Kind) -> Result<Self> {
-        let llama = Llama::new(ModelConfig::read(model_dir)?, kind, Device::Cpu)?;
+        let model = Transformer::new(ModelConfig::read(model_dir)?, kind, Device::Cpu)?;
         let files = match checkpoint {
             Some(step) => Weights::of_checkpoint(step)?,
-            None => Weights::of_model(model_dir)?,
+            None => model_weights(model_dir, &model.config)?,
         };
         let read_unit = |leaves: &[LeafSpec]| leaves.iter().map(|leaf| read_leaf(&files, leaf, kind)).collect();
-        let units = ModelUnits::new(&llama.config, UnitPolicy::Blocks).units;
+        let units = ModelUnits::new(&model.config, UnitPolicy::Blocks).units;
         let units = units.iter().map(|unit| read_unit(&unit.leaves)).collect::<Result<_>>()?;
-        Ok(WholeModel { llama, units })
+        Ok(WholeModel { model, units })
     }
 
     /// Empty caches, one per decoder block.
@@ -50,9 +49,9 @@ impl WholeModel {
     /// # Errors
     /// Ids outside the vocabulary, and what libtorch says.
     pub fn logits(&self, input_ids: &Tensor) -> Result<Tensor> {
-        let mut x = self.llama.embed(&self.units[0][0], input_ids)?;
+        let mut x = self.model.embed(self.embedding(), input_ids, None)?;
         for (layer, leaves) in self.blocks().iter().enumerate() {
-            x = self.llama.segment(SegmentKind::Block(layer), leaves, &x, None)?;
+            x = self.model.segment(SegmentKind::Block(layer), leaves, &x, None)?;
         }
         self.head(&x)
     }
@@ -63,7 +62,7 @@ impl WholeModel {
     /// No ids, ids outside the vocabulary, and what libtorch says.
     pub fn next_logits(&self, ids: &[u32], caches: &mut [LayerCache]) -> Result<Vec<f32>> {
         ensure!(!ids.is_empty(), "there is no token to go on from\nhint: give a prompt that is not empty");
-        let vocab_size = self.llama.config.vocab_size;
+        let vocab_size = self.model.config.vocab_size;
         if let Some(outside) = ids.iter().find(|id| **id as usize >= vocab_size) {
             anyhow::bail!(
                 "token id {outside} is outside the model's vocabulary of {vocab_size}\nhint: tokenizer and model do not belong together"
@@ -71,9 +70,10 @@ impl WholeModel {
         }
         let ids: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
         let input_ids = Tensor::f_from_slice(&ids)?.f_unsqueeze(0)?;
-        let mut x = self.llama.embed(&self.units[0][0], &input_ids)?;
-        for (leaves, cache) in self.blocks().iter().zip(caches) {
-            x = self.llama.block_cached(leaves, &x, cache)?;
+        let begin = caches.first().map_or(0, LayerCache::length);
+        let mut x = self.model.embed_from(self.embedding(), &input_ids, begin)?;
+        for (layer, (leaves, cache)) in self.blocks().iter().zip(caches).enumerate() {
+            x = self.model.block_cached(layer, leaves, &x, cache)?;
         }
         let last = x.f_narrow(1, ids.len() as i64 - 1, 1)?;
         let logits = self.head(&last)?.f_to_kind(Kind::Float)?.f_view(-1)?;
@@ -81,15 +81,20 @@ impl WholeModel {
     }
 
     fn blocks(&self) -> &[Vec<Tensor>] {
-        &self.units[1..=self.llama.config.num_hidden_layers]
+        &self.units[1..=self.model.config.num_hidden_layers]
+    }
+
+    /// The embeddings. Where the head is tied to that of tokens, the final norm's weights follow it.
+    fn embedding(&self) -> &[Tensor] {
+        &self.units[0][..1 + usize::from(self.model.config.learned_positions)]
     }
 
     fn head(&self, x: &Tensor) -> Result<Tensor> {
-        let unit = if self.llama.config.tie_word_embeddings { self.units.first() } else { self.units.last() };
-        let [head, norm] = unit.map(Vec::as_slice).unwrap_or_default() else {
-            anyhow::bail!("the model's last unit does not hold a head and a norm");
+        let leaves = match self.model.config.tie_word_embeddings {
+            true => &self.units[0][self.embedding().len() - 1..],
+            false => self.units.last().map(Vec::as_slice).unwrap_or_default(),
         };
-        Ok(linear(&self.llama.final_norm(norm, x)?, head)?)
+        Ok(self.model.logits(&HeadWeights::of(leaves)?, x)?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Causal grouped-query attention, in the way that fits device, type and dropout.
 //!
-//! Shapes: B rows, T positions, D the width of a head; G query heads share each of the K key and value heads.
+//! Shapes: B rows, T positions, D the width of a head; G query heads share each of the K key and value heads. A layer may have a
+//! window: a position sees so many, itself included (Beltagy et al., "Longformer", 2020). A model may cap its scores.
 //!
 //! - **Blocks**: our own kernel ([`attention`]), in float32 and bfloat16 on the CPU. It never holds all scores, so its memory
 //!   grows with T alone, and the query heads of a group stand under each other in one product, so that keys and values are
@@ -8,7 +9,8 @@
 //! - **Flash**: libtorch's fused kernel, on GPUs and for other types.
 //! - **Products**: two batched matrix products with a softmax between, out of libtorch's operations, for dropout on the CPU,
 //!   where libtorch has no fused kernel: it would hold all B · K · G · T² scores several times over, in float32 whatever the
-//!   type. Products hold them twice, and a byte each for what was dropped. A GPU's fused kernel drops by itself.
+//!   type. Products hold them twice, and a byte each for what was dropped. A GPU's fused kernel drops by itself. No fused
+//!   kernel of libtorch caps scores, so these go by products where our own is not there.
 //!
 //! Of documents end to end in one row each attends to itself: our own kernel knows where they begin, the others are called for
 //! one document after the other.
@@ -17,9 +19,9 @@ use std::cell::RefCell;
 
 use tch::{Device, Kind, Tensor};
 
-use super::llama::is_16_bit;
+use super::transformer::is_16_bit;
 use super::{ModelConfig, ModelError};
-use crate::torch::{HeadLayout, Kernels, attention};
+use crate::torch::{AttentionRule, HeadLayout, Kernels, attention};
 
 /// libtorch's kernels for attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,20 +69,52 @@ impl Way {
     }
 }
 
+/// How a layer attends in one pass.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attending {
+    /// By what.
+    pub(super) way: Way,
+    /// How many positions one sees, itself included; none for all before it.
+    pub(super) window: Option<i64>,
+    /// The share of the attention weights that is dropped, by libtorch's generator.
+    pub(super) dropout: f64,
+}
+
+impl Attending {
+    /// The window, if it hides anything among `length` positions.
+    fn window(&self, length: i64) -> Option<i64> {
+        self.window.filter(|&window| window < length)
+    }
+}
+
 /// The attention of one model; it has no weights.
 pub(super) struct Attention {
     key_heads: i64,
     queries_per_key: i64,
+    /// What scores are multiplied by.
+    scale: f64,
+    /// What they are capped at then.
+    softcap: Option<f64>,
     kind: Kind,
     device: Device,
-    /// The mask of the last length asked for: the blocks of a model all ask for the same one.
-    mask: RefCell<Option<Tensor>>,
+    /// The masks of the last lengths and windows asked for: the blocks of a model all ask for the same few.
+    masks: RefCell<Vec<(i64, Option<i64>, Tensor)>>,
 }
+
+/// Masks that are kept.
+const KEPT_MASKS: usize = 2;
 
 impl Attention {
     pub(super) fn new(config: &ModelConfig, kind: Kind, device: Device) -> Self {
-        let (key_heads, queries_per_key) = (config.num_key_value_heads as i64, config.queries_per_key() as i64);
-        Attention { key_heads, queries_per_key, kind, device, mask: RefCell::new(None) }
+        Attention {
+            key_heads: config.num_key_value_heads as i64,
+            queries_per_key: config.queries_per_key() as i64,
+            scale: config.score_scale(),
+            softcap: config.attention_softcap,
+            kind,
+            device,
+            masks: RefCell::new(Vec::new()),
+        }
     }
 
     /// How attention goes here with this share of its weights dropped.
@@ -88,75 +122,89 @@ impl Attention {
         match (dropout > 0.0, self.device) {
             (true, Device::Cpu) => Way::Products,
             (false, _) if kernels.attends(self.kind, self.device) => Way::Blocks,
+            _ if self.softcap.is_some() => Way::Products,
             _ => Way::Flash,
         }
     }
 
     /// Causal attention among T positions of query, key and value, which lie as the way wants them: `[B, T, K * G * D]`.
-    /// A share `dropout` of the attention weights is dropped, by libtorch's generator.
-    pub(super) fn causal(
-        &self,
-        way: Way,
-        [query, key, value]: &[Tensor; 3],
-        dropout: f64,
-    ) -> Result<Tensor, ModelError> {
-        match way {
-            Way::Blocks => Ok(attention(query, key, value, &[])?),
-            Way::Flash => self.by_flash(query, key, value, dropout),
-            Way::Products => self.by_products(query, key, value, dropout),
+    pub(super) fn causal(&self, by: &Attending, parts: &[Tensor; 3]) -> Result<Tensor, ModelError> {
+        match by.way {
+            Way::Blocks => self.by_blocks(by, parts, &[]),
+            Way::Flash => self.by_flash(by, parts),
+            Way::Products => self.by_products(by, parts),
         }
     }
 
     /// The same in documents of these lengths, end to end in one row: B is 1, and T their sum.
     pub(super) fn by_document(
         &self,
-        way: Way,
+        by: &Attending,
         parts: &[Tensor; 3],
         lengths: &[i64],
-        dropout: f64,
     ) -> Result<Tensor, ModelError> {
-        if way == Way::Blocks {
-            let [query, key, value] = parts;
-            return Ok(attention(query, key, value, lengths)?);
+        if by.way == Way::Blocks {
+            return self.by_blocks(by, parts, lengths);
         }
         let mut begin = 0;
         let mut attended = Vec::with_capacity(lengths.len());
         for &length in lengths {
             let [query, key, value] = parts.each_ref().map(|part| part.f_narrow(2, begin, length));
-            attended.push(self.causal(way, &[query?, key?, value?], dropout)?);
+            attended.push(self.causal(by, &[query?, key?, value?])?);
             begin += length;
         }
         Ok(Tensor::f_cat(&attended, 1)?)
     }
 
-    fn by_products(&self, query: &Tensor, key: &Tensor, value: &Tensor, dropout: f64) -> Result<Tensor, ModelError> {
+    fn by_blocks(&self, by: &Attending, parts: &[Tensor; 3], lengths: &[i64]) -> Result<Tensor, ModelError> {
+        let window = by.window(parts[1].size4()?.2);
+        Ok(attention(
+            parts,
+            lengths,
+            &AttentionRule { scale: self.scale, softcap: self.softcap, window, causal: true },
+        )?)
+    }
+
+    fn by_products(&self, by: &Attending, [query, key, value]: &[Tensor; 3]) -> Result<Tensor, ModelError> {
         let (rows, heads, length, head_dim) = query.size4()?;
         let (groups, sharing) = (rows * self.key_heads, self.queries_per_key);
         // The query heads of a group lie one after the other.
         let query = query.f_reshape([groups, sharing * length, head_dim])?;
         let key = key.f_reshape([groups, length, head_dim])?.f_transpose(1, 2)?;
         let value = value.f_reshape([groups, length, head_dim])?;
-        // scores = mask + query · key / √D, in one product.
-        let scores = self.mask(length)?.f_baddbmm(&query, &key, 1.0, 1.0 / (head_dim as f64).sqrt())?;
+        let mask = self.mask(length, by.window(length))?;
+        let scores = match self.softcap {
+            // scores = mask + query · key × scale, in one product.
+            None => mask.f_baddbmm(&query, &key, 1.0, self.scale)?,
+            Some(softcap) => self.capped(&query.f_bmm(&key)?, softcap)?.f_add(&mask)?,
+        };
         let mut weights = scores.f_softmax(-1, None)?;
         drop(scores);
-        if dropout > 0.0 {
+        if by.dropout > 0.0 {
             // The native form keeps a byte for each weight; the plain one keeps a factor in the weights' type.
-            weights = weights.f_native_dropout(dropout, true)?.0;
+            weights = weights.f_native_dropout(by.dropout, true)?.0;
         }
         let attended = weights.f_bmm(&value)?;
         drop(weights);
         self.ungroup(&attended, [rows, length, heads * head_dim])
     }
 
-    fn by_flash(&self, query: &Tensor, key: &Tensor, value: &Tensor, dropout: f64) -> Result<Tensor, ModelError> {
+    /// Products of queries and keys scaled and capped.
+    fn capped(&self, products: &Tensor, softcap: f64) -> Result<Tensor, ModelError> {
+        Ok(products.f_mul_scalar(self.scale / softcap)?.f_tanh()?.f_mul_scalar(softcap)?)
+    }
+
+    fn by_flash(&self, by: &Attending, [query, key, value]: &[Tensor; 3]) -> Result<Tensor, ModelError> {
         let shares = self.kernel_shares_heads();
         let (key, value) = match shares {
             true => (key.shallow_clone(), value.shallow_clone()),
             false => (self.repeat_heads(key)?, self.repeat_heads(value)?),
         };
+        let length = query.size4()?.2;
+        let mask = by.window(length).map(|window| self.seen(length, length, Some(window))).transpose()?;
+        let (causal, scale) = (mask.is_none(), self.scale);
         let attended =
-            Tensor::f_scaled_dot_product_attention::<Tensor>(query, &key, &value, None, dropout, true, None, shares)?;
+            Tensor::f_scaled_dot_product_attention(query, &key, &value, mask, by.dropout, causal, scale, shares)?;
         Ok(attended.f_transpose(1, 2)?.f_flatten(2, 3)?)
     }
 
@@ -194,17 +242,34 @@ impl Attention {
     }
 
     /// Attention of the last T positions to all S of a cache (`[B, K, S, D]` each): `[B, T, K * G * D]`.
-    pub(super) fn cached(&self, query: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor, ModelError> {
+    pub(super) fn cached(
+        &self,
+        query: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        window: Option<i64>,
+    ) -> Result<Tensor, ModelError> {
         let (rows, heads, length, head_dim) = query.size4()?;
         let (_, _, total, _) = keys.size4()?;
         let query = query.f_reshape([rows, self.key_heads, self.queries_per_key * length, head_dim])?;
-        let mask = if length == 1 {
-            None
-        } else {
-            let seen = Tensor::f_ones([length, total], (Kind::Bool, self.device))?.f_tril(total - length)?;
-            Some(seen.f_repeat([self.queries_per_key, 1])?)
+        let window = window.filter(|&window| window < total);
+        let mask = match length == 1 && window.is_none() {
+            true => None,
+            false => Some(self.seen(length, total, window)?.f_repeat([self.queries_per_key, 1])?),
         };
-        let attended = Tensor::f_scaled_dot_product_attention(&query, keys, values, mask, 0.0, false, None, false)?;
+        let attended = match self.softcap {
+            None => {
+                let scale = self.scale;
+                Tensor::f_scaled_dot_product_attention(&query, keys, values, mask, 0.0, false, scale, false)?
+            }
+            Some(softcap) => {
+                let mut scores = self.capped(&query.f_matmul(&keys.f_transpose(2, 3)?)?, softcap)?;
+                if let Some(mask) = mask {
+                    scores = scores.f_masked_fill(&mask.f_logical_not()?, f64::NEG_INFINITY)?;
+                }
+                scores.f_softmax(-1, None)?.f_matmul(values)?
+            }
+        };
         self.ungroup(&attended, [rows, length, heads * head_dim])
     }
 
@@ -226,16 +291,30 @@ impl Attention {
         Ok(repeated.f_reshape([rows, heads * self.queries_per_key, length, head_dim])?)
     }
 
-    /// What is added to the scores: 0 where a position may look, −∞ at what comes after it; `[1, G * T, T]`.
-    fn mask(&self, length: i64) -> Result<Tensor, ModelError> {
-        let mut kept = self.mask.borrow_mut();
-        if let Some(mask) = kept.as_ref().filter(|mask| mask.size().last() == Some(&length)) {
+    /// What is added to the scores: 0 where a position may look, −∞ elsewhere; `[1, G * T, T]`.
+    fn mask(&self, length: i64, window: Option<i64>) -> Result<Tensor, ModelError> {
+        let mut kept = self.masks.borrow_mut();
+        if let Some((_, _, mask)) = kept.iter().find(|(of, with, _)| (*of, *with) == (length, window)) {
             return Ok(mask.shallow_clone());
         }
-        let hidden = Tensor::f_full([length, length], f64::NEG_INFINITY, (self.kind, self.device))?.f_triu(1)?;
+        let seen = self.seen(length, length, window)?;
+        let hidden = Tensor::f_zeros([length, length], (self.kind, self.device))?
+            .f_masked_fill_(&seen.f_logical_not()?, f64::NEG_INFINITY)?;
         let mask = hidden.f_repeat([self.queries_per_key, 1])?.f_unsqueeze(0)?;
-        *kept = Some(mask.shallow_clone());
+        if kept.len() == KEPT_MASKS {
+            let _oldest = kept.remove(0);
+        }
+        kept.push((length, window, mask.shallow_clone()));
         Ok(mask)
+    }
+
+    /// Which of `total` positions each of the last `length` sees: true where it does, `[length, total]`.
+    fn seen(&self, length: i64, total: i64, window: Option<i64>) -> Result<Tensor, ModelError> {
+        let seen = Tensor::f_ones([length, total], (Kind::Bool, self.device))?.f_tril(total - length)?;
+        match window {
+            Some(window) => Ok(seen.f_triu(total - length - window + 1)?),
+            None => Ok(seen),
+        }
     }
 }
 

@@ -6,20 +6,21 @@ use super::ModelError;
 use super::rope::{Rope, Tables};
 
 /// Documents that lie end to end in one row `[1, T]`: positions begin anew in each, and attention does not leave it. Made once
-/// for a micro-batch by [`super::Llama::documents`], and used by all of its segments.
+/// for a micro-batch by [`super::Transformer::documents`], and used by all of its segments.
 pub struct Documents {
     /// Their lengths, T together.
     pub(super) lengths: Vec<i64>,
-    /// The rotary tables of all positions, `[T, head_dim / 2]`.
-    pub(super) tables: Tables,
+    /// The tables of all positions, `[T, R / 2]`, of each rotary embedding of the model.
+    pub(super) tables: Vec<Tables>,
 }
 
 impl Documents {
-    pub(super) fn new(rope: &Rope, lengths: &[i64]) -> Result<Self, ModelError> {
+    pub(super) fn new(ropes: &[Rope], lengths: &[i64]) -> Result<Self, ModelError> {
         if lengths.is_empty() || lengths.iter().any(|&length| length < 1) {
             return Err(ModelError::Documents { lengths: lengths.to_vec(), row: Vec::new() });
         }
-        Ok(Documents { lengths: lengths.to_vec(), tables: rope.tables_of(lengths)? })
+        let tables = ropes.iter().map(|rope| rope.tables_of(lengths)).collect::<Result<_, _>>()?;
+        Ok(Documents { lengths: lengths.to_vec(), tables })
     }
 
     /// That `x` `[1, T, H]` holds them.

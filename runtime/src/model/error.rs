@@ -9,30 +9,34 @@ pub enum ModelError {
     /// The model's `config.json`.
     #[error(transparent)]
     Config(#[from] zerofold_plan::ModelConfigError),
-    /// A unit was called with the wrong number of tensors.
-    #[error("{unit} expects {expected} tensors ({names}) but was given {found}")]
-    Leaves {
-        /// The unit.
-        unit: &'static str,
-        /// What it expects.
-        expected: usize,
-        /// Their names, in order.
-        names: &'static str,
-        /// How many came.
-        found: usize,
+    /// A segment was called with too few tensors.
+    #[error("{kind} was not given {name}")]
+    LeafMissing {
+        /// The segment.
+        kind: zerofold_plan::SegmentKind,
+        /// The first one that is missing.
+        name: &'static str,
+    },
+    /// A segment was called with too many tensors.
+    #[error("{kind} was given {left} tensors too many")]
+    LeavesLeft {
+        /// The segment.
+        kind: zerofold_plan::SegmentKind,
+        /// How many are too many.
+        left: usize,
     },
     /// A segment that does not go from hidden states to hidden states.
     #[error("{0:?} does not map hidden states to hidden states")]
     NoHidden(zerofold_plan::SegmentKind),
-    /// A sequence that full attention would treat otherwise than the model's sliding window.
+    /// A sequence with positions that the model does not have, or has by other numbers.
     #[error(
-        "a sequence of {length} tokens is longer than the model's sliding window of {window}, and sliding windows are not built yet\nhint: keep prompts and max_length at {window} tokens or fewer"
+        "a sequence of {length} tokens is longer than the {longest} that this model's positions are built for\nhint: keep prompts and max_length at {longest} tokens or fewer"
     )]
-    BeyondWindow {
+    TooLong {
         /// Tokens in the sequence.
         length: usize,
-        /// The model's window.
-        window: usize,
+        /// The longest that is computed as the model means it.
+        longest: usize,
     },
     /// Documents that are none, or not those of a row.
     #[error("documents of {lengths:?} tokens do not lie end to end in one row of hidden states {row:?}")]

@@ -1,8 +1,9 @@
-//! The Llama family as maths only: what the layers compute, on tensors that somebody else owns.
+//! Models as maths only: what the layers compute, on tensors that somebody else owns. What a family does in its own way is data:
+//! [`ModelConfig`].
 //!
 //! A model is an ordered list of segments (embedding, decoder blocks or their halves, head), which
-//! [`zerofold_plan::ModelUnits`] tells with their parameters. [`Llama::embed`], [`Llama::segment`] and
-//! [`Llama::final_norm`] compute with tensors handed in by the caller, who alone knows where weights live, when they are
+//! [`zerofold_plan::ModelUnits`] tells with their parameters. [`Transformer::embed`], [`Transformer::segment`] and
+//! [`Transformer::final_norm`] compute with tensors handed in by the caller, who alone knows where weights live, when they are
 //! gathered and when they are gone.
 //!
 //! # Note: no operation saves a copy of a weight
@@ -15,13 +16,20 @@ mod attention;
 mod cache;
 mod documents;
 mod error;
-mod llama;
+mod files;
+mod leaves;
 mod rope;
+mod transformer;
 
 pub use attention::Kernel;
 pub use cache::LayerCache;
 pub use documents::Documents;
 pub use error::ModelError;
-pub use llama::Llama;
+pub use files::{model_files, model_weights};
+pub use leaves::HeadWeights;
 pub use rope::inverse_frequencies;
+pub use transformer::Transformer;
 pub use zerofold_plan::{ModelConfig, RopeConfig, RopeScaling};
+
+#[cfg(test)]
+mod families_tests;

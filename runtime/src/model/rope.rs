@@ -9,18 +9,24 @@ use super::{ModelError, RopeConfig, RopeScaling};
 /// Positions that the first table covers.
 const FIRST_LENGTH: i64 = 512;
 
-/// The inverse frequencies, float32 of shape `[head_dim / 2]`, computed by the same float32 operations as transformers.
+/// The inverse frequencies, float32 of shape `[R / 2]` for the R elements of a head that turn, computed by the same float32
+/// operations as transformers.
 ///
 /// # Errors
 /// What libtorch says.
 pub fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Result<Vec<f32>, ModelError> {
-    let exponents = Tensor::f_arange_start_step(0, head_dim as i64, 2, (Kind::Float, Device::Cpu))?;
-    let powers = Tensor::f_pow_scalar(rope.theta, &exponents.f_div_scalar(head_dim as f64)?)?;
+    let turned = rope.turned(head_dim);
+    let exponents = Tensor::f_arange_start_step(0, turned as i64, 2, (Kind::Float, Device::Cpu))?;
+    let powers = Tensor::f_pow_scalar(rope.theta, &exponents.f_div_scalar(turned as f64)?)?;
     let plain = Vec::<f32>::try_from(&powers.f_reciprocal()?)?;
-    Ok(match rope.scaling {
+    Ok(match &rope.scaling {
         RopeScaling::Default => plain,
-        RopeScaling::Linear { factor } => plain.into_iter().map(|frequency| frequency / factor as f32).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+        RopeScaling::Long { short_factor, .. } => {
+            let powers = Vec::<f32>::try_from(&powers)?;
+            short_factor.iter().zip(powers).map(|(&factor, power)| 1.0 / (factor as f32 * power)).collect()
+        }
+        &RopeScaling::Linear { factor } => plain.into_iter().map(|frequency| frequency / factor as f32).collect(),
+        &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let context = original_max_position_embeddings;
             let (long, short) = ((context / low_freq_factor) as f32, (context / high_freq_factor) as f32);
             let stretch = |frequency: f32| {
@@ -40,13 +46,15 @@ pub fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Result<Vec<f32
     })
 }
 
-/// The tables of a model, grown on demand.
+/// The tables of one rotary embedding, grown on demand.
 pub(super) struct Rope {
     inverse_frequencies: Tensor,
+    /// What cosines and sines are multiplied by.
+    factor: f64,
     tables: RefCell<Option<Tables>>,
 }
 
-/// Cosines and sines of each position's angles, float32 `[positions, head_dim / 2]` whatever the compute type.
+/// Cosines and sines of each position's angles, float32 `[positions, R / 2]` whatever the compute type.
 pub(super) struct Tables {
     pub(super) cosines: Tensor,
     pub(super) sines: Tensor,
@@ -56,7 +64,13 @@ impl Rope {
     pub(super) fn new(rope: &RopeConfig, head_dim: usize, device: Device) -> Result<Self, ModelError> {
         let frequencies = inverse_frequencies(rope, head_dim)?;
         let inverse_frequencies = Tensor::f_from_slice(&frequencies)?.f_to_device(device)?;
-        Ok(Rope { inverse_frequencies, tables: RefCell::new(None) })
+        Ok(Rope { inverse_frequencies, factor: rope.attention_factor(), tables: RefCell::new(None) })
+    }
+
+    /// That of a layer which knows no positions: nothing turns.
+    pub(super) fn still(device: Device) -> Result<Self, ModelError> {
+        let inverse_frequencies = Tensor::f_zeros([0], (Kind::Float, device))?;
+        Ok(Rope { inverse_frequencies, factor: 1.0, tables: RefCell::new(None) })
     }
 
     /// The tables of positions `begin .. begin + length`.
@@ -90,6 +104,12 @@ impl Rope {
         let device = self.inverse_frequencies.device();
         let positions = Tensor::f_arange(positions, (Kind::Float, device))?.f_unsqueeze(1)?;
         let angles = positions.f_mul(&self.inverse_frequencies)?;
-        Ok(Tables { cosines: angles.f_cos()?, sines: angles.f_sin()? })
+        let (cosines, sines) = (angles.f_cos()?, angles.f_sin()?);
+        match self.factor == 1.0 {
+            true => Ok(Tables { cosines, sines }),
+            false => {
+                Ok(Tables { cosines: cosines.f_mul_scalar(self.factor)?, sines: sines.f_mul_scalar(self.factor)? })
+            }
+        }
     }
 }

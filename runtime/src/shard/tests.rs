@@ -2,16 +2,16 @@
 
 use super::*;
 use crate::comm::Single;
-use crate::model::{Llama, ModelConfig};
+use crate::model::{ModelConfig, Transformer};
 use crate::torch::autograd_grad;
 use std::path::PathBuf;
 use zerofold_checkpoint::Weights;
 use zerofold_configs::{Stage, UnitPolicy};
 use zerofold_plan::{Mesh, ModelUnits, SegmentKind};
 
-fn loaded(stage: Stage, compute: Kind) -> (Llama, Shards) {
+fn loaded(stage: Stage, compute: Kind) -> (Transformer, Shards) {
     let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/models/tiny-llama"));
-    let model = Llama::new(ModelConfig::read(&directory).unwrap(), compute, Device::Cpu).unwrap();
+    let model = Transformer::new(ModelConfig::read(&directory).unwrap(), compute, Device::Cpu).unwrap();
     let units = ModelUnits::new(&model.config, UnitPolicy::Blocks).units;
     let layout = Layout::new(&units, Mesh::new(1, 1).unwrap()).unwrap();
     let kinds = Kinds { compute, master: Kind::Float, reduce: Kind::Float, accumulate: Kind::Float };

@@ -72,10 +72,11 @@ unsafe extern "C" {
         x: *mut c_void,
         weight: *mut c_void,
         epsilon: f64,
+        offset: f64,
         plain: c_int,
         result: *mut *mut c_void,
     ) -> c_int;
-    pub(crate) fn zf_swiglu(gate_up: *mut c_void, plain: c_int, result: *mut *mut c_void) -> c_int;
+    pub(crate) fn zf_gated(gate_up: *mut c_void, gelu: c_int, plain: c_int, result: *mut *mut c_void) -> c_int;
     pub(crate) fn zf_rotary(
         projected: *mut c_void,
         cosines: *mut c_void,
@@ -92,9 +93,13 @@ unsafe extern "C" {
         value: *mut c_void,
         lengths: *const i64,
         length_count: usize,
+        scale: f64,
+        softcap: f64,
+        window: i64,
+        causal: c_int,
         result: *mut *mut c_void,
     ) -> c_int;
-    pub(crate) fn zf_linear(x: *mut c_void, weight: *mut c_void, result: *mut *mut c_void) -> c_int;
+    pub(crate) fn zf_linear(x: *mut c_void, weight: *mut c_void, transposed: c_int, result: *mut *mut c_void) -> c_int;
     pub(crate) fn zf_multiply(result: *mut c_void, left: *mut c_void, right: *mut c_void) -> c_int;
     pub(crate) fn zf_cross_entropy(
         logits: *mut c_void,

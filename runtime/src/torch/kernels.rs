@@ -18,6 +18,15 @@ pub enum HeadLayout {
     Grouped = 2,
 }
 
+/// What a gate goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// x · sigmoid(x).
+    Silu,
+    /// GELU by its approximation with tanh.
+    GeluTanh,
+}
+
 /// The kernels of the shim. On the CPU they are loops of ours, elsewhere libtorch's operations; both save the same tensors
 /// for backward and differ in rounding alone.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,29 +44,31 @@ impl Kernels {
         c_int::from(self.plain)
     }
 
-    /// RMSNorm (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019): `x / sqrt(mean(x²) + epsilon) · weight`
-    /// for `x` `[…, H]` and `weight` `[H]` of one type. Saved: `x`, and a float32 number for each row.
+    /// RMSNorm (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019): `x / sqrt(mean(x²) + epsilon) · (weight +
+    /// offset)` for `x` `[…, H]` and `weight` `[H]` of one type. Saved: `x`, and a float32 number for each row.
     ///
     /// # Errors
     /// Shapes or types that do not fit, and what libtorch says.
-    pub fn rms_norm(self, x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor, ShimError> {
+    pub fn rms_norm(self, x: &Tensor, weight: &Tensor, epsilon: f64, offset: f64) -> Result<Tensor, ShimError> {
         // SAFETY: the handles are live tensors; the result is a new one.
-        owned(|result| unsafe { ffi::zf_rms_norm(handle(x), handle(weight), epsilon, self.flag(), result) })
+        owned(|result| unsafe { ffi::zf_rms_norm(handle(x), handle(weight), epsilon, offset, self.flag(), result) })
     }
 
-    /// SwiGLU (Shazeer, "GLU Variants Improve Transformer", 2020): `silu(gate) · up` for `gate_up` `[…, 2 I]`, gates first:
-    /// `[…, I]`. Saved: `gate_up`.
+    /// Gated linear units (Shazeer, "GLU Variants Improve Transformer", 2020): `gate(gate) · up` for `gate_up` `[…, 2 I]`,
+    /// gates first: `[…, I]`. Saved: `gate_up`.
     ///
     /// # Errors
     /// An odd width, and what libtorch says.
-    pub fn swiglu(self, gate_up: &Tensor) -> Result<Tensor, ShimError> {
+    pub fn gated(self, gate_up: &Tensor, gate: Gate) -> Result<Tensor, ShimError> {
+        let gelu = c_int::from(gate == Gate::GeluTanh);
         // SAFETY: the handle is a live tensor; the result is a new one.
-        owned(|result| unsafe { ffi::zf_swiglu(handle(gate_up), self.flag(), result) })
+        owned(|result| unsafe { ffi::zf_gated(handle(gate_up), gelu, self.flag(), result) })
     }
 
     /// Rotary position embedding (Su et al., "RoFormer", 2021), with the halves of a head as pairs, as Llama has them.
     /// Parts `projected` `[B, T, (heads + 2 key_heads) D]` into query `[B, heads, T, D]`, key and value `[B, key_heads, T, D]`
-    /// and turns the first two by `cosines` and `sines`, float32 `[T, D / 2]`. Saved: the tables.
+    /// and turns the first two by `cosines` and `sines`, float32 `[T, R / 2]`: of each head the first R elements turn, at most
+    /// all D. Saved: the tables.
     ///
     /// `layout` tells how the parts lie. Libtorch's operations know the first two.
     ///
@@ -107,19 +118,48 @@ impl Kernels {
     }
 }
 
-/// Causal attention on the CPU (Dao, "FlashAttention-2", 2023), scaled by 1 / √D, for `query` `[B, groups, T, sharing, D]`, `key`
-/// and `value` `[B, groups, T, D]`, all contiguous and of one type, which are [`HeadLayout::Grouped`]: `[B, T, groups · sharing
-/// · D]`. Saved: these four, and a float32 number for each position and query head.
+/// What [`attention`] does with its scores.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionRule {
+    /// They are multiplied by this.
+    pub scale: f64,
+    /// Then capped: s becomes c · tanh(s / c).
+    pub softcap: Option<f64>,
+    /// A position sees so many positions, itself included; none for all.
+    pub window: Option<i64>,
+    /// And none after it.
+    pub causal: bool,
+}
+
+/// Attention on the CPU (Dao, "FlashAttention-2", 2023) for `query` `[B, groups, T, sharing, D]`, `key` and `value` `[B, groups,
+/// T, D]`, all contiguous and of one type, which are [`HeadLayout::Grouped`]: `[B, T, groups · sharing · D]`. Saved: these four, and a
+/// float32 number for each position and query head.
 ///
 /// Attention is within each row; with `lengths`, which are T together, within documents of these lengths, end to end in the one
 /// row.
 ///
 /// # Errors
-/// Shapes, types or lengths that do not fit, and what libtorch says.
-pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, lengths: &[i64]) -> Result<Tensor, ShimError> {
+/// Shapes, types or lengths that do not fit, a window without causal attention, and what libtorch says.
+pub fn attention(
+    [query, key, value]: &[Tensor; 3],
+    lengths: &[i64],
+    rule: &AttentionRule,
+) -> Result<Tensor, ShimError> {
+    let (softcap, window) = (rule.softcap.unwrap_or(0.0), rule.window.unwrap_or(0));
     // SAFETY: the handles are live tensors, the count is that of the lengths; the result is a new tensor.
     owned(|result| unsafe {
-        ffi::zf_attention(handle(query), handle(key), handle(value), lengths.as_ptr(), lengths.len(), result)
+        ffi::zf_attention(
+            handle(query),
+            handle(key),
+            handle(value),
+            lengths.as_ptr(),
+            lengths.len(),
+            rule.scale,
+            softcap,
+            window,
+            c_int::from(rule.causal),
+            result,
+        )
     })
 }
 
@@ -129,7 +169,16 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, lengths: &[i64]) 
 /// Shapes or types that do not fit, and what libtorch says.
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor, ShimError> {
     // SAFETY: the handles are live tensors; the result is a new one.
-    owned(|result| unsafe { ffi::zf_linear(handle(x), handle(weight), result) })
+    owned(|result| unsafe { ffi::zf_linear(handle(x), handle(weight), 0, result) })
+}
+
+/// The same with the weight the other way round: `x · weight` for `weight` `[I, O]`.
+///
+/// # Errors
+/// As [`linear`].
+pub fn linear_transposed(x: &Tensor, weight: &Tensor) -> Result<Tensor, ShimError> {
+    // SAFETY: the handles are live tensors; the result is a new one.
+    owned(|result| unsafe { ffi::zf_linear(handle(x), handle(weight), 1, result) })
 }
 
 /// Writes `left · right` to `result`: `[M, K]` and `[K, N]`, in any order of elements, and `[M, N]`, all of one type. No graph.
@@ -241,7 +290,7 @@ mod tests {
         compare(
             "rms_norm",
             &|kind| vec![scattered(&[3, 7, 83], kind), scattered(&[83], kind)],
-            &|kernels, inputs| vec![kernels.rms_norm(&inputs[0], &inputs[1], 1e-5).unwrap()],
+            &|kernels, inputs| vec![kernels.rms_norm(&inputs[0], &inputs[1], 1e-5, 0.0).unwrap()],
             &|inputs| {
                 let mean_square = inputs[0].square().mean_dim(&[-1i64][..], true, None);
                 vec![&inputs[0] * (mean_square + 1e-5).rsqrt() * &inputs[1]]
@@ -254,7 +303,7 @@ mod tests {
         compare(
             "swiglu",
             &|kind| vec![scattered(&[3, 5, 2 * 77], kind) * 4.0],
-            &|kernels, inputs| vec![kernels.swiglu(&inputs[0]).unwrap()],
+            &|kernels, inputs| vec![kernels.gated(&inputs[0], Gate::Silu).unwrap()],
             &|inputs| {
                 let parts = inputs[0].chunk(2, -1);
                 vec![parts[0].silu() * &parts[1]]
@@ -344,7 +393,8 @@ mod tests {
         tch::set_num_threads(3);
         let (rows, width) = (3000, 96);
         let (x, weight) = (scattered(&[rows, width], Kind::Float), scattered(&[width], Kind::Float) + 1.0);
-        let norm = |kernels: Kernels, inputs: &[Tensor]| vec![kernels.rms_norm(&inputs[0], &inputs[1], 1e-5).unwrap()];
+        let norm =
+            |kernels: Kernels, inputs: &[Tensor]| vec![kernels.rms_norm(&inputs[0], &inputs[1], 1e-5, 0.0).unwrap()];
         let inputs = [x, weight];
         let first = with_gradients(&inputs, &|inputs| norm(Kernels::default(), inputs));
         let again = with_gradients(&inputs, &|inputs| norm(Kernels::default(), inputs));
@@ -387,8 +437,8 @@ mod tests {
                 let _set = x.narrow(1, 37, 1).fill_(value);
                 let x = x.to_kind(kind);
                 let kernels = Kernels::default();
-                let normed = kernels.rms_norm(&x, &weight, 1e-5).unwrap();
-                let gated = kernels.swiglu(&x).unwrap();
+                let normed = kernels.rms_norm(&x, &weight, 1e-5, 0.0).unwrap();
+                let gated = kernels.gated(&x, Gate::Silu).unwrap();
                 for (name, result) in [("rms_norm", normed), ("swiglu", gated)] {
                     assert_eq!(result.isfinite().all().int64_value(&[]), 0, "{name} hides {value} in {kind:?}");
                 }
@@ -422,8 +472,8 @@ mod tests {
         let options = (Kind::Float, Device::Cpu);
         let kernels = Kernels::default();
         let x = Tensor::ones([4, 8], options);
-        assert!(kernels.rms_norm(&x, &Tensor::ones([7], options), 1e-5).is_err());
-        assert!(kernels.swiglu(&Tensor::ones([4, 7], options)).is_err());
+        assert!(kernels.rms_norm(&x, &Tensor::ones([7], options), 1e-5, 0.0).is_err());
+        assert!(kernels.gated(&Tensor::ones([4, 7], options), Gate::Silu).is_err());
         let targets = Tensor::from_slice(&[0i64, 1, 8, 2]);
         let error = kernels.cross_entropy(&x, &targets, None).unwrap_err();
         assert!(error.to_string().contains("8 is not one of 0 to 7"), "{error}");

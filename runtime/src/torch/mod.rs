@@ -7,7 +7,9 @@ use std::ffi::{CStr, c_int, c_void};
 use tch::{Device, Kind, Tensor};
 use thiserror::Error;
 
-pub use kernels::{HeadLayout, Kernels, add, add_rows, attention, linear, multiply};
+pub use kernels::{
+    AttentionRule, Gate, HeadLayout, Kernels, add, add_rows, attention, linear, linear_transposed, multiply,
+};
 
 pub(crate) use ffi::{
     STORE_TEXT, Store as StoreCallbacks, zf_gloo_free, zf_gloo_new, zf_gloo_receive, zf_gloo_send, zf_work_free,

@@ -3,10 +3,10 @@
 use super::run::Job;
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
+use crate::model::model_files;
 use std::path::PathBuf;
 use zerofold_checkpoint::{
-    Dtype, ExportPlan, ExportWriter, ModelFiles, SideChanges, StagingDirectory, TensorEntry, copy_side_files,
-    ensure_room, fault,
+    Dtype, ExportPlan, ExportWriter, SideChanges, StagingDirectory, TensorEntry, copy_side_files, ensure_room, fault,
 };
 use zerofold_configs::ElementType;
 use zerofold_data::{TemplateSource, Tokenizer};
@@ -31,7 +31,7 @@ impl Trainer {
             Some(ElementType::Bfloat16) => Dtype::BF16,
             Some(ElementType::Float16) => Dtype::F16,
             None => match units.iter().flat_map(|unit| unit.parameters()).next() {
-                Some(parameter) => ModelFiles::open(source)?.entry(&parameter.name)?.dtype,
+                Some(parameter) => model_files(source, &self.model.config)?.entry(&parameter.name)?.dtype,
                 None => Dtype::F32,
             },
         };

@@ -20,6 +20,14 @@ pub(super) struct HeadLoss {
     pub(super) hidden_gradient: Option<Tensor>,
 }
 
+/// The head.
+pub(super) struct Head<'a> {
+    /// `[vocabulary, hidden size]`.
+    pub(super) weight: &'a Tensor,
+    /// What logits are capped at: l becomes c · tanh(l / c).
+    pub(super) softcap: Option<f64>,
+}
+
 /// What to predict.
 pub(super) struct Targets {
     /// Token ids `[tokens]`.
@@ -30,12 +38,11 @@ pub(super) struct Targets {
     pub(super) of_source: Option<Tensor>,
 }
 
-/// Cross-entropy of `hidden` `[tokens, hidden size]` under the head `weight` `[vocabulary, hidden size]` for `targets`,
-/// summed by source. With `gradient` = (float32 gradient of `weight` to add to, `scale`) the gradients of
-/// all sums × `scale` are computed too.
+/// Cross-entropy of `hidden` `[tokens, hidden size]` under the head for `targets`, summed by source. With `gradient` =
+/// (float32 gradient of the head's weight to add to, `scale`) the gradients of all sums × `scale` are computed too.
 pub(super) fn head_loss(
     hidden: &Tensor,
-    weight: &Tensor,
+    &Head { weight, softcap }: &Head<'_>,
     targets: &Targets,
     gradient: Option<(&Tensor, f64)>,
 ) -> Result<HeadLoss, TrainError> {
@@ -49,7 +56,11 @@ pub(super) fn head_loss(
         let target = targets.ids.f_narrow(0, begin, length)?;
         let logits = Tensor::f_empty([length, weight.size()[0]], (weight.kind(), weight.device()))?;
         multiply(&logits, &chunk, &weight.f_transpose(0, 1)?)?;
+        let slopes = softcap.map(|softcap| cap(&logits, softcap, gradient.is_some())).transpose()?.flatten();
         let losses = Kernels::default().cross_entropy(&logits, &target, gradient.map(|(_, scale)| scale))?;
+        if let Some(slopes) = slopes {
+            let _scaled = logits.shallow_clone().f_mul_(&slopes)?;
+        }
         match &targets.of_source {
             None => drop(sums.shallow_clone().f_add_(&losses.f_sum(Kind::Double)?)?),
             Some(of_source) => add_by_source(&sums, &losses, &of_source.f_narrow(0, begin, length)?)?,
@@ -63,6 +74,14 @@ pub(super) fn head_loss(
         begin += length;
     }
     Ok(HeadLoss { sums, hidden_gradient })
+}
+
+/// Caps logits in place; gives the slopes of the caps if they are wanted.
+fn cap(logits: &Tensor, softcap: f64, wants_slopes: bool) -> Result<Option<Tensor>, TrainError> {
+    let shares = logits.shallow_clone().f_div_scalar_(softcap)?.f_tanh_()?;
+    let slopes = wants_slopes.then(|| shares.f_square()?.f_neg_()?.f_add_scalar_(1.0)).transpose()?;
+    let _capped = logits.shallow_clone().f_mul_scalar_(softcap)?;
+    Ok(slopes)
 }
 
 /// Adds each loss to its source's sum: source by source, so that the order of adding, and with it the sum, is always the same.
@@ -97,7 +116,9 @@ mod tests {
         let (loss, weight_gradient) = tch::no_grad(|| {
             let weight_gradient = Tensor::zeros([vocabulary, width], options);
             let targets = Targets { ids: targets.shallow_clone(), sources: 1, of_source: None };
-            let loss = head_loss(&hidden, &weight, &targets, Some((&weight_gradient, scale))).unwrap();
+            let loss =
+                head_loss(&hidden, &Head { weight: &weight, softcap: None }, &targets, Some((&weight_gradient, scale)))
+                    .unwrap();
             (loss, weight_gradient)
         });
         let sum = loss.sums.double_value(&[0]);
@@ -119,7 +140,8 @@ mod tests {
         let losses =
             hidden.matmul(&weight.transpose(0, 1)).cross_entropy_loss::<Tensor>(&ids, None, Reduction::None, -100, 0.0);
         let targets = Targets { ids, sources: 3, of_source: Some(of_source.shallow_clone()) };
-        let sums = tch::no_grad(|| head_loss(&hidden, &weight, &targets, None)).unwrap().sums;
+        let sums =
+            tch::no_grad(|| head_loss(&hidden, &Head { weight: &weight, softcap: None }, &targets, None)).unwrap().sums;
         let broken = (tokens - 1) % 3;
         for source in 0..3 {
             let expected = losses.masked_select(&of_source.eq(source)).sum(Kind::Double).double_value(&[]);

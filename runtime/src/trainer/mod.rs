@@ -18,7 +18,7 @@ pub use step::{Best, Requests, SourceLoss, StepOptions, StepOutcome, StepState};
 
 use crate::comm::{Activity, CommError, Phase};
 use crate::metrics::{Label, Timeline, Track};
-use crate::model::{Llama, ModelError};
+use crate::model::{ModelError, Transformer};
 use crate::optim::{LossScale, OptimError};
 use crate::shard::{ShardError, Shards};
 use crate::torch::ShimError;
@@ -144,7 +144,7 @@ pub struct Trainer {
     /// The save that goes on behind the steps. It reads the shards, so it is dropped before them.
     saving: Option<Saving>,
     /// The maths.
-    pub model: Llama,
+    pub model: Transformer,
     /// Its parameters, gradients and optimizer state.
     pub shards: Shards,
     /// What this rank is doing.
@@ -170,7 +170,7 @@ impl Trainer {
     /// A trainer of `model`, whose parameters `shards` hold and which is computed in `segments`. A model in float16 has
     /// its loss scaled.
     pub fn new(
-        model: Llama,
+        model: Transformer,
         segments: Vec<Segment>,
         shards: Shards,
         activity: Arc<Activity>,

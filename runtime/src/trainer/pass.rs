@@ -2,10 +2,10 @@
 
 use super::TrainError;
 use super::inspect::Inspection;
-use super::loss::{Targets, head_loss};
+use super::loss::{Head, Targets, head_loss};
 use crate::comm::{Activity, Phase};
 use crate::metrics::{Begun, Label, Track};
-use crate::model::{Documents, Llama};
+use crate::model::{Documents, HeadWeights, Transformer};
 use crate::shard::Shards;
 use crate::torch::{add, add_rows, autograd_grad};
 use tch::{Kind, Tensor};
@@ -27,7 +27,7 @@ struct MicroBatch {
 }
 
 impl MicroBatch {
-    fn new(batch: &Batch, model: &Llama) -> Result<Self, TrainError> {
+    fn new(batch: &Batch, model: &Transformer) -> Result<Self, TrainError> {
         let device = model.device();
         let shape = [batch.rows as i64, batch.length as i64];
         let supervised = batch.labels.iter().enumerate().filter(|(_, label)| **label >= 0);
@@ -102,7 +102,7 @@ impl Segments {
     fn backward_order(&self, unit: usize) -> Vec<usize> {
         let segments = self.all.iter().rev().filter(|segment| segment.unit == unit);
         let leaves = segments.flat_map(|segment| {
-            let places = segment.kind.backward_order().iter();
+            let places = segment.kind.backward_order(segment.leaves.len()).into_iter();
             places.map(|place| segment.leaves.start + place)
         });
         leaves.collect()
@@ -111,7 +111,7 @@ impl Segments {
 
 /// Runs micro-batches of one model over its shards.
 pub(super) struct Pass<'a> {
-    pub(super) model: &'a Llama,
+    pub(super) model: &'a Transformer,
     pub(super) segments: &'a Segments,
     pub(super) shards: &'a mut Shards,
     pub(super) activity: &'a Activity,
@@ -179,9 +179,9 @@ impl Pass<'_> {
         self.gather_for_forward(last)?;
         let span = self.begin(last, "forward");
         let rows = supervised_rows(&hidden, &batch)?;
-        let leaves = self.leaves(last);
-        let normed = self.model.final_norm(&leaves[1], &rows)?;
-        let loss = head_loss(&normed, &leaves[0], &batch.targets, None)?;
+        let weights = HeadWeights::of(self.leaves(last))?;
+        let normed = self.model.final_norm(&weights, &rows)?;
+        let loss = head_loss(&normed, &self.head_of(weights.head), &batch.targets, None)?;
         self.end(span);
         self.release_after_forward(last)?;
         Ok(loss.sums)
@@ -265,7 +265,7 @@ impl Pass<'_> {
     fn embed(&mut self, batch: &MicroBatch) -> Result<Tensor, TrainError> {
         self.gather_for_forward(0)?;
         let span = self.begin(0, "forward");
-        let hidden = self.model.embed(&self.leaves(0)[0], &batch.input_ids)?;
+        let hidden = self.model.embed(self.leaves(0), &batch.input_ids, batch.documents.as_ref())?;
         self.end(span);
         self.inspect_output(0, &hidden)?;
         self.release_after_forward(0)?;
@@ -281,28 +281,34 @@ impl Pass<'_> {
         let span = self.begin(index, "forward");
         let rows = supervised_rows(hidden, batch)?.f_set_requires_grad(true)?;
         let (head, norm) = {
-            let leaves = self.leaves(index);
-            (leaves[0].f_detach()?, leaves[1].shallow_clone())
+            let weights = HeadWeights::of(self.leaves(index))?;
+            (weights.head.f_detach()?, weights.norm.iter().map(Tensor::shallow_clone).collect::<Vec<_>>())
         };
-        let normed = tch::with_grad(|| self.model.final_norm(&norm, &rows))?;
+        let normed = {
+            let weights = HeadWeights { head: &head, norm: &norm };
+            tch::with_grad(|| self.model.final_norm(&weights, &rows))?
+        };
         self.end(span);
         self.begin_gradient(index)?;
         let head_gradient = self.leaf_gradient(index, 0)?;
         // The head's own gradient is made beside the loss.
         let span = self.begin(index, "loss");
-        let loss = head_loss(&normed.f_detach()?, &head, &batch.targets, Some((&head_gradient, scale)))?;
+        let loss = head_loss(&normed.f_detach()?, &self.head_of(&head), &batch.targets, Some((&head_gradient, scale)))?;
         self.end(span);
         let span = self.begin(index, "backward");
         let width = *hidden.size().last().unwrap_or(&1);
         let gradient = Tensor::f_zeros_like(&hidden.f_view([-1, width])?)?;
         if let Some(seed) = &loss.hidden_gradient {
-            let inputs = if self.is_frozen(index, 1) { vec![&rows] } else { vec![&rows, &norm] };
+            let trained: Vec<usize> = (0..norm.len()).filter(|&leaf| !self.is_frozen(index, 1 + leaf)).collect();
+            let inputs: Vec<&Tensor> = std::iter::once(&rows).chain(trained.iter().map(|&leaf| &norm[leaf])).collect();
             let mut gradients = autograd_grad(&[&normed], &[seed], &inputs)?.into_iter();
             if let Some(Some(rows_gradient)) = gradients.next() {
                 let _placed = gradient.shallow_clone().f_index_copy_(0, &batch.positions, &rows_gradient)?;
             }
-            if let Some(Some(norm_gradient)) = gradients.next() {
-                add(&self.leaf_gradient(index, 1)?, &norm_gradient)?;
+            for (leaf, gradient) in trained.into_iter().zip(gradients) {
+                if let Some(gradient) = gradient {
+                    add(&self.leaf_gradient(index, 1 + leaf)?, &gradient)?;
+                }
             }
         }
         if self.is_frozen(index, 0) {
@@ -379,18 +385,28 @@ impl Pass<'_> {
         input_gradient.ok_or_else(|| TrainError::NoGradient(self.shards.units[unit].layout.name.clone()))
     }
 
-    /// The embedding's gradient: each position's gradient is added to its token's row.
+    /// The embedding's gradient: each position's gradient is added to its token's row, and to its position's where positions
+    /// have an embedding of their own.
     fn embed_backward(&mut self, batch: &MicroBatch, gradient: &Tensor) -> Result<(), TrainError> {
         self.begin_gradient(0)?;
-        if self.is_frozen(0, 0) {
-            return self.finish_gradient(0);
-        }
         let span = self.begin(0, "backward");
-        let width = *gradient.size().last().unwrap_or(&1);
-        let rows = gradient.f_view([-1, width])?;
-        add_rows(&self.leaf_gradient(0, 0)?, &batch.input_ids.f_view([-1])?, &rows)?;
+        let (rows, length, width) = gradient.size3()?;
+        let tokens = self.leaves(0).len() - 1;
+        if !self.is_frozen(0, tokens) {
+            let of_tokens = self.model.token_gradient(gradient)?.f_view([-1, width])?;
+            add_rows(&self.leaf_gradient(0, tokens)?, &batch.input_ids.f_view([-1])?, &of_tokens)?;
+        }
+        if tokens > 0 && !self.is_frozen(0, 0) {
+            let positions = self.model.positions(0, length, batch.documents.as_ref())?.f_repeat([rows])?;
+            add_rows(&self.leaf_gradient(0, 0)?, &positions, &gradient.f_view([-1, width])?)?;
+        }
         self.end(span);
         self.finish_gradient(0)
+    }
+
+    /// The head with what the model does to its logits.
+    fn head_of<'a>(&self, weight: &'a Tensor) -> Head<'a> {
+        Head { weight, softcap: self.model.config.logit_softcap }
     }
 }
 

@@ -8,12 +8,11 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use zerofold_checkpoint::Weights;
 use zerofold_configs::{ElementType, ElementTypes, NonFinite, Offload, ScheduleShape, Sharding, Stage, WarmupType};
 use zerofold_data::{Batch, Places, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_runtime::comm::{Activity, Collectives};
-use zerofold_runtime::model::{Llama, ModelConfig};
+use zerofold_runtime::model::{ModelConfig, Transformer, model_weights};
 use zerofold_runtime::optim::{LossScale, Schedule};
 use zerofold_runtime::shard::{Kinds, ShardOptions, Shards};
 use zerofold_runtime::torch::AdamW;
@@ -47,7 +46,7 @@ pub(crate) fn rows(name: &str) -> TokenizedDataset {
 /// One training: which curve of which fixture, and how it is done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spec {
-    /// The fixture's folder: `training` or `matrix`.
+    /// The fixture's folder: `training`, `matrix` or `families`.
     pub(crate) suite: String,
     pub(crate) model: String,
     pub(crate) curve: String,
@@ -67,6 +66,8 @@ pub(crate) struct Spec {
     pub(crate) loss_scale: Option<f64>,
     pub(crate) nonfinite_skip: bool,
     pub(crate) attention_dropout: f64,
+    /// That of the embeddings and of the residual stream.
+    pub(crate) other_dropout: f64,
     /// Where optimizer state is offloaded to.
     pub(crate) offload: Option<PathBuf>,
 }
@@ -98,6 +99,7 @@ impl Spec {
             loss_scale: None,
             nonfinite_skip: false,
             attention_dropout: 0.0,
+            other_dropout: 0.0,
             offload: None,
         }
     }
@@ -109,22 +111,37 @@ impl Spec {
 
     /// PyTorch's curve, with its recipe.
     pub(crate) fn expected(&self) -> Value {
-        json(&format!("{}/{}.json", self.suite, self.model))["curves"][self.curve.as_str()].clone()
+        let file = match self.suite.as_str() {
+            "families" => format!("families/{}/curve.json", self.model),
+            suite => format!("{suite}/{}.json", self.model),
+        };
+        json(&file)["curves"][self.curve.as_str()].clone()
     }
 
     /// The rows of the suite.
     pub(crate) fn dataset(&self) -> TokenizedDataset {
-        rows(if self.suite == "matrix" { "matrix/rows.jsonl" } else { "data/rows.jsonl" })
+        rows(match self.suite.as_str() {
+            "matrix" => "matrix/rows.jsonl",
+            "families" => "families/rows.jsonl",
+            _ => "data/rows.jsonl",
+        })
+    }
+
+    /// The model's folder.
+    pub(crate) fn folder(&self) -> PathBuf {
+        fixture(if self.suite == "families" { "families" } else { "models" }).join(&self.model)
     }
 
     pub(crate) fn trainer(&self, comm: Rc<dyn Collectives>, activity: Arc<Activity>) -> Trainer {
         let curve = self.expected();
         let number = |key: &str| curve["recipe"][key].as_f64().unwrap();
-        let directory = fixture("models").join(&self.model);
+        let directory = self.folder();
         let kinds = Kinds::from(self.types());
-        let config =
-            ModelConfig { attention_dropout: self.attention_dropout, ..ModelConfig::read(&directory).unwrap() };
-        let model = Llama::new(config, kinds.compute, comm.device()).unwrap();
+        let mut config = ModelConfig::read(&directory).unwrap();
+        config.attention_dropout = self.attention_dropout;
+        config.hidden_dropout = self.other_dropout;
+        config.embedding_dropout = self.other_dropout;
+        let model = Transformer::new(config, kinds.compute, comm.device()).unwrap();
         let mut cut = ModelUnits::new(&model.config, self.sharding.units);
         let frozen: Vec<String> = serde_json::from_value(curve["frozen"].clone()).unwrap_or_default();
         cut.freeze(|name| frozen.iter().any(|pattern| name.contains(pattern.as_str()))).unwrap();
@@ -133,7 +150,7 @@ impl Spec {
         let offload = self.offload.clone().map_or(Offload::No, Offload::Files);
         let options = ShardOptions { sharding: self.sharding, kinds, offload, device: comm.device() };
         let mut shards = Shards::new(Layout::new(&units, mesh).unwrap(), &options, comm).unwrap();
-        shards.load(&Weights::of_model(&directory).unwrap()).unwrap();
+        shards.load(&model_weights(&directory, &model.config).unwrap()).unwrap();
         let options = StepOptions {
             schedule: Schedule {
                 shape: ScheduleShape::Linear,

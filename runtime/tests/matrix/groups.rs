@@ -207,24 +207,29 @@ pub(crate) fn check_frozen(workers: &mut Workers, tally: &mut Tally) {
     }
 }
 
-/// Dropout follows from step, micro-batch, rank and segment alone: the same at every stage and when recomputed.
+/// Dropout follows from step, micro-batch, rank and segment alone: the same at every stage and when recomputed. Of attention
+/// weights alone, and of everything that GPT-2 drops.
 pub(crate) fn check_dropout(workers: &mut Workers, tally: &mut Tally) {
-    let spec = Spec { steps: Some(10), ..Spec::new("matrix", "odd-llama", "clipped", Stage::Zero, 3, 1) };
-    let mut run = |spec: Spec| workers.run(&Task::Train { spec, late: None });
-    let without = run(spec.clone());
-    let with = Spec { attention_dropout: 0.2, ..spec };
-    let expected = run(with.clone());
-    for stage in STAGES {
-        for recompute_every in [None, Some(1), Some(2)] {
-            let spec = Spec { sharding: Sharding::of(stage), recompute_every, ..with.clone() };
-            let result = run(spec).and_then(|curve| match (&expected, &without) {
-                (Ok(expected), Ok(without)) if expected.bits == curve.bits && without.bits != curve.bits => {
-                    Ok(String::new())
-                }
-                (Ok(_), Ok(_)) => Err("bits differ, or nothing was dropped".to_owned()),
-                (Err(error), _) | (_, Err(error)) => Err(error.clone()),
-            });
-            tally.check(&format!("dropout at stage {stage}, recomputing {recompute_every:?}"), result);
+    let llama = Spec { steps: Some(10), ..Spec::new("matrix", "odd-llama", "clipped", Stage::Zero, 3, 1) };
+    let gpt2 = Spec::new("families", "gpt2", "batch_8", Stage::Zero, 2, 1);
+    let of_llama = Spec { attention_dropout: 0.2, ..llama.clone() };
+    let of_gpt2 = Spec { attention_dropout: 0.1, other_dropout: 0.1, ..gpt2.clone() };
+    for (without, with) in [(llama, of_llama), (gpt2, of_gpt2)] {
+        let mut run = |spec: Spec| workers.run(&Task::Train { spec, late: None });
+        let (without, expected) = (run(without), run(with.clone()));
+        for stage in STAGES {
+            for recompute_every in [None, Some(1), Some(2)] {
+                let spec = Spec { sharding: Sharding::of(stage), recompute_every, ..with.clone() };
+                let result = run(spec).and_then(|curve| match (&expected, &without) {
+                    (Ok(expected), Ok(without)) if expected.bits == curve.bits && without.bits != curve.bits => {
+                        Ok(String::new())
+                    }
+                    (Ok(_), Ok(_)) => Err("bits differ, or nothing was dropped".to_owned()),
+                    (Err(error), _) | (_, Err(error)) => Err(error.clone()),
+                });
+                let model = &with.model;
+                tally.check(&format!("dropout of {model} at stage {stage}, recomputing {recompute_every:?}"), result);
+            }
         }
     }
 }

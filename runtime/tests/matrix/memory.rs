@@ -17,7 +17,7 @@ use zerofold_data::{Batch, Places, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, Plan, PlanInputs, PlannedDevice, plan};
 use zerofold_runtime::comm::{Activity, Collectives, CommError, Pending, Traffic};
 use zerofold_runtime::metrics::Timeline;
-use zerofold_runtime::model::Llama;
+use zerofold_runtime::model::Transformer;
 use zerofold_runtime::optim::Schedule;
 use zerofold_runtime::shard::{Kinds, ShardOptions, Shards};
 use zerofold_runtime::torch::{AdamW, memory};
@@ -77,7 +77,7 @@ impl MemorySpec {
     /// Takes two steps of two micro-batches as one rank; live bytes are those of the second step.
     pub(crate) fn measure(&self, comm: Rc<dyn Collectives>, activity: Arc<Activity>) -> Curve {
         let kinds = Kinds::from(self.types());
-        let model = Llama::new(ModelConfig::read(&self.folder).unwrap(), kinds.compute, Device::Cpu).unwrap();
+        let model = Transformer::new(ModelConfig::read(&self.folder).unwrap(), kinds.compute, Device::Cpu).unwrap();
         let ModelUnits { units, segments } = ModelUnits::new(&model.config, self.sharding.units);
         let layout = Layout::new(&units, Mesh::new(RANKS, self.sharding.replicas as usize).unwrap()).unwrap();
         let seen: Rc<RefCell<Vec<u64>>> = Rc::default();

@@ -1,10 +1,20 @@
-//! A model as its `config.json` tells it: sizes, constants, and which parameters it has, unit by unit. No weights.
+//! A model as its `config.json` tells it: sizes, constants, what its family does in its own way, and which parameters it has,
+//! unit by unit. No weights.
 
 mod config;
+mod description;
 mod error;
+mod families;
+mod file;
+mod leaves;
+mod names;
 mod published;
+mod rope;
 mod units;
 
-pub use config::{ModelConfig, RopeConfig, RopeScaling};
+pub use description::{
+    Activation, Biases, LayerAttention, ModelConfig, NormKind, NormPlacement, RopeConfig, RopeScaling,
+};
 pub use error::ModelConfigError;
+pub use names::Names;
 pub use units::{ModelUnits, Segment, SegmentKind};

@@ -1,6 +1,6 @@
 //! Shapes of published models, for questions that need no model folder.
 
-use super::{ModelConfig, RopeConfig, RopeScaling};
+use super::{ModelConfig, RopeConfig};
 
 impl ModelConfig {
     /// The names that [`ModelConfig::published`] knows.
@@ -18,7 +18,6 @@ impl ModelConfig {
             _ => return None,
         };
         Some(ModelConfig {
-            architecture: "LlamaForCausalLM".to_owned(),
             vocab_size: 32_000,
             hidden_size: hidden,
             intermediate_size: intermediate,
@@ -27,12 +26,10 @@ impl ModelConfig {
             num_key_value_heads: key_heads,
             head_dim: hidden / heads,
             max_position_embeddings: context,
-            rms_norm_eps: 1e-5,
-            rope: RopeConfig { theta, scaling: RopeScaling::Default },
-            tie_word_embeddings: false,
-            sliding_window: None,
-            attention_dropout: 0.0,
+            norm_epsilon: 1e-5,
+            ropes: vec![RopeConfig::plain(theta)],
             dtype: Some("bfloat16".to_owned()),
+            ..ModelConfig::llama()
         })
     }
 }

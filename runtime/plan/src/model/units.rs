@@ -3,21 +3,24 @@
 //! A unit holds the parameters of one segment, or of several neighbouring ones. With tied weights the embedding and the
 //! head share a unit, though everything else is computed between them.
 
-use super::{ModelConfig, ModelConfigError};
-use crate::spec::{LeafSpec, ParameterGroup, ParameterSpec, UnitSpec};
+use super::{ModelConfig, ModelConfigError, leaves};
+use crate::spec::{LeafSpec, ParameterGroup, UnitSpec};
 use std::ops::Range;
 use zerofold_configs::UnitPolicy;
 
 /// What a segment computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentKind {
-    /// Token ids to hidden states. Leaves: the embedding.
+    /// Token ids to hidden states. Leaves: the embedding of positions where there is one, that of tokens.
     Embedding,
+    /// What training drops of the embeddings, in models that do. No leaves.
+    EmbeddingDropout,
     /// A whole decoder block. Leaves: those of [`SegmentKind::Attention`], then those of [`SegmentKind::Mlp`].
     Block(usize),
-    /// A block's attention with the norm before it. Leaves: qkv (stacked), o, norm.
+    /// A block's attention with its norms. Leaves: the norm before it, query, key and value (stacked), their norms, the output, the norm
+    /// after it, each weight before its bias, as far as the model has them.
     Attention(usize),
-    /// A block's MLP with the norm before it. Leaves: gate_up (stacked), down, norm.
+    /// A block's MLP with its norms. Leaves: the norm before it, gate and up (stacked), down, the norm after it, likewise.
     Mlp(usize),
     /// The final norm, the head and the loss. Leaves: the head, the norm.
     Head,
@@ -28,6 +31,7 @@ impl std::fmt::Display for SegmentKind {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             SegmentKind::Embedding => formatter.write_str("embedding"),
+            SegmentKind::EmbeddingDropout => formatter.write_str("embedding dropout"),
             SegmentKind::Block(layer) => write!(formatter, "layer {layer}"),
             SegmentKind::Attention(layer) => write!(formatter, "layer {layer} attention"),
             SegmentKind::Mlp(layer) => write!(formatter, "layer {layer} mlp"),
@@ -37,13 +41,11 @@ impl std::fmt::Display for SegmentKind {
 }
 
 impl SegmentKind {
-    /// Its leaves, as places in the lists above, in the order in which backward makes their gradients.
-    pub fn backward_order(self) -> &'static [usize] {
+    /// Its `count` leaves, as places in the lists above, in the order in which backward makes their gradients.
+    pub fn backward_order(self, count: usize) -> Vec<usize> {
         match self {
-            SegmentKind::Embedding => &[0],
-            SegmentKind::Block(_) => &[4, 3, 5, 1, 0, 2],
-            SegmentKind::Attention(_) | SegmentKind::Mlp(_) => &[1, 0, 2],
-            SegmentKind::Head => &[0, 1],
+            SegmentKind::Head => (0..count).collect(),
+            _ => (0..count).rev().collect(),
         }
     }
 }
@@ -101,12 +103,14 @@ impl ModelUnits {
         let tied = config.tie_word_embeddings;
         let mut units = Vec::new();
         let mut segments = Vec::new();
-        let mut open =
-            Building { names: vec![SegmentKind::Embedding.to_string()], leaves: vec![embedding_leaf(config)] };
+        let mut open = Building { names: vec![SegmentKind::Embedding.to_string()], leaves: leaves::embedding(config) };
+        // The embedding of tokens is the last one, so that it and the final norm are neighbours.
+        let embeddings = open.leaves.len();
         if tied {
-            open.leaves.push(final_norm(config));
+            open.leaves.extend(leaves::final_norm(config));
         }
-        segments.push(Segment { kind: SegmentKind::Embedding, unit: 0, leaves: 0..1 });
+        let of_tied_head = embeddings - 1..open.leaves.len();
+        segments.push(Segment { kind: SegmentKind::Embedding, unit: 0, leaves: 0..embeddings });
         let mut add = |kind: SegmentKind, leaves: Vec<LeafSpec>| {
             let alone = tied && units.is_empty() && policy != UnitPolicy::Whole;
             if alone || open.numel() >= least {
@@ -117,8 +121,11 @@ impl ModelUnits {
             open.names.push(kind.to_string());
             open.leaves.extend(leaves);
         };
+        if config.embedding_dropout > 0.0 {
+            add(SegmentKind::EmbeddingDropout, Vec::new());
+        }
         for layer in 0..config.num_hidden_layers {
-            let (attention, mlp) = (attention_leaves(config, layer), mlp_leaves(config, layer));
+            let (attention, mlp) = (leaves::attention(config, layer), leaves::mlp(config, layer));
             if policy == UnitPolicy::BlockHalves {
                 add(SegmentKind::Attention(layer), attention);
                 add(SegmentKind::Mlp(layer), mlp);
@@ -127,7 +134,7 @@ impl ModelUnits {
             }
         }
         if !tied {
-            add(SegmentKind::Head, vec![head_leaf(config), final_norm(config)]);
+            add(SegmentKind::Head, [leaves::head(config)].into_iter().chain(leaves::final_norm(config)).collect());
         }
         if open.numel() < least
             && units.len() > usize::from(tied)
@@ -144,7 +151,7 @@ impl ModelUnits {
         }
         units.push(open.finish(units.is_empty()));
         if tied {
-            segments.push(Segment { kind: SegmentKind::Head, unit: 0, leaves: 0..2 });
+            segments.push(Segment { kind: SegmentKind::Head, unit: 0, leaves: of_tied_head });
         }
         ModelUnits { units, segments }
     }
@@ -178,9 +185,8 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelConfigError::LayerClass`] for a class that it does not have.
     pub fn check_layer_classes(&self, classes: &[String]) -> Result<(), ModelConfigError> {
-        let family = self.architecture.trim_end_matches("ForCausalLM");
-        let known = ["DecoderLayer", "Attention", "MLP"].map(|class| format!("{family}{class}"));
-        match classes.iter().find(|class| !known.contains(class)) {
+        let known = self.names.classes;
+        match classes.iter().find(|class| !known.contains(&class.as_str())) {
             None => Ok(()),
             Some(found) => Err(ModelConfigError::LayerClass {
                 architecture: self.architecture.clone(),
@@ -189,55 +195,4 @@ impl ModelConfig {
             }),
         }
     }
-}
-
-fn matrix(name: String, rows: usize, columns: usize) -> ParameterSpec {
-    ParameterSpec::new(name, [rows, columns])
-}
-
-fn norm(name: String, width: usize) -> LeafSpec {
-    LeafSpec::single(ParameterGroup::NotDecayed, ParameterSpec::new(name, [width]))
-}
-
-fn embedding_leaf(config: &ModelConfig) -> LeafSpec {
-    let embedding = matrix("model.embed_tokens.weight".to_owned(), config.vocab_size, config.hidden_size);
-    LeafSpec::single(ParameterGroup::Decayed, embedding)
-}
-
-fn head_leaf(config: &ModelConfig) -> LeafSpec {
-    let head = matrix("lm_head.weight".to_owned(), config.vocab_size, config.hidden_size);
-    LeafSpec::single(ParameterGroup::Decayed, head)
-}
-
-fn final_norm(config: &ModelConfig) -> LeafSpec {
-    norm("model.norm.weight".to_owned(), config.hidden_size)
-}
-
-fn attention_leaves(config: &ModelConfig, layer: usize) -> Vec<LeafSpec> {
-    let hidden = config.hidden_size;
-    let query = config.num_attention_heads * config.head_dim;
-    let key = config.num_key_value_heads * config.head_dim;
-    let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-    let qkv = vec![
-        matrix(name("self_attn.q_proj"), query, hidden),
-        matrix(name("self_attn.k_proj"), key, hidden),
-        matrix(name("self_attn.v_proj"), key, hidden),
-    ];
-    vec![
-        LeafSpec::stacked(ParameterGroup::Decayed, qkv),
-        LeafSpec::single(ParameterGroup::Decayed, matrix(name("self_attn.o_proj"), hidden, query)),
-        norm(name("input_layernorm"), hidden),
-    ]
-}
-
-fn mlp_leaves(config: &ModelConfig, layer: usize) -> Vec<LeafSpec> {
-    let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
-    let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-    let gate_up =
-        vec![matrix(name("mlp.gate_proj"), intermediate, hidden), matrix(name("mlp.up_proj"), intermediate, hidden)];
-    vec![
-        LeafSpec::stacked(ParameterGroup::Decayed, gate_up),
-        LeafSpec::single(ParameterGroup::Decayed, matrix(name("mlp.down_proj"), hidden, intermediate)),
-        norm(name("post_attention_layernorm"), hidden),
-    ]
 }

@@ -1,7 +1,7 @@
 //! What forward and backward of one micro-batch need, walked through tensor by tensor.
 //!
 //! **This is the file to calibrate.** Each `take` is a tensor that libtorch allocates, each `give` one that is freed, in
-//! the order in which `runtime/src/model/{llama,attention}.rs`, `runtime/csrc/{kernels,attention}.cpp`, `runtime/src/trainer/loss.rs` and
+//! the order in which `runtime/src/model/{transformer,attention}.rs`, `runtime/csrc/{kernels,attention}.cpp`, `runtime/src/trainer/loss.rs` and
 //! autograd do it. `runtime/tests/activations.rs` holds the segments to what the allocator counts, the matrix test whole steps.
 //! Not counted: scratch of the matrix kernels (some hundred KiB per thread), and attention's of all threads but one.
 
@@ -110,6 +110,9 @@ pub(super) fn forward(walk: &mut Walk, sizes: &Sizes, kind: SegmentKind) {
         }
         SegmentKind::Attention(_) => attention_forward(walk, sizes),
         SegmentKind::Mlp(_) => mlp_forward(walk, sizes),
+        SegmentKind::EmbeddingDropout => {
+            walk.take(sizes.hidden + sizes.embedding_dropped);
+        }
         SegmentKind::Embedding | SegmentKind::Head => {}
     }
 }
@@ -125,6 +128,10 @@ pub(super) fn backward(walk: &mut Walk, sizes: &Sizes, kind: SegmentKind) {
         }
         SegmentKind::Attention(_) => attention_backward(walk, sizes, Residual::Callers),
         SegmentKind::Mlp(_) => mlp_backward(walk, sizes),
+        SegmentKind::EmbeddingDropout => {
+            walk.take(sizes.hidden);
+            walk.give(sizes.embedding_dropped);
+        }
         SegmentKind::Embedding | SegmentKind::Head => {}
     }
 }
@@ -132,15 +139,15 @@ pub(super) fn backward(walk: &mut Walk, sizes: &Sizes, kind: SegmentKind) {
 /// Gradients of the leaves go one by one into the flat gradient.
 fn add_leaf_gradients(walk: &mut Walk, sizes: &Sizes, kind: SegmentKind) {
     let weights = &sizes.weights;
-    let attention = [weights.qkv, weights.output, weights.norm];
-    let mlp = [weights.gate_up, weights.down, weights.norm];
-    let leaves = match kind {
-        SegmentKind::Block(_) => [attention, mlp].concat(),
-        SegmentKind::Attention(_) => attention.to_vec(),
-        SegmentKind::Mlp(_) => mlp.to_vec(),
-        SegmentKind::Embedding | SegmentKind::Head => Vec::new(),
-    };
-    walk.give(leaves.into_iter().sum());
+    let norms = if sizes.does.norm_after { 2 * weights.norm } else { weights.norm };
+    let attention = weights.qkv + weights.output + weights.head_norms + norms;
+    let mlp = weights.up + weights.down + norms;
+    walk.give(match kind {
+        SegmentKind::Block(_) => attention + mlp,
+        SegmentKind::Attention(_) => attention,
+        SegmentKind::Mlp(_) => mlp,
+        SegmentKind::Embedding | SegmentKind::EmbeddingDropout | SegmentKind::Head => 0,
+    });
 }
 
 /// What libtorch's operations hold in between, where they are taken: in a 16-bit type with casts to float32, in float32
@@ -153,12 +160,19 @@ fn plainly(sizes: &Sizes, in_16_bit: u64, in_float32: u64) -> u64 {
     }
 }
 
-/// The RMSNorm before a product. Saved: a number per token, and by the product the normed input. (Its own input is saved
+/// The norm before a product. Saved: a number or two per token, and by the product the normed input. (Its own input is saved
 /// too, but that is kept anyway.)
 fn norm_forward(walk: &mut Walk, sizes: &Sizes) {
-    walk.take(sizes.hidden + sizes.scalar);
-    // The square of the input; or the input in float32, and its product with the scales.
-    walk.pulse(plainly(sizes, 2 * sizes.hidden32, sizes.hidden32));
+    walk.take(sizes.hidden + norm_keeps(sizes));
+    if !sizes.does.layer_norm {
+        // The square of the input; or the input in float32, and its product with the scales.
+        walk.pulse(plainly(sizes, 2 * sizes.hidden32, sizes.hidden32));
+    }
+}
+
+/// What a norm keeps beside its input.
+fn norm_keeps(sizes: &Sizes) -> u64 {
+    if sizes.does.layer_norm { 2 * sizes.scalar } else { sizes.scalar }
 }
 
 /// What else leads to the input of a norm.
@@ -175,13 +189,15 @@ enum Residual {
 /// Backward of the norm; enters with the gradient of the normed input, leaves with that of the input.
 fn norm_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
     let hidden = sizes.hidden;
-    // The normalised input, a product of it, and the gradient in float32, which under float32 becomes the result.
-    walk.pulse(plainly(sizes, sizes.weights.norm + 3 * sizes.hidden32, sizes.weights.norm + 3 * sizes.hidden32));
+    if !sizes.does.layer_norm {
+        // The normalised input, a product of it, and the gradient in float32, which under float32 becomes the result.
+        walk.pulse(plainly(sizes, sizes.weights.norm + 3 * sizes.hidden32, sizes.weights.norm + 3 * sizes.hidden32));
+    }
     walk.take(hidden + sizes.weights.norm);
     if residual != Residual::Absent {
         walk.give(hidden);
     }
-    walk.give(sizes.scalar);
+    walk.give(norm_keeps(sizes));
     // The residual's gradient is added.
     match residual {
         Residual::Owned => walk.give(hidden),
@@ -190,13 +206,71 @@ fn norm_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
     }
 }
 
+/// What follows the last product of a half, until the residual is added in place: a norm, which saves its input, or dropout,
+/// which saves what it dropped.
+fn after_product(walk: &mut Walk, sizes: &Sizes) {
+    if sizes.does.norm_after {
+        norm_forward(walk, sizes);
+    }
+    if sizes.hidden_dropped > 0 {
+        walk.take(sizes.hidden + sizes.hidden_dropped);
+        walk.give(sizes.hidden);
+    }
+}
+
+/// Backward of [`after_product`]: leaves the gradient of the product, if it is another than that of the output.
+fn before_product(walk: &mut Walk, sizes: &Sizes) {
+    if sizes.hidden_dropped > 0 {
+        walk.take(sizes.hidden);
+        walk.give(sizes.hidden_dropped);
+    }
+    if sizes.does.norm_after {
+        norm_backward(walk, sizes, Residual::Absent);
+        // What was normed.
+        walk.give(sizes.hidden);
+    }
+}
+
+/// The gradient that [`before_product`] left goes with the product's backward.
+fn product_is_done(walk: &mut Walk, sizes: &Sizes) {
+    if sizes.hidden_dropped > 0 || sizes.does.norm_after {
+        walk.give(sizes.hidden);
+    }
+}
+
+/// Norms of queries and keys, which save copies of them; they take the place of what was projected.
+fn head_norms_forward(walk: &mut Walk, sizes: &Sizes) {
+    if sizes.does.query_key_norm {
+        let (query, key) = (sizes.query, sizes.key);
+        walk.take(2 * (query + key) + sizes.head_scalars);
+        walk.take(query + 2 * key);
+        walk.give(query + key + query + 2 * key);
+    }
+}
+
+/// Backward of [`head_norms_forward`]: enters and leaves with the gradient of what was projected.
+fn head_norms_backward(walk: &mut Walk, sizes: &Sizes) {
+    if sizes.does.query_key_norm {
+        let (query, key) = (sizes.query, sizes.key);
+        let projected = query + 2 * key;
+        // Each part's gradient stands in a tensor of all three, which are added up.
+        walk.take(projected + query + key);
+        walk.pulse(projected);
+        walk.give(projected + query + key);
+        walk.give(query + key + sizes.head_scalars);
+        walk.take(sizes.weights.head_norms);
+    }
+}
+
 /// Attention with its norm and residual; leaves what was saved, and the output.
 fn attention_forward(walk: &mut Walk, sizes: &Sizes) {
     let (query, key) = (sizes.query, sizes.key);
     let projected = query + 2 * key;
     norm_forward(walk, sizes);
+    walk.take(projected);
+    head_norms_forward(walk, sizes);
     // Queries, keys and values are parted and turned; nothing needs the projection any more.
-    walk.take(2 * projected);
+    walk.take(projected);
     walk.pulse(plainly(sizes, 3 * sizes.query32 + query, 2 * query));
     walk.give(projected);
     if sizes.products {
@@ -218,6 +292,7 @@ fn attention_forward(walk: &mut Walk, sizes: &Sizes) {
     }
     // The output projection saves what documents attend to, put together; the fused kernel saves its parts.
     walk.take(joined(sizes));
+    after_product(walk, sizes);
 }
 
 fn joined(sizes: &Sizes) -> u64 {
@@ -252,8 +327,10 @@ fn dropout_backward(walk: &mut Walk, sizes: &Sizes) {
 fn attention_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
     let (query, key) = (sizes.query, sizes.key);
     let projected = query + 2 * key;
+    before_product(walk, sizes);
     // The output projection: gradients of its weight and of what was attended.
     walk.take(sizes.weights.output + query);
+    product_is_done(walk, sizes);
     walk.give(joined(sizes));
     if sizes.products {
         // The saved attended values go; the gradient is moved to one head under the other.
@@ -294,32 +371,41 @@ fn attention_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
     // Through the turning.
     walk.pulse(plainly(sizes, 3 * sizes.query32 + query, 2 * query));
     walk.give(projected);
+    head_norms_backward(walk, sizes);
     // The stacked projection: gradients of its weight and of the normed input, which goes.
     walk.take(sizes.weights.qkv + sizes.hidden);
     walk.give(projected + sizes.hidden);
     norm_backward(walk, sizes, residual);
 }
 
-/// The gated MLP with its norm and residual; leaves what was saved, and the output.
+/// The MLP with its norm and residual; leaves what was saved, and the output.
 fn mlp_forward(walk: &mut Walk, sizes: &Sizes) {
     norm_forward(walk, sizes);
-    // Gate and up in one; both times each other: saved.
-    walk.take(3 * sizes.inner);
+    // What goes up, with a gate or without, and what becomes of it: saved.
+    walk.take(up(sizes) + sizes.inner);
     walk.take(sizes.hidden);
+    after_product(walk, sizes);
+}
+
+/// Gate and up in one, or up alone.
+fn up(sizes: &Sizes) -> u64 {
+    if sizes.does.gate { 2 * sizes.inner } else { sizes.inner }
 }
 
 /// Backward of [`mlp_forward`].
 fn mlp_backward(walk: &mut Walk, sizes: &Sizes) {
-    let inner = sizes.inner;
-    // The down projection: gradients of its weight and of the gated, which goes.
+    let (inner, up) = (sizes.inner, up(sizes));
+    before_product(walk, sizes);
+    // The down projection: gradients of its weight and of what it was given, which goes.
     walk.take(sizes.weights.down + inner);
+    product_is_done(walk, sizes);
     walk.give(inner);
     // Gradients of gate and up; their seed goes, and gate and up.
-    walk.take(2 * inner);
+    walk.take(up);
     walk.pulse(plainly(sizes, inner, inner));
-    walk.give(3 * inner);
-    walk.take(sizes.weights.gate_up + sizes.hidden);
-    walk.give(2 * inner + sizes.hidden);
+    walk.give(inner + up);
+    walk.take(sizes.weights.up + sizes.hidden);
+    walk.give(up + sizes.hidden);
     norm_backward(walk, sizes, Residual::Callers);
 }
 
@@ -331,10 +417,15 @@ pub(super) fn head_and_loss(walk: &mut Walk, sizes: &Sizes) {
     walk.take(hidden);
     norm_forward(walk, &over_supervised);
     walk.take(hidden);
-    // Logits, which their gradient replaces; libtorch's operations hold them in float32 twice.
+    // Logits, which their gradient replaces; libtorch's operations hold them in float32 twice. Beside them the slopes of their
+    // caps, which take another copy while they are made.
     walk.take(logits);
+    let slopes = if sizes.does.logit_softcap { logits } else { 0 };
+    walk.take(slopes);
+    walk.pulse(slopes);
     walk.pulse(plainly(sizes, 2 * logits32, logits32));
     // The gradient of the head.
+    walk.give(slopes);
     walk.pulse(weight);
     walk.give(logits);
     // The gradient of all hidden states, zero where nothing is supervised; that of the rows through the norm.

@@ -1,7 +1,7 @@
 //! What holds for the walk whatever the numbers; `runtime/tests/activations.rs` compares these with the allocator's.
 
 use super::*;
-use crate::model::{ModelConfig, RopeConfig, RopeScaling};
+use crate::model::ModelConfig;
 use crate::planning::{PlanInputs, PlannedDevice};
 use zerofold_configs::{ElementType, ElementTypes, Sharding, Stage};
 
@@ -17,7 +17,6 @@ const BLOCK: SegmentKind = SegmentKind::Block(0);
 
 fn model([_, _, hidden, inner, heads, key_heads, head_dim]: Shape, vocab_size: usize) -> ModelConfig {
     ModelConfig {
-        architecture: "LlamaForCausalLM".to_owned(),
         vocab_size,
         hidden_size: hidden,
         intermediate_size: inner,
@@ -25,13 +24,7 @@ fn model([_, _, hidden, inner, heads, key_heads, head_dim]: Shape, vocab_size: u
         num_attention_heads: heads,
         num_key_value_heads: key_heads,
         head_dim,
-        max_position_embeddings: 2048,
-        rms_norm_eps: 1e-5,
-        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default },
-        tie_word_embeddings: false,
-        sliding_window: None,
-        attention_dropout: 0.0,
-        dtype: None,
+        ..ModelConfig::llama()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The sizes in bytes that a micro-batch is made of.
 
 use super::{PlanInputs, PlannedDevice};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, NormKind, NormPlacement};
 use zerofold_configs::ElementType;
 
 /// Sizes beyond this mean nothing; capped there, sums of them cannot overflow.
@@ -26,6 +26,8 @@ pub(super) struct Sizes {
     pub(super) plain: bool,
     /// Whether parameters and activations take 2 bytes an element, so that libtorch's operations cast them first.
     pub(super) is_16_bit: bool,
+    /// What the blocks do.
+    pub(super) does: Does,
     /// Whether attention goes by batched products; else block by block, by our kernel or libtorch's.
     pub(super) products: bool,
     /// Whether what documents attend to is kept once more, put together: our own kernel writes it where it belongs.
@@ -52,8 +54,14 @@ pub(super) struct Sizes {
     pub(super) scores: u64,
     /// As many elements of one byte: which of the attention weights are dropped. 0 where products drop nothing.
     pub(super) dropped: u64,
-    /// `[n, 1]` in float32: what a norm keeps per token.
+    /// `[n, hidden]` of one byte: what is dropped of that which is added to the residual stream; 0 where nothing is.
+    pub(super) hidden_dropped: u64,
+    /// The same of the embeddings.
+    pub(super) embedding_dropped: u64,
+    /// `[n, 1]` in float32: what an RMSNorm keeps per token; LayerNorm keeps two.
     pub(super) scalar: u64,
+    /// `[n, heads + key heads]` in float32: what norms of queries and keys keep.
+    pub(super) head_scalars: u64,
     /// `[n, heads]` in float32: the fused kernel's log-sum-exp.
     pub(super) log_sums: u64,
     /// Token ids, and the positions and ids of supervised targets, 8 bytes each.
@@ -65,6 +73,36 @@ pub(super) struct Sizes {
     pub(super) weights: Weights,
     /// The head.
     pub(super) head: HeadSizes,
+}
+
+/// What the blocks of a family do in its own way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Does {
+    /// LayerNorm in place of RMSNorm.
+    pub(super) layer_norm: bool,
+    /// A norm after attention and MLP too.
+    pub(super) norm_after: bool,
+    /// Norms of queries and keys.
+    pub(super) query_key_norm: bool,
+    /// A gate beside up.
+    pub(super) gate: bool,
+    /// Caps of scores.
+    pub(super) softcap: bool,
+    /// Caps of logits.
+    pub(super) logit_softcap: bool,
+}
+
+impl Does {
+    fn of(model: &ModelConfig) -> Self {
+        Does {
+            layer_norm: model.norm == NormKind::Layer,
+            norm_after: model.norm_placement == NormPlacement::Around,
+            query_key_norm: model.query_key_norm,
+            gate: model.gated,
+            softcap: model.attention_softcap.is_some(),
+            logit_softcap: model.logit_softcap.is_some(),
+        }
+    }
 }
 
 /// Bytes that our own attention needs beside its results, for one group of heads (`runtime/csrc/attention.cpp`); 0 for
@@ -87,23 +125,30 @@ impl BlockSizes {
         let (length, width, bytes) = (attending(inputs), inputs.model.head_dim, inputs.types.compute.bytes());
         let sharing = inputs.model.queries_per_key();
         let positions = (512 / sharing / 32 * 32).clamp(32, 128).min(length);
+        // The layer that sees most.
+        let windows = (0..inputs.model.num_hidden_layers).map(|layer| inputs.model.layer(layer).window);
+        let seen = windows.map(|window| window.map_or(length, |window| length.min(positions + window - 1))).max();
+        let seen = seen.unwrap_or(length);
+        let scores = if inputs.model.attention_softcap.is_some() { 3 } else { 2 };
         let of_rows = |columns: usize, bytes: usize| product(&[positions, sharing, columns, bytes]);
         let sums = if bytes == 2 { 2 * product(&[length, width, bytes + 4]) } else { 0 };
         BlockSizes {
-            forward: of_rows(length, bytes) + of_rows(width, bytes) + of_rows(2, 4),
-            backward: 2 * of_rows(length, bytes) + of_rows(width, bytes) + of_rows(1, 4) + sums,
+            forward: of_rows(seen, bytes) + of_rows(width, bytes) + of_rows(2, 4),
+            backward: scores * of_rows(seen, bytes) + of_rows(width, bytes) + of_rows(1, 4) + sums,
         }
     }
 }
 
-/// Bytes of a block's leaves in the compute type.
+/// Bytes of a block's leaves in the compute type, each linear layer with its bias, each norm too.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Weights {
     pub(super) qkv: u64,
     pub(super) output: u64,
-    pub(super) gate_up: u64,
+    pub(super) up: u64,
     pub(super) down: u64,
     pub(super) norm: u64,
+    /// Those of queries and keys; 0 where there are none.
+    pub(super) head_norms: u64,
 }
 
 /// Bytes of the head's tensors over `s` supervised tokens, at most [`LOSS_CHUNK`] of them (`m`) at once.
@@ -133,11 +178,17 @@ impl Sizes {
         let tokens = product(&[rows, length]);
         let per_token = |width: usize, bytes: usize| product(&[rows, length, width, bytes]);
         let attending = attending(inputs);
-        let scores = product(&[rows, heads, length, attending]);
         let on_cpu = inputs.device == PlannedDevice::Cpu;
-        // A CPU drops attention weights in products only, a GPU in the fused kernel.
-        let products = on_cpu && inputs.model.attention_dropout > 0.0;
+        let does = Does::of(inputs.model);
         let ours = on_cpu && inputs.types.compute != ElementType::Float16;
+        // A CPU drops attention weights in products only, a GPU in the fused kernel; and no fused kernel but ours caps scores.
+        let drops = on_cpu && inputs.model.attention_dropout > 0.0;
+        let products = drops || (does.softcap && !ours);
+        let dropped = |share: f64| if share > 0.0 { per_token(hidden, 1) } else { 0 };
+        let biases = inputs.model.biases;
+        let linear = |from: usize, to: usize, bias: bool| product(&[from + usize::from(bias), to, bytes]);
+        let norm_vectors = if inputs.model.norm.has_bias() { 2 } else { 1 };
+        let up = if does.gate { 2 * inner } else { inner };
         let supervised = inputs.supervised.map_or(tokens, |supervised| supervised as u64).min(tokens);
         let chunk = supervised.min(LOSS_CHUNK) as usize;
         let mask = if products { product(&[heads / key_heads.max(1), attending, attending, bytes]) } else { 0 };
@@ -149,6 +200,7 @@ impl Sizes {
         Sizes {
             plain: !on_cpu,
             is_16_bit,
+            does,
             products,
             joins: documents && !products && !ours,
             block: if ours { BlockSizes::of(inputs) } else { BlockSizes::default() },
@@ -161,17 +213,21 @@ impl Sizes {
             key: per_token(key, bytes),
             inner: per_token(inner, bytes),
             scores: product(&[rows, heads, length, attending, bytes]),
-            dropped: if products { scores } else { 0 },
+            dropped: if drops { product(&[rows, heads, length, attending]) } else { 0 },
+            hidden_dropped: dropped(inputs.model.hidden_dropout),
+            embedding_dropped: dropped(inputs.model.embedding_dropout),
+            head_scalars: per_token(heads + key_heads, 4),
             scalar: per_token(1, 4),
             log_sums: per_token(heads, 4),
             ids: 8 * tokens + 16 * supervised,
             tables: mask + of_documents + product(&[attending.max(FIRST_TABLE), inputs.model.head_dim, 4]),
             weights: Weights {
-                qkv: product(&[query + 2 * key, hidden, bytes]),
-                output: product(&[hidden, query, bytes]),
-                gate_up: product(&[2, inner, hidden, bytes]),
-                down: product(&[hidden, inner, bytes]),
-                norm: product(&[hidden, bytes]),
+                qkv: linear(hidden, query + 2 * key, biases.qkv),
+                output: linear(query, hidden, biases.output),
+                up: linear(hidden, up, biases.mlp),
+                down: linear(inner, hidden, biases.mlp),
+                norm: product(&[norm_vectors, hidden, bytes]),
+                head_norms: if does.query_key_norm { product(&[2, inputs.model.head_dim, bytes]) } else { 0 },
             },
             head: HeadSizes {
                 hidden: of_head(hidden, bytes),

@@ -7,22 +7,26 @@ use super::*;
 use zerofold_configs::UnitPolicy;
 use zerofold_plan::{LeafSpec, ModelUnits};
 
-const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
+pub(in crate::model) const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-llama-tied", "tiny-mistral", "tiny-llama-sharded"];
 
 /// A fixture model with its weights.
-struct Whole {
-    llama: Llama,
-    units: Vec<Vec<Tensor>>,
+pub(in crate::model) struct Whole {
+    pub(in crate::model) model: Transformer,
+    pub(in crate::model) units: Vec<Vec<Tensor>>,
 }
 
 impl Whole {
     fn read(name: &str, kind: Kind) -> Whole {
-        let folder = PathBuf::from(FIXTURES).join("models").join(name);
-        let llama = Llama::new(ModelConfig::read(&folder).expect("a config"), kind, Device::Cpu).expect("a model");
-        let files = std::fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+        Whole::in_folder(&PathBuf::from(FIXTURES).join("models").join(name), kind)
+    }
+
+    pub(in crate::model) fn in_folder(folder: &Path, kind: Kind) -> Whole {
+        let model = Transformer::new(ModelConfig::read(folder).expect("a config"), kind, Device::Cpu).expect("a model");
+        let files = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
         let weights: HashMap<String, Tensor> = files
             .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+            .filter(|path| !path.ends_with("expected.safetensors"))
             .flat_map(|path| Tensor::read_safetensors(path).expect("weights"))
             .collect();
         let leaf = |leaf: &LeafSpec| {
@@ -32,40 +36,47 @@ impl Whole {
             assert_eq!(stacked.size(), shape, "{}", leaf.parameters[0].name);
             stacked.set_requires_grad(true)
         };
-        let units = ModelUnits::new(&llama.config, UnitPolicy::Blocks)
+        let units = ModelUnits::new(&model.config, UnitPolicy::Blocks)
             .units
             .iter()
             .map(|unit| unit.leaves.iter().map(leaf).collect())
             .collect();
-        Whole { llama, units }
+        Whole { model, units }
     }
 
-    fn blocks(&self) -> &[Vec<Tensor>] {
-        &self.units[1..=self.llama.config.num_hidden_layers]
+    pub(in crate::model) fn blocks(&self) -> &[Vec<Tensor>] {
+        &self.units[1..=self.model.config.num_hidden_layers]
+    }
+
+    fn embedding(&self) -> &[Tensor] {
+        &self.units[0][..1 + usize::from(self.model.config.learned_positions)]
     }
 
     fn head(&self, x: &Tensor) -> Tensor {
-        let last = &self.units[self.units.len() - 1];
-        let (head, norm) = if self.llama.config.tie_word_embeddings {
-            (&self.units[0][0], &self.units[0][1])
-        } else {
-            (&last[0], &last[1])
+        let leaves = match self.model.config.tie_word_embeddings {
+            true => &self.units[0][self.embedding().len() - 1..],
+            false => &self.units[self.units.len() - 1],
         };
-        self.llama.final_norm(norm, x).expect("a norm").linear::<Tensor>(head, None)
+        self.model.logits(&HeadWeights::of(leaves).expect("a head"), x).expect("logits")
     }
 
-    fn logits(&self, input_ids: &Tensor) -> Tensor {
-        let embedded = self.llama.embed(&self.units[0][0], input_ids).expect("an embedding");
-        let step = |x: Tensor, leaves: &Vec<Tensor>| {
-            self.llama.segment(SegmentKind::Block(0), leaves, &x, None).expect("a block")
-        };
-        self.head(&self.blocks().iter().fold(embedded, step))
+    pub(in crate::model) fn logits(&self, input_ids: &Tensor) -> Tensor {
+        self.logits_of(input_ids, None)
     }
 
-    fn logits_cached(&self, input_ids: &Tensor, caches: &mut [LayerCache]) -> Tensor {
-        let mut x = self.llama.embed(&self.units[0][0], input_ids).expect("an embedding");
-        for (leaves, cache) in self.blocks().iter().zip(caches) {
-            x = self.llama.block_cached(leaves, &x, cache).expect("a block");
+    pub(in crate::model) fn logits_of(&self, input_ids: &Tensor, documents: Option<&Documents>) -> Tensor {
+        let mut x = self.model.embed(self.embedding(), input_ids, documents).expect("an embedding");
+        for (layer, leaves) in self.blocks().iter().enumerate() {
+            x = self.model.segment(SegmentKind::Block(layer), leaves, &x, documents).expect("a block");
+        }
+        self.head(&x)
+    }
+
+    pub(in crate::model) fn logits_cached(&self, input_ids: &Tensor, caches: &mut [LayerCache]) -> Tensor {
+        let begin = caches[0].length();
+        let mut x = self.model.embed_from(self.embedding(), input_ids, begin).expect("an embedding");
+        for (layer, (leaves, cache)) in self.blocks().iter().zip(caches).enumerate() {
+            x = self.model.block_cached(layer, leaves, &x, cache).expect("a block");
         }
         self.head(&x)
     }
@@ -77,7 +88,7 @@ fn expected(name: &str) -> (Tensor, Tensor) {
     (tensors["input_ids"].shallow_clone(), tensors["logits"].shallow_clone())
 }
 
-fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
+pub(in crate::model) fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a.to_kind(Kind::Float) - b.to_kind(Kind::Float)).abs().max().double_value(&[])
 }
@@ -101,12 +112,9 @@ fn documents_end_to_end_have_the_logits_of_transformers() {
         let lengths: Vec<i64> = (0..2 * rows).map(|place| 1 + (place * 5 + longest - 1) % longest).collect();
         let part = |of: &Tensor, place: usize| of.get(place as i64 % rows).narrow(0, 0, lengths[place]);
         let of_all = |of: &Tensor| Tensor::cat(&(0..lengths.len()).map(|place| part(of, place)).collect::<Vec<_>>(), 0);
-        let documents = whole.llama.documents(&lengths).expect("documents");
-        let mut x = whole.llama.embed(&whole.units[0][0], &of_all(&input_ids).unsqueeze(0)).expect("an embedding");
-        for leaves in whole.blocks() {
-            x = whole.llama.segment(SegmentKind::Block(0), leaves, &x, Some(&documents)).expect("a block");
-        }
-        let difference = largest_difference(&whole.head(&x).squeeze_dim(0), &of_all(&logits));
+        let documents = whole.model.documents(&lengths).expect("documents");
+        let found = whole.logits_of(&of_all(&input_ids).unsqueeze(0), Some(&documents));
+        let difference = largest_difference(&found.squeeze_dim(0), &of_all(&logits));
         assert!(difference < 1e-4, "{name}: logits differ by {difference}");
     }
 }
@@ -215,7 +223,7 @@ fn rope_frequencies_equal_those_of_transformers() {
         });
         std::fs::write(folder.path().join("config.json"), config.to_string()).expect("written");
         let config = ModelConfig::read(folder.path()).expect("a config");
-        let ours = super::super::inverse_frequencies(&config.rope, config.head_dim).expect("frequencies");
+        let ours = super::super::inverse_frequencies(&config.ropes[0], config.head_dim).expect("frequencies");
         let theirs: Vec<f64> = case["inv_freq"].as_array().expect("values").iter().filter_map(|v| v.as_f64()).collect();
         assert_eq!(ours.len(), theirs.len(), "{}", case["name"]);
         for (ours, theirs) in ours.iter().zip(&theirs) {
@@ -237,7 +245,7 @@ fn units_hold_every_parameter_once() {
             .flat_map(|path| Tensor::read_safetensors(path).expect("weights"))
             .map(|(name, _)| name)
             .collect();
-        let units = ModelUnits::new(&whole.llama.config, UnitPolicy::Blocks).units;
+        let units = ModelUnits::new(&whole.model.config, UnitPolicy::Blocks).units;
         let mut in_units: Vec<String> = units
             .iter()
             .flat_map(|unit| &unit.leaves)
@@ -247,43 +255,36 @@ fn units_hold_every_parameter_once() {
         in_files.sort();
         in_units.sort();
         assert_eq!(in_files, in_units, "{name}");
-        let tied = whole.llama.config.tie_word_embeddings;
-        assert_eq!((units[0].stays_gathered, units[0].leaves.len()), (tied, if tied { 2 } else { 1 }));
-        assert_eq!(units.len(), whole.llama.config.num_hidden_layers + if tied { 1 } else { 2 });
+        let tied = whole.model.config.tie_word_embeddings;
+        assert_eq!(units[0].stays_gathered, tied);
+        assert_eq!(units.len(), whole.model.config.num_hidden_layers + if tied { 1 } else { 2 });
     }
 }
 
 #[test]
 fn misuse_is_an_error_and_no_panic() {
-    let mut whole = Whole::read("tiny-mistral", Kind::Float);
-    whole.llama.config.sliding_window = Some(5);
+    let whole = Whole::read("tiny-mistral", Kind::Float);
     let x = Tensor::zeros([1, 6, 48], (Kind::Float, Device::Cpu));
-    assert!(matches!(
-        whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &x, None),
-        Err(ModelError::BeyondWindow { length: 6, window: 5 })
-    ));
-    assert!(whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &x.narrow(1, 0, 5), None).is_ok());
-    assert!(matches!(
-        whole.llama.segment(SegmentKind::Block(0), &whole.units[0], &x, None),
-        Err(ModelError::Leaves { expected: 3, found: 1, .. })
-    ));
-    // Documents are held to the window one by one, and to the row all together.
-    let documents = whole.llama.documents(&[5, 1]).expect("documents");
-    assert!(whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &x, Some(&documents)).is_ok());
-    assert!(matches!(whole.llama.documents(&[6]), Err(ModelError::BeyondWindow { length: 6, window: 5 })));
+    let block = |leaves: &[Tensor]| whole.model.segment(SegmentKind::Block(0), leaves, &x, None);
+    assert!(matches!(block(&whole.units[0]), Err(ModelError::LeafMissing { name: "query, key and value", .. })));
+    let twice: Vec<Tensor> = whole.units[1].iter().chain(&whole.units[1]).map(Tensor::shallow_clone).collect();
+    assert!(matches!(block(&twice), Err(ModelError::LeavesLeft { left: 6, .. })));
+    let documents = whole.model.documents(&[5, 1]).expect("documents");
+    assert!(whole.model.segment(SegmentKind::Block(0), &whole.units[1], &x, Some(&documents)).is_ok());
     for lengths in [&[][..], &[0], &[3, -1]] {
-        assert!(whole.llama.documents(lengths).is_err(), "{lengths:?}");
+        assert!(whole.model.documents(lengths).is_err(), "{lengths:?}");
     }
     let narrow = x.narrow(1, 0, 5);
     assert!(matches!(
-        whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &narrow, Some(&documents)),
+        whole.model.segment(SegmentKind::Block(0), &whole.units[1], &narrow, Some(&documents)),
         Err(ModelError::Documents { .. })
     ));
     let outside = Tensor::from_slice(&[100_000i64]).view([1, 1]);
-    assert!(matches!(whole.llama.embed(&whole.units[0][0], &outside), Err(ModelError::Torch(_))));
+    assert!(matches!(whole.model.embed(&whole.units[0], &outside, None), Err(ModelError::Torch(_))));
+    assert!(matches!(whole.model.embed(&[], &outside, None), Err(ModelError::LeafMissing { .. })));
     let narrow = x.narrow(1, 0, 5).narrow(2, 0, 40);
     assert!(matches!(
-        whole.llama.segment(SegmentKind::Block(0), &whole.units[1], &narrow, None),
+        whole.model.segment(SegmentKind::Block(0), &whole.units[1], &narrow, None),
         Err(ModelError::Kernel(_))
     ));
 }

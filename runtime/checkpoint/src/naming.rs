@@ -1,0 +1,100 @@
+//! Which tensors a model's files must hold, and what else they may call them.
+
+use crate::error::{CheckpointError, Result};
+use crate::model_files::ModelFiles;
+
+/// The parameters of a model, and how its files may differ from that.
+#[derive(Clone, Debug, Default)]
+pub struct Naming<'a> {
+    /// The names of all parameters.
+    pub parameters: Vec<&'a str>,
+    /// What files of the bare model leave out at the beginning of names, such as `transformer.` of GPT-2.
+    pub prefix: &'a str,
+    /// Ends of names that hold no parameters: constants, a tied head.
+    pub ignored: Vec<&'a str>,
+}
+
+/// Strange tensors that are named in an error.
+const NAMED: usize = 4;
+
+impl ModelFiles {
+    /// The same with each parameter under the name that the model has for it. One that is not there is told when it is asked for.
+    ///
+    /// # Errors
+    /// [`CheckpointError::StrangeTensors`] for tensors that are none of the parameters.
+    pub fn named(mut self, naming: &Naming<'_>) -> Result<Self> {
+        for &name in &naming.parameters {
+            let bare = name.strip_prefix(naming.prefix).filter(|bare| !bare.is_empty());
+            if self.tensors.contains_key(name) {
+                continue;
+            }
+            if let Some((bare, file)) = bare.and_then(|bare| self.tensors.remove_entry(bare)) {
+                let _new = self.tensors.insert(name.to_owned(), file);
+                let _new = self.in_files.insert(name.to_owned(), bare);
+            }
+        }
+        let known: std::collections::HashSet<&str> = naming.parameters.iter().copied().collect();
+        let ignored = |name: &str| naming.ignored.iter().any(|end| name.ends_with(end));
+        let strange: Vec<&str> = self.names().filter(|name| !known.contains(name) && !ignored(name)).collect();
+        if strange.is_empty() {
+            return Ok(self);
+        }
+        let mut tensors = strange.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+        if strange.len() > NAMED {
+            tensors = format!("{tensors} and {} more", strange.len() - NAMED);
+        }
+        Err(CheckpointError::StrangeTensors { path: self.directory, tensors })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+    use crate::header::TensorEntry;
+    use crate::model_files::SINGLE_FILE;
+    use crate::writer::SafetensorsWriter;
+    use std::collections::BTreeMap;
+
+    fn folder(names: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let entries: Vec<_> = names.iter().map(|name| TensorEntry::new(*name, Dtype::F32, [1])).collect();
+        let path = folder.path().join(SINGLE_FILE);
+        let mut writer = SafetensorsWriter::create(&path, &entries, &BTreeMap::new()).unwrap();
+        for (index, name) in names.iter().enumerate() {
+            writer.write_f32(name, 0, &[index as f32]).unwrap();
+        }
+        writer.finish().unwrap();
+        folder
+    }
+
+    const NAMES: [&str; 2] = ["transformer.wte.weight", "transformer.h.0.ln_1.weight"];
+
+    fn naming() -> Naming<'static> {
+        Naming { parameters: NAMES.to_vec(), prefix: "transformer.", ignored: vec!["attn.bias", "lm_head.weight"] }
+    }
+
+    #[test]
+    fn names_of_the_bare_model_are_found_and_constants_left_out() {
+        let bare = folder(&["h.0.attn.bias", "h.0.ln_1.weight", "lm_head.weight", "wte.weight"]);
+        let files = ModelFiles::open(bare.path()).unwrap().named(&naming()).unwrap();
+        let value = |name: &str| {
+            let mut value = [-1.0];
+            files.read_f32(name, 0..1, &mut value).unwrap();
+            value[0]
+        };
+        assert_eq!(NAMES.map(value), [3.0, 1.0]);
+        assert_eq!(files.entry(NAMES[0]).unwrap().dtype, Dtype::F32);
+        assert!(ModelFiles::open(folder(&NAMES).path()).unwrap().named(&naming()).is_ok());
+    }
+
+    #[test]
+    fn tensors_that_the_model_does_not_have_are_told() {
+        let names = ["a.bias", "b.bias", "c.bias", "d.bias", "e.bias", NAMES[0], NAMES[1]];
+        let error = ModelFiles::open(folder(&names).path()).unwrap().named(&naming()).unwrap_err().to_string();
+        assert!(error.contains("does not have: a.bias, b.bias, c.bias, d.bias and 1 more\n"), "{error}");
+        // One that is missing is told by who asks for it.
+        let files = ModelFiles::open(folder(&NAMES[..1]).path()).unwrap().named(&naming()).unwrap();
+        assert!(files.entry(NAMES[1]).is_err());
+    }
+}

@@ -1,0 +1,101 @@
+//! The leaves of each segment, in the order in which its forward uses them.
+//!
+//! `runtime/src/model` takes them one by one in the same order. Matrices and embeddings are decayed; norms and biases are not.
+
+use super::{ModelConfig, NormPlacement};
+use crate::spec::{LeafSpec, ParameterGroup, ParameterSpec};
+
+/// The embedding of positions where there is one, then that of tokens.
+pub(super) fn embedding(config: &ModelConfig) -> Vec<LeafSpec> {
+    let table = |name: &str, rows: usize| matrix(format!("{name}.weight"), rows, config.hidden_size);
+    let positions = config.learned_positions.then(|| table(config.names.positions, config.max_position_embeddings));
+    positions.into_iter().chain([table(config.names.embedding, config.vocab_size)]).map(decayed).collect()
+}
+
+/// The head.
+pub(super) fn head(config: &ModelConfig) -> LeafSpec {
+    decayed(matrix(format!("{}.weight", config.names.head), config.vocab_size, config.hidden_size))
+}
+
+/// The last norm.
+pub(super) fn final_norm(config: &ModelConfig) -> Vec<LeafSpec> {
+    norm(config, config.names.final_norm)
+}
+
+/// The norm before it, query, key and value (stacked), their norms, the output, the norm after it; each with its bias.
+pub(super) fn attention(config: &ModelConfig, layer: usize) -> Vec<LeafSpec> {
+    let names = config.names;
+    let (query, key) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+    let block = Block { config, layer };
+    let mut leaves = norm(config, &block.name(names.attention_norm));
+    leaves.extend(block.linear(names.qkv, &[query, key, key], config.hidden_size, config.biases.qkv));
+    if config.query_key_norm {
+        let weight = |name: &&str| not_decayed(format!("{}.weight", block.name(name)), config.head_dim);
+        leaves.extend(names.query_key_norms.iter().map(weight));
+    }
+    leaves.extend(block.linear(&[names.output], &[config.hidden_size], query, config.biases.output));
+    if config.norm_placement == NormPlacement::Around {
+        leaves.extend(norm(config, &block.name(names.post_attention_norm)));
+    }
+    leaves
+}
+
+/// The norm before it, gate and up (stacked), down, the norm after it; each with its bias.
+pub(super) fn mlp(config: &ModelConfig, layer: usize) -> Vec<LeafSpec> {
+    let (names, inner) = (config.names, config.intermediate_size);
+    let block = Block { config, layer };
+    let mut leaves = norm(config, &block.name(names.mlp_norm));
+    let widths = if config.gated { vec![inner; 2] } else { vec![inner] };
+    leaves.extend(block.linear(names.up, &widths, config.hidden_size, config.biases.mlp));
+    leaves.extend(block.linear(&[names.down], &[config.hidden_size], inner, config.biases.mlp));
+    if config.norm_placement == NormPlacement::Around {
+        leaves.extend(norm(config, &block.name(names.post_mlp_norm)));
+    }
+    leaves
+}
+
+/// One block of a model.
+struct Block<'a> {
+    config: &'a ModelConfig,
+    layer: usize,
+}
+
+impl Block<'_> {
+    fn name(&self, part: &str) -> String {
+        format!("{}.{}.{part}", self.config.names.layers, self.layer)
+    }
+
+    /// A linear layer from `from` to the sum of `widths`: one parameter for each width, or one for all where the family has
+    /// but one name.
+    fn linear(&self, names: &[&str], widths: &[usize], from: usize, bias: bool) -> Vec<LeafSpec> {
+        let all = [widths.iter().sum()];
+        let widths = if names.len() == 1 { &all[..] } else { widths };
+        let parts = || names.iter().zip(widths).map(|(name, width)| (self.name(name), *width));
+        let weight = |(name, width): (String, usize)| match self.config.transposed {
+            true => matrix(format!("{name}.weight"), from, width),
+            false => matrix(format!("{name}.weight"), width, from),
+        };
+        let vector = |(name, width): (String, usize)| ParameterSpec::new(format!("{name}.bias"), [width]);
+        let weight = LeafSpec::stacked(ParameterGroup::Decayed, parts().map(weight).collect());
+        let bias = bias.then(|| LeafSpec::stacked(ParameterGroup::NotDecayed, parts().map(vector).collect()));
+        [weight].into_iter().chain(bias).collect()
+    }
+}
+
+fn matrix(name: String, rows: usize, columns: usize) -> ParameterSpec {
+    ParameterSpec::new(name, [rows, columns])
+}
+
+fn decayed(parameter: ParameterSpec) -> LeafSpec {
+    LeafSpec::single(ParameterGroup::Decayed, parameter)
+}
+
+fn not_decayed(name: String, width: usize) -> LeafSpec {
+    LeafSpec::single(ParameterGroup::NotDecayed, ParameterSpec::new(name, [width]))
+}
+
+/// A norm's weight, and its bias.
+fn norm(config: &ModelConfig, name: &str) -> Vec<LeafSpec> {
+    let leaf = |part: &str| not_decayed(format!("{name}.{part}"), config.hidden_size);
+    [leaf("weight")].into_iter().chain(config.norm.has_bias().then(|| leaf("bias"))).collect()
+}

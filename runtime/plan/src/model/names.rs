@@ -1,0 +1,62 @@
+//! How the families of transformers call their parameters.
+
+/// The names of a family's parameters, without `.weight` and `.bias`. Those of a block stand behind [`Names::layers`] and the
+/// layer's number.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Names {
+    /// The embedding of tokens.
+    pub embedding: &'static str,
+    /// The embedding of positions, in families that have one.
+    pub positions: &'static str,
+    /// The blocks.
+    pub layers: &'static str,
+    /// The norm before attention.
+    pub attention_norm: &'static str,
+    /// Query, key and value, in that order: apart, or as one.
+    pub qkv: &'static [&'static str],
+    /// The norms of queries and of keys.
+    pub query_key_norms: [&'static str; 2],
+    /// Attention's output.
+    pub output: &'static str,
+    /// The norm after attention, in families that have one.
+    pub post_attention_norm: &'static str,
+    /// The norm before the MLP.
+    pub mlp_norm: &'static str,
+    /// Gate and up, in that order: apart, or as one.
+    pub up: &'static [&'static str],
+    /// The MLP's output.
+    pub down: &'static str,
+    /// The norm after the MLP, in families that have one.
+    pub post_mlp_norm: &'static str,
+    /// The last norm.
+    pub final_norm: &'static str,
+    /// The head.
+    pub head: &'static str,
+    /// What files of the bare model, without a head, leave out at the beginning of each name.
+    pub prefix: &'static str,
+    /// Ends of names in files of this family that hold no parameters: constants that are computed here.
+    pub constants: &'static [&'static str],
+    /// The classes of a block, of its attention and of its MLP in transformers.
+    pub classes: [&'static str; 3],
+}
+
+/// Those of Llama, which most families have.
+pub(super) const LLAMA: Names = Names {
+    embedding: "model.embed_tokens",
+    positions: "",
+    layers: "model.layers",
+    attention_norm: "input_layernorm",
+    qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    query_key_norms: ["self_attn.q_norm", "self_attn.k_norm"],
+    output: "self_attn.o_proj",
+    post_attention_norm: "",
+    mlp_norm: "post_attention_layernorm",
+    up: &["mlp.gate_proj", "mlp.up_proj"],
+    down: "mlp.down_proj",
+    post_mlp_norm: "",
+    final_norm: "model.norm",
+    head: "lm_head",
+    prefix: "model.",
+    constants: &["rotary_emb.inv_freq"],
+    classes: ["LlamaDecoderLayer", "LlamaAttention", "LlamaMLP"],
+};

@@ -1,0 +1,135 @@
+//! Rotary positions as `config.json` tells them, in the form of transformers 4 (`rope_theta`, `rope_scaling`) or 5
+//! (`rope_parameters`).
+
+use serde_json::{Map, Value};
+
+use super::file::File;
+use super::{ModelConfigError, RopeConfig, RopeScaling};
+
+/// What a family has where its file leaves it out, and what it allows.
+#[derive(Clone, Copy)]
+pub(super) struct RopeDefaults {
+    /// The base of the frequencies.
+    pub(super) theta: f64,
+    /// The context.
+    pub(super) max_position_embeddings: usize,
+    /// Whether a head may turn in part.
+    pub(super) partial: bool,
+}
+
+impl File {
+    /// The one rotary embedding of a model.
+    pub(super) fn rope(&self, defaults: RopeDefaults) -> Result<RopeConfig, ModelConfigError> {
+        self.rope_of(&self.rope_parameters()?, "rope_theta", defaults)
+    }
+
+    /// The object that holds them: as in transformers, a filled `rope_scaling` goes before `rope_parameters`.
+    pub(super) fn rope_parameters(&self) -> Result<Map<String, Value>, ModelConfigError> {
+        let mut parameters = Map::new();
+        for key in ["rope_parameters", "rope_scaling"] {
+            match self.get(key) {
+                Some(Value::Object(object)) if !object.is_empty() => parameters = object.clone(),
+                Some(Value::Object(_)) | None => {}
+                Some(_) => return Err(self.invalid(key, "it must be an object or null")),
+            }
+        }
+        Ok(parameters)
+    }
+
+    /// A rotary embedding by its object; a theta inside it goes before one beside it, which stands under `theta_key`.
+    pub(super) fn rope_of(
+        &self,
+        parameters: &Map<String, Value>,
+        theta_key: &str,
+        defaults: RopeDefaults,
+    ) -> Result<RopeConfig, ModelConfigError> {
+        let inside = self.number_in(parameters, "rope_theta")?;
+        let theta = match inside {
+            Some(theta) => theta,
+            None => self.number_or(theta_key, defaults.theta)?,
+        };
+        if theta <= 0.0 {
+            let (keys, key) = if inside.is_some() { (parameters, "rope_theta") } else { (&self.keys, theta_key) };
+            return Err(self.invalid_in(keys, key, "it must be larger than 0"));
+        }
+        let share = match self.number_in(parameters, "partial_rotary_factor")? {
+            Some(share) => share,
+            None => self.number_or("partial_rotary_factor", 1.0)?,
+        };
+        if share != 1.0 && !defaults.partial {
+            let value = Value::from(share);
+            return Err(self.not_built("partial_rotary_factor", &value, "every pair of a head must turn"));
+        }
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(self.invalid("partial_rotary_factor", "it must be larger than 0, and at most 1"));
+        }
+        Ok(RopeConfig { theta, share, scaling: self.rope_scaling(parameters, defaults)? })
+    }
+
+    fn rope_scaling(
+        &self,
+        parameters: &Map<String, Value>,
+        defaults: RopeDefaults,
+    ) -> Result<RopeScaling, ModelConfigError> {
+        let positive = |key: &str| match self.number_in(parameters, key)? {
+            Some(number) if number > 0.0 => Ok(number),
+            Some(_) => Err(self.invalid_in(parameters, key, "it must be larger than 0")),
+            None => Err(self.missing(&format!("{key} (of the rope scaling)"))),
+        };
+        let original = || match parameters.get("original_max_position_embeddings").filter(|value| !value.is_null()) {
+            Some(_) => positive("original_max_position_embeddings"),
+            None => self.number_or("original_max_position_embeddings", defaults.max_position_embeddings as f64),
+        };
+        let kind = parameters.get("rope_type").or(parameters.get("type")).filter(|kind| !kind.is_null());
+        Ok(match kind.map(|kind| (kind, kind.as_str())) {
+            None | Some((_, Some("default"))) => RopeScaling::Default,
+            Some((_, Some("linear"))) => RopeScaling::Linear { factor: positive("factor")? },
+            Some((_, Some("llama3"))) => {
+                let (low_freq_factor, high_freq_factor) = (positive("low_freq_factor")?, positive("high_freq_factor")?);
+                if high_freq_factor <= low_freq_factor {
+                    let reason = format!("it must be larger than low_freq_factor = {low_freq_factor}");
+                    return Err(self.invalid_in(parameters, "high_freq_factor", reason));
+                }
+                RopeScaling::Llama3 {
+                    factor: positive("factor")?,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original_max_position_embeddings: original()?,
+                }
+            }
+            // `su` is what the first models called it.
+            Some((_, Some("longrope" | "su"))) => {
+                let original = original()?;
+                let factor = match self.number_in(parameters, "factor")? {
+                    Some(factor) => factor,
+                    None => defaults.max_position_embeddings as f64 / original,
+                };
+                let attention_factor = match self.number_in(parameters, "attention_factor")? {
+                    Some(attention_factor) => attention_factor,
+                    None if factor <= 1.0 => 1.0,
+                    None => (1.0 + factor.ln() / original.ln()).sqrt(),
+                };
+                RopeScaling::Long {
+                    short_factor: self.divisors(parameters, "short_factor")?,
+                    original_max_position_embeddings: original as usize,
+                    attention_factor,
+                }
+            }
+            Some((kind, _)) => {
+                return Err(self.not_built("rope_type", kind, "built are default, linear, llama3 and longrope"));
+            }
+        })
+    }
+
+    /// A list of numbers larger than 0.
+    fn divisors(&self, parameters: &Map<String, Value>, key: &str) -> Result<Vec<f64>, ModelConfigError> {
+        let Some(value) = parameters.get(key).filter(|value| !value.is_null()) else {
+            return Err(self.missing(&format!("{key} (of the rope scaling)")));
+        };
+        let numbers = value.as_array().map(|items| items.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
+        match numbers.flatten().filter(|numbers| numbers.iter().all(|&number| number > 0.0 && number.is_finite())) {
+            Some(numbers) => Ok(numbers),
+            None => Err(self.invalid_in(parameters, key, "it must be a list of numbers larger than 0")),
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! The maths of a transformer as its [`ModelConfig`] describes it: embedding, blocks, final norm.
+//!
+//! Shapes: B rows, T positions, H the hidden size, D the width of a head.
+//!
+//! The maths is that of transformers' models. What lies between matrix products is done by [`Kernels`], in float32 and rounded
+//! once, where transformers rounds a 16-bit type after each operation.
+
+use tch::{Device, Kind, Tensor};
+use zerofold_plan::{Activation, LayerAttention, NormKind, RopeConfig, SegmentKind};
+
+use super::attention::{Attending, Attention, Kernel, Way};
+use super::documents::Documents;
+use super::leaves::{AttentionWeights, HeadWeights, Leaves, Linear, MlpWeights, Norm};
+use super::rope::{Rope, Tables};
+use super::{LayerCache, ModelConfig, ModelError};
+use crate::torch::{Gate, HeadLayout, Kernels, linear, linear_transposed};
+
+/// A model; it holds no weights.
+pub struct Transformer {
+    /// What it was built from.
+    pub config: ModelConfig,
+    kind: Kind,
+    device: Device,
+    /// The model's rotary embeddings, and last one that turns nothing.
+    ropes: Vec<Rope>,
+    attention: Attention,
+    kernels: Kernels,
+}
+
+/// The shares that a pass drops.
+#[derive(Clone, Copy, Default)]
+struct Dropout {
+    attention: f64,
+    hidden: f64,
+    embedding: f64,
+}
+
+/// What the attention of a pass is given beside the hidden states.
+struct Pass<'a> {
+    layer: usize,
+    documents: Option<&'a Documents>,
+    dropout: Dropout,
+}
+
+impl Transformer {
+    /// A model that computes in `kind` on `device`.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn new(config: ModelConfig, kind: Kind, device: Device) -> Result<Self, ModelError> {
+        let rope = |rope: &RopeConfig| Rope::new(rope, config.head_dim, device);
+        let mut ropes = config.ropes.iter().map(rope).collect::<Result<Vec<_>, _>>()?;
+        ropes.push(Rope::still(device)?);
+        let attention = Attention::new(&config, kind, device);
+        Ok(Transformer { config, kind, device, ropes, attention, kernels: Kernels::default() })
+    }
+
+    /// The same with other kernels, to compare them.
+    pub fn with_kernels(self, kernels: Kernels) -> Self {
+        Transformer { kernels, ..self }
+    }
+
+    /// The compute type.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The kernel that libtorch takes for the attention of rows of `length` tokens, where it is asked to.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn attention_kernel(&self, length: usize) -> Result<Kernel, ModelError> {
+        self.attention.kernel(length as i64, self.config.head_dim as i64)
+    }
+
+    /// How training computes the attention of rows of `length` tokens, in words for the log.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn attention_words(&self, length: usize) -> Result<String, ModelError> {
+        let way = match self.attention.way(self.kernels, self.config.attention_dropout) {
+            Way::Blocks => "attention block by block".to_owned(),
+            Way::Products => Kernel::Math.to_string(),
+            Way::Flash => self.attention_kernel(length)?.to_string(),
+        };
+        let layers = self.config.num_hidden_layers;
+        let windows = (0..layers).filter_map(|layer| self.config.layer(layer).window);
+        let hiding: Vec<usize> = windows.filter(|&window| window < length).collect();
+        Ok(match (hiding.iter().min(), self.config.attention_softcap) {
+            (None, None) => way,
+            (None, Some(softcap)) => format!("{way}, scores capped at {softcap}"),
+            (Some(window), None) => format!("{way}, {} of {layers} layers see {window} tokens", hiding.len()),
+            (Some(window), Some(softcap)) => {
+                let some = hiding.len();
+                format!("{way}, {some} of {layers} layers see {window} tokens, scores capped at {softcap}")
+            }
+        })
+    }
+
+    /// Documents of these lengths, to lie end to end in one row.
+    ///
+    /// # Errors
+    /// A document of no tokens or beyond [`ModelConfig::max_exact_length`], and what libtorch says.
+    pub fn documents(&self, lengths: &[i64]) -> Result<Documents, ModelError> {
+        lengths.iter().try_for_each(|&length| self.check_length(length))?;
+        Documents::new(&self.ropes, lengths)
+    }
+
+    /// Embeds token ids `[B, T]` (int64) at positions 0 to T - 1, or those of `documents`: `[B, T, H]`. `leaves` are those of
+    /// [`SegmentKind::Embedding`]. No graph: [`crate::trainer`] adds its gradient row by row.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary, as libtorch says it, and what [`Transformer::segment`] refuses.
+    pub fn embed(
+        &self,
+        leaves: &[Tensor],
+        input_ids: &Tensor,
+        documents: Option<&Documents>,
+    ) -> Result<Tensor, ModelError> {
+        self.embed_at(leaves, input_ids, |length| self.positions(0, length, documents))
+    }
+
+    /// The same at the positions from `begin` on.
+    ///
+    /// # Errors
+    /// As [`Transformer::embed`].
+    pub fn embed_from(&self, leaves: &[Tensor], input_ids: &Tensor, begin: i64) -> Result<Tensor, ModelError> {
+        self.embed_at(leaves, input_ids, |length| self.positions(begin, length, None))
+    }
+
+    fn embed_at(
+        &self,
+        leaves: &[Tensor],
+        input_ids: &Tensor,
+        positions: impl FnOnce(i64) -> Result<Tensor, ModelError>,
+    ) -> Result<Tensor, ModelError> {
+        let missing = ModelError::LeafMissing { kind: SegmentKind::Embedding, name: "the embedding" };
+        let (tokens, of_positions) = leaves.split_last().ok_or(missing)?;
+        let mut embedded = Tensor::f_embedding(tokens, input_ids, -1, false, false)?;
+        if let Some(scale) = self.embedding_scale()? {
+            embedded = embedded.f_mul_scalar_(scale)?;
+        }
+        if let Some(table) = of_positions.first() {
+            let rows = Tensor::f_embedding(table, &positions(input_ids.size2()?.1)?, -1, false, false)?;
+            embedded = embedded.f_add_(&rows)?;
+        }
+        Ok(embedded)
+    }
+
+    /// What embeddings are multiplied by, rounded to the compute type as transformers does.
+    fn embedding_scale(&self) -> Result<Option<f64>, ModelError> {
+        let Some(scale) = self.config.embedding_scale else { return Ok(None) };
+        let rounded = Tensor::f_full([0i64; 0], scale, (self.kind, Device::Cpu))?;
+        Ok(Some(rounded.f_double_value(&[])?))
+    }
+
+    /// The position (int64) of each of `length` tokens of a row `[length]`: from `begin` on, or those of documents.
+    ///
+    /// # Errors
+    /// A position that the model does not have, and what libtorch says.
+    pub fn positions(&self, begin: i64, length: i64, documents: Option<&Documents>) -> Result<Tensor, ModelError> {
+        let options = (Kind::Int64, self.device);
+        if let Some(documents) = documents {
+            let each = documents.lengths.iter().map(|&length| Tensor::f_arange(length, options));
+            return Ok(Tensor::f_cat(&each.collect::<Result<Vec<_>, _>>()?, 0)?);
+        }
+        self.check_length(begin + length)?;
+        Ok(Tensor::f_arange_start(begin, begin + length, options)?)
+    }
+
+    /// The gradient `[B, T, H]` of the sum of a token's and a position's embedding as that of the token's.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn token_gradient(&self, gradient: &Tensor) -> Result<Tensor, ModelError> {
+        match self.embedding_scale()? {
+            Some(scale) => Ok(gradient.f_mul_scalar(scale)?),
+            None => Ok(gradient.shallow_clone()),
+        }
+    }
+
+    /// What a segment between embedding and head makes of `[B, T, H]`, causal, at positions 0 to T - 1. Rows padded on
+    /// the right need no mask: what comes after a token does not reach it. With `documents` the one row of `x` holds them end
+    /// to end, and positions and attention are those of each alone. `leaves` are the segment's, in the order that
+    /// [`SegmentKind`] tells.
+    ///
+    /// # Errors
+    /// The wrong number of leaves, a T beyond [`ModelConfig::max_exact_length`], documents of another length than the row,
+    /// and what libtorch says.
+    pub fn segment(
+        &self,
+        kind: SegmentKind,
+        leaves: &[Tensor],
+        x: &Tensor,
+        documents: Option<&Documents>,
+    ) -> Result<Tensor, ModelError> {
+        self.segment_with(kind, leaves, (x, documents), Dropout::default())
+    }
+
+    /// The same in training: with the model's dropout, which follows from `seed` alone, so that computing a segment a
+    /// second time for backward drops the same.
+    ///
+    /// # Errors
+    /// As [`Transformer::segment`].
+    pub fn segment_in_training(
+        &self,
+        kind: SegmentKind,
+        leaves: &[Tensor],
+        x: &Tensor,
+        documents: Option<&Documents>,
+        seed: u64,
+    ) -> Result<Tensor, ModelError> {
+        let ModelConfig { attention_dropout: attention, hidden_dropout: hidden, embedding_dropout: embedding, .. } =
+            self.config;
+        if attention > 0.0 || hidden > 0.0 || embedding > 0.0 {
+            tch::manual_seed(seed.cast_signed());
+        }
+        self.segment_with(kind, leaves, (x, documents), Dropout { attention, hidden, embedding })
+    }
+
+    fn segment_with(
+        &self,
+        kind: SegmentKind,
+        leaves: &[Tensor],
+        (x, documents): (&Tensor, Option<&Documents>),
+        dropout: Dropout,
+    ) -> Result<Tensor, ModelError> {
+        let mut leaves = Leaves::new(kind, leaves);
+        let output = match kind {
+            SegmentKind::EmbeddingDropout => dropped(x.shallow_clone(), dropout.embedding)?,
+            SegmentKind::Block(layer) => {
+                let attended = self.attention(&mut leaves, x, &Pass { layer, documents, dropout })?;
+                self.mlp(&mut leaves, &attended, dropout)?
+            }
+            SegmentKind::Attention(layer) => self.attention(&mut leaves, x, &Pass { layer, documents, dropout })?,
+            SegmentKind::Mlp(_) => self.mlp(&mut leaves, x, dropout)?,
+            SegmentKind::Embedding | SegmentKind::Head => return Err(ModelError::NoHidden(kind)),
+        };
+        leaves.end()?;
+        Ok(output)
+    }
+
+    fn attention(&self, leaves: &mut Leaves<'_>, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor, ModelError> {
+        let weights = AttentionWeights::take(leaves, &self.config)?;
+        let LayerAttention { window, .. } = self.config.layer(pass.layer);
+        let (window, dropout) = (window.map(|window| window as i64), pass.dropout.attention);
+        let by = Attending { way: self.attention.way(self.kernels, dropout), window, dropout };
+        let attended = match pass.documents {
+            Some(documents) => {
+                documents.check(x)?;
+                let tables = &documents.tables[self.rope(pass.layer)];
+                let parts = self.query_key_value(&weights, x, tables, by.way.layout())?;
+                self.attention.by_document(&by, &parts, &documents.lengths)?
+            }
+            None => {
+                let (_, length, _) = x.size3()?;
+                self.check_length(length)?;
+                let tables = self.ropes[self.rope(pass.layer)].tables(0, length)?;
+                let parts = self.query_key_value(&weights, x, &tables, by.way.layout())?;
+                self.attention.causal(&by, &parts)?
+            }
+        };
+        self.add_to_residual(x, self.linear(&attended, &weights.output)?, weights.norm_after, pass.dropout.hidden)
+    }
+
+    /// One block on the positions that follow those in `cache`, which then holds these too. For generation: no gradients.
+    ///
+    /// # Errors
+    /// As [`Transformer::segment`].
+    pub fn block_cached(
+        &self,
+        layer: usize,
+        leaves: &[Tensor],
+        x: &Tensor,
+        cache: &mut LayerCache,
+    ) -> Result<Tensor, ModelError> {
+        let mut leaves = Leaves::new(SegmentKind::Block(layer), leaves);
+        let weights = AttentionWeights::take(&mut leaves, &self.config)?;
+        let (_, length, _) = x.size3()?;
+        let begin = cache.length();
+        self.check_length(begin + length)?;
+        let tables = self.ropes[self.rope(layer)].tables(begin, length)?;
+        let window = self.config.layer(layer).window.map(|window| window as i64);
+        let by = Attending { way: self.attention.way(self.kernels, 0.0), window, dropout: 0.0 };
+        let layout = if begin == 0 { by.way.layout() } else { HeadLayout::ByPosition };
+        let parts = self.query_key_value(&weights, x, &tables, layout)?;
+        let [query, key, value] = &parts;
+        let (all_keys, all_values) = cache.append(key, value)?;
+        let attended = if begin == 0 {
+            self.attention.causal(&by, &parts)?
+        } else {
+            self.attention.cached(query, &all_keys, &all_values, window)?
+        };
+        let x = self.add_to_residual(x, self.linear(&attended, &weights.output)?, weights.norm_after, 0.0)?;
+        let output = self.mlp(&mut leaves, &x, Dropout::default())?;
+        leaves.end()?;
+        Ok(output)
+    }
+
+    /// The last norm, on `[…, H]`, before the head.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn final_norm(&self, weights: &HeadWeights<'_>, x: &Tensor) -> Result<Tensor, ModelError> {
+        self.norm(&weights.norm(), x)
+    }
+
+    /// The logits `[…, V]` of `[…, H]`, final norm and cap included. For generation: no gradients.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn logits(&self, weights: &HeadWeights<'_>, x: &Tensor) -> Result<Tensor, ModelError> {
+        let logits = linear(&self.final_norm(weights, x)?, weights.head)?;
+        match self.config.logit_softcap {
+            Some(cap) => Ok(logits.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?),
+            None => Ok(logits),
+        }
+    }
+
+    fn check_length(&self, length: i64) -> Result<(), ModelError> {
+        let length = length as usize;
+        match self.config.max_exact_length() {
+            Some(longest) if length > longest => Err(ModelError::TooLong { length, longest }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The place of a layer's rotary embedding among the model's.
+    fn rope(&self, layer: usize) -> usize {
+        self.config.layer(layer).rope.unwrap_or(self.ropes.len() - 1)
+    }
+
+    fn norm(&self, norm: &Norm<'_>, x: &Tensor) -> Result<Tensor, ModelError> {
+        let epsilon = self.config.norm_epsilon;
+        Ok(match self.config.norm {
+            NormKind::Rms => self.kernels.rms_norm(x, norm.weight, epsilon, 0.0)?,
+            NormKind::RmsFromOne => self.kernels.rms_norm(x, norm.weight, epsilon, 1.0)?,
+            NormKind::Layer => x.f_layer_norm(norm.weight.size(), Some(norm.weight), norm.bias, epsilon, false)?,
+        })
+    }
+
+    fn linear(&self, x: &Tensor, Linear { weight, bias }: &Linear<'_>) -> Result<Tensor, ModelError> {
+        let product = if self.config.transposed { linear_transposed(x, weight)? } else { linear(x, weight)? };
+        Ok(match bias {
+            Some(bias) => product.shallow_clone().f_add_(bias)?,
+            None => product,
+        })
+    }
+
+    /// Query `[B, heads, T, D]` (of another shape if grouped), key and value `[B, key_value_heads, T, D]`, the first two turned
+    /// by their positions.
+    fn query_key_value(
+        &self,
+        weights: &AttentionWeights<'_>,
+        x: &Tensor,
+        tables: &Tables,
+        layout: HeadLayout,
+    ) -> Result<[Tensor; 3], ModelError> {
+        let heads = (self.config.num_attention_heads as i64, self.config.num_key_value_heads as i64);
+        let mut projected = self.linear(&self.norm(&weights.norm, x)?, &weights.qkv)?;
+        if let Some(norms) = &weights.head_norms {
+            projected = self.norm_heads(&projected, norms)?;
+        }
+        Ok(self.kernels.rotary(&projected, (&tables.cosines, &tables.sines), heads, layout)?)
+    }
+
+    /// Norms each head of queries and of keys; values stay as they are.
+    fn norm_heads(&self, projected: &Tensor, [of_query, of_key]: &[Norm<'_>; 2]) -> Result<Tensor, ModelError> {
+        let (heads, key_heads) = (self.config.num_attention_heads as i64, self.config.num_key_value_heads as i64);
+        let (rows, length, width) = projected.size3()?;
+        let by_head = projected.f_view([rows, length, heads + 2 * key_heads, self.config.head_dim as i64])?;
+        let query = self.norm(of_query, &by_head.f_narrow(2, 0, heads)?)?;
+        let key = self.norm(of_key, &by_head.f_narrow(2, heads, key_heads)?)?;
+        let value = by_head.f_narrow(2, heads + key_heads, key_heads)?;
+        Ok(Tensor::f_cat(&[query, key, value], 2)?.f_view([rows, length, width])?)
+    }
+
+    fn mlp(&self, leaves: &mut Leaves<'_>, x: &Tensor, dropout: Dropout) -> Result<Tensor, ModelError> {
+        let weights = MlpWeights::take(leaves, &self.config)?;
+        let inner = self.linear(&self.norm(&weights.norm, x)?, &weights.up)?;
+        let inner = match (self.config.gated, self.config.activation) {
+            (true, Activation::Silu) => self.kernels.gated(&inner, Gate::Silu)?,
+            (true, Activation::GeluTanh) => self.kernels.gated(&inner, Gate::GeluTanh)?,
+            (true, Activation::Gelu) => {
+                let parts = inner.f_chunk(2, -1)?;
+                parts[0].f_gelu("none")?.f_mul(&parts[1])?
+            }
+            (false, Activation::Silu) => inner.f_silu()?,
+            (false, Activation::GeluTanh) => inner.f_gelu("tanh")?,
+            (false, Activation::Gelu) => inner.f_gelu("none")?,
+        };
+        self.add_to_residual(x, self.linear(&inner, &weights.down)?, weights.norm_after, dropout.hidden)
+    }
+
+    /// `x` plus what attention or MLP made of it, after a norm or dropout where the model has them. Nobody needs the projection once
+    /// the residual is in it, so it is added in place.
+    fn add_to_residual(
+        &self,
+        x: &Tensor,
+        projected: Tensor,
+        norm: Option<Norm<'_>>,
+        dropout: f64,
+    ) -> Result<Tensor, ModelError> {
+        let normed = match norm {
+            Some(norm) => self.norm(&norm, &projected)?,
+            None => projected,
+        };
+        Ok(dropped(normed, dropout)?.f_add_(x)?)
+    }
+}
+
+/// A share of the elements dropped, by libtorch's generator. The native form keeps a byte for each.
+fn dropped(x: Tensor, dropout: f64) -> Result<Tensor, ModelError> {
+    if dropout > 0.0 { Ok(x.f_native_dropout(dropout, true)?.0) } else { Ok(x) }
+}
+
+/// bfloat16 or float16.
+pub(super) fn is_16_bit(kind: Kind) -> bool {
+    matches!(kind, Kind::BFloat16 | Kind::Half)
+}
+
+#[cfg(test)]
+#[path = "transformer_tests.rs"]
+pub(super) mod tests;
