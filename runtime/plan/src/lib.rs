@@ -14,8 +14,8 @@ mod theory;
 pub use flops::model_flops;
 pub use layout::{ALIGNMENT, Layout, LayoutError, Mesh, PlacedLeaf, PlacedParameter, Run, UnitLayout};
 pub use model::{
-    Activation, Biases, LayerAttention, ModelConfig, ModelConfigError, ModelUnits, Names, NormKind, NormPlacement,
-    RopeConfig, RopeScaling, Segment, SegmentKind,
+    Activation, Biases, Head, LayerAttention, ModelConfig, ModelConfigError, ModelUnits, Names, NormKind,
+    NormPlacement, Problem, RopeConfig, RopeScaling, Segment, SegmentKind,
 };
 pub use planning::{
     Advice, Lever, Need, Plan, PlanInputs, PlannedDevice, RESERVE, Tried, plan, plan_all_stages, recommend,

@@ -90,7 +90,7 @@ impl WholeModel {
     }
 
     fn head(&self, x: &Tensor) -> Result<Tensor> {
-        let leaves = match self.model.config.tie_word_embeddings {
+        let leaves = match self.model.config.ties_head() {
             true => &self.units[0][self.embedding().len() - 1..],
             false => self.units.last().map(Vec::as_slice).unwrap_or_default(),
         };

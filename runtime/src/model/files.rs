@@ -4,7 +4,7 @@ use super::ModelConfig;
 use std::path::Path;
 use zerofold_checkpoint::{ModelFiles, Naming, Result, Weights};
 use zerofold_configs::UnitPolicy;
-use zerofold_plan::ModelUnits;
+use zerofold_plan::{Head, ModelUnits};
 
 /// The files in the folder of a model that is configured so, under the names that [`ModelUnits`] has for its parameters.
 ///
@@ -26,8 +26,9 @@ fn with_naming<T>(config: &ModelConfig, open: impl FnOnce(&Naming<'_>) -> Result
     let units = ModelUnits::new(config, UnitPolicy::Whole).units;
     let parameters = units.iter().flat_map(|unit| &unit.leaves).flat_map(|leaf| &leaf.parameters);
     let parameters = parameters.map(|parameter| parameter.name.as_str()).collect();
-    // A head that is tied may be in the files too; it is the embedding.
-    let tied_head = config.tie_word_embeddings.then(|| format!("{}.weight", config.names.head));
-    let ignored = config.names.constants.iter().copied().chain(tied_head.as_deref()).collect();
+    // A head that is tied may be in the files too: it is the embedding. A classifier has no use for a language model's.
+    let other_head =
+        (config.ties_head() || config.head != Head::Language).then(|| format!("{}.weight", config.names.head));
+    let ignored = config.names.constants.iter().copied().chain(other_head.as_deref()).collect();
     open(&Naming { parameters, prefix: config.names.prefix, ignored })
 }

@@ -56,8 +56,12 @@ pub struct ModelConfig {
     pub attention_softcap: Option<f64>,
     /// Logits l become c · tanh(l / c).
     pub logit_softcap: Option<f64>,
-    /// Whether the head is the embedding.
+    /// Whether the head is the embedding; only of a language model.
     pub tie_word_embeddings: bool,
+    /// What the model tells at its end.
+    pub head: Head,
+    /// The share of what the head is given that training drops; only of a classifier.
+    pub head_dropout: f64,
     /// The share of attention weights that training drops.
     pub attention_dropout: f64,
     /// The share of what attention and MLP add to the residual stream that training drops.
@@ -68,6 +72,31 @@ pub struct ModelConfig {
     pub dtype: Option<String>,
     /// How its parameters are called.
     pub names: &'static Names,
+}
+
+/// What a model tells at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// The next token, at every position: the last norm, and a product with as many rows as tokens.
+    Language,
+    /// Classes of a sequence, or numbers: as many as labels.
+    Classes {
+        /// How many.
+        labels: usize,
+        /// What is told.
+        problem: Problem,
+    },
+}
+
+/// What a classifier tells of a sequence, by transformers' names for `problem_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// One class of several (`single_label_classification`): cross-entropy.
+    SingleLabel,
+    /// For each class whether it is one (`multi_label_classification`): binary cross-entropy.
+    MultiLabel,
+    /// Numbers (`regression`): squared error.
+    Regression,
 }
 
 /// A norm.
@@ -220,6 +249,8 @@ impl ModelConfig {
             attention_softcap: None,
             logit_softcap: None,
             tie_word_embeddings: false,
+            head: Head::Language,
+            head_dropout: 0.0,
             attention_dropout: 0.0,
             hidden_dropout: 0.0,
             embedding_dropout: 0.0,
@@ -231,6 +262,19 @@ impl ModelConfig {
     /// The attention of a layer.
     pub fn layer(&self, layer: usize) -> LayerAttention {
         self.layers.get(layer % self.layers.len().max(1)).copied().unwrap_or_default()
+    }
+
+    /// Whether the embedding is the head too.
+    pub fn ties_head(&self) -> bool {
+        self.tie_word_embeddings && self.head == Head::Language
+    }
+
+    /// Rows of the head.
+    pub fn head_rows(&self) -> usize {
+        match self.head {
+            Head::Language => self.vocab_size,
+            Head::Classes { labels, .. } => labels,
+        }
     }
 
     /// The longest sequence in tokens that is computed as the model means it; none when every length is.

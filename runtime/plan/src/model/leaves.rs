@@ -2,7 +2,7 @@
 //!
 //! `runtime/src/model` takes them one by one in the same order. Matrices and embeddings are decayed; norms and biases are not.
 
-use super::{ModelConfig, NormPlacement};
+use super::{Head, ModelConfig, NormPlacement};
 use crate::spec::{LeafSpec, ParameterGroup, ParameterSpec};
 
 /// The embedding of positions where there is one, then that of tokens.
@@ -12,9 +12,14 @@ pub(super) fn embedding(config: &ModelConfig) -> Vec<LeafSpec> {
     positions.into_iter().chain([table(config.names.embedding, config.vocab_size)]).map(decayed).collect()
 }
 
-/// The head.
-pub(super) fn head(config: &ModelConfig) -> LeafSpec {
-    decayed(matrix(format!("{}.weight", config.names.head), config.vocab_size, config.hidden_size))
+/// The head, then the last norm.
+pub(super) fn head(config: &ModelConfig) -> Vec<LeafSpec> {
+    let name = match config.head {
+        Head::Language => config.names.head,
+        Head::Classes { .. } => config.names.classifier,
+    };
+    let head = decayed(matrix(format!("{name}.weight"), config.head_rows(), config.hidden_size));
+    [head].into_iter().chain(final_norm(config)).collect()
 }
 
 /// The last norm.

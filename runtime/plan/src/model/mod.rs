@@ -13,7 +13,7 @@ mod rope;
 mod units;
 
 pub use description::{
-    Activation, Biases, LayerAttention, ModelConfig, NormKind, NormPlacement, RopeConfig, RopeScaling,
+    Activation, Biases, Head, LayerAttention, ModelConfig, NormKind, NormPlacement, Problem, RopeConfig, RopeScaling,
 };
 pub use error::ModelConfigError;
 pub use names::Names;

@@ -30,8 +30,10 @@ pub struct Names {
     pub post_mlp_norm: &'static str,
     /// The last norm.
     pub final_norm: &'static str,
-    /// The head.
+    /// The head of a language model.
     pub head: &'static str,
+    /// That of a classifier.
+    pub classifier: &'static str,
     /// What files of the bare model, without a head, leave out at the beginning of each name.
     pub prefix: &'static str,
     /// Ends of names in files of this family that hold no parameters: constants that are computed here.
@@ -56,6 +58,7 @@ pub(super) const LLAMA: Names = Names {
     post_mlp_norm: "",
     final_norm: "model.norm",
     head: "lm_head",
+    classifier: "score",
     prefix: "model.",
     constants: &["rotary_emb.inv_freq"],
     classes: ["LlamaDecoderLayer", "LlamaAttention", "LlamaMLP"],

@@ -100,7 +100,7 @@ impl ModelUnits {
             UnitPolicy::MinParameters(least) => least,
             UnitPolicy::Whole => u64::MAX,
         };
-        let tied = config.tie_word_embeddings;
+        let tied = config.ties_head();
         let mut units = Vec::new();
         let mut segments = Vec::new();
         let mut open = Building { names: vec![SegmentKind::Embedding.to_string()], leaves: leaves::embedding(config) };
@@ -134,7 +134,7 @@ impl ModelUnits {
             }
         }
         if !tied {
-            add(SegmentKind::Head, [leaves::head(config)].into_iter().chain(leaves::final_norm(config)).collect());
+            add(SegmentKind::Head, leaves::head(config));
         }
         if open.numel() < least
             && units.len() > usize::from(tied)

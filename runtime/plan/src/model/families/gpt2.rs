@@ -23,6 +23,7 @@ const NAMES: Names = Names {
     post_mlp_norm: "",
     final_norm: "transformer.ln_f",
     head: "lm_head",
+    classifier: "score",
     prefix: "transformer.",
     // The causal mask, in files of old.
     constants: &["attn.bias", "attn.masked_bias"],
