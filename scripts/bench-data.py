@@ -3,6 +3,7 @@
 `chats MEBIBYTES` prints conversations as JSONL: words of a skewed distribution, one to four turns, from a seed.
 `map MODEL FILE MAX_LENGTH` loads the file with datasets and maps it with two processes as TRL's trainer does: rendering with the
 chat template and its marks, tokenising, the assistant's mask, packing; prints a JSON object.
+`rows MODEL FILE MAX_LENGTH` reads the rows that `tokenise rows` prints and compares each with what transformers and TRL's mask make of it.
 `table` reads the JSON objects of all rounds.
 """
 
@@ -87,6 +88,24 @@ def map_as_trl(model, file, max_length):
     print(json.dumps(told))
 
 
+def compare_rows(model, file, max_length, lines):
+    """Ids and masks, row by row; the first token of a row is predicted by nothing, so its label does not matter."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    tokenizer.chat_template = MARKED
+    rows = tokens = supervised = 0
+    with open(file) as chats:
+        for number, (chat, line) in enumerate(zip(chats, lines, strict=True), 1):
+            theirs, ours = tokenise(json.loads(chat), tokenizer), json.loads(line)
+            mask = [int(label != -100) for label in ours["labels"]]
+            ids, expected = theirs["input_ids"][:max_length], theirs["assistant_masks"][:max_length]
+            if ours["input_ids"] != ids or mask[1:] != expected[1:]:
+                sys.exit(f"row {number} differs:\n{ours}\n{theirs}")
+            rows, tokens, supervised = rows + 1, tokens + len(ids), supervised + sum(mask)
+    print(f"{rows} rows, {tokens} tokens, {supervised} supervised: ids and masks are those of transformers and TRL")
+
+
 def table(lines):
     """The median of each side, and what ours is to the others'."""
     sides = {}
@@ -109,5 +128,7 @@ if __name__ == "__main__":
         chats(int(sys.argv[2]))
     elif sys.argv[1] == "table":
         table(sys.stdin)
+    elif sys.argv[1] == "rows":
+        compare_rows(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.stdin)
     else:
         map_as_trl(sys.argv[2], sys.argv[3], int(sys.argv[4]))

@@ -279,8 +279,13 @@ fn what_the_hub_does_not_give_is_one_clear_error() {
     refused("owner/tables", "", None, &["its split train is of .csv files"]);
     hub.commit("datasets/owner/head", vec![text("a.jsonl", "{}"), text("README.md", "---\nconfigs: [a\n---\n")]);
     refused("owner/head", "", None, &["the head of its README.md cannot be read"]);
+    // Neither a file nor what a README names leaves the repository's own folder.
     hub.commit("datasets/owner/climbs", vec![text("../../../../train.jsonl", "{}"), text("README.md", "")]);
     refused("owner/climbs", "", None, &["it has no data files"]);
+    let names = "---\nconfigs:\n- config_name: default\n  data_files: ../../../../train.jsonl\n---\n";
+    hub.commit("datasets/owner/names", vec![text("../../../../train.jsonl", "{}"), text("README.md", names)]);
+    refused("owner/names", "", None, &["../../../../train.jsonl"]);
+    assert!(!scene.path("train.jsonl").exists());
     // A path that is there goes before.
     let local = scene.path("owner/data");
     std::fs::create_dir(&local).unwrap();

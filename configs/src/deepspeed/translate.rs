@@ -35,6 +35,10 @@ struct Json<'a> {
     entries: &'a [Entry],
 }
 
+/// What can be done about a `cos_min_ratio` that no cosine has.
+const COSINE: &str =
+    "only WarmupCosineLR ends at a share of its rate: name it in scheduler.type, or remove cos_min_ratio";
+
 impl Json<'_> {
     /// The entry of this path, when it says something.
     fn find(&self, path: &str) -> Option<&Entry> {
@@ -118,7 +122,15 @@ impl Json<'_> {
 
     /// The schedule of the same shape. Values that are not written are DeepSpeed's defaults; `auto` ones are the trainer's.
     fn scheduler(&self) -> Result<Vec<Setting>, ConfigError> {
-        let Some(entry) = self.find("scheduler.type") else { return Ok(Vec::new()) };
+        let Some(entry) = self.find("scheduler.type") else {
+            return match self.find("scheduler.params.cos_min_ratio") {
+                None => Ok(Vec::new()),
+                Some(end) => {
+                    let setting = end.setting((Section::Training, "lr_scheduler_kwargs"), end.value.clone());
+                    Err(setting.not_allowed("it is of a scheduler, and scheduler.type names none", Some(COSINE.into())))
+                }
+            };
+        };
         let target = (Section::Training, "lr_scheduler_type");
         let name = match text(&entry.value).unwrap_or_default().as_str() {
             "WarmupLR" => "constant_with_warmup",
@@ -134,10 +146,8 @@ impl Json<'_> {
             && number(&end.value) != Some(0.0)
         {
             let setting = end.setting((Section::Training, "lr_scheduler_kwargs"), end.value.clone());
-            let hint = "only WarmupCosineLR ends at a share of its rate: remove it".to_owned();
-            return Err(
-                setting.not_allowed(format!("scheduler.type is {}", crate::value::written(&entry.value)), Some(hint))
-            );
+            let reason = format!("scheduler.type is {}", crate::value::written(&entry.value));
+            return Err(setting.not_allowed(reason, Some(COSINE.into())));
         }
         let mut settings = vec![entry.setting(target, name.into())];
         settings.extend(self.cosine_end(entry)?.filter(|_| name == "cosine_with_min_lr"));

@@ -157,6 +157,23 @@ fn a_deepspeed_json_has_the_end_of_the_cosine() {
     assert_eq!(shape(r#", "cos_min_ratio": 0"#, &[]), Ok(ScheduleShape::Cosine { num_cycles: 0.5 }));
     assert_eq!(shape("", &[("lr_scheduler_type", "linear")]), Ok(ScheduleShape::Linear));
     says(&shape(r#", "cos_min_ratio": 2"#, &[]).unwrap_err(), &["cos_min_ratio is 2", "from 0 to 1"]);
+    says(&shape(r#", "cos_min_ratio": "auto""#, &[]).unwrap_err(), &["cos_min_ratio is auto", "from 0 to 1"]);
+    for (scheduler, expected) in [
+        (
+            r#""type": "WarmupDecayLR", "params": {"total_num_steps": 9, "cos_min_ratio": 0.1}"#,
+            "scheduler.type is WarmupDecayLR",
+        ),
+        (r#""type": "WarmupLR", "params": {"cos_min_ratio": 1}"#, "scheduler.type is WarmupLR"),
+        (r#""params": {"cos_min_ratio": 0.1}"#, "scheduler.type names none"),
+    ] {
+        let inputs = of("", &[]);
+        std::fs::write(&path, format!(r#"{{"zero_optimization": {{"stage": 1}}, "scheduler": {{{scheduler}}}}}"#))
+            .unwrap();
+        says(
+            &resolve(&inputs).unwrap_err().to_string(),
+            &["cos_min_ratio", expected, "only WarmupCosineLR ends at a share"],
+        );
+    }
     // And back.
     let inputs = of(r#", "cos_min_ratio": 0.1, "warmup_num_steps": 10"#, &[]);
     let composed = compose(&outline(&inputs).unwrap(), Form::DeepSpeed, &inputs).unwrap();

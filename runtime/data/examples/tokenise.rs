@@ -1,8 +1,10 @@
 //! How fast data become tokens, beside the bare tokenizers crate on the same texts. Used by scripts/bench-data.
 //!
 //! `tokenise prepare|bare MODEL DATA MAX_LENGTH` does one of the two once and prints a JSON object: `prepare` reads, renders,
-//! tokenises, masks and packs (bfd); `bare` only tokenises texts that were rendered before. Threads: RAYON_NUM_THREADS.
+//! tokenises, masks and packs (bfd); `bare` only tokenises texts that were rendered before. `rows` prints what `prepare` makes, an
+//! object of `input_ids` and `labels` for each row. Threads: RAYON_NUM_THREADS.
 
+use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
@@ -15,20 +17,25 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [what, model, data, max_length] = &arguments[..] else {
-        return Err("usage: tokenise prepare|bare MODEL DATA MAX_LENGTH".into());
+        return Err("usage: tokenise prepare|bare|rows MODEL DATA MAX_LENGTH".into());
     };
     let (model, sources, columns) = (Path::new(model), Sources::find(&[data])?, Columns::default());
     match what.as_str() {
         "prepare" => prepared(model, &sources, &columns, max_length.parse()?),
+        "rows" => rows(model, &sources, &columns, max_length.parse()?),
         "bare" => bare(model, &sources, &columns),
-        _ => Err("the first argument is prepare or bare".into()),
+        _ => Err("the first argument is prepare, bare or rows".into()),
     }
 }
 
-fn prepared(model: &Path, sources: &Sources, columns: &Columns, max_length: u32) -> Result<(), Failure> {
-    let cache = tempfile::tempdir()?;
-    let began = Instant::now();
-    let prepared = prepare(&Prepare {
+fn options<'a>(
+    model: &'a Path,
+    sources: &'a Sources,
+    columns: &'a Columns,
+    max_length: u32,
+    cache: &'a Path,
+) -> Prepare<'a> {
+    Prepare {
         model_directory: model,
         sources,
         columns,
@@ -38,8 +45,25 @@ fn prepared(model: &Path, sources: &Sources, columns: &Columns, max_length: u32)
         template_date: None,
         eos_token: None,
         completion_only_loss: None,
-        cache: cache.path(),
-    })?;
+        cache,
+    }
+}
+
+fn rows(model: &Path, sources: &Sources, columns: &Columns, max_length: u32) -> Result<(), Failure> {
+    let cache = tempfile::tempdir()?;
+    let dataset = prepare(&options(model, sources, columns, max_length, cache.path()))?.dataset;
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    for row in 0..dataset.rows() {
+        let (input_ids, labels) = dataset.row(row);
+        writeln!(out, "{}", json!({"input_ids": input_ids, "labels": labels}))?;
+    }
+    Ok(out.flush()?)
+}
+
+fn prepared(model: &Path, sources: &Sources, columns: &Columns, max_length: u32) -> Result<(), Failure> {
+    let cache = tempfile::tempdir()?;
+    let began = Instant::now();
+    let prepared = prepare(&options(model, sources, columns, max_length, cache.path()))?;
     let packs = Packs::new(&prepared.dataset, Packing { strategy: PackingStrategy::Bfd, max_length })?;
     let seconds = began.elapsed().as_secs_f64();
     let report = prepared.report;
