@@ -20,6 +20,8 @@ struct Step {
     loss: f64,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     loss_by_source: BTreeMap<String, f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    l2_toward_pretrained: Option<f64>,
     grad_norm: f64,
     learning_rate: f64,
     tokens: u64,
@@ -184,6 +186,7 @@ impl MetricsFile {
             epoch: record.epoch,
             loss: record.loss,
             loss_by_source: loss_by_source(&record.sources),
+            l2_toward_pretrained: record.l2_toward_pretrained,
             grad_norm: record.grad_norm,
             learning_rate: record.learning_rate,
             tokens: record.tokens,

@@ -125,6 +125,7 @@ fn inputs(model: &ModelConfig, types: ElementTypes, shape: Shape, device: Planne
         offload_optimizer: false,
         device,
         receives: false,
+        training: None,
     }
 }
 
