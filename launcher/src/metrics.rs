@@ -290,7 +290,14 @@ mod tests {
         let mut metrics = MetricsFile::create(&path).unwrap();
         let phases = vec![PhaseTime { phase: Phase::Forward.into(), seconds: 0.5 }];
         let sources = vec![SourceRecord { label: "a".into(), loss: f64::NAN, supervised_tokens: 0 }];
-        let all = StepRecord { loss_scale: 2.0, skipped: "why".into(), phases, sources: sources.clone(), ..step(1) };
+        let all = StepRecord {
+            loss_scale: 2.0,
+            skipped: "why".into(),
+            phases,
+            sources: sources.clone(),
+            l2_toward_pretrained: Some(0.5),
+            ..step(1)
+        };
         metrics.step(&all).unwrap();
         let model = HubModel { id: "a/b".to_owned(), revision: "main".to_owned(), commit: "c".to_owned() };
         metrics.model(0, &model).unwrap();
