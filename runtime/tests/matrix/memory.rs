@@ -259,12 +259,6 @@ pub(crate) fn check(all: bool, tally: &mut Tally) {
             }
         }
     };
-    for shape in SHAPES {
-        shardings.iter().for_each(|&(name, sharding)| check(shape, 0.0, name, sharding, &[]));
-    }
-    for shape in WITH_DROPOUT {
-        check(shape, 0.2, "dropout at stage 3", three, &[]);
-    }
     // What is frozen is spared: below the head, in the lower layers, and in between.
     for shape in [SHAPES[0], SHAPES[1]] {
         for stage in [Stage::Zero, Stage::Two, Stage::Three] {
@@ -278,6 +272,12 @@ pub(crate) fn check(all: bool, tally: &mut Tally) {
                 check(shape, 0.0, &name, Sharding::of(stage), &[("freeze", freeze)]);
             }
         }
+    }
+    for shape in SHAPES {
+        shardings.iter().for_each(|&(name, sharding)| check(shape, 0.0, name, sharding, &[]));
+    }
+    for shape in WITH_DROPOUT {
+        check(shape, 0.2, "dropout at stage 3", three, &[]);
     }
 }
 
