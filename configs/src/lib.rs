@@ -28,6 +28,7 @@ mod device;
 mod document;
 mod error;
 mod flat;
+mod freezing;
 mod fsdp;
 mod generate;
 mod hub;
@@ -55,6 +56,7 @@ mod suggestion;
 mod topology;
 mod training;
 mod types;
+mod unfreezing;
 mod units;
 mod value;
 mod written;
@@ -66,6 +68,7 @@ pub use cautions::{cautions, forgetting};
 pub use compose::{Composed, Form, LeftOut, compose};
 pub use data::{ColumnMapping, DataNames, DataSource, Dataset};
 pub use error::ConfigError;
+pub use freezing::{Freeze, GroupRule, GroupRules, NamePatterns};
 pub use generate::{ComputeDtype, GenerateRequest};
 pub use hub::{HubData, HubName, has_ending, is_repository_name};
 pub use machine::{
@@ -86,6 +89,6 @@ pub use topology::{DEFAULT_PORT, ENVIRONMENT, Endpoint, Nodes, RendezvousTimes, 
 pub use training::{KEYS, Training};
 pub use types::{
     Backend, Curve, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, Precision, Reporter, Sampling,
-    Scheduler, StateDictType, StoppingStrategy, Strategy, WarmupType,
+    Scheduler, StateDictType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType,
 };
 pub use written::Written;

@@ -1,6 +1,7 @@
 //! What a key is: the form of the registry that flags, `--help` and the reading of values are all made from.
 
 use crate::data::{ColumnMapping, Dataset};
+use crate::freezing::{Freeze, GroupRules};
 use crate::known::{Role, TABLES};
 use crate::known_training::{FORMER, RENAMED};
 use crate::profile::ProfileSteps;
@@ -59,6 +60,10 @@ pub enum Kind {
     Mapping,
     /// Names of parameters and their values.
     Parameters,
+    /// Patterns of parameters that are not trained.
+    Freeze,
+    /// Groups of parameters.
+    Groups,
     /// Words.
     Text,
     /// A whole number.
@@ -76,12 +81,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What stands for the value in a usage line: `PATH`, `HERE=THERE,…`, `{NAME: VALUE}`, `TEXT`, `N`, `X`, `BOOL`, `FIRST..LAST`, `URL`, or the names.
+    /// What stands for the value in a usage line: `PATH`, `HERE=THERE,…`, `{NAME: VALUE}`, `PATTERN,…`, `[{PATTERN: …}]`, `TEXT`, `N`, `X`, `BOOL`, `FIRST..LAST`, `URL`, or the names.
     pub fn placeholder(self) -> String {
         match self {
             Kind::Path | Kind::Data => "PATH".to_owned(),
             Kind::Mapping => "HERE=THERE,…".to_owned(),
             Kind::Parameters => "{NAME: VALUE}".to_owned(),
+            Kind::Freeze => "PATTERN,…".to_owned(),
+            Kind::Groups => "[{pattern: …}]".to_owned(),
             Kind::Text => "TEXT".to_owned(),
             Kind::Integer => "N".to_owned(),
             Kind::Number => "X".to_owned(),
@@ -227,6 +234,8 @@ impl Key {
             Kind::Data => Dataset::WORDS.to_owned(),
             Kind::Mapping => ColumnMapping::WORDS.to_owned(),
             Kind::Parameters => SchedulerKwargs::WORDS.to_owned(),
+            Kind::Freeze => Freeze::WORDS.to_owned(),
+            Kind::Groups => GroupRules::WORDS.to_owned(),
             Kind::Text => "words".to_owned(),
             Kind::Integer => "a whole number".to_owned(),
             Kind::Number => "a number".to_owned(),

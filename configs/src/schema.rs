@@ -116,6 +116,8 @@ fn of_kind(kind: Kind, allowed: Allowed) -> Vec<Value> {
         }
         Kind::Mapping => mapping(),
         Kind::Parameters => parameters(),
+        Kind::Freeze => name_patterns(),
+        Kind::Groups => groups(),
         Kind::Integer => ranges("integer", allowed).into_iter().chain([spelt()]).collect(),
         Kind::Number => ranges("number", allowed).into_iter().chain([spelt()]).collect(),
         Kind::Switch => switch(),
@@ -152,6 +154,37 @@ fn parameters() -> Vec<Value> {
         json!({"type": "string", "pattern": r"^\s*\{"}),
         json!({"type": "object", "properties": properties, "additionalProperties": false}),
     ]
+}
+
+/// Patterns of parameter names.
+fn name_patterns() -> Vec<Value> {
+    vec![
+        json!({"type": "string", "minLength": 1}),
+        json!({"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}),
+    ]
+}
+
+/// Groups of parameters.
+fn groups() -> Vec<Value> {
+    let number = |help: &str| {
+        let spelt = json!({"type": "string", "pattern": NUMERIC});
+        let forms = ranges("number", Allowed::AtLeast(0.0)).into_iter().chain([spelt, json!({"type": "null"})]);
+        json!({"description": help, "anyOf": forms.collect::<Vec<_>>()})
+    };
+    let patterns = |help: &str| json!({"description": help, "anyOf": name_patterns()});
+    let group = json!({
+        "type": "object",
+        "properties": {
+            "pattern": patterns("A pattern of parameter names, or a list of them"),
+            "patterns": patterns("The same as pattern"),
+            "learning_rate": number("The highest learning rate, in place of the job's"),
+            "learning_rate_factor": number("What the learning rate is multiplied by"),
+            "weight_decay": number("The weight decay, of biases and norm weights too"),
+            "freeze": {"description": "Do not train them", "anyOf": switch()},
+        },
+        "additionalProperties": false,
+    });
+    vec![json!({"type": "string", "pattern": r"^\s*\["}), json!({"type": "array", "minItems": 1, "items": group})]
 }
 
 /// One of several sources of rows.

@@ -3,6 +3,7 @@
 
 use crate::data::{ColumnMapping, Dataset};
 use crate::error::ConfigError;
+use crate::freezing::{Freeze, GroupRules};
 use crate::profile::ProfileSteps;
 use crate::registry::{Allowed, DefaultValue, Group, Key, Section};
 use crate::schedule::{ScheduleShape, SchedulerKwargs};
@@ -11,7 +12,7 @@ use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
     Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter, Sampling,
-    StateDictType, StateType, StoppingStrategy, Strategy, WarmupType, WrapPolicy,
+    StateDictType, StateType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType, WrapPolicy,
 };
 use crate::value::FromValue;
 use serde::{Deserialize, Serialize};
@@ -131,6 +132,22 @@ keys! {
         adam_beta2: f64 = "0.999", Allowed::HalfOpen(0.0, 1.0), Optimizer;
         /// AdamW's epsilon
         adam_epsilon: f64 = "1e-8", Allowed::Above(0.0), Optimizer;
+        /// What is not trained: patterns of parameter names, or all_but_head (docs/methods.md)
+        freeze: Option<Freeze> = unset, Allowed::Any, Optimizer;
+        /// Rates, weight decay and freezing by parameter names (docs/methods.md)
+        parameter_groups: Option<GroupRules> = unset, Allowed::Any, Optimizer;
+        /// Each layer's learning rate is this share of the next higher one's
+        layer_wise_learning_rate_decay: f64 = "1", Allowed::Between(0.0, 1.0), Optimizer;
+        /// When the next lower layer begins to be trained; no trains all from the start
+        gradual_unfreezing: Strategy = "no", Allowed::Any, Optimizer;
+        /// With gradual_unfreezing steps: optimizer steps between two openings
+        gradual_unfreezing_steps: Option<u32> = unset, POSITIVE, Optimizer;
+        /// With gradual_unfreezing: begin with the head and the top layer, or the head alone
+        gradual_unfreezing_start: UnfreezingStart = "top_layer", Allowed::Any, Optimizer;
+        /// With gradual_unfreezing: the embeddings open after the lowest layer
+        gradual_unfreezing_embeddings: bool = "false", Allowed::Any, Optimizer;
+        /// Adds so many times the squared distance from the model's own weights to the loss
+        l2_toward_pretrained: f64 = "0", NOT_NEGATIVE, Optimizer;
         /// Optimizer steps between two log lines; metrics.jsonl has every step
         logging_steps: u32 = "10", POSITIVE, Reports;
         /// Record a timeline of these optimizer steps in output_dir/profile.json

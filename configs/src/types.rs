@@ -60,6 +60,16 @@ pub enum Offload {
 }
 
 choice! {
+    /// What gradual unfreezing begins with.
+    pub UnfreezingStart {
+        /// The head and the top layer.
+        TopLayer = "top_layer",
+        /// The head alone.
+        Head = "head",
+    }
+}
+
+choice! {
     /// What carries the collectives.
     pub Backend {
         /// NCCL between NVIDIA GPUs.

@@ -7,7 +7,7 @@ use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
     Backend, Curve, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter,
-    Sampling, Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, WarmupType, WrapPolicy,
+    Sampling, Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType, WrapPolicy,
 };
 use serde_yaml::Value;
 use std::path::PathBuf;
@@ -223,6 +223,7 @@ choices!(
     NonFinite,
     WrapPolicy,
     OffloadDevice,
+    UnfreezingStart,
     WarmupType
 );
 

@@ -56,7 +56,7 @@ pub enum LaunchError {
         /// Where the key is set.
         place: String,
         /// What does not fit.
-        source: Box<zerofold_plan::ModelConfigError>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The ranks cannot be laid out.
     #[error(transparent)]

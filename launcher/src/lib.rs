@@ -66,6 +66,7 @@ pub mod supervise;
 pub mod tensorboard;
 pub mod terminal;
 pub mod train;
+mod trained;
 pub mod view;
 pub mod watch;
 pub mod worker_command;

@@ -20,6 +20,8 @@ struct Step {
     loss: f64,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     loss_by_source: BTreeMap<String, f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    l2_toward_pretrained: Option<f64>,
     grad_norm: f64,
     learning_rate: f64,
     tokens: u64,
@@ -184,6 +186,7 @@ impl MetricsFile {
             epoch: record.epoch,
             loss: record.loss,
             loss_by_source: loss_by_source(&record.sources),
+            l2_toward_pretrained: record.l2_toward_pretrained,
             grad_norm: record.grad_norm,
             learning_rate: record.learning_rate,
             tokens: record.tokens,
@@ -287,7 +290,14 @@ mod tests {
         let mut metrics = MetricsFile::create(&path).unwrap();
         let phases = vec![PhaseTime { phase: Phase::Forward.into(), seconds: 0.5 }];
         let sources = vec![SourceRecord { label: "a".into(), loss: f64::NAN, supervised_tokens: 0 }];
-        let all = StepRecord { loss_scale: 2.0, skipped: "why".into(), phases, sources: sources.clone(), ..step(1) };
+        let all = StepRecord {
+            loss_scale: 2.0,
+            skipped: "why".into(),
+            phases,
+            sources: sources.clone(),
+            l2_toward_pretrained: Some(0.5),
+            ..step(1)
+        };
         metrics.step(&all).unwrap();
         let model = HubModel { id: "a/b".to_owned(), revision: "main".to_owned(), commit: "c".to_owned() };
         metrics.model(0, &model).unwrap();

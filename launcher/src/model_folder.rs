@@ -4,7 +4,7 @@ use std::path::Path;
 
 use zerofold_checkpoint::ModelFiles;
 use zerofold_configs::Resolved;
-use zerofold_plan::ModelConfig;
+use zerofold_plan::{ModelConfig, ModelUnits};
 
 use crate::error::LaunchError;
 
@@ -53,6 +53,19 @@ pub fn check(path: &Path) -> Result<(), LaunchError> {
 pub fn check_layer_classes(config: &Resolved, model: &ModelConfig) -> Result<(), LaunchError> {
     model.check_layer_classes(&config.layer_classes).map_err(|source| {
         let place = config.provenance.get("layer_classes").cloned().unwrap_or_default();
+        LaunchError::DoesNotFit { place, source: Box::new(source) }
+    })
+}
+
+/// Checks that what the configuration says of parameters (`freeze`, `parameter_groups`) fits the model.
+///
+/// # Errors
+/// [`LaunchError::DoesNotFit`], with the place of the key.
+pub fn check_groups(config: &Resolved, model: &ModelConfig) -> Result<(), LaunchError> {
+    ModelUnits::new(model, config.sharding.units).group(&config.training).map_err(|source| {
+        let place = |key: &str| config.provenance.get(key).filter(|place| *place != "default").cloned();
+        let keys = [source.key(), "freeze", "parameter_groups"];
+        let place = keys.into_iter().find_map(place).unwrap_or_default();
         LaunchError::DoesNotFit { place, source: Box::new(source) }
     })
 }

@@ -216,9 +216,15 @@ fn state(rank: &RankFacts) -> Option<StateBytes> {
 }
 
 fn state_words(state: &StateBytes) -> String {
-    let StateBytes { parameters, gradients, masters, moments, gather_buffers, .. } = *state;
-    let total = parameters + gradients + masters + moments;
-    let parts = [("parameters", parameters), ("gradients", gradients), ("masters", masters), ("moments", moments)];
+    let StateBytes { parameters, gradients, masters, moments, pretrained, gather_buffers, .. } = *state;
+    let total = parameters + gradients + masters + moments + pretrained;
+    let parts = [
+        ("parameters", parameters),
+        ("gradients", gradients),
+        ("masters", masters),
+        ("moments", moments),
+        ("pretrained weights", pretrained),
+    ];
     let parts: Vec<String> = parts
         .iter()
         .filter(|(_, bytes)| *bytes > 0)

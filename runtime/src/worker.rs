@@ -19,7 +19,7 @@ use thiserror::Error;
 use zerofold_checkpoint::{Found, Weights, check_storage, open_step};
 use zerofold_configs::{Backend, Resolved, Training};
 use zerofold_data::{Batching, Collator, Items, Places, Sampling, StepPlan, StepPlanOptions, TokenizedDataset};
-use zerofold_plan::{Layout, Mesh, ModelUnits};
+use zerofold_plan::{Layout, LayoutError, Mesh, ModelUnits};
 use zerofold_proto::v1::{LeaveRequest, StateBytes};
 use zerofold_trust::Token;
 
@@ -196,11 +196,18 @@ fn train_joined(
     trainer.options.places = train.dataset.places.clone();
     check_tokens(&train.dataset, trainer.model.config.vocab_size)?;
     device::tell_attention(&trainer.model, config.training.max_length as usize)?;
-    if resume.is_none() {
-        trainer.shards.load(&match &config.initial_checkpoint {
+    let drawn = config.training.l2_toward_pretrained > 0.0;
+    if resume.is_none() || drawn {
+        let weights = match &config.initial_checkpoint {
             Some(step) => Weights::of_checkpoint(step)?,
             None => model_weights(model_directory, &trainer.model.config)?,
-        })?;
+        };
+        if resume.is_none() {
+            trainer.shards.load(&weights)?;
+        }
+        if drawn {
+            trainer.keep_pretrained(&weights)?;
+        }
     }
     let loading_peak = crate::torch::memory(device.torch()).peak;
     let job = Job { config, control, train, held_out, plan, resume };
@@ -263,7 +270,9 @@ fn build(
     let kinds = Kinds::from(config.element_types());
     let model =
         Transformer::new(ModelConfig::read(model_directory).map_err(ModelError::from)?, kinds.compute, comm.device())?;
-    let ModelUnits { units, segments } = ModelUnits::new(&model.config, config.sharding.units);
+    let mut cut = ModelUnits::new(&model.config, config.sharding.units);
+    cut.group(&config.training).map_err(LayoutError::from)?;
+    let ModelUnits { units, segments } = cut;
     let mesh = Mesh::new(comm.world_size(), config.sharding.replicas as usize)?;
     let device = comm.device();
     let options = ShardOptions { sharding: config.sharding, kinds, device, offload: config.offload_optimizer.clone() };
@@ -285,6 +294,7 @@ fn build(
             weight_decay: training.weight_decay,
         },
         max_grad_norm: config.max_grad_norm,
+        l2_toward_pretrained: training.l2_toward_pretrained,
         recompute_every: config.gradient_checkpointing.then_some(config.gradient_checkpointing_every as usize),
         backward_prefetch: config.sharding.backward_prefetch,
         nonfinite: config.nonfinite_gradients,
@@ -322,6 +332,7 @@ fn leave_request(trainer: &Trainer, outcome: &Outcome, loading_peak: usize) -> L
             gradients: state.gradients as u64,
             masters: state.masters as u64,
             moments: state.moments as u64,
+            pretrained: state.pretrained as u64,
             gather_buffers: trainer.shards.gather_buffer_bytes() as u64,
             gradient_buffers: trainer.shards.gradient_buffer_bytes() as u64,
             offloaded: trainer.shards.offloaded_bytes() as u64,

@@ -130,6 +130,7 @@ fn inputs(
         offload_optimizer: false,
         device,
         receives: false,
+        training: None,
     }
 }
 

@@ -3,20 +3,15 @@
 
 mod common;
 
+use common::checkpoints::{committed, on_ranks, take_steps, write};
 use common::{STAGES, Spec, bits};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
-use zerofold_checkpoint::{
-    Found, Manifest, Part, STATES, StateReader, open_step, publish, shard_file_name, step_directory,
-};
+use zerofold_checkpoint::{Found, STATES, StateReader, step_directory};
 use zerofold_configs::{ElementType, Stage, UnitPolicy};
-use zerofold_data::{Cursor, Sampling};
-use zerofold_runtime::comm::{Activity, Collectives, LocalStore, Shm, Single, Store};
-use zerofold_runtime::control::Identity;
-use zerofold_runtime::trainer::{Progress, Requests, Snapshot, StepOutcome, Trainer};
+use zerofold_runtime::comm::Activity;
+use zerofold_runtime::trainer::{Progress, StepOutcome};
 
 const WORLD_SIZES: [usize; 5] = [1, 2, 3, 4, 8];
 /// Steps before the checkpoint, and after it.
@@ -25,66 +20,6 @@ const AFTER: u64 = 2;
 
 fn spec(world_size: usize, stage: Stage) -> Spec {
     Spec::new("matrix", "odd-llama-tied", "clipped", stage, world_size, 1)
-}
-
-/// Runs `body` on as many threads as there are ranks, and gives what each returned.
-fn on_ranks<T: Send>(world_size: usize, body: impl Fn(Rc<dyn Collectives>) -> T + Sync) -> Vec<T> {
-    let store: Arc<dyn Store> = Arc::new(LocalStore::default());
-    std::thread::scope(|scope| {
-        let ranks: Vec<_> = (0..world_size)
-            .map(|rank| {
-                let (store, body) = (store.clone(), &body);
-                scope.spawn(move || {
-                    tch::set_num_threads(1);
-                    let limit = Duration::from_secs(120);
-                    let comm: Rc<dyn Collectives> = match world_size {
-                        1 => Rc::new(Single::new(tch::Device::Cpu).unwrap()),
-                        _ => Rc::new(Shm::connect(store.as_ref(), rank, world_size, limit, Arc::default()).unwrap()),
-                    };
-                    let result = body(comm.clone());
-                    comm.barrier().unwrap();
-                    result
-                })
-            })
-            .collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
-}
-
-/// Writes this rank's share of a checkpoint.
-fn write(trainer: &Trainer, directory: &Path, step: u64) -> Part {
-    let comm = trainer.shards.comm();
-    let (rank, world_size) = (comm.rank() as u32, comm.world_size() as u32);
-    let cursor = Cursor {
-        rows: 1,
-        packing: None,
-        sources: Vec::new(),
-        epoch: 0,
-        row: 0,
-        global_batch: 1,
-        row_seed: 0,
-        sampling: Sampling::Random,
-        group: None,
-        mixture: None,
-    };
-    let mut part = trainer.part(&Identity { rank, world_size, generation: 1 }, &Progress { step }, &cursor);
-    if trainer.shards.is_first_replica() {
-        let snapshot = Snapshot::new(&trainer.shards).unwrap();
-        part.files.push(snapshot.write(directory, &shard_file_name(rank, world_size, 1)).unwrap());
-    }
-    part
-}
-
-fn committed(directory: &Path, parts: Vec<Part>) -> Found {
-    publish(directory, &Manifest::assemble(parts).unwrap()).unwrap();
-    open_step(directory).unwrap()
-}
-
-fn take_steps(trainer: &mut Trainer, spec: &Spec, from: u64, steps: u64) -> Vec<StepOutcome> {
-    let (dataset, rank) = (spec.dataset(), trainer.shards.comm().rank());
-    (from..from + steps)
-        .map(|step| trainer.step(step, &spec.window(&dataset, step, rank), Requests::default()).unwrap())
-        .collect()
 }
 
 /// A checkpoint, and the steps that its own job took after it.

@@ -5,6 +5,7 @@ mod compose;
 mod device;
 mod errors;
 mod forms;
+mod freezing;
 mod keys;
 mod mesh;
 mod mixing;

@@ -90,6 +90,7 @@ pub fn check_leave(request: &LeaveRequest) -> Result<(), RecordError> {
         live_peak,
         loading_peak,
         offloaded,
+        pretrained,
     } = request.state.unwrap_or_default();
     by.count("parameters", parameters)?;
     by.count("gradients", gradients)?;
@@ -99,6 +100,7 @@ pub fn check_leave(request: &LeaveRequest) -> Result<(), RecordError> {
     by.count("gradient_buffers", gradient_buffers)?;
     by.count("live_peak", live_peak)?;
     by.count("loading_peak", loading_peak)?;
+    by.count("pretrained", pretrained)?;
     by.count("offloaded", offloaded)
 }
 

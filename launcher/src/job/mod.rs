@@ -29,6 +29,7 @@ use crate::run_folder::{Resume, RunFolder};
 use crate::store::{self, Keep, Uploader};
 use crate::supervise::Limits;
 use crate::terminal::Terminal;
+use crate::trained;
 use crate::watch::{Board, ControlFile, MetricsEndpoint, Told};
 use crate::worker_command::find_worker;
 use crate::{
@@ -210,6 +211,7 @@ impl Job {
         let on_machine = hosts.as_ref().map_or(config.num_processes, |hosts| hosts.own_ranks().on_machine);
         let header = announce::header((&config, on_machine), &run, &plan, (&prepared.dataset, &collator));
         header.iter().for_each(|line| terminal.say(line));
+        trained::lines(&config, &model).iter().for_each(|line| terminal.say(line));
         prediction.iter().for_each(|prediction| terminal.say(&prediction.words()));
         if let Some(metrics) = &metrics {
             terminal.say(&format!("watch  http://{}/metrics", metrics.address()));
@@ -307,6 +309,7 @@ pub(crate) fn check(config: &Resolved) -> Result<ModelConfig, LaunchError> {
     model_folder::check(folder)?;
     let model = ModelConfig::read(folder)?;
     model_folder::check_layer_classes(config, &model)?;
+    model_folder::check_groups(config, &model)?;
     offload_folder::check(config)?;
     Ok(model)
 }

@@ -13,6 +13,7 @@ use crate::initial_model::settle;
 use crate::memory::memory_of_rank;
 use crate::model_folder;
 use crate::terminal::Terminal;
+use crate::trained;
 
 /// Required keys that a plan does without.
 const NOT_NEEDED: [&str; 4] = ["dataset", "eval_dataset", "output_dir", "offload_optimizer_nvme_path"];
@@ -50,6 +51,7 @@ impl Question {
             }
         };
         model_folder::check_layer_classes(&config, &model)?;
+        model_folder::check_groups(&config, &model)?;
         config.notes.extend(model_folder::too_long("max_length is", config.training.max_length as usize, &model));
         Ok(Question { config, name, model, device })
     }
@@ -87,7 +89,7 @@ impl Question {
             (true, 1) => "gradient checkpointing".to_owned(),
             (true, every) => format!("gradient checkpointing of one block in {every}"),
         };
-        vec![
+        let mut lines = vec![
             format!("model  {}, {}", self.name, format::parameters(self.parameters())),
             format!(
                 "job    {} on {}, {precision}, gradients reduced in {}, accumulated in {}",
@@ -105,7 +107,9 @@ impl Question {
                     count => format!("{count} micro-batches"),
                 },
             ),
-        ]
+        ];
+        lines.extend(trained::lines(&self.config, &self.model));
+        lines
     }
 }
 

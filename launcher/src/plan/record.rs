@@ -115,6 +115,9 @@ pub struct Measured {
     pub masters: u64,
     /// Moments.
     pub moments: u64,
+    /// The weights that training is drawn toward.
+    #[serde(default)]
+    pub pretrained: u64,
     /// Gather buffers, that of the unit that stays included.
     pub gather_buffers: u64,
     /// Full gradients until they are reduced.
@@ -139,6 +142,7 @@ impl Measured {
             gradients: largest(|state| state.gradients),
             masters: largest(|state| state.masters),
             moments: largest(|state| state.moments),
+            pretrained: largest(|state| state.pretrained),
             gather_buffers: largest(|state| state.gather_buffers),
             gradient_buffers: largest(|state| state.gradient_buffers),
             live_peak: largest(|state| state.live_peak),
@@ -197,6 +201,7 @@ impl PlanRecord {
             part("gradients", state.gradients as u64, |it| it.gradients),
             part("masters", state.masters as u64, |it| it.masters),
             part("moments", state.moments as u64, |it| it.moments),
+            part("pretrained weights", state.pretrained as u64, |it| it.pretrained),
             Part { is_memory: false, ..part("optimizer state in files", plan.offloaded_disk, |it| it.offloaded) },
             part("gather buffers", plan.all_gather_buffers(), |it| it.gather_buffers),
             part("gradient buffers", plan.gradient_buffers, |it| it.gradient_buffers),
@@ -295,6 +300,7 @@ mod tests {
             offload_optimizer: false,
             device: zerofold_plan::PlannedDevice::Cpu,
             receives: false,
+            training: None,
         });
         let plan = Plan { total: 114 << 20, loading_peak: 0, sent_bytes_per_step: 500 << 20, ..plan.unwrap() };
         let state = zerofold_plan::StateBytes { parameters: 100 << 20, ..Default::default() };

@@ -55,6 +55,10 @@ pub(super) fn footer(plans: &[Plan], offload: &Offload) -> Vec<String> {
         let bytes = format::bytes(first.save_copy);
         lines.push(format!("save   up to {bytes} of host memory more while a disk is slower than a step"));
     }
+    if plans.iter().any(|plan| plan.state.pretrained > 0) {
+        let kept: Vec<String> = plans.iter().map(|plan| cell(plan.state.pretrained as u64)).collect();
+        lines.push(format!("l2     pretrained weights of one rank, in its total, by row: {}", kept.join(", ")));
+    }
     let offloaded: Vec<String> = plans.iter().map(|plan| cell(plan.offloaded_disk)).collect();
     if plans.iter().any(|plan| plan.offloaded_disk > 0) {
         let place = if *offload == Offload::HostMemory { "host " } else { "files" };

@@ -52,7 +52,8 @@ impl EventFile {
             ("train/peak_memory_bytes", record.peak_memory_bytes as f64),
         ];
         let scale = (record.loss_scale > 1.0).then_some(("train/loss_scale", record.loss_scale));
-        let scalars = scalars.into_iter().chain(scale).map(|(tag, value)| (tag.to_owned(), value));
+        let drawn = record.l2_toward_pretrained.map(|value| ("train/l2_toward_pretrained", value));
+        let scalars = scalars.into_iter().chain(scale).chain(drawn).map(|(tag, value)| (tag.to_owned(), value));
         let scalars: Vec<_> = scalars.chain(of_sources("train", &record.sources)).collect();
         self.write(record.step, What::Summary(Summary::of(&scalars)))
     }

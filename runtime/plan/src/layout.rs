@@ -1,10 +1,11 @@
 //! The flat layout of a unit.
 //!
 //! A unit's leaves lie end to end in one flat parameter, decayed ones first and frozen ones last, so that each group is one
-//! contiguous run. Runs end on a multiple of [`ALIGNMENT`] elements and the whole is padded to a multiple of
+//! contiguous run, and what is trained at any time is the beginning of the flat parameter. Runs end on a multiple of [`ALIGNMENT`] elements and the whole is padded to a multiple of
 //! `ALIGNMENT × N`, so that every shard begins and ends on an `ALIGNMENT` border too: a fused optimizer call
 //! sees the same vector bodies and tails whatever the stage, which is one half of why stages agree to the bit.
 
+use crate::grouping::GroupingError;
 use crate::spec::{LeafSpec, ParameterGroup, UnitSpec};
 use thiserror::Error;
 
@@ -40,6 +41,9 @@ pub enum LayoutError {
     /// A parameter, leaf or unit with nothing in it.
     #[error("{0} is empty")]
     Empty(String),
+    /// What the job says of parameters does not fit the model.
+    #[error(transparent)]
+    Grouping(#[from] GroupingError),
 }
 
 /// The ranks of a job as a grid: `replicas` copies of everything, each sharded over `shards` neighbouring ranks.
@@ -183,6 +187,12 @@ impl UnitLayout {
         self.leaves.iter().map(|leaf| leaf.end - leaf.begin).sum()
     }
 
+    /// Elements that are trained after so many openings of gradual unfreezing: those from the first on.
+    pub fn trained_numel(&self, openings: u32) -> usize {
+        let trained = self.runs.iter().take_while(|run| run.group.is_trained(openings));
+        trained.last().map_or(0, |run| run.end)
+    }
+
     /// The range of the flat parameter that the rank at `place` of the shard axis owns.
     pub fn shard(&self, place: usize) -> std::ops::Range<usize> {
         place * self.shard_numel..(place + 1) * self.shard_numel
@@ -300,7 +310,7 @@ fn next_multiple(value: usize, of: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::ParameterSpec;
+    use crate::spec::{Number, OwnGroup, ParameterSpec};
 
     fn spec() -> UnitSpec {
         UnitSpec {
@@ -352,6 +362,27 @@ mod tests {
                 }
             }
             assert!(covered.iter().all(|&count| count == 1));
+        }
+    }
+
+    #[test]
+    fn what_is_trained_is_the_beginning_at_any_time() {
+        let own = |opens| {
+            let number = Number::new(0.5);
+            ParameterGroup::Own(OwnGroup { opens, rate: number, weight_decay: number })
+        };
+        let groups = [ParameterGroup::Frozen, own(2), own(1), ParameterGroup::NotDecayed];
+        let leaf = |(index, group): (usize, &ParameterGroup)| {
+            LeafSpec::single(*group, ParameterSpec::new(format!("p{index}"), [10]))
+        };
+        let leaves = groups.iter().enumerate().map(leaf).collect();
+        let unit = UnitSpec { name: "all".to_owned(), leaves, stays_gathered: false };
+        let layout = Layout::new(&[unit], Mesh::new(1, 1).unwrap()).unwrap();
+        let unit = &layout.units[0];
+        assert_eq!([0, 1, 2, u32::MAX].map(|openings| unit.trained_numel(openings)), [64, 128, 192, 192]);
+        for openings in 0..4 {
+            let trained = unit.trained_numel(openings);
+            assert!(unit.leaves.iter().all(|leaf| (leaf.end <= trained) == leaf.group.is_trained(openings)));
         }
     }
 

@@ -5,6 +5,7 @@
 //! per rank at each stage, bytes sent per step, bytes on disk; [`recommend`] picks the simplest stage that fits.
 
 mod flops;
+mod grouping;
 mod layout;
 mod model;
 mod planning;
@@ -12,6 +13,7 @@ mod spec;
 mod theory;
 
 pub use flops::model_flops;
+pub use grouping::GroupingError;
 pub use layout::{ALIGNMENT, Layout, LayoutError, Mesh, PlacedLeaf, PlacedParameter, Run, UnitLayout};
 pub use model::{
     Activation, Biases, Head, LayerAttention, ModelConfig, ModelConfigError, ModelUnits, Names, NormKind,
@@ -21,5 +23,5 @@ pub use planning::{
     Advice, Lever, Need, Plan, PlanInputs, PlannedDevice, RESERVE, Tried, plan, plan_all_stages, recommend,
     segment_bytes, usable,
 };
-pub use spec::{LeafSpec, ParameterGroup, ParameterSpec, UnitSpec};
-pub use theory::{StateBytes, state_bytes};
+pub use spec::{LeafSpec, Number, OwnGroup, ParameterGroup, ParameterSpec, UnitSpec};
+pub use theory::{StateBytes, pretrained_bytes, state_bytes};

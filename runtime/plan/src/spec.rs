@@ -10,8 +10,48 @@ pub enum ParameterGroup {
     Decayed,
     /// Biases and norm weights: no weight decay.
     NotDecayed,
+    /// Parameters of which the job says more.
+    Own(OwnGroup),
     /// Not trained: sharded and gathered like the others, never changed.
     Frozen,
+}
+
+/// What a job says of parameters. Groups that open later come later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct OwnGroup {
+    /// After how many openings of gradual unfreezing they are trained; 0 is the start.
+    pub opens: u32,
+    /// What the schedule's learning rate is multiplied by.
+    pub rate: Number,
+    /// Their weight decay.
+    pub weight_decay: Number,
+}
+
+/// A number that is not negative, by its bits, so that groups can be told apart and ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Number(u64);
+
+impl Number {
+    /// The number. A negative one is taken for 0.
+    pub fn new(number: f64) -> Self {
+        Number(number.max(0.0).to_bits())
+    }
+
+    /// Its value.
+    pub fn get(self) -> f64 {
+        f64::from_bits(self.0)
+    }
+}
+
+impl ParameterGroup {
+    /// Whether its parameters are trained after so many openings of gradual unfreezing.
+    pub fn is_trained(self, openings: u32) -> bool {
+        match self {
+            ParameterGroup::Decayed | ParameterGroup::NotDecayed => true,
+            ParameterGroup::Own(group) => group.opens <= openings,
+            ParameterGroup::Frozen => false,
+        }
+    }
 }
 
 /// One parameter as the model's files name it.

@@ -1,7 +1,7 @@
 //! What a rank holds between optimizer steps, by theory (Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training
 //! Trillion Parameter Models", 2020, section 3), counted over padded flat parameters.
 
-use crate::layout::Layout;
+use crate::layout::{Layout, UnitLayout};
 use serde::{Deserialize, Serialize};
 use zerofold_configs::{ElementTypes, Stage};
 
@@ -16,12 +16,15 @@ pub struct StateBytes {
     pub masters: usize,
     /// Both moments of AdamW.
     pub moments: usize,
+    /// The weights that the model came with, where training is drawn toward them.
+    #[serde(default)]
+    pub pretrained: usize,
 }
 
 impl StateBytes {
     /// The sum.
     pub fn total(&self) -> usize {
-        self.parameters + self.gradients + self.masters + self.moments
+        self.parameters + self.gradients + self.masters + self.moments + self.pretrained
     }
 }
 
@@ -29,7 +32,8 @@ impl StateBytes {
 ///
 /// Where the masters have the compute type they are the parameters: a full copy at stages 0 to 2 (a rank's master shard
 /// is its slice of it) and the shard at stage 3. Else stage 3 keeps no copy in the compute type: the shard is cast as it
-/// is gathered.
+/// is gathered. Units without anything that is ever trained have neither gradients nor moments, and frozen parts of others no
+/// moments: of a shard that is partly frozen the first rank has most.
 pub fn state_bytes(layout: &Layout, stage: Stage, types: &ElementTypes) -> StateBytes {
     let (full, shard) = (layout.numel(), layout.shard_numel());
     let at = |sharded: bool| if sharded { shard } else { full };
@@ -39,8 +43,18 @@ pub fn state_bytes(layout: &Layout, stage: Stage, types: &ElementTypes) -> State
     } else {
         (if stage.shards_parameters() { 0 } else { compute * full }, master * at(stage.shards_optimizer()))
     };
-    let gradients = types.accumulate.bytes() * at(stage.shards_gradients());
-    StateBytes { parameters, gradients, masters, moments: 2 * master * at(stage.shards_optimizer()) }
+    let trained = || layout.units.iter().filter(|unit| unit.trained_numel(u32::MAX) > 0);
+    let reduced = |unit: &UnitLayout| if stage.shards_gradients() { unit.shard_numel } else { unit.numel };
+    let gradients = types.accumulate.bytes() * trained().map(reduced).sum::<usize>();
+    let owned = |unit: &UnitLayout| if stage.shards_optimizer() { unit.shard_numel } else { unit.numel };
+    let moments = trained().map(|unit| unit.trained_numel(u32::MAX).min(owned(unit))).sum::<usize>();
+    StateBytes { parameters, gradients, masters, moments: 2 * master * moments, pretrained: 0 }
+}
+
+/// What a rank keeps of the weights that the model came with: its shard of what is ever trained, at every stage.
+pub fn pretrained_bytes(layout: &Layout, types: &ElementTypes) -> usize {
+    let shard = |unit: &UnitLayout| unit.trained_numel(u32::MAX).min(unit.shard_numel);
+    types.master.bytes() * layout.units.iter().map(shard).sum::<usize>()
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! The optimizer step over flat shards: clip by the global norm, then fused AdamW.
 
 mod loss_scale;
+mod pretrained;
 mod schedule;
 
 pub use loss_scale::LossScale;
+pub use pretrained::draw_toward_pretrained;
 pub use schedule::Schedule;
 
 use crate::comm::CommError;
@@ -46,7 +48,7 @@ pub enum OptimError {
 /// same bits at all of them. A float64 scalar where the gradients are.
 pub fn own_sum_of_squares(shards: &Shards) -> Result<Tensor, OptimError> {
     let mut sum = Tensor::f_zeros([0i64; 0], (Kind::Double, shards.comm().device()))?;
-    for unit in &shards.units {
+    for unit in shards.units.iter().filter(|unit| unit.is_trained()) {
         sum = sum.f_add_(&sum_of_squares(&unit.own_gradient()?)?)?;
     }
     Ok(sum)
@@ -81,26 +83,32 @@ pub fn unscale_and_clip(shards: &mut Shards, loss_scale: f64, norm: f64, max_nor
     let clipping = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
     let factor = clipping / loss_scale;
     if factor != 1.0 {
-        for unit in &mut shards.units {
+        for unit in shards.units.iter().filter(|unit| unit.is_trained()) {
             let _scaled = unit.own_gradient()?.f_mul_scalar_(factor)?;
         }
     }
     Ok(())
 }
 
-/// One AdamW step on everything this rank owns that is not frozen: one fused call per unit and parameter group. `step` counts from 1; biases
-/// and norm weights are not decayed.
-pub fn adamw(shards: &mut Shards, step: u64, numbers: &AdamW) -> Result<(), OptimError> {
+/// One AdamW step on everything this rank owns that is trained now: one fused call per unit and parameter group. `taken` steps were
+/// taken before; moments of what was opened later count from when it was. Biases and norm weights are not decayed, unless their group
+/// says otherwise.
+pub fn adamw(shards: &mut Shards, taken: u64, numbers: &AdamW) -> Result<(), OptimError> {
     for unit in &shards.units {
-        for run in unit.owned_runs()?.into_iter().filter(|run| run.group != ParameterGroup::Frozen) {
+        for run in unit.owned_runs()? {
             let pieces = OptimizerPieces {
                 masters: vec![&run.master],
                 gradients: vec![&run.gradient],
                 first_moments: vec![&run.first_moment],
                 second_moments: vec![&run.second_moment],
             };
-            let weight_decay = if run.group == ParameterGroup::Decayed { numbers.weight_decay } else { 0.0 };
-            fused_adamw(&pieces, step, &AdamW { weight_decay, ..*numbers })?;
+            let (factor, weight_decay) = match run.group {
+                ParameterGroup::Decayed => (1.0, numbers.weight_decay),
+                ParameterGroup::Own(group) => (group.rate.get(), group.weight_decay.get()),
+                ParameterGroup::NotDecayed | ParameterGroup::Frozen => (1.0, 0.0),
+            };
+            let numbers = AdamW { learning_rate: factor * numbers.learning_rate, weight_decay, ..*numbers };
+            fused_adamw(&pieces, taken + 1 - run.begun, &numbers)?;
         }
     }
     Ok(())

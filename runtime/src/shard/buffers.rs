@@ -41,13 +41,14 @@ struct Buffer {
 }
 
 /// Sizes of buffers for units given as (elements, whether it has one of its own), and which of them each unit may use: the
-/// first ones, at most `shared`, are for all units without one of their own.
+/// first ones, at most `shared`, are for all units without one of their own. Units of no elements need none.
 pub(super) fn shared_and_own(units: &[(usize, bool)], shared: usize) -> (Vec<usize>, Vec<Range<usize>>) {
-    let sharing = || units.iter().filter(|(_, own)| !own).map(|(numel, _)| *numel);
+    let sharing = || units.iter().filter(|(numel, own)| !own && *numel > 0).map(|(numel, _)| *numel);
     let shared = shared.min(sharing().count());
     let mut sizes = vec![sharing().max().unwrap_or(0); shared];
     let mut candidates = Vec::with_capacity(units.len());
     for &(numel, own) in units {
+        let own = own && numel > 0;
         if own {
             sizes.push(numel);
         }

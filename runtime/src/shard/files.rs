@@ -7,7 +7,7 @@ use zerofold_checkpoint::{CheckpointError, STATES, Weights};
 
 /// Elements that are converted or copied at a time where a state is not float32 in host memory: as many bytes as are read
 /// from a file at a time.
-const CHUNK: usize = 1 << 18;
+pub(super) const CHUNK: usize = 1 << 18;
 
 /// Hands the float32 values of a flat tensor to `read`, piece by piece, with the range that each covers.
 pub fn for_each_float_chunk<E: From<ShardError>>(
@@ -109,11 +109,29 @@ impl Shards {
                 let parts = self.units[index].own_state()?;
                 // At stage 0 nothing is offloaded, so all of it lies on the device.
                 for (full, mine) in self.units[index].owned_state().into_iter().zip(&parts) {
-                    self.collective(index, self.shard_axis.all_gather_into(full, mine))?;
+                    self.gather_state(index, full, mine)?;
                 }
             }
         }
-        self.finish_step()
+        self.publish(|_| true)
+    }
+
+    /// Gathers a state of a unit, of which there is the beginning where not all is trained: then through memory for all of it.
+    fn gather_state(&self, index: usize, full: &Tensor, mine: &Tensor) -> Result<(), ShardError> {
+        let layout = &self.units[index].layout;
+        if full.numel() == 0 {
+            return Ok(());
+        }
+        if full.numel() == layout.numel {
+            return self.collective(index, self.shard_axis.all_gather_into(full, mine));
+        }
+        let space = |numel: usize| Tensor::f_zeros([numel as i64], (full.kind(), full.device()));
+        let (all, part) = (space(layout.numel)?, space(layout.shard_numel)?);
+        part.f_narrow(0, 0, mine.numel() as i64)?.f_copy_(mine)?;
+        self.collective(index, self.shard_axis.all_gather_into(&all, &part))?;
+        let trained = all.f_narrow(0, 0, full.numel() as i64)?;
+        full.shallow_clone().f_copy_(&trained)?;
+        Ok(())
     }
 
     /// Gathers each unit's masters in turn and hands them, as float32, to `visit` with the unit's index. Every rank calls

@@ -1,6 +1,6 @@
 //! Gather and release: makes a unit's full parameters exist and vanish.
 
-use super::{ShardError, Shards};
+use super::{ShardError, Shards, Unit};
 use crate::comm::Collectives;
 use std::rc::Rc;
 use tch::Tensor;
@@ -106,6 +106,11 @@ impl Shards {
     /// Makes updated masters visible as parameters, and forgets what was gathered of the old ones. At stages 1 and 2 the
     /// parameters are on their way when this returns; [`Shards::gather`] waits for them.
     pub fn finish_step(&mut self) -> Result<(), ShardError> {
+        self.publish(Unit::is_trained)
+    }
+
+    /// The same of the units that are `changed`.
+    pub(super) fn publish(&mut self, changed: impl Fn(&Unit) -> bool) -> Result<(), ShardError> {
         self.forget_gathered()?;
         if let Some(group) = &mut self.group {
             group.filled.fill(false);
@@ -113,7 +118,7 @@ impl Shards {
         if self.shards_parameters() {
             return Ok(());
         }
-        for index in 0..self.units.len() {
+        for index in (0..self.units.len()).filter(|&index| changed(&self.units[index])).collect::<Vec<_>>() {
             self.units[index].cast_masters()?;
             if self.shards_optimizer() {
                 let mine = self.units[index].own_parameters()?;

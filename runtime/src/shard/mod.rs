@@ -20,6 +20,7 @@ mod files;
 mod gather;
 mod mapped;
 mod poison;
+mod pretrained;
 mod reduce;
 mod unit;
 
@@ -36,7 +37,7 @@ use poison::Poison;
 use reduce::Gradients;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
-use unit::{masters_are_parameters, owned_range};
+use unit::{masters_are_parameters, owned_range, trained_within};
 use zerofold_configs::{ElementType, ElementTypes, Offload, ReshardAfterForward, Sharding};
 use zerofold_plan::{Layout, StateBytes, UnitLayout};
 
@@ -112,6 +113,8 @@ pub struct Shards {
     buffers: GatherBuffers,
     group: Option<GroupShards>,
     gradients: Gradients,
+    /// Where training is drawn toward them: this rank's shards of the weights that the model came with, by unit.
+    pretrained: Vec<Tensor>,
     // Released units point at it, and offloaded state lies in it, so these go last.
     poison: Poison,
     file: Option<MappedFile>,
@@ -148,9 +151,12 @@ impl Shards {
         // Unless all of it is float32, gradients travel as a copy, and what arrives is added up in float32.
         let float32 = kinds.reduce == Kind::Float && kinds.accumulate == Kind::Float;
         let wire = (!float32 && mesh.shards > 1).then_some(kinds.reduce);
-        let stays = |unit: &UnitLayout| (unit.numel, unit.stays_gathered);
+        let reduced = |unit: &UnitLayout| match unit.trained_numel(u32::MAX) {
+            0 => (0, false),
+            _ => (unit.numel, unit.stays_gathered),
+        };
         let reduced: Vec<(usize, bool)> = match stage.shards_gradients() {
-            true => layout.units.iter().map(stays).collect(),
+            true => layout.units.iter().map(reduced).collect(),
             false => Vec::new(),
         };
         let gradients = Gradients::new(&reduced, kinds.accumulate, wire, shard_axis.as_ref())?;
@@ -165,6 +171,7 @@ impl Shards {
         };
         buffers.tensors().chain(gradients.tensors()).for_each(|buffer| shard_axis.register(buffer));
         let arriving = units.iter().map(|_| None).collect();
+        let pretrained = Vec::new();
         let (sharding, kinds) = (*sharding, *kinds);
         Ok(Shards {
             units,
@@ -178,9 +185,16 @@ impl Shards {
             group,
             arriving,
             gradients,
+            pretrained,
             poison,
             file,
         })
+    }
+
+    /// Trains what is to be trained after so many openings of gradual unfreezing, from now on: after `taken` optimizer steps.
+    /// All ranks call it between steps.
+    pub fn open(&mut self, openings: u32, taken: u64) -> Result<(), ShardError> {
+        self.units.iter_mut().try_for_each(|unit| unit.open(openings, taken, self.shard_axis.as_ref()))
     }
 
     /// The layout.
@@ -259,6 +273,9 @@ impl Shards {
             total.gradients += bytes(&unit.gradient);
             total.moments += bytes(&unit.first_moment) + bytes(&unit.second_moment);
         }
+        // Beside masters in host memory they are not in that of the device.
+        let here = self.pretrained.iter().filter(|tensor| tensor.device() == self.comm.device());
+        total.pretrained = here.map(bytes).sum();
         if self.state_is_offloaded() {
             let parameters = if self.shards_parameters() { 0 } else { total.parameters };
             total = StateBytes { parameters, masters: 0, moments: 0, ..total };
@@ -286,8 +303,11 @@ impl Shards {
 /// Bytes of a unit's state that lie in a file when optimizer state is offloaded.
 fn offloaded_bytes(unit: &UnitLayout, options: &ShardOptions, place: usize) -> usize {
     let stage = options.sharding.stage;
-    let tensors = if masters_are_parameters(options) { 2 } else { 3 };
-    tensors * MappedFile::piece_bytes(owned_range(unit, stage, place).len(), options.kinds.master)
+    let owned = owned_range(unit, stage, place);
+    let masters = if masters_are_parameters(options) { 0 } else { owned.len() };
+    let moments = trained_within(&owned, unit.trained_numel(u32::MAX));
+    let bytes = |numel| MappedFile::piece_bytes(numel, options.kinds.master);
+    bytes(masters) + 2 * bytes(moments)
 }
 
 /// What `reshard_after_forward` with a group size needs.

@@ -44,8 +44,8 @@ pub(super) struct Gradients {
 }
 
 impl Gradients {
-    /// Places for units given as (elements, whether it stays), whose gradients accumulate in `accumulate` and are reduced by
-    /// `comm`; no units at stages 0 and 1.
+    /// Places for units given as (elements, or 0 of what is never trained, and whether it stays), whose gradients accumulate in
+    /// `accumulate` and are reduced by `comm`; no units at stages 0 and 1.
     pub(super) fn new(
         units: &[(usize, bool)],
         accumulate: Kind,
@@ -75,7 +75,7 @@ impl Gradients {
 impl Shards {
     /// Prepares gradients for an accumulation window: all are zero.
     pub fn begin_window(&mut self) -> Result<(), ShardError> {
-        for unit in &mut self.units {
+        for unit in self.units.iter_mut().filter(|unit| unit.is_trained()) {
             let _zeroed = unit.gradient.f_zero_()?;
         }
         Ok(())
@@ -183,7 +183,8 @@ impl Shards {
             self.finish_oldest()?;
         }
         let Some(replicate_axis) = &self.replicate_axis else { return Ok(()) };
-        let own = self.units.iter().map(Unit::own_gradient).collect::<Result<Vec<_>, _>>()?;
+        let trained = self.units.iter().filter(|unit| unit.is_trained());
+        let own = trained.map(Unit::own_gradient).collect::<Result<Vec<_>, _>>()?;
         replicate_axis.about("all copies");
         replicate_axis.all_reduce_each(&own).map_err(ShardError::Group)
     }
@@ -194,11 +195,12 @@ impl Shards {
             return Ok(());
         }
         let mut arriving = Vec::with_capacity(self.units.len());
-        for (index, unit) in self.units.iter().enumerate() {
+        for (index, unit) in self.units.iter().enumerate().filter(|(_, unit)| unit.is_trained()) {
             let own = unit.own_gradient()?;
-            arriving.push(self.start(index, || self.shard_axis.start_all_gather_into(&unit.gradient, &own))?);
+            let started = self.start(index, || self.shard_axis.start_all_gather_into(&unit.gradient, &own))?;
+            arriving.push((index, started));
         }
-        arriving.into_iter().enumerate().try_for_each(|(index, pending)| self.collective(index, pending.wait()))
+        arriving.into_iter().try_for_each(|(index, pending)| self.collective(index, pending.wait()))
     }
 
     /// Gives up the window: gradients that were put together or are under way are thrown away.

@@ -7,6 +7,7 @@
 use super::run::{Job, shown};
 use super::saving::{Saving, Share};
 use super::snapshot::Snapshot;
+use super::unfreezing::TRAINED;
 use super::{Best, StepState, TrainError, Trainer};
 use crate::comm::Phase;
 use crate::control::Identity;
@@ -105,6 +106,11 @@ impl Trainer {
     /// What this rank tells of a checkpoint, without its files.
     pub fn part(&self, identity: &Identity, progress: &Progress, cursor: &Cursor) -> Part {
         let units = saved_units(self.shards.layout());
+        let mut state = serde_json::json!({ DATA: cursor, OPTIMIZER: self.state });
+        let trained = self.trained_state();
+        if !trained.is_plain() {
+            state[TRAINED] = serde_json::json!(trained);
+        }
         Part {
             rank: identity.rank,
             world_size: identity.world_size,
@@ -113,7 +119,7 @@ impl Trainer {
             stage: self.shards.sharding().stage.number(),
             layout: digest_units(&units),
             units: if identity.rank == 0 { units } else { Vec::new() },
-            state: serde_json::json!({ DATA: cursor, OPTIMIZER: self.state }),
+            state,
             files: Vec::new(),
         }
     }
@@ -128,6 +134,7 @@ impl Trainer {
         self.shards.read_state(&saved, &STATES)?;
         // A run that goes on in another type begins with a loss scale of its own, or none.
         self.state.skipped = state.skipped;
+        self.restore_trained(found, found.manifest.step - state.skipped)?;
         // The best one may be gone: then it is looked for anew, as `launch` told.
         let there = |best: &Best| {
             let beside = found.directory.parent().map(|checkpoints| step_directory(checkpoints, best.step));

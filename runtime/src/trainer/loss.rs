@@ -16,7 +16,7 @@ pub(super) struct HeadLoss {
     /// The sums of the tokens' cross-entropies by their source, float64 `[sources]`, where `hidden` is, so that the host need not
     /// wait for them.
     pub(super) sums: Tensor,
-    /// The gradient of all sums × `scale` with respect to the hidden states given; `None` when only the loss was asked for.
+    /// The gradient of all sums × `scale` with respect to the hidden states given; `None` when it was not asked for.
     pub(super) hidden_gradient: Option<Tensor>,
 }
 
@@ -26,6 +26,16 @@ pub(super) struct Head<'a> {
     pub(super) weight: &'a Tensor,
     /// What logits are capped at: l becomes c · tanh(l / c).
     pub(super) softcap: Option<f64>,
+}
+
+/// Which gradients are asked for.
+pub(super) struct HeadGradients {
+    /// The accumulated gradient of the head to add to; none for a frozen head.
+    pub(super) weight: Option<Tensor>,
+    /// Whether that of the hidden states is.
+    pub(super) hidden: bool,
+    /// What both are multiplied by.
+    pub(super) scale: f64,
 }
 
 /// What to predict.
@@ -38,16 +48,17 @@ pub(super) struct Targets {
     pub(super) of_source: Option<Tensor>,
 }
 
-/// Cross-entropy of `hidden` `[tokens, hidden size]` under the head for `targets`, summed by source. With `gradient` =
-/// (float32 gradient of the head's weight to add to, `scale`) the gradients of all sums × `scale` are computed too.
+/// Cross-entropy of `hidden` `[tokens, hidden size]` under the head for `targets`, summed by source, and the gradients that are asked
+/// for.
 pub(super) fn head_loss(
     hidden: &Tensor,
     &Head { weight, softcap }: &Head<'_>,
     targets: &Targets,
-    gradient: Option<(&Tensor, f64)>,
+    gradients: Option<&HeadGradients>,
 ) -> Result<HeadLoss, TrainError> {
     let tokens = hidden.size()[0];
-    let hidden_gradient = gradient.map(|_| hidden.f_zeros_like()).transpose()?;
+    let of_hidden = gradients.is_some_and(|gradients| gradients.hidden);
+    let hidden_gradient = of_hidden.then(|| hidden.f_zeros_like()).transpose()?;
     let sums = Tensor::f_zeros([targets.sources], (Kind::Double, hidden.device()))?;
     let mut begin = 0;
     while begin < tokens {
@@ -56,8 +67,8 @@ pub(super) fn head_loss(
         let target = targets.ids.f_narrow(0, begin, length)?;
         let logits = Tensor::f_empty([length, weight.size()[0]], (weight.kind(), weight.device()))?;
         multiply(&logits, &chunk, &weight.f_transpose(0, 1)?)?;
-        let slopes = softcap.map(|softcap| cap(&logits, softcap, gradient.is_some())).transpose()?.flatten();
-        let losses = Kernels::default().cross_entropy(&logits, &target, gradient.map(|(_, scale)| scale))?;
+        let slopes = softcap.map(|softcap| cap(&logits, softcap, gradients.is_some())).transpose()?.flatten();
+        let losses = Kernels::default().cross_entropy(&logits, &target, gradients.map(|gradients| gradients.scale))?;
         if let Some(slopes) = slopes {
             let _scaled = logits.shallow_clone().f_mul_(&slopes)?;
         }
@@ -65,8 +76,10 @@ pub(super) fn head_loss(
             None => drop(sums.shallow_clone().f_add_(&losses.f_sum(Kind::Double)?)?),
             Some(of_source) => add_by_source(&sums, &losses, &of_source.f_narrow(0, begin, length)?)?,
         }
-        if let (Some((weight_gradient, _)), Some(hidden_gradient)) = (gradient, &hidden_gradient) {
+        if let Some(hidden_gradient) = &hidden_gradient {
             multiply(&hidden_gradient.f_narrow(0, begin, length)?, &logits, weight)?;
+        }
+        if let Some(weight_gradient) = gradients.and_then(|gradients| gradients.weight.as_ref()) {
             let of_chunk = weight.f_empty_like()?;
             multiply(&of_chunk, &logits.f_transpose(0, 1)?, &chunk)?;
             add(weight_gradient, &of_chunk)?;
@@ -116,9 +129,9 @@ mod tests {
         let (loss, weight_gradient) = tch::no_grad(|| {
             let weight_gradient = Tensor::zeros([vocabulary, width], options);
             let targets = Targets { ids: targets.shallow_clone(), sources: 1, of_source: None };
-            let loss =
-                head_loss(&hidden, &Head { weight: &weight, softcap: None }, &targets, Some((&weight_gradient, scale)))
-                    .unwrap();
+            let gradients = HeadGradients { weight: Some(weight_gradient.shallow_clone()), hidden: true, scale };
+            let head = Head { weight: &weight, softcap: None };
+            let loss = head_loss(&hidden, &head, &targets, Some(&gradients)).unwrap();
             (loss, weight_gradient)
         });
         let sum = loss.sums.double_value(&[0]);

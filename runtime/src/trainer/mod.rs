@@ -8,8 +8,10 @@ mod loss;
 mod pass;
 mod run;
 mod saving;
+mod segments;
 mod snapshot;
 mod step;
+mod unfreezing;
 
 pub use checkpoint::{Progress, saved_cursor};
 pub use run::{Job, Outcome, Rows, run};
@@ -22,8 +24,8 @@ use crate::model::{ModelError, Transformer};
 use crate::optim::{LossScale, OptimError};
 use crate::shard::{ShardError, Shards};
 use crate::torch::ShimError;
-use pass::Segments;
 use saving::Saving;
+use segments::Segments;
 use std::sync::Arc;
 use tch::{Kind, TchError};
 use thiserror::Error;
@@ -156,6 +158,8 @@ pub struct Trainer {
     /// The largest sum of live tensors of any rank during any step so far, in bytes.
     pub live_peak: u64,
     segments: Segments,
+    /// What the weights are known by that training is drawn toward.
+    pretrained: Option<String>,
 }
 
 /// Notes, for `launch` and for the timeline, what this rank does from now on.
@@ -178,16 +182,8 @@ impl Trainer {
     ) -> Self {
         let loss_scale = (model.kind() == Kind::Half).then(LossScale::default);
         let state = StepState { loss_scale, ..StepState::default() };
-        Trainer {
-            model,
-            shards,
-            activity,
-            options,
-            state,
-            live_peak: 0,
-            segments: Segments::new(segments),
-            saving: None,
-        }
+        let segments = Segments::new(segments, &shards.units);
+        Trainer { model, shards, activity, options, state, live_peak: 0, segments, pretrained: None, saving: None }
     }
 
     fn enter(&self, phase: Phase) {

@@ -2,7 +2,8 @@
 
 use super::TrainError;
 use super::inspect::Inspection;
-use super::loss::{Head, Targets, head_loss};
+use super::loss::{Head, HeadGradients, Targets, head_loss};
+use super::segments::Segments;
 use crate::comm::{Activity, Phase};
 use crate::metrics::{Begun, Label, Track};
 use crate::model::{Documents, HeadWeights, Transformer};
@@ -12,7 +13,6 @@ use tch::{Kind, Tensor};
 use zerofold_checkpoint::fault;
 use zerofold_configs::BackwardPrefetch;
 use zerofold_data::Batch;
-use zerofold_plan::{ParameterGroup, Segment, SegmentKind};
 
 /// A micro-batch as tensors.
 struct MicroBatch {
@@ -67,48 +67,6 @@ struct Saved {
     output: Option<Tensor>,
 }
 
-/// The segments of a model, and when each unit is needed.
-pub(super) struct Segments {
-    all: Vec<Segment>,
-    /// Each unit's first segment.
-    first: Vec<usize>,
-    /// Each unit's last segment.
-    last: Vec<usize>,
-}
-
-impl Segments {
-    pub(super) fn new(all: Vec<Segment>) -> Self {
-        let units = all.iter().map(|segment| segment.unit + 1).max().unwrap_or(0);
-        let of = |unit: usize| move |segment: &Segment| segment.unit == unit;
-        let first = (0..units).filter_map(|unit| all.iter().position(of(unit))).collect();
-        let last = (0..units).filter_map(|unit| all.iter().rposition(of(unit))).collect();
-        Segments { all, first, last }
-    }
-
-    /// The unit that forward needs after the one of segment `index`.
-    fn next_unit(&self, index: usize) -> Option<usize> {
-        let unit = self.all[index].unit;
-        self.all[index..].iter().map(|segment| segment.unit).find(|&next| next != unit)
-    }
-
-    /// The unit whose parameters backward needs after the one of segment `index`. An embedding's gradient needs none.
-    fn previous_unit(&self, index: usize) -> Option<usize> {
-        let unit = self.all[index].unit;
-        let before = self.all[..index].iter().rev().filter(|segment| segment.kind != SegmentKind::Embedding);
-        before.map(|segment| segment.unit).find(|&previous| previous != unit)
-    }
-
-    /// The unit's leaves in the order in which backward makes their gradients.
-    fn backward_order(&self, unit: usize) -> Vec<usize> {
-        let segments = self.all.iter().rev().filter(|segment| segment.unit == unit);
-        let leaves = segments.flat_map(|segment| {
-            let places = segment.kind.backward_order(segment.leaves.len()).into_iter();
-            places.map(|place| segment.leaves.start + place)
-        });
-        leaves.collect()
-    }
-}
-
 /// Runs micro-batches of one model over its shards.
 pub(super) struct Pass<'a> {
     pub(super) model: &'a Transformer,
@@ -129,15 +87,23 @@ impl Pass<'_> {
     /// the shards.
     pub(super) fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<Tensor, TrainError> {
         let batch = MicroBatch::new(batch, self.model)?;
-        let last = self.segments.all.len() - 1;
+        let (lowest, last) = (self.segments.lowest, self.segments.all.len() - 1);
         self.enter(Phase::Forward);
         fault::reach(fault::FORWARD);
         let mut hidden = self.embed(&batch)?;
         let mut saved = Vec::with_capacity(last);
         for index in 1..last {
             self.gather_for_forward(index)?;
-            let input = hidden.f_detach()?.f_set_requires_grad(true)?;
             let span = self.begin(index, "forward");
+            if index < lowest {
+                // Nothing from here down is trained: no graph, and nothing is kept.
+                hidden = self.segment(index, &batch, &hidden)?;
+                self.end(span);
+                self.inspect_output(index, &hidden)?;
+                self.release_after_forward(index)?;
+                continue;
+            }
+            let input = hidden.f_detach()?.f_set_requires_grad(index > lowest)?;
             let recomputed = self.recompute_every.is_some_and(|every| (index - 1).is_multiple_of(every));
             let output = if recomputed {
                 hidden = self.segment(index, &batch, &input)?;
@@ -155,11 +121,13 @@ impl Pass<'_> {
         self.enter(Phase::Backward);
         let (loss, mut gradient) = self.head(&batch, &hidden, scale)?;
         drop(hidden);
-        for index in (1..last).rev() {
-            let Some(saved) = saved.pop() else { break };
-            gradient = self.segment_backward(index, &batch, saved, gradient)?;
+        for index in (lowest.max(1)..last).rev() {
+            let (Some(saved), Some(seed)) = (saved.pop(), gradient.take()) else { break };
+            gradient = self.segment_backward(index, &batch, saved, seed)?;
         }
-        self.embed_backward(&batch, &gradient)?;
+        if let Some(gradient) = gradient {
+            self.embed_backward(&batch, &gradient)?;
+        }
         Ok(loss)
     }
 
@@ -240,10 +208,10 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Opens the unit's gradient where its backward begins.
+    /// Opens the unit's gradient where its backward begins, if anything of it is trained.
     fn begin_gradient(&mut self, index: usize) -> Result<(), TrainError> {
         let unit = self.segments.all[index].unit;
-        if self.segments.last[unit] == index {
+        if self.segments.last[unit] == index && self.shards.units[unit].is_trained() {
             self.shards.begin_gradient(unit)?;
         }
         Ok(())
@@ -254,6 +222,7 @@ impl Pass<'_> {
         let unit = self.segments.all[index].unit;
         if self.segments.first[unit] == index {
             match &mut self.inspection {
+                _ if !self.shards.units[unit].is_trained() => {}
                 Some(inspection) => inspection.gradient(self.shards, unit, &self.segments.backward_order(unit))?,
                 None => self.shards.finish_gradient(unit)?,
             }
@@ -273,13 +242,19 @@ impl Pass<'_> {
     }
 
     /// The final norm, the head and the loss, over supervised positions only, forward and backward. Returns the summed
-    /// losses by source and the gradient of `hidden`.
-    fn head(&mut self, batch: &MicroBatch, hidden: &Tensor, scale: f64) -> Result<(Tensor, Tensor), TrainError> {
+    /// losses by source and the gradient of `hidden`, if something below is trained.
+    fn head(
+        &mut self,
+        batch: &MicroBatch,
+        hidden: &Tensor,
+        scale: f64,
+    ) -> Result<(Tensor, Option<Tensor>), TrainError> {
         let index = self.segments.all.len() - 1;
         self.gather_for_forward(index)?;
         self.prefetch_backward(index, BackwardPrefetch::Pre)?;
         let span = self.begin(index, "forward");
-        let rows = supervised_rows(hidden, batch)?.f_set_requires_grad(true)?;
+        let is_lowest = self.segments.lowest == index;
+        let rows = supervised_rows(hidden, batch)?.f_set_requires_grad(!is_lowest)?;
         let (head, norm) = {
             let weights = HeadWeights::of(self.leaves(index))?;
             (weights.head.f_detach()?, weights.norm.iter().map(Tensor::shallow_clone).collect::<Vec<_>>())
@@ -290,20 +265,28 @@ impl Pass<'_> {
         };
         self.end(span);
         self.begin_gradient(index)?;
-        let head_gradient = self.leaf_gradient(index, 0)?;
+        let trains_head = self.is_trained(index, 0);
+        let trained: Vec<usize> = (0..norm.len()).filter(|&leaf| self.is_trained(index, 1 + leaf)).collect();
         // The head's own gradient is made beside the loss.
+        let gradients = HeadGradients {
+            weight: trains_head.then(|| self.leaf_gradient(index, 0)).transpose()?,
+            hidden: !trained.is_empty() || !is_lowest,
+            scale,
+        };
         let span = self.begin(index, "loss");
-        let loss = head_loss(&normed.f_detach()?, &self.head_of(&head), &batch.targets, Some((&head_gradient, scale)))?;
+        let loss = head_loss(&normed.f_detach()?, &self.head_of(&head), &batch.targets, Some(&gradients))?;
         self.end(span);
         let span = self.begin(index, "backward");
         let width = *hidden.size().last().unwrap_or(&1);
-        let gradient = Tensor::f_zeros_like(&hidden.f_view([-1, width])?)?;
+        let gradient = (!is_lowest).then(|| Tensor::f_zeros_like(&hidden.f_view([-1, width])?)).transpose()?;
         if let Some(seed) = &loss.hidden_gradient {
-            let trained: Vec<usize> = (0..norm.len()).filter(|&leaf| !self.is_frozen(index, 1 + leaf)).collect();
-            let inputs: Vec<&Tensor> = std::iter::once(&rows).chain(trained.iter().map(|&leaf| &norm[leaf])).collect();
+            let rows_first = (!is_lowest).then_some(&rows);
+            let inputs: Vec<&Tensor> = rows_first.into_iter().chain(trained.iter().map(|&leaf| &norm[leaf])).collect();
             let mut gradients = autograd_grad(&[&normed], &[seed], &inputs)?.into_iter();
-            if let Some(Some(rows_gradient)) = gradients.next() {
-                let _placed = gradient.shallow_clone().f_index_copy_(0, &batch.positions, &rows_gradient)?;
+            if let Some(gradient) = &gradient
+                && let Some(Some(of_rows)) = gradients.next()
+            {
+                let _placed = gradient.shallow_clone().f_index_copy_(0, &batch.positions, &of_rows)?;
             }
             for (leaf, gradient) in trained.into_iter().zip(gradients) {
                 if let Some(gradient) = gradient {
@@ -311,22 +294,20 @@ impl Pass<'_> {
                 }
             }
         }
-        if self.is_frozen(index, 0) {
-            let _dropped = head_gradient.shallow_clone().f_zero_()?;
-        }
         self.end(span);
         if let Some(inspection) = &mut self.inspection {
             inspection.loss(loss.sums.f_sum(Kind::Double)?.f_double_value(&[])?);
         }
         self.prefetch_backward(index, BackwardPrefetch::Post)?;
         self.finish_gradient(index)?;
-        Ok((loss.sums, gradient.f_view(hidden.size().as_slice())?))
+        let gradient = gradient.map(|gradient| gradient.f_view(hidden.size().as_slice())).transpose()?;
+        Ok((loss.sums, gradient))
     }
 
-    fn is_frozen(&self, index: usize, leaf: usize) -> bool {
+    /// Whether a leaf of a segment is trained now.
+    fn is_trained(&self, index: usize, leaf: usize) -> bool {
         let segment = &self.segments.all[index];
-        let leaves = &self.shards.layout().units[segment.unit].leaves;
-        leaves[segment.leaves.start + leaf].group == ParameterGroup::Frozen
+        self.shards.units[segment.unit].leaf_is_trained(segment.leaves.start + leaf)
     }
 
     fn leaf_gradient(&self, index: usize, leaf: usize) -> Result<Tensor, TrainError> {
@@ -344,14 +325,14 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Backward through one segment: adds the leaves' gradients and returns the input's.
+    /// Backward through one segment: adds the leaves' gradients and returns the input's, if something below is trained.
     fn segment_backward(
         &mut self,
         index: usize,
         batch: &MicroBatch,
         Saved { input, output }: Saved,
         seed: Tensor,
-    ) -> Result<Tensor, TrainError> {
+    ) -> Result<Option<Tensor>, TrainError> {
         let unit = self.segments.all[index].unit;
         self.shards.gather(unit)?;
         self.prefetch_backward(index, BackwardPrefetch::Pre)?;
@@ -364,14 +345,15 @@ impl Pass<'_> {
                 output
             }
         };
-        let trained: Vec<usize> = (0..self.leaves(index).len()).filter(|&leaf| !self.is_frozen(index, leaf)).collect();
+        let trained: Vec<usize> = (0..self.leaves(index).len()).filter(|&leaf| self.is_trained(index, leaf)).collect();
         let leaves = trained.iter().map(|&leaf| &self.leaves(index)[leaf]);
-        let inputs: Vec<&Tensor> = std::iter::once(&input).chain(leaves).collect();
+        let is_lowest = self.segments.lowest == index;
+        let inputs: Vec<&Tensor> = (!is_lowest).then_some(&input).into_iter().chain(leaves).collect();
         let span = self.begin(index, "backward");
         let mut gradients = autograd_grad(&[&output], &[&seed], &inputs)?.into_iter();
         self.end(span);
         drop((output, seed));
-        let input_gradient = gradients.next().flatten();
+        let input_gradient = if is_lowest { None } else { gradients.next().flatten() };
         self.prefetch_backward(index, BackwardPrefetch::Post)?;
         self.begin_gradient(index)?;
         let span = self.begin(index, "accumulate");
@@ -382,7 +364,10 @@ impl Pass<'_> {
         }
         self.end(span);
         self.finish_gradient(index)?;
-        input_gradient.ok_or_else(|| TrainError::NoGradient(self.shards.units[unit].layout.name.clone()))
+        if input_gradient.is_none() && !is_lowest {
+            return Err(TrainError::NoGradient(self.shards.units[unit].layout.name.clone()));
+        }
+        Ok(input_gradient)
     }
 
     /// The embedding's gradient: each position's gradient is added to its token's row, and to its position's where positions
@@ -392,11 +377,11 @@ impl Pass<'_> {
         let span = self.begin(0, "backward");
         let (rows, length, width) = gradient.size3()?;
         let tokens = self.leaves(0).len() - 1;
-        if !self.is_frozen(0, tokens) {
+        if self.is_trained(0, tokens) {
             let of_tokens = self.model.token_gradient(gradient)?.f_view([-1, width])?;
             add_rows(&self.leaf_gradient(0, tokens)?, &batch.input_ids.f_view([-1])?, &of_tokens)?;
         }
-        if tokens > 0 && !self.is_frozen(0, 0) {
+        if tokens > 0 && self.is_trained(0, 0) {
             let positions = self.model.positions(0, length, batch.documents.as_ref())?.f_repeat([rows])?;
             add_rows(&self.leaf_gradient(0, 0)?, &positions, &gradient.f_view([-1, width])?)?;
         }

@@ -32,6 +32,13 @@ pub struct Job<'a> {
     pub resume: Option<Found>,
 }
 
+impl Job<'_> {
+    /// How often gradual unfreezing has opened something by the step after so many finished ones.
+    fn openings(&self, finished: u64) -> u32 {
+        self.config.training.openings(self.plan.epoch_at(finished), finished)
+    }
+}
+
 /// Rows, and how they come together in micro-batches.
 pub struct Rows {
     /// The rows.
@@ -63,7 +70,10 @@ pub struct Outcome {
 /// Trains from the start, or from a checkpoint, to the end of the plan or to a requested stop.
 pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> {
     let mut finished = match &job.resume {
-        Some(found) => trainer.restore(found)?.step,
+        Some(found) => {
+            trainer.open(job.openings(found.manifest.step), 0)?;
+            trainer.restore(found)?.step
+        }
         None => 0,
     };
     if finished == 0 && job.config.training.eval_on_start {
@@ -79,6 +89,7 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
         if let Some(profile) = &mut profile {
             profile.before_step(finished + 1, trainer.shards.comm())?;
         }
+        trainer.open(job.openings(finished), finished)?;
         let window = trainer.window(job, finished)?;
         let requests = Requests { stop: job.control.stop_requested(), saves: job.control.saves_requested() };
         let outcome = trainer.step(finished, &window, requests)?;
@@ -161,6 +172,7 @@ impl Trainer {
             step: outcome.step,
             epoch: job.plan.epochs_after(outcome.step),
             loss: outcome.loss,
+            l2_toward_pretrained: outcome.l2_toward_pretrained,
             grad_norm: outcome.grad_norm,
             learning_rate: outcome.learning_rate,
             tokens: outcome.tokens,

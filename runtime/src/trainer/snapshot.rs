@@ -47,6 +47,8 @@ enum Source {
     /// Float32 in host memory, which others change after [`Held::release`].
     InPlace(Tensor),
     Copied(Vec<f32>),
+    /// Moments of what is not trained.
+    Zeros(usize),
 }
 
 /// Float32 values of a tensor in host memory.
@@ -125,8 +127,8 @@ impl Snapshot {
                     end: shard.end as u64,
                 });
                 if tensor.kind() == Kind::Float && tensor.device() == Device::Cpu {
-                    for begin in (0..shard.len()).step_by(PIECE) {
-                        let length = PIECE.min(shard.len() - begin) as i64;
+                    for begin in (0..tensor.numel()).step_by(PIECE) {
+                        let length = PIECE.min(tensor.numel() - begin) as i64;
                         let source = Source::InPlace(tensor.f_narrow(0, begin as i64, length)?);
                         pieces.push_back(Piece { entry, begin, source });
                     }
@@ -135,6 +137,10 @@ impl Snapshot {
                         pieces.push_back(Piece { entry, begin: range.start, source: Source::Copied(values.to_vec()) });
                         Ok::<(), ShardError>(())
                     })?;
+                }
+                for begin in (tensor.numel()..shard.len()).step_by(PIECE) {
+                    let source = Source::Zeros(PIECE.min(shard.len() - begin));
+                    pieces.push_back(Piece { entry, begin, source });
                 }
             }
         }
@@ -156,9 +162,14 @@ impl Snapshot {
         let mut writer = SafetensorsWriter::create(&directory.join(name), &self.entries, &BTreeMap::new())?;
         while let Some(mut piece) = self.held.next() {
             fault::reach(fault::WRITING);
+            let zeros;
             let values = match &mut piece.source {
                 Source::InPlace(tensor) => values(tensor)?,
                 Source::Copied(values) => values,
+                Source::Zeros(count) => {
+                    zeros = vec![0.0; *count];
+                    &zeros
+                }
             };
             let written = writer.write_f32(&self.entries[piece.entry].name, piece.begin as u64, values);
             // Before the next step may change them, whatever came of it.

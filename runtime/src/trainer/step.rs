@@ -23,6 +23,8 @@ pub struct StepOptions {
     pub adamw: AdamW,
     /// Clip to this global norm; 0 for no clipping.
     pub max_grad_norm: f64,
+    /// The weight of the squared distance from the pretrained weights beside the loss; 0 for none.
+    pub l2_toward_pretrained: f64,
     /// Keep only the input of every so many blocks between forward and backward; none keeps everything.
     pub recompute_every: Option<usize>,
     /// When backward gathers ahead.
@@ -97,6 +99,8 @@ pub struct StepOutcome {
     pub loss: f64,
     /// The same of each source of rows; of one source it is `loss`.
     pub sources: Vec<SourceLoss>,
+    /// What is added to it for the distance from the pretrained weights, where they are kept.
+    pub l2_toward_pretrained: Option<f64>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// The learning rate it was taken with.
@@ -176,16 +180,24 @@ impl Trainer {
         self.shards.finish_window()?;
 
         self.enter(Phase::Optimizer);
+        let weight = self.options.l2_toward_pretrained;
+        let drawn = self.shards.keeps_pretrained();
+        let distance = match drawn {
+            true => self.computing("toward pretrained", |trainer| {
+                optim::draw_toward_pretrained(&mut trainer.shards, weight, loss_scale)
+            })?,
+            false => Tensor::f_zeros([0i64; 0], (Kind::Double, device))?,
+        };
         let squares = self.computing("gradient norm", |trainer| optim::own_sum_of_squares(&trainer.shards))?;
         // Here the host waits for the device.
         let wait = self.shards.timeline().begin(Track::Host, || Label::new("wait"));
-        let (squares, losses) = {
+        let (squares, distance, losses) = {
             let _blocked = device.is_cuda().then(|| self.activity.block());
-            (squares.f_double_value(&[])?, Vec::<f64>::try_from(&losses)?)
+            (squares.f_double_value(&[])?, distance.f_double_value(&[])?, Vec::<f64>::try_from(&losses)?)
         };
         self.shards.timeline().end(wait);
         let memory = [crate::metrics::peak_memory_bytes() as f64, torch::memory(device).peak as f64];
-        let mut mine = vec![squares, memory[0], memory[1]];
+        let mut mine = vec![squares, memory[0], memory[1], distance];
         mine.extend_from_slice(&losses);
         mine.extend(supervised_by_source(window, sources));
         let all = self.shards.comm().exchange(&mine)?;
@@ -195,7 +207,8 @@ impl Trainer {
         // Copies hold the same gradients, so one of them is summed.
         let one_copy = &all[..self.shards.layout().mesh.shards];
         let grad_norm = one_copy.iter().map(|numbers| numbers[0]).sum::<f64>().sqrt() / loss_scale;
-        let by_source = all.iter().map(|numbers| numbers[3..].to_vec()).collect::<Vec<_>>();
+        let distance = one_copy.iter().map(|numbers| numbers[3]).sum::<f64>();
+        let by_source = all.iter().map(|numbers| numbers[4..].to_vec()).collect::<Vec<_>>();
         let loss = by_source.iter().map(|sums| sums[..sources].iter().sum::<f64>()).sum::<f64>() / supervised_tokens;
 
         let taken = finished - self.state.skipped;
@@ -208,7 +221,7 @@ impl Trainer {
             self.shards.share_gradients()?;
             self.release_state()?;
             let adamw = AdamW { learning_rate, ..self.options.adamw };
-            self.computing("optimizer", |trainer| optim::adamw(&mut trainer.shards, taken + 1, &adamw))?;
+            self.computing("optimizer", |trainer| optim::adamw(&mut trainer.shards, taken, &adamw))?;
             self.shards.finish_step()?;
             self.state.loss_scale = self.state.loss_scale.map(LossScale::after_step);
             None
@@ -223,6 +236,7 @@ impl Trainer {
             step,
             loss,
             sources: SourceLoss::of_all(&by_source, sources),
+            l2_toward_pretrained: drawn.then_some(weight * distance),
             grad_norm,
             learning_rate,
             tokens: tokens as u64,

@@ -1,6 +1,7 @@
 //! What the tests of the engine share: one training, described by a [`Spec`], and PyTorch's curves to compare with.
 #![allow(dead_code, reason = "each test program uses its part of it")]
 
+pub(crate) mod checkpoints;
 pub(crate) mod stand_in;
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,10 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use zerofold_configs::{ElementType, ElementTypes, NonFinite, Offload, ScheduleShape, Sharding, Stage, WarmupType};
+use zerofold_configs::{
+    ElementType, ElementTypes, Inputs, NonFinite, Offload, ScheduleShape, Sharding, Stage, Training, WarmupType,
+    resolve,
+};
 use zerofold_data::{Batch, Places, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelUnits};
 use zerofold_runtime::comm::{Activity, Collectives};
@@ -132,6 +136,37 @@ impl Spec {
         fixture(if self.suite == "families" { "families" } else { "models" }).join(&self.model)
     }
 
+    /// The keys by which the curve says how parameters are treated, as flags; none where it says nothing.
+    fn method_flags(&self) -> Vec<(String, String)> {
+        let curve = self.expected();
+        let keys = curve["methods"].as_object().into_iter().flatten();
+        keys.map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+            .collect()
+    }
+
+    /// The section `training:` of a job that treats parameters as the curve says.
+    pub(crate) fn methods(&self) -> Training {
+        let recipe = &self.expected()["recipe"];
+        let mut flags = self.method_flags();
+        for (key, value) in [("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o")] {
+            flags.push((key.to_owned(), value.to_owned()));
+        }
+        for key in ["learning_rate", "weight_decay"] {
+            flags.push((key.to_owned(), recipe[key].to_string()));
+        }
+        resolve(&Inputs { flags, ..Inputs::default() }).unwrap().training
+    }
+
+    /// How often gradual unfreezing has opened something by the step after so many finished ones.
+    pub(crate) fn openings(&self, dataset: &TokenizedDataset, finished: u64) -> u32 {
+        if self.method_flags().is_empty() {
+            return 0;
+        }
+        let global_batch = self.expected()["recipe"]["global_batch"].as_u64().unwrap();
+        let epoch = finished / (dataset.rows() as u64).div_ceil(global_batch);
+        self.methods().openings(epoch, finished)
+    }
+
     pub(crate) fn trainer(&self, comm: Rc<dyn Collectives>, activity: Arc<Activity>) -> Trainer {
         let curve = self.expected();
         let number = |key: &str| curve["recipe"][key].as_f64().unwrap();
@@ -145,12 +180,17 @@ impl Spec {
         let mut cut = ModelUnits::new(&model.config, self.sharding.units);
         let frozen: Vec<String> = serde_json::from_value(curve["frozen"].clone()).unwrap_or_default();
         cut.freeze(|name| frozen.iter().any(|pattern| name.contains(pattern.as_str()))).unwrap();
+        let methods = self.methods();
+        if !self.method_flags().is_empty() {
+            cut.group(&methods).unwrap();
+        }
         let ModelUnits { units, segments } = cut;
         let mesh = Mesh::new(self.world_size, self.sharding.replicas as usize).unwrap();
         let offload = self.offload.clone().map_or(Offload::No, Offload::Files);
         let options = ShardOptions { sharding: self.sharding, kinds, offload, device: comm.device() };
         let mut shards = Shards::new(Layout::new(&units, mesh).unwrap(), &options, comm).unwrap();
-        shards.load(&model_weights(&directory, &model.config).unwrap()).unwrap();
+        let weights = model_weights(&directory, &model.config).unwrap();
+        shards.load(&weights).unwrap();
         let options = StepOptions {
             schedule: Schedule {
                 shape: ScheduleShape::Linear,
@@ -167,6 +207,7 @@ impl Spec {
                 weight_decay: number("weight_decay"),
             },
             max_grad_norm: number("max_grad_norm"),
+            l2_toward_pretrained: methods.l2_toward_pretrained,
             recompute_every: self.recompute_every,
             backward_prefetch: self.sharding.backward_prefetch,
             nonfinite: if self.nonfinite_skip { NonFinite::Skip } else { NonFinite::Stop },
@@ -174,6 +215,9 @@ impl Spec {
             places: Places::default(),
         };
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
+        if methods.l2_toward_pretrained > 0.0 {
+            trainer.keep_pretrained(&weights).unwrap();
+        }
         if let Some(scale) = self.loss_scale {
             trainer.state.loss_scale = Some(LossScale::new(scale));
         }
@@ -205,7 +249,10 @@ impl Spec {
         let rank = comm.rank();
         let mut trainer = self.trainer(comm, activity);
         let outcomes = (0..self.steps())
-            .map(|step| trainer.step(step, &self.window(&dataset, step, rank), Requests::default()).unwrap())
+            .map(|step| {
+                trainer.open(self.openings(&dataset, step), step).unwrap();
+                trainer.step(step, &self.window(&dataset, step, rank), Requests::default()).unwrap()
+            })
             .collect();
         trainer.shards.forget_gathered().unwrap();
         trainer.shards.comm().barrier().unwrap();

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
+use zerofold_checkpoint::Weights;
 use zerofold_configs::{
-    BackwardPrefetch, ElementType, ElementTypes, NonFinite, Offload, ReshardAfterForward, ScheduleShape, Sharding,
-    Stage, UnitPolicy, WarmupType,
+    BackwardPrefetch, ElementType, ElementTypes, Inputs, NonFinite, Offload, ReshardAfterForward, ScheduleShape,
+    Sharding, Stage, Training, UnitPolicy, WarmupType, resolve,
 };
 use zerofold_data::{Batch, Places, TokenizedDataset};
 use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, Plan, PlanInputs, PlannedDevice, plan};
@@ -42,9 +43,19 @@ pub(crate) struct MemorySpec {
     rows: usize,
     length: usize,
     recompute_every: Option<usize>,
+    /// What is said of parameters, as flags.
+    methods: Vec<(String, String)>,
 }
 
 impl MemorySpec {
+    /// The section `training:` that says it.
+    fn training(&self) -> Training {
+        let required = [("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o")];
+        let flags = required.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let flags = flags.into_iter().chain(self.methods.clone()).collect();
+        resolve(&Inputs { flags, ..Inputs::default() }).unwrap().training
+    }
+
     fn types(&self) -> ElementTypes {
         let compute = self.compute;
         match self.pure {
@@ -70,6 +81,7 @@ impl MemorySpec {
             offload_optimizer: false,
             device: PlannedDevice::Cpu,
             receives: wire == Wire::Gloo,
+            training: Some(&self.training()),
         })
         .unwrap()
     }
@@ -78,7 +90,10 @@ impl MemorySpec {
     pub(crate) fn measure(&self, comm: Rc<dyn Collectives>, activity: Arc<Activity>) -> Curve {
         let kinds = Kinds::from(self.types());
         let model = Transformer::new(ModelConfig::read(&self.folder).unwrap(), kinds.compute, Device::Cpu).unwrap();
-        let ModelUnits { units, segments } = ModelUnits::new(&model.config, self.sharding.units);
+        let training = self.training();
+        let mut cut = ModelUnits::new(&model.config, self.sharding.units);
+        cut.group(&training).unwrap();
+        let ModelUnits { units, segments } = cut;
         let layout = Layout::new(&units, Mesh::new(RANKS, self.sharding.replicas as usize).unwrap()).unwrap();
         let seen: Rc<RefCell<Vec<u64>>> = Rc::default();
         let comm: Rc<dyn Collectives> = Rc::new(Watched { inner: comm, seen: seen.clone() });
@@ -95,6 +110,7 @@ impl MemorySpec {
             },
             adamw: AdamW { learning_rate: 0.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
             max_grad_norm: 1.0,
+            l2_toward_pretrained: training.l2_toward_pretrained,
             recompute_every: self.recompute_every,
             backward_prefetch: BackwardPrefetch::Pre,
             nonfinite: NonFinite::Stop,
@@ -108,6 +124,9 @@ impl MemorySpec {
         let batch = Batch::collate(&dataset, &vec![0; self.rows], 0).unwrap();
         let window = [batch.clone(), batch];
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
+        if training.l2_toward_pretrained > 0.0 {
+            trainer.keep_pretrained(&Weights::of_model(&self.folder).unwrap()).unwrap();
+        }
         zerofold_runtime::torch::restart_peak(Device::Cpu);
         trainer.step(0, &window, Requests::default()).unwrap();
         seen.borrow_mut().clear();
@@ -216,7 +235,8 @@ pub(crate) fn check(all: bool, tally: &mut Tally) {
         ("block halves", Sharding { units: UnitPolicy::BlockHalves, ..three }),
     ];
     let mut job = 0;
-    let mut check = |(shape, sizes, tied, (rows, length)): Shape, dropout: f64, name: &str, sharding: Sharding| {
+    let mut check = |shape: Shape, dropout: f64, name: &str, sharding: Sharding, methods: &[(&str, &str)]| {
+        let (shape, sizes, tied, (rows, length)) = shape;
         let folder = write_config(&temporary.path().join(format!("{shape}-{dropout}")), sizes, tied, dropout);
         let types = [
             ("float32", ElementType::Float32, false),
@@ -228,8 +248,9 @@ pub(crate) fn check(all: bool, tally: &mut Tally) {
         for (types, compute, pure) in types {
             let ways = if all { &ways[..] } else { std::slice::from_ref(&ways[job % ways.len()]) };
             for &(recompute_every, wire) in ways {
-                let spec =
-                    MemorySpec { folder: folder.clone(), sharding, compute, pure, rows, length, recompute_every };
+                let methods = methods.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+                let folder = folder.clone();
+                let spec = MemorySpec { folder, sharding, compute, pure, rows, length, recompute_every, methods };
                 // New processes, so that nothing is left of the last job.
                 let measured = Workers::start(RANKS, wire).run(&Task::Memory(spec.clone()));
                 let result = measured.and_then(|measured| compare(&spec, wire, &measured));
@@ -238,11 +259,25 @@ pub(crate) fn check(all: bool, tally: &mut Tally) {
             }
         }
     };
+    // What is frozen is spared: below the head, in the lower layers, and in between.
+    for shape in [SHAPES[0], SHAPES[1]] {
+        for stage in [Stage::Zero, Stage::Two, Stage::Three] {
+            let frozen = [
+                ("head alone", "all_but_head"),
+                ("upper half", "model.embed_tokens.weight,model.layers.[01].*"),
+                ("without attention", "model.embed_tokens.weight,model.layers.*self_attn*"),
+            ];
+            for (name, freeze) in frozen {
+                let name = format!("{name} at stage {stage}");
+                check(shape, 0.0, &name, Sharding::of(stage), &[("freeze", freeze)]);
+            }
+        }
+    }
     for shape in SHAPES {
-        shardings.iter().for_each(|&(name, sharding)| check(shape, 0.0, name, sharding));
+        shardings.iter().for_each(|&(name, sharding)| check(shape, 0.0, name, sharding, &[]));
     }
     for shape in WITH_DROPOUT {
-        check(shape, 0.2, "dropout at stage 3", three);
+        check(shape, 0.2, "dropout at stage 3", three, &[]);
     }
 }
 

@@ -48,6 +48,7 @@ fn inputs(model: &ModelConfig, shape: Shape, supervised: Option<usize>, compute:
         offload_optimizer: false,
         device: PlannedDevice::Gpu,
         receives: false,
+        training: None,
     }
 }
 

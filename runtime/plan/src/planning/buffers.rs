@@ -17,18 +17,23 @@ pub(super) struct GatherBytes {
     pub(super) staying: u64,
 }
 
-fn passing(layout: &Layout) -> impl Iterator<Item = &UnitLayout> {
+fn passing(layout: &Layout) -> impl Iterator<Item = &UnitLayout> + Clone {
     layout.units.iter().filter(|unit| !unit.stays_gathered)
 }
 
-/// Elements of the shared buffers: as many as there are units, at most [`PASSING`], each as long as the longest.
-fn shared_elements(layout: &Layout) -> usize {
-    let longest = passing(layout).map(|unit| unit.numel).max().unwrap_or(0);
-    PASSING.min(passing(layout).count()) * longest
+/// Elements of the buffers that such units share: as many as there are units, at most [`PASSING`], each as long as the longest.
+fn shared_elements<'a>(units: impl Iterator<Item = &'a UnitLayout> + Clone) -> usize {
+    let longest = units.clone().map(|unit| unit.numel).max().unwrap_or(0);
+    PASSING.min(units.count()) * longest
 }
 
-fn staying_elements(layout: &Layout) -> usize {
-    layout.units.iter().filter(|unit| unit.stays_gathered).map(|unit| unit.numel).sum()
+fn staying(layout: &Layout) -> impl Iterator<Item = &UnitLayout> {
+    layout.units.iter().filter(|unit| unit.stays_gathered)
+}
+
+/// Whether anything of a unit is trained at any time, so that it is reduced.
+pub(super) fn is_reduced(unit: &&UnitLayout) -> bool {
+    unit.trained_numel(u32::MAX) > 0
 }
 
 /// Where full parameters exist at stage 3, in the compute type.
@@ -37,25 +42,27 @@ pub(super) fn gather_buffers(layout: &Layout, sharding: &Sharding, types: &Eleme
         return GatherBytes::default();
     }
     let elements = match sharding.reshard_after_forward {
-        ReshardAfterForward::Always(true) => shared_elements(layout),
+        ReshardAfterForward::Always(true) => shared_elements(passing(layout)),
         // Every unit has a buffer of its own.
         ReshardAfterForward::Always(false) => passing(layout).map(|unit| unit.numel).sum(),
         // Beside the shared ones, what each unit keeps as a shard of a small group.
         ReshardAfterForward::Group(ranks) => {
             let kept: usize = layout.units.iter().map(|unit| unit.numel / (ranks as usize).max(1)).sum();
-            shared_elements(layout) + kept
+            shared_elements(passing(layout)) + kept
         }
     };
     let bytes = types.compute.bytes();
-    GatherBytes { passing: (bytes * elements) as u64, staying: (bytes * staying_elements(layout)) as u64 }
+    let staying: usize = staying(layout).map(|unit| unit.numel).sum();
+    GatherBytes { passing: (bytes * elements) as u64, staying: (bytes * staying) as u64 }
 }
 
 /// Where full gradients exist at stages 2 and 3 until they are reduced, in the type of accumulation.
 pub(super) fn gradient_buffers(layout: &Layout, stage: Stage, types: &ElementTypes) -> u64 {
-    match stage.shards_gradients() {
-        true => (types.accumulate.bytes() * (shared_elements(layout) + staying_elements(layout))) as u64,
-        false => 0,
+    if !stage.shards_gradients() {
+        return 0;
     }
+    let staying: usize = staying(layout).filter(is_reduced).map(|unit| unit.numel).sum();
+    (types.accumulate.bytes() * (shared_elements(passing(layout).filter(is_reduced)) + staying)) as u64
 }
 
 /// Bytes that reductions need.
@@ -77,7 +84,7 @@ pub(super) fn reduce_buffers(layout: &Layout, types: &ElementTypes) -> ReduceByt
     let (shards, replicas, wire) = (layout.mesh.shards, layout.mesh.replicas, types.reduce.bytes());
     let received = |numel: usize, ranks: usize, bytes: usize| numel / ranks * (ranks - 1) * bytes;
     // Backward reduces from the last unit to the first, the one that stays gathered last of all.
-    let mut order: Vec<&UnitLayout> = layout.units.iter().rev().collect();
+    let mut order: Vec<&UnitLayout> = layout.units.iter().rev().filter(is_reduced).collect();
     order.sort_by_key(|unit| unit.stays_gathered);
     let mut spaces = Spaces::default();
     for unit in &order {

@@ -10,6 +10,7 @@
 mod activations;
 mod advice;
 mod buffers;
+mod frozen;
 mod sizes;
 mod wire;
 
@@ -17,9 +18,9 @@ pub use advice::{Advice, Lever, Need, RESERVE, Tried, recommend, usable};
 
 use crate::layout::{Layout, LayoutError, Mesh};
 use crate::model::{ModelConfig, ModelUnits, SegmentKind};
-use crate::theory::{StateBytes, state_bytes};
+use crate::theory::{StateBytes, pretrained_bytes, state_bytes};
 use serde::{Deserialize, Serialize};
-use zerofold_configs::{Backend, DeviceKind, ElementType, ElementTypes, Offload, Resolved, Sharding, Stage};
+use zerofold_configs::{Backend, DeviceKind, ElementType, ElementTypes, Offload, Resolved, Sharding, Stage, Training};
 
 /// Elements of a model's files that are cast at a time where masters are not float32 (`CHUNK` in
 /// runtime/src/shard/files.rs).
@@ -87,12 +88,14 @@ pub struct PlanInputs<'a> {
     pub device: PlannedDevice,
     /// Reductions receive the other ranks' parts into memory of their own: over Gloo.
     pub receives: bool,
+    /// What is frozen, when the rest opens, and what is drawn toward the pretrained weights; none trains all of the model.
+    pub training: Option<&'a Training>,
 }
 
 impl<'a> PlanInputs<'a> {
     /// What a resolved configuration says, for rows of `max_length` tokens that are supervised throughout: the most that
     /// the data can ask for.
-    pub fn of(config: &Resolved, model: &'a ModelConfig, device: PlannedDevice) -> Self {
+    pub fn of(config: &'a Resolved, model: &'a ModelConfig, device: PlannedDevice) -> Self {
         PlanInputs {
             model,
             world_size: config.num_processes as usize,
@@ -108,6 +111,7 @@ impl<'a> PlanInputs<'a> {
             offload_optimizer: config.offload_optimizer != Offload::No,
             device,
             receives: config.backend == Backend::Gloo,
+            training: Some(&config.training),
         }
     }
 
@@ -167,17 +171,20 @@ impl Plan {
 /// What the job needs.
 ///
 /// # Errors
-/// [`LayoutError::Mesh`] when the copies do not divide the ranks.
+/// [`LayoutError::Mesh`] when the copies do not divide the ranks, [`LayoutError::Grouping`] when what the job says of
+/// parameters does not fit the model.
 pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
     let sharding = &inputs.sharding;
-    let cut = ModelUnits::new(inputs.model, sharding.units);
+    let mut cut = ModelUnits::new(inputs.model, sharding.units);
+    if let Some(training) = inputs.training {
+        cut.group(training)?;
+    }
     let layout = Layout::new(&cut.units, Mesh::new(inputs.world_size, sharding.replicas as usize)?)?;
     let (state, offloaded_disk) = state_in_memory(inputs, &layout);
     let gathering = buffers::gather_buffers(&layout, sharding, &inputs.types);
     let gradient_buffers = buffers::gradient_buffers(&layout, sharding.stage, &inputs.types);
     let reduce_buffers = buffers::reduce_buffers(&layout, &inputs.types);
-    let segments: Vec<SegmentKind> = cut.segments.iter().map(|segment| segment.kind).collect();
-    let micro_batch = activations::micro_batch(&sizes::Sizes::of(inputs), &segments, |index| recomputed(inputs, index));
+    let micro_batch = frozen::micro_batch(inputs, &cut);
     let held = state.total() as u64 + gathering.passing + gathering.staying + gradient_buffers;
     let temporary = micro_batch.temporary + reduce_buffers.under_way;
     let reduces_each = sharding.stage.shards_gradients() && inputs.accumulation > 1;
@@ -261,6 +268,11 @@ fn loading_cast(inputs: &PlanInputs<'_>, layout: &Layout) -> u64 {
 /// The state in memory, and the bytes of it that lie in files instead.
 fn state_in_memory(inputs: &PlanInputs<'_>, layout: &Layout) -> (StateBytes, u64) {
     let state = state_bytes(layout, inputs.sharding.stage, &inputs.types);
+    // They lie where the masters are: in host memory where a GPU's are offloaded.
+    let elsewhere = inputs.offload_optimizer && inputs.device == PlannedDevice::Gpu;
+    let drawn = inputs.training.is_some_and(|training| training.l2_toward_pretrained > 0.0) && !elsewhere;
+    let pretrained = if drawn { pretrained_bytes(layout, &inputs.types) } else { 0 };
+    let state = StateBytes { pretrained, ..state };
     // Only what is sharded is offloaded.
     if !inputs.offload_optimizer || !inputs.sharding.stage.shards_optimizer() {
         return (state, 0);

@@ -19,6 +19,7 @@ fn inputs(model: &ModelConfig, world_size: usize, stage: Stage) -> PlanInputs<'_
         offload_optimizer: false,
         device: PlannedDevice::Gpu,
         receives: false,
+        training: None,
     }
 }
 

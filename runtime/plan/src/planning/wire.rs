@@ -9,10 +9,12 @@
 //! | 1 | P once | P once |
 //! | 2 | A × P | P once |
 //! | 3 | A × P | up to 2 A × P: what lies in a buffer from its last use is not gathered again |
+//! | frozen | nothing | at stage 3 in forward, and in backward above the lowest segment that is trained |
 //! | copies | as above within a copy | and all-reduced gradient shards across copies once |
 
 use super::PlanInputs;
-use super::buffers::PASSING;
+use super::buffers::{PASSING, is_reduced};
+use super::frozen::lowest_trained;
 use crate::layout::Layout;
 use crate::model::{ModelUnits, SegmentKind};
 use zerofold_configs::{ReshardAfterForward, Stage};
@@ -21,7 +23,7 @@ use zerofold_configs::{ReshardAfterForward, Stage};
 pub(super) fn sent_bytes(inputs: &PlanInputs<'_>, cut: &ModelUnits, layout: &Layout) -> u64 {
     let (types, stage, accumulation) = (&inputs.types, inputs.sharding.stage, inputs.accumulation as u64);
     let (shards, replicas) = (layout.mesh.shards as u64, layout.mesh.replicas as u64);
-    let elements = layout.numel() as u64;
+    let elements = layout.units.iter().filter(is_reduced).map(|unit| unit.numel as u64).sum::<u64>();
     // Every unit is a multiple of the ranks, so these divisions are exact.
     let among = |elements: u64, ranks: u64| elements / ranks * (ranks - 1);
     let (compute, reduce) = (types.compute.bytes() as u64, types.reduce.bytes() as u64);
@@ -42,7 +44,7 @@ pub(super) fn sent_bytes(inputs: &PlanInputs<'_>, cut: &ModelUnits, layout: &Lay
     };
     // An all-reduce is a reduce-scatter and a gather.
     let accumulate = types.accumulate.bytes() as u64;
-    let across = if replicas > 1 { 2 * among(layout.shard_numel() as u64, replicas) * accumulate } else { 0 };
+    let across = if replicas > 1 { 2 * among(elements / shards, replicas) * accumulate } else { 0 };
     within + across
 }
 
@@ -59,8 +61,9 @@ struct Gathered {
 /// unit needs it, so the units that forward used last need no second gather (runtime/src/shard/buffers.rs).
 fn gathers(inputs: &PlanInputs<'_>, cut: &ModelUnits, layout: &Layout) -> Gathered {
     let forward: Vec<usize> = cut.segments.iter().map(|segment| segment.unit).collect();
-    // The embedding's backward needs no weights.
-    let backward = cut.segments.iter().rev().filter(|segment| segment.kind != SegmentKind::Embedding);
+    // The embedding's backward needs no weights, and what lies below everything trained has none.
+    let backward = cut.segments[lowest_trained(cut)..].iter().rev();
+    let backward = backward.filter(|segment| segment.kind != SegmentKind::Embedding);
     let backward: Vec<usize> = backward.map(|segment| segment.unit).collect();
     let (buffers, grouped) = match inputs.sharding.reshard_after_forward {
         ReshardAfterForward::Always(true) => (PASSING, false),
