@@ -52,7 +52,6 @@ pub(crate) const TRAINING: &[Known] = &[
     known("dataloader_drop_last", NO, NotBuilt("every row is used once per epoch: use false")),
     // Loss and optimizer
     known("loss_type", &["nll", "chunked_nll"], REMOVE),
-    known("label_smoothing_factor", ZERO, REMOVE),
     known("neftune_noise_alpha", ZERO, REMOVE),
     known("average_tokens_across_devices", YES, NotBuilt("the loss is always the mean over all supervised tokens")),
     known("optim", &["adamw_torch_fused", "adamw_torch", "adamw_hf"], NotBuilt("use adamw_torch_fused")),

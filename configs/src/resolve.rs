@@ -309,6 +309,12 @@ fn training(reader: &mut Reader<'_>) -> Result<Training, ConfigError> {
     }
     check_evaluation(&training, settings)?;
     check_best(&training, find("load_best_model_at_end"))?;
+    check_early_stopping(&training, find("early_stopping_patience"))?;
+    if training.early_stopping_patience.is_none()
+        && let Some(setting) = find("early_stopping_threshold")
+    {
+        reader.notes.push(no_effect(setting, "without early_stopping_patience training does not end early"));
+    }
     if training.save_total_limit.unwrap_or(0) == 0
         && let Some(setting) = find("save_keep_every")
     {
@@ -331,6 +337,17 @@ fn check_best(training: &Training, setting: Option<&Setting>) -> Result<(), Conf
         return refuse(allowed, "each checkpoint needs its held-out loss: make save_steps a multiple of eval_steps");
     }
     Ok(())
+}
+
+/// Evaluations are what is counted.
+fn check_early_stopping(training: &Training, setting: Option<&Setting>) -> Result<(), ConfigError> {
+    match setting.filter(|_| training.early_stopping_patience.is_some() && training.eval_strategy == Strategy::No) {
+        None => Ok(()),
+        Some(setting) => {
+            let hint = "set eval_strategy to steps or epoch, and eval_dataset".to_owned();
+            Err(setting.not_allowed("eval_strategy is no, so there is no evaluation to count", Some(hint)))
+        }
+    }
 }
 
 /// Refuses an evaluation that was asked for without data to evaluate on.

@@ -176,6 +176,12 @@ keys! {
         checkpoint_store: Option<StoreUrl> = unset, Allowed::Any, Reports;
         /// Export the model of the checkpoint with the lowest held-out loss
         load_best_model_at_end: bool = "false", Allowed::Any, Reports;
+        /// End training after so many evaluations in a row without a lower held-out loss
+        early_stopping_patience: Option<u32> = unset, POSITIVE, Reports;
+        /// With early_stopping_patience: a loss counts as lower if it is lower by more than this
+        early_stopping_threshold: f64 = "0", NOT_NEGATIVE, Reports;
+        /// The share of each label's weight that all tokens have evenly
+        label_smoothing_factor: f64 = "0", Allowed::Between(0.0, 1.0), Optimizer;
         /// The seed of everything random
         seed: u64 = "42", NOT_NEGATIVE, Data;
         /// A seed of its own for the order of the rows

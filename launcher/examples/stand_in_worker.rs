@@ -133,7 +133,8 @@ impl Rank {
             peak_memory_bytes: 1 << 20,
             ..StepRecord::default()
         };
-        let evaluation = EvaluationRecord { step, loss: 3.0, supervised_tokens: 20, seconds: 0.1, sources: Vec::new() };
+        let evaluation =
+            EvaluationRecord { step, loss: 3.0, supervised_tokens: 20, seconds: 0.1, ..EvaluationRecord::default() };
         let first = self.rank == 0;
         let beat = HeartbeatRequest {
             rank: self.rank,

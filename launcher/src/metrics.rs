@@ -22,6 +22,7 @@ struct Step {
     loss_by_source: BTreeMap<String, f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     l2_toward_pretrained: Option<f64>,
+    mean_token_accuracy: f64,
     grad_norm: f64,
     learning_rate: f64,
     tokens: u64,
@@ -48,6 +49,7 @@ struct Evaluation {
     eval_loss: f64,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     eval_loss_by_source: BTreeMap<String, f64>,
+    eval_mean_token_accuracy: f64,
     eval_supervised_tokens: u64,
     eval_seconds: f64,
 }
@@ -187,6 +189,7 @@ impl MetricsFile {
             loss: record.loss,
             loss_by_source: loss_by_source(&record.sources),
             l2_toward_pretrained: record.l2_toward_pretrained,
+            mean_token_accuracy: record.mean_token_accuracy,
             grad_norm: record.grad_norm,
             learning_rate: record.learning_rate,
             tokens: record.tokens,
@@ -211,6 +214,7 @@ impl MetricsFile {
             step: record.step,
             eval_loss: record.loss,
             eval_loss_by_source: loss_by_source(&record.sources),
+            eval_mean_token_accuracy: record.mean_token_accuracy,
             eval_supervised_tokens: record.supervised_tokens,
             eval_seconds: record.seconds,
         })

@@ -127,11 +127,21 @@ impl View {
         self.records.evaluation(record);
         self.story.first_evaluation.get_or_insert_with(|| record.clone());
         self.story.last_evaluation = Some(record.clone());
-        let EvaluationRecord { step, loss, supervised_tokens, seconds, sources } = record;
+        let EvaluationRecord { step, loss, supervised_tokens, seconds, sources, mean_token_accuracy, without_gain } =
+            record;
         let tokens = format::plural(*supervised_tokens, "supervised token");
         let time = format::duration(Duration::from_secs_f64(seconds.clamp(0.0, 1e9)));
-        self.terminal
-            .say(&format!("held-out loss after step {step}: {loss:.4}{} ({tokens}, {time})", by_source(sources)));
+        let right = 100.0 * mean_token_accuracy;
+        self.terminal.say(&format!(
+            "held-out loss after step {step}: {loss:.4}{}, {right:.1} % of tokens right ({tokens}, {time})",
+            by_source(sources)
+        ));
+        if *without_gain > 0 {
+            let evaluations = format::plural(u64::from(*without_gain), "evaluation");
+            self.terminal.say(&format!(
+                "training ends early after step {step}: {evaluations} without a lower held-out loss (early_stopping_patience)"
+            ));
+        }
     }
 }
 

@@ -47,7 +47,8 @@ int zf_attention(void* query, void* key, void* value, const int64_t* lengths, si
                  double softcap, int64_t window, int causal, void** result);
 int zf_linear(void* x, void* weight, int transposed, void** result);
 int zf_multiply(void* result, void* left, void* right);
-int zf_cross_entropy(void* logits, void* targets, int gradient, double scale, int plain, void** losses);
+int zf_cross_entropy(void* logits, void* targets, int gradient, double scale, double smoothing, int plain,
+                     void** results);
 int zf_add(void* to, void* from);
 int zf_add_rows(void* table, void* ids, void* rows);
 

@@ -13,10 +13,11 @@ using namespace zf;
 
 // --- Cross-entropy: losses, and the logits' gradient in the logits' place ---
 
+// Of the label's weight, `smoothing` is shared out evenly among all classes. `hits` tells whether the target has the largest logit.
 template <class T>
 struct CrossEntropy {
-  ZF_INLINE void run(T* logits, const int64_t* targets, double* losses, int64_t rows, int64_t classes, bool gradient,
-                     float scale) {
+  ZF_INLINE void run(T* logits, const int64_t* targets, double* losses, double* hits, int64_t rows, int64_t classes,
+                     bool gradient, float scale, double smoothing) {
     for (int64_t row = 0; row < rows; ++row, logits += classes) {
       float most = -std::numeric_limits<float>::infinity();
       #pragma omp simd reduction(max : most)
@@ -31,13 +32,27 @@ struct CrossEntropy {
         sum += part;
       }
       float target = zf_widen(logits[targets[row]]);
-      losses[row] = std::log(sum) + (static_cast<double>(most) - static_cast<double>(target));
+      hits[row] = target >= most ? 1.0 : 0.0;
+      double loss = std::log(sum) + (static_cast<double>(most) - static_cast<double>(target));
+      losses[row] = loss;
+      auto even = static_cast<float>(smoothing / static_cast<double>(classes)) * scale;
+      if (smoothing > 0) {
+        double total = 0;
+        for (int64_t begin = 0; begin < classes; begin += 1024) {
+          float part = 0;
+          int64_t end = std::min(begin + 1024, classes);
+          #pragma omp simd reduction(+ : part)
+          for (int64_t i = begin; i < end; ++i) part += zf_widen(logits[i]) - most;
+          total += part;
+        }
+        losses[row] = (1.0 - smoothing) * loss + smoothing * (std::log(sum) - total / static_cast<double>(classes));
+      }
       if (!gradient) continue;
       auto share = static_cast<float>(static_cast<double>(scale) / sum);
       // The probability of the target less 1, before the others overwrite it.
-      float of_target = static_cast<float>(std::expm1(-losses[row])) * scale;
+      float of_target = static_cast<float>(std::expm1(-loss) + smoothing) * scale - even;
       #pragma omp simd
-      for (int64_t i = 0; i < classes; ++i) logits[i] = zf_round<T>(zf_exp(zf_widen(logits[i]) - most) * share);
+      for (int64_t i = 0; i < classes; ++i) logits[i] = zf_round<T>(zf_exp(zf_widen(logits[i]) - most) * share - even);
       logits[targets[row]] = zf_round<T>(of_target);
     }
   }
@@ -78,9 +93,10 @@ void check_ids(const Tensor& ids, int64_t rows, int64_t limit) {
 
 extern "C" {
 
-// logits [rows, classes], targets [rows] (int64): the rows' losses, float64. With `gradient` the logits become that of the
-// losses' sum × scale.
-int zf_cross_entropy(void* logits_handle, void* targets_handle, int gradient, double scale, int plain, void** result) {
+// logits [rows, classes], targets [rows] (int64): float64 [2, rows], the rows' losses with so much smoothing of labels, and 1
+// where the target has the largest logit. With `gradient` the logits become that of the losses' sum × scale.
+int zf_cross_entropy(void* logits_handle, void* targets_handle, int gradient, double scale, double smoothing, int plain,
+                     void** result) {
   return zf_guarded([&] {
     auto &logits = zf_tensor(logits_handle), &targets = zf_tensor(targets_handle);
     auto rows = logits.size(0), classes = logits.size(1);
@@ -90,28 +106,35 @@ int zf_cross_entropy(void* logits_handle, void* targets_handle, int gradient, do
       auto wide = logits.to(wide_type(logits));
       auto normalizer = wide.logsumexp({-1}, /*keepdim=*/true);
       auto at_target = targets.unsqueeze(1);
-      auto losses = (normalizer - wide.gather(1, at_target)).squeeze(1).to(at::kDouble);
+      auto of_target = wide.gather(1, at_target);
+      auto losses = (normalizer - of_target).squeeze(1).to(at::kDouble);
+      auto hits = (of_target >= wide.amax({-1}, /*keepdim=*/true)).squeeze(1).to(at::kDouble);
+      if (smoothing > 0)
+        losses = losses * (1.0 - smoothing) + (normalizer.squeeze(1) - wide.mean({-1})).to(at::kDouble) * smoothing;
       if (gradient) {
         // Under float32 `wide` is the logits themselves.
-        auto minus_one = at::full({rows, 1}, -1.0, wide.options());
-        logits.copy_(wide.sub_(normalizer).exp_().scatter_add_(1, at_target, minus_one).mul_(scale));
+        auto minus = at::full({rows, 1}, smoothing - 1.0, wide.options());
+        auto gradients = wide.sub_(normalizer).exp_().scatter_add_(1, at_target, minus);
+        if (smoothing > 0) gradients.sub_(smoothing / static_cast<double>(classes));
+        logits.copy_(gradients.mul_(scale));
       }
-      own(losses, result);
+      own(at::stack({losses, hits}), result);
       return;
     }
     check_ids(targets, rows, classes);
-    auto losses = at::empty({rows}, logits.options().dtype(at::kDouble));
+    auto results = at::empty({2, rows}, logits.options().dtype(at::kDouble));
     of_type(logits.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       T* values = logits.data_ptr<T>();
       const auto* ids = targets.data_ptr<int64_t>();
-      double* to = losses.data_ptr<double>();
+      double* losses = results.data_ptr<double>();
+      double* hits = losses + rows;
       zf_parallel(rows, classes, [&](int64_t begin, int64_t end) {
-        zf_run<CrossEntropy<T>>(values + begin * classes, ids + begin, to + begin, end - begin, classes,
-                                gradient != 0, static_cast<float>(scale));
+        zf_run<CrossEntropy<T>>(values + begin * classes, ids + begin, losses + begin, hits + begin, end - begin, classes,
+                                gradient != 0, static_cast<float>(scale), smoothing);
       });
     });
-    own(losses, result);
+    own(results, result);
   });
 }
 

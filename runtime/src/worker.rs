@@ -297,6 +297,7 @@ fn build(
         l2_toward_pretrained: training.l2_toward_pretrained,
         recompute_every: config.gradient_checkpointing.then_some(config.gradient_checkpointing_every as usize),
         backward_prefetch: config.sharding.backward_prefetch,
+        label_smoothing: training.label_smoothing_factor,
         nonfinite: config.nonfinite_gradients,
         seed: training.seed,
         // Those of the rows that are trained on: known to whoever has the data.

@@ -112,6 +112,17 @@ fn every_family_equals_pytorch_and_is_the_same_to_the_bit_at_every_stage() {
 }
 
 #[test]
+fn smoothed_labels_give_pytorchs_losses() {
+    for model in ["qwen2", "gemma2", "gpt2"] {
+        for stage in [Stage::Zero, Stage::Three] {
+            let spec = Spec { curve: "smoothed".to_owned(), ..of_family(model, stage) };
+            let difference = difference_to_pytorch(&spec);
+            assert!(difference < 1e-5, "{model}, stage {stage}: {difference:e}");
+        }
+    }
+}
+
+#[test]
 fn any_number_of_ranks_equals_pytorch_at_the_same_global_batch() {
     for world_size in [1, 2, 3, 4, 8] {
         for stage in [Stage::Zero, Stage::Three] {

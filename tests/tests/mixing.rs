@@ -171,7 +171,7 @@ fn what_is_written_says_whose_loss_it_is() {
     );
     let ended = job.with("--eval_dataset", sources("", "")).run();
     ended.assert_done();
-    for told in ["held-out loss after step 2: ", "  loss 6.1840 [rows 6.1840, chat –]  lr ", ", chat 6.1099] ("] {
+    for told in ["held-out loss after step 2: ", "  loss 6.1840 [rows 6.1840, chat –]  lr ", ", chat 6.1099], "] {
         assert!(ended.out.contains(told), "{told} is missing\n{ended}");
     }
     let metrics = Metrics::of(&scene.path("run"));

@@ -157,7 +157,6 @@ fn what_is_not_built_is_never_dropped() {
         "neftune_noise_alpha: 5",
         "metric_for_best_model: eval_accuracy",
         "greater_is_better: true",
-        "label_smoothing_factor: 0.1",
         "optim: adafactor",
         "use_peft: true",
         "lr_scheduler_type: reduce_lr_on_plateau",
@@ -177,6 +176,24 @@ fn what_is_not_built_is_never_dropped() {
     let neutral = "  packing: false\n  fp16: false\n  neftune_noise_alpha: null\n  label_smoothing_factor: 0.0\n  \
         optim: adamw_torch_fused\n  save_total_limit: null\n  fsdp: ''\n  report_to: []\n  load_best_model_at_end: False\n";
     assert_eq!(resolved("", neutral).unwrap().notes, Vec::<String>::new());
+}
+
+#[test]
+fn training_ends_early_by_evaluations_alone() {
+    let refused = resolved("", "  early_stopping_patience: 3\n").unwrap_err();
+    says(
+        &refused,
+        &["job.yaml:5:", "early_stopping_patience is 3", "eval_strategy is no", "set eval_strategy to steps"],
+    );
+    let evaluated = "  eval_strategy: epoch\n  eval_dataset: e.jsonl\n";
+    let job =
+        resolved("", &format!("{evaluated}  early_stopping_patience: 3\n  early_stopping_threshold: 0.01\n")).unwrap();
+    assert_eq!((job.training.early_stopping_patience, job.training.early_stopping_threshold), (Some(3), 0.01));
+    let notes = resolved("", &format!("{evaluated}  early_stopping_threshold: 0.01\n")).unwrap().notes;
+    says(&notes.join("\n"), &["early_stopping_threshold", "without early_stopping_patience"]);
+    for wrong in ["early_stopping_patience: 0", "early_stopping_threshold: -1", "label_smoothing_factor: 1.5"] {
+        says(&resolved("", &format!("{evaluated}  {wrong}\n")).unwrap_err(), &[wrong.split(':').next().unwrap()]);
+    }
 }
 
 #[test]

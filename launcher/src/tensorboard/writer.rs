@@ -43,6 +43,7 @@ impl EventFile {
     pub fn step(&mut self, record: &StepRecord) -> std::io::Result<()> {
         let scalars = [
             ("train/loss", record.loss),
+            ("train/mean_token_accuracy", record.mean_token_accuracy),
             ("train/grad_norm", record.grad_norm),
             ("train/learning_rate", record.learning_rate),
             ("train/epoch", record.epoch),
@@ -60,8 +61,13 @@ impl EventFile {
 
     /// Adds an evaluation.
     pub fn evaluation(&mut self, record: &EvaluationRecord) -> std::io::Result<()> {
-        let scalars = [("eval/loss".to_owned(), record.loss), ("eval/runtime".to_owned(), record.seconds)];
-        let scalars: Vec<_> = scalars.into_iter().chain(of_sources("eval", &record.sources)).collect();
+        let scalars = [
+            ("eval/loss", record.loss),
+            ("eval/mean_token_accuracy", record.mean_token_accuracy),
+            ("eval/runtime", record.seconds),
+        ];
+        let scalars = scalars.into_iter().map(|(tag, value)| (tag.to_owned(), value));
+        let scalars: Vec<_> = scalars.chain(of_sources("eval", &record.sources)).collect();
         self.write(record.step, What::Summary(Summary::of(&scalars)))
     }
 

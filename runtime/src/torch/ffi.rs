@@ -106,8 +106,9 @@ unsafe extern "C" {
         targets: *mut c_void,
         gradient: c_int,
         scale: f64,
+        smoothing: f64,
         plain: c_int,
-        losses: *mut *mut c_void,
+        results: *mut *mut c_void,
     ) -> c_int;
     pub(crate) fn zf_add(to: *mut c_void, from: *mut c_void) -> c_int;
     pub(crate) fn zf_add_rows(table: *mut c_void, ids: *mut c_void, rows: *mut c_void) -> c_int;

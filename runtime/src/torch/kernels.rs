@@ -104,16 +104,24 @@ impl Kernels {
         !self.plain && device == Device::Cpu && matches!(kind, Kind::Float | Kind::BFloat16)
     }
 
-    /// The cross-entropies of `logits` `[rows, classes]` for `targets` `[rows]` (int64), float64 `[rows]`. With a `scale` the
-    /// logits become the gradient of the losses' sum × `scale`, in their own memory. No graph.
+    /// Of `logits` `[rows, classes]` for `targets` `[rows]` (int64): float64 `[2, rows]`, the cross-entropies, and 1 where the
+    /// target has the largest logit. `smoothing` of each label's weight is shared out evenly among all classes (Szegedy et al.,
+    /// "Rethinking the Inception Architecture for Computer Vision", 2016). With a `scale` the logits become the gradient of the
+    /// losses' sum × `scale`, in their own memory. No graph.
     ///
     /// # Errors
     /// Shapes or types that do not fit, a target that is no class, and what libtorch says.
-    pub fn cross_entropy(self, logits: &Tensor, targets: &Tensor, scale: Option<f64>) -> Result<Tensor, ShimError> {
+    pub fn cross_entropy(
+        self,
+        logits: &Tensor,
+        targets: &Tensor,
+        scale: Option<f64>,
+        smoothing: f64,
+    ) -> Result<Tensor, ShimError> {
         let (gradient, scale) = (c_int::from(scale.is_some()), scale.unwrap_or(0.0));
         // SAFETY: the handles are live tensors; the result is a new one.
         owned(|result| unsafe {
-            ffi::zf_cross_entropy(handle(logits), handle(targets), gradient, scale, self.flag(), result)
+            ffi::zf_cross_entropy(handle(logits), handle(targets), gradient, scale, smoothing, self.flag(), result)
         })
     }
 }
@@ -369,17 +377,23 @@ mod tests {
         for kind in TYPES {
             let logits = scattered(&[rows, classes], kind) * 5.0;
             let targets = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
+            // One target is the largest.
+            let largest = logits.argmax(-1, false);
+            let _set = targets.narrow(0, 2, 1).copy_(&largest.narrow(0, 2, 1));
+            let hits = largest.eq_tensor(&targets).to_kind(Kind::Double);
             let wide = logits.to_kind(Kind::Double).set_requires_grad(true);
-            let expected = -wide.log_softmax(-1, None).gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
             let seed = Tensor::full([rows], scale, (Kind::Double, Device::Cpu));
-            let gradient = autograd_grad(&[&expected], &[&seed], &[&wide]).unwrap().remove(0).unwrap();
-            for kernels in [Kernels::default(), Kernels::plain()] {
+            for (kernels, smoothing) in [Kernels::default(), Kernels::plain()].map(|it| [(it, 0.0), (it, 0.1)]).concat()
+            {
+                let expected = wide.cross_entropy_loss::<Tensor>(&targets, None, tch::Reduction::None, -100, smoothing);
+                let gradient = autograd_grad(&[&expected], &[&seed], &[&wide]).unwrap().remove(0).unwrap();
                 let in_place = logits.copy();
-                let kept = kernels.cross_entropy(&in_place, &targets, None).unwrap();
+                let kept = kernels.cross_entropy(&in_place, &targets, None, smoothing).unwrap();
                 assert!(in_place.equal(&logits), "without a scale the logits stay");
-                let losses = kernels.cross_entropy(&in_place, &targets, Some(scale)).unwrap();
-                assert!(losses.equal(&kept));
-                assert!(losses.allclose(&expected, 1e-6, 1e-6, false), "{kind:?} {kernels:?}");
+                let found = kernels.cross_entropy(&in_place, &targets, Some(scale), smoothing).unwrap();
+                assert!(found.equal(&kept));
+                assert!(found.get(0).allclose(&expected, 1e-6, 1e-6, false), "{kind:?} {kernels:?}");
+                assert!(found.get(1).equal(&hits), "{kind:?} {kernels:?}");
                 let relative = if kind == Kind::Float { 1e-4 } else { 1.0 / 256.0 };
                 let found = in_place.to_kind(Kind::Double);
                 assert!(found.allclose(&gradient, relative, 1e-7, false), "{kind:?} {kernels:?}");
@@ -442,8 +456,8 @@ mod tests {
                 for (name, result) in [("rms_norm", normed), ("swiglu", gated)] {
                     assert_eq!(result.isfinite().all().int64_value(&[]), 0, "{name} hides {value} in {kind:?}");
                 }
-                let loss = kernels.cross_entropy(&x.copy(), &target, Some(1.0)).unwrap();
-                assert!(!loss.double_value(&[0]).is_finite(), "cross_entropy hides {value} in {kind:?}");
+                let loss = kernels.cross_entropy(&x.copy(), &target, Some(1.0), 0.0).unwrap();
+                assert!(!loss.double_value(&[0, 0]).is_finite(), "cross_entropy hides {value} in {kind:?}");
             }
         }
     }
@@ -475,7 +489,7 @@ mod tests {
         assert!(kernels.rms_norm(&x, &Tensor::ones([7], options), 1e-5, 0.0).is_err());
         assert!(kernels.gated(&Tensor::ones([4, 7], options), Gate::Silu).is_err());
         let targets = Tensor::from_slice(&[0i64, 1, 8, 2]);
-        let error = kernels.cross_entropy(&x, &targets, None).unwrap_err();
+        let error = kernels.cross_entropy(&x, &targets, None, 0.0).unwrap_err();
         assert!(error.to_string().contains("8 is not one of 0 to 7"), "{error}");
         assert!(add(&x, &Tensor::ones([5], options)).is_err());
         let error = add_rows(&x, &Tensor::from_slice(&[4i64]), &Tensor::ones([1, 8], options)).unwrap_err();

@@ -13,8 +13,8 @@ const CHUNK: i64 = 512;
 
 /// What the head gives for one micro-batch.
 pub(super) struct HeadLoss {
-    /// The sums of the tokens' cross-entropies by their source, float64 `[sources]`, where `hidden` is, so that the host need not
-    /// wait for them.
+    /// By source, float64 `[2, sources]`, where `hidden` is, so that the host need not wait for them: the sums of the tokens'
+    /// cross-entropies, and how many tokens are the most probable ones.
     pub(super) sums: Tensor,
     /// The gradient of all sums × `scale` with respect to the hidden states given; `None` when it was not asked for.
     pub(super) hidden_gradient: Option<Tensor>,
@@ -26,6 +26,8 @@ pub(super) struct Head<'a> {
     pub(super) weight: &'a Tensor,
     /// What logits are capped at: l becomes c · tanh(l / c).
     pub(super) softcap: Option<f64>,
+    /// The share of a label's weight that all classes have evenly.
+    pub(super) smoothing: f64,
 }
 
 /// Which gradients are asked for.
@@ -52,14 +54,14 @@ pub(super) struct Targets {
 /// for.
 pub(super) fn head_loss(
     hidden: &Tensor,
-    &Head { weight, softcap }: &Head<'_>,
+    &Head { weight, softcap, smoothing }: &Head<'_>,
     targets: &Targets,
     gradients: Option<&HeadGradients>,
 ) -> Result<HeadLoss, TrainError> {
     let tokens = hidden.size()[0];
     let of_hidden = gradients.is_some_and(|gradients| gradients.hidden);
     let hidden_gradient = of_hidden.then(|| hidden.f_zeros_like()).transpose()?;
-    let sums = Tensor::f_zeros([targets.sources], (Kind::Double, hidden.device()))?;
+    let sums = Tensor::f_zeros([2, targets.sources], (Kind::Double, hidden.device()))?;
     let mut begin = 0;
     while begin < tokens {
         let length = CHUNK.min(tokens - begin);
@@ -68,12 +70,16 @@ pub(super) fn head_loss(
         let logits = Tensor::f_empty([length, weight.size()[0]], (weight.kind(), weight.device()))?;
         multiply(&logits, &chunk, &weight.f_transpose(0, 1)?)?;
         let slopes = softcap.map(|softcap| cap(&logits, softcap, gradients.is_some())).transpose()?.flatten();
-        let losses = Kernels::default().cross_entropy(&logits, &target, gradients.map(|gradients| gradients.scale))?;
+        let scale = gradients.map(|gradients| gradients.scale);
+        let losses = Kernels::default().cross_entropy(&logits, &target, scale, smoothing)?;
         if let Some(slopes) = slopes {
             let _scaled = logits.shallow_clone().f_mul_(&slopes)?;
         }
         match &targets.of_source {
-            None => drop(sums.shallow_clone().f_add_(&losses.f_sum(Kind::Double)?)?),
+            None => {
+                let _added =
+                    sums.shallow_clone().f_add_(&losses.f_sum_dim_intlist([1i64].as_slice(), true, Kind::Double)?)?;
+            }
             Some(of_source) => add_by_source(&sums, &losses, &of_source.f_narrow(0, begin, length)?)?,
         }
         if let Some(hidden_gradient) = &hidden_gradient {
@@ -97,13 +103,14 @@ fn cap(logits: &Tensor, softcap: f64, wants_slopes: bool) -> Result<Option<Tenso
     Ok(slopes)
 }
 
-/// Adds each loss to its source's sum: source by source, so that the order of adding, and with it the sum, is always the same.
+/// Adds each token's loss and hit to its source's sums: source by source, so that the order of adding, and with it the sum, is always the same.
 fn add_by_source(sums: &Tensor, losses: &Tensor, of_source: &Tensor) -> Result<(), TrainError> {
     let none = losses.f_zeros_like()?;
-    for source in 0..sums.size()[0] {
+    for source in 0..sums.size()[1] {
         // Chosen, not multiplied by 0: a loss that is no number is one of its own source alone.
         let own = losses.f_where_self(&of_source.f_eq(source)?, &none)?;
-        let _added = sums.f_select(0, source)?.f_add_(&own.f_sum(Kind::Double)?)?;
+        let _added =
+            sums.f_select(1, source)?.f_add_(&own.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?)?;
     }
     Ok(())
 }
@@ -130,11 +137,11 @@ mod tests {
             let weight_gradient = Tensor::zeros([vocabulary, width], options);
             let targets = Targets { ids: targets.shallow_clone(), sources: 1, of_source: None };
             let gradients = HeadGradients { weight: Some(weight_gradient.shallow_clone()), hidden: true, scale };
-            let head = Head { weight: &weight, softcap: None };
+            let head = Head { weight: &weight, softcap: None, smoothing: 0.0 };
             let loss = head_loss(&hidden, &head, &targets, Some(&gradients)).unwrap();
             (loss, weight_gradient)
         });
-        let sum = loss.sums.double_value(&[0]);
+        let sum = loss.sums.double_value(&[0, 0]);
         assert!((sum - expected.double_value(&[])).abs() < 1e-3 * sum);
         assert!(weight_gradient.allclose(&weight.grad(), 1e-4, 1e-5, false));
         assert!(loss.hidden_gradient.unwrap().allclose(&hidden.grad(), 1e-4, 1e-6, false));
@@ -153,12 +160,15 @@ mod tests {
         let losses =
             hidden.matmul(&weight.transpose(0, 1)).cross_entropy_loss::<Tensor>(&ids, None, Reduction::None, -100, 0.0);
         let targets = Targets { ids, sources: 3, of_source: Some(of_source.shallow_clone()) };
-        let sums =
-            tch::no_grad(|| head_loss(&hidden, &Head { weight: &weight, softcap: None }, &targets, None)).unwrap().sums;
+        let sums = tch::no_grad(|| {
+            head_loss(&hidden, &Head { weight: &weight, softcap: None, smoothing: 0.0 }, &targets, None)
+        })
+        .unwrap()
+        .sums;
         let broken = (tokens - 1) % 3;
         for source in 0..3 {
             let expected = losses.masked_select(&of_source.eq(source)).sum(Kind::Double).double_value(&[]);
-            let sum = sums.double_value(&[source]);
+            let sum = sums.double_value(&[0, source]);
             match source == broken {
                 true => assert!(!sum.is_finite()),
                 false => {

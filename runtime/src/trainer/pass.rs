@@ -76,6 +76,8 @@ pub(super) struct Pass<'a> {
     /// Keep only the input of every so many segments and compute them again for backward; none keeps everything.
     pub(super) recompute_every: Option<usize>,
     pub(super) backward_prefetch: BackwardPrefetch,
+    /// The share of a label's weight that all tokens have evenly.
+    pub(super) label_smoothing: f64,
     /// What everything random in this micro-batch follows from.
     pub(super) seed: u64,
     /// Looks for values that are not finite, instead of reducing gradients.
@@ -83,7 +85,7 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// The summed loss of a micro-batch by source, float64 `[sources]` on the device; gradients of all losses × `scale` go to
+    /// The summed loss and hits of a micro-batch by source, float64 `[2, sources]` on the device; gradients of all losses × `scale` go to
     /// the shards.
     pub(super) fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<Tensor, TrainError> {
         let batch = MicroBatch::new(batch, self.model)?;
@@ -131,7 +133,7 @@ impl Pass<'_> {
         Ok(loss)
     }
 
-    /// The summed loss of a micro-batch by source, float64 `[sources]` on the device, without gradients.
+    /// The summed loss and hits of a micro-batch by source, float64 `[2, sources]` on the device, without gradients.
     pub(super) fn forward(&mut self, batch: &Batch) -> Result<Tensor, TrainError> {
         let batch = MicroBatch::new(batch, self.model)?;
         let last = self.segments.all.len() - 1;
@@ -296,7 +298,7 @@ impl Pass<'_> {
         }
         self.end(span);
         if let Some(inspection) = &mut self.inspection {
-            inspection.loss(loss.sums.f_sum(Kind::Double)?.f_double_value(&[])?);
+            inspection.loss(loss.sums.f_select(0, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?);
         }
         self.prefetch_backward(index, BackwardPrefetch::Post)?;
         self.finish_gradient(index)?;
@@ -391,7 +393,7 @@ impl Pass<'_> {
 
     /// The head with what the model does to its logits.
     fn head_of<'a>(&self, weight: &'a Tensor) -> Head<'a> {
-        Head { weight, softcap: self.model.config.logit_softcap }
+        Head { weight, softcap: self.model.config.logit_softcap, smoothing: self.label_smoothing }
     }
 }
 

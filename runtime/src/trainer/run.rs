@@ -84,8 +84,8 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
     let rank = job.control.identity().rank;
     let mut profile = job.config.training.profile.map(|steps| Profile::new(steps, rank, job.config.profile_part(rank)));
     let (training, mut saves) = (&job.config.training, 0);
-    let mut stopped = false;
-    while finished < total && !stopped {
+    let (mut stopped, mut enough) = (false, trainer.is_patient_no_longer(&job.config.training));
+    while finished < total && !stopped && !enough {
         if let Some(profile) = &mut profile {
             profile.before_step(finished + 1, trainer.shards.comm())?;
         }
@@ -101,11 +101,13 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
         stopped = outcome.requests.stop && finished < total;
         trainer.look_after_save()?;
         trainer.report(job, &outcome);
-        let ends = stopped || finished == total;
+        let mut ends = stopped || finished == total;
         let Training { eval_strategy, eval_steps, save_strategy, save_steps, load_best_model_at_end, .. } = *training;
         let mut held_out_loss = None;
         if !stopped && due(eval_strategy, eval_steps, finished, ends, &job.plan) {
             held_out_loss = trainer.evaluate_and_report(job, finished)?;
+            enough = trainer.is_patient_no_longer(training);
+            ends |= enough;
         }
         let asked = std::mem::replace(&mut saves, outcome.requests.saves) < outcome.requests.saves;
         if asked || due(save_strategy, save_steps, finished, ends, &job.plan) {
@@ -153,6 +155,11 @@ fn due(strategy: Strategy, every: u32, finished: u64, ends: bool, plan: &StepPla
 }
 
 impl Trainer {
+    /// Whether the run ends by `early_stopping_patience`; the same on every rank, as held-out losses are.
+    fn is_patient_no_longer(&self, training: &Training) -> bool {
+        training.early_stopping_patience.is_some_and(|most| self.state.patience.evaluations >= most)
+    }
+
     /// This rank's micro-batches of the step after `finished` ones.
     fn window(&self, job: &Job<'_>, finished: u64) -> Result<Vec<Batch>, TrainError> {
         self.enter(Phase::Data);
@@ -187,6 +194,7 @@ impl Trainer {
             skipped: outcome.skipped.clone().unwrap_or_default(),
             phases: self.activity.take_times(),
             sources: named(&job.config.training.dataset, &outcome.sources),
+            mean_token_accuracy: outcome.token_accuracy,
         });
     }
 
@@ -195,10 +203,20 @@ impl Trainer {
         let Some(held_out) = &job.held_out else { return Ok(None) };
         let batch_size = job.config.training.per_device_eval_batch_size as usize;
         let evaluation = self.evaluate(held_out, batch_size)?;
+        if finished > 0 {
+            let threshold = job.config.training.early_stopping_threshold;
+            self.state.patience = self.state.patience.after(evaluation.loss, threshold);
+        }
         if job.control.identity().rank == 0 {
             job.control.report_evaluation(EvaluationRecord {
                 step: finished,
                 loss: evaluation.loss,
+                mean_token_accuracy: evaluation.token_accuracy,
+                without_gain: if self.is_patient_no_longer(&job.config.training) {
+                    self.state.patience.evaluations
+                } else {
+                    0
+                },
                 supervised_tokens: evaluation.supervised_tokens,
                 seconds: evaluation.elapsed.as_secs_f64(),
                 sources: job

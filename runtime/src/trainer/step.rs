@@ -29,6 +29,8 @@ pub struct StepOptions {
     pub recompute_every: Option<usize>,
     /// When backward gathers ahead.
     pub backward_prefetch: BackwardPrefetch,
+    /// The share of a label's weight that all tokens have evenly, in training and evaluation.
+    pub label_smoothing: f64,
     /// What is done when gradients are not finite.
     pub nonfinite: NonFinite,
     /// The seed of everything random in a step: dropout.
@@ -45,9 +47,44 @@ pub struct StepState {
     pub skipped: u64,
     /// The loss scale; only float16 has one.
     pub loss_scale: Option<LossScale>,
+    /// How long no evaluation was better, where a run stops for that.
+    #[serde(default, skip_serializing_if = "Patience::is_new")]
+    pub patience: Patience,
     /// The best checkpoint, where a run looks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Best>,
+}
+
+/// How long the held-out loss has not become better.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Patience {
+    /// The lowest held-out loss so far.
+    pub lowest: Option<f64>,
+    /// Evaluations since it was last beaten by more than the threshold.
+    pub evaluations: u32,
+}
+
+impl Patience {
+    fn is_new(&self) -> bool {
+        *self == Patience::default()
+    }
+
+    /// After another evaluation, as transformers' `EarlyStoppingCallback` counts: the lowest loss falls with every lower one, but
+    /// only one that is lower by more than `threshold` begins the count anew. What is not a number is not lower than anything.
+    #[must_use]
+    pub fn after(self, loss: f64, threshold: f64) -> Self {
+        let gained = self.lowest.map_or(f64::INFINITY, |lowest| lowest - loss);
+        let better = loss.is_finite() && gained > threshold.max(0.0);
+        Patience {
+            lowest: if loss.is_finite() {
+                Some(self.lowest.map_or(loss, |lowest| lowest.min(loss)))
+            } else {
+                self.lowest
+            },
+            evaluations: if better { 0 } else { self.evaluations + 1 },
+        }
+    }
 }
 
 /// What a rank is asked to do after a step. Over all ranks it is the most that any was asked for, so they agree.
@@ -79,15 +116,21 @@ pub struct SourceLoss {
 }
 
 impl SourceLoss {
-    /// Of each source, from what every rank tells: the sums of all sources, then how many tokens each has.
+    /// Of each source, from what every rank tells: the sums of all sources, then their hits, then how many tokens each has.
     pub(super) fn of_all(ranks: &[Vec<f64>], sources: usize) -> Vec<SourceLoss> {
         let total = |index: usize| ranks.iter().map(|numbers| numbers[index]).sum::<f64>();
         let of = |source: usize| {
-            let (sum, count) = (total(source), total(sources + source));
+            let (sum, count) = (total(source), total(2 * sources + source));
             SourceLoss { loss: sum / count, supervised_tokens: count as u64 }
         };
         (0..sources).map(of).collect()
     }
+}
+
+/// The share of supervised tokens that are the most probable ones, from what every rank tells ([`SourceLoss::of_all`]).
+pub(super) fn token_accuracy(ranks: &[Vec<f64>], sources: usize) -> f64 {
+    let total = |numbers: std::ops::Range<usize>| ranks.iter().flat_map(|all| &all[numbers.clone()]).sum::<f64>();
+    total(sources..2 * sources) / total(2 * sources..3 * sources)
 }
 
 /// What one step gave, over all ranks.
@@ -99,7 +142,9 @@ pub struct StepOutcome {
     pub loss: f64,
     /// The same of each source of rows; of one source it is `loss`.
     pub sources: Vec<SourceLoss>,
-    /// What is added to it for the distance from the pretrained weights, where they are kept.
+    /// The share of the supervised tokens that were the most probable ones.
+    pub token_accuracy: f64,
+    /// What is added to the loss for the distance from the pretrained weights, where they are kept.
     pub l2_toward_pretrained: Option<f64>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
@@ -170,7 +215,7 @@ impl Trainer {
         self.shards.begin_window()?;
         let device = self.shards.comm().device();
         let sources = window.first().map_or(1, |batch| batch.sources);
-        let mut losses = Tensor::f_zeros([sources as i64], (Kind::Double, device))?;
+        let mut losses = Tensor::f_zeros([2, sources as i64], (Kind::Double, device))?;
         for (index, batch) in window.iter().enumerate() {
             self.shards.begin_micro_batch(index + 1 == window.len());
             let seed = self.micro_batch_seed(step, index);
@@ -193,7 +238,7 @@ impl Trainer {
         let wait = self.shards.timeline().begin(Track::Host, || Label::new("wait"));
         let (squares, distance, losses) = {
             let _blocked = device.is_cuda().then(|| self.activity.block());
-            (squares.f_double_value(&[])?, distance.f_double_value(&[])?, Vec::<f64>::try_from(&losses)?)
+            (squares.f_double_value(&[])?, distance.f_double_value(&[])?, Vec::<f64>::try_from(&losses.f_view(-1)?)?)
         };
         self.shards.timeline().end(wait);
         let memory = [crate::metrics::peak_memory_bytes() as f64, torch::memory(device).peak as f64];
@@ -236,6 +281,7 @@ impl Trainer {
             step,
             loss,
             sources: SourceLoss::of_all(&by_source, sources),
+            token_accuracy: token_accuracy(&by_source, sources),
             l2_toward_pretrained: drawn.then_some(weight * distance),
             grad_norm,
             learning_rate,
@@ -316,6 +362,7 @@ impl Trainer {
             activity: &self.activity,
             recompute_every: self.options.recompute_every,
             backward_prefetch: self.options.backward_prefetch,
+            label_smoothing: self.options.label_smoothing,
             seed,
             inspection,
         }

@@ -210,6 +210,7 @@ impl Spec {
             l2_toward_pretrained: methods.l2_toward_pretrained,
             recompute_every: self.recompute_every,
             backward_prefetch: self.sharding.backward_prefetch,
+            label_smoothing: curve["recipe"]["label_smoothing_factor"].as_f64().unwrap_or(0.0),
             nonfinite: if self.nonfinite_skip { NonFinite::Skip } else { NonFinite::Stop },
             seed: 1,
             places: Places::default(),

@@ -113,6 +113,7 @@ impl MemorySpec {
             l2_toward_pretrained: training.l2_toward_pretrained,
             recompute_every: self.recompute_every,
             backward_prefetch: BackwardPrefetch::Pre,
+            label_smoothing: 0.0,
             nonfinite: NonFinite::Stop,
             seed: 1,
             places: Places::default(),
