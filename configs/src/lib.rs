@@ -30,6 +30,7 @@ mod error;
 mod flat;
 mod fsdp;
 mod generate;
+mod hardware;
 mod hub;
 mod known;
 mod known_training;
@@ -67,6 +68,7 @@ pub use compose::{Composed, Form, LeftOut, compose};
 pub use data::{ColumnMapping, DataNames, DataSource, Dataset};
 pub use error::ConfigError;
 pub use generate::{ComputeDtype, GenerateRequest};
+pub use hardware::{Gpu, Hardware, PriceRange};
 pub use hub::{HubData, HubName, has_ending, is_repository_name};
 pub use machine::{
     Answer, AttentionChoice, BenchRequest, CollectiveRate, CopyRate, DriverFacts, GpuFacts, NcclFacts, ProductRate,
