@@ -32,6 +32,16 @@ pub enum ConfigError {
         /// The presets there are, and the nearest one.
         hint: String,
     },
+    /// A description of hardware has no GPU of this name.
+    #[error("--gpu {name}: {file} has no GPU of this name\nhint: {hint}")]
+    NoSuchGpu {
+        /// The name as it was given.
+        name: String,
+        /// The file.
+        file: String,
+        /// The GPUs there are, and the nearest one.
+        hint: String,
+    },
     /// A file is not YAML, or not of the expected form.
     #[error("{file} cannot be understood: {message}")]
     Syntax {

@@ -31,6 +31,7 @@ mod flat;
 mod freezing;
 mod fsdp;
 mod generate;
+mod hardware;
 mod hub;
 mod known;
 mod known_training;
@@ -70,6 +71,7 @@ pub use data::{ColumnMapping, DataNames, DataSource, Dataset};
 pub use error::ConfigError;
 pub use freezing::{Freeze, GroupRule, GroupRules, NamePatterns};
 pub use generate::{ComputeDtype, GenerateRequest};
+pub use hardware::{Gpu, Hardware, PriceRange};
 pub use hub::{HubData, HubName, has_ending, is_repository_name};
 pub use machine::{
     Answer, AttentionChoice, BenchRequest, CollectiveRate, CopyRate, DriverFacts, GpuFacts, NcclFacts, ProductRate,

@@ -169,6 +169,13 @@ impl LaunchError {
         LaunchError::Usage { message: message.into(), hint: hint.into() }
     }
 
+    /// What is wrong with the value of an option; a last line `hint: …` stays the hint.
+    pub fn usage_of(option: &str, error: &dyn std::error::Error) -> Self {
+        let text = error.to_string();
+        let (message, hint) = text.split_once("\nhint: ").unwrap_or((&text, "see `launch cost --help`"));
+        LaunchError::usage(format!("{option}: {message}"), hint)
+    }
+
     /// A failed call to the system.
     pub fn system(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let action = action.into();

@@ -9,6 +9,7 @@
 //!            ├ doctor → what this machine has, lacks and reaches; asks `worker doctor` and bench
 //!            ├ bench → this machine's rates, by an errand of `worker bench`
 //!            ├ plan → what a job would need, from config.json alone
+//!            ├ cost → what it would take in time and money, from the same
 //!            ├ config → the configuration itself: shown, checked, written as a file
 //!            ├ data → training and held-out data: what is wrong with them, or a copy without it
 //!            ├ compare → `train` in several configurations, a few steps each
@@ -33,6 +34,7 @@ pub mod columns;
 pub mod compare;
 pub mod config_command;
 pub mod control;
+pub mod cost;
 pub mod data_command;
 pub mod doctor;
 pub mod environment;

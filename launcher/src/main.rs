@@ -9,8 +9,8 @@ use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
 use zerofold_launcher::logs::{self, LogFormat};
 use zerofold_launcher::terminal::Terminal;
 use zerofold_launcher::{
-    bench, checkpoints, compare, config_command, data_command, doctor, generate, hosts, hub, plan, run_report, train,
-    watch,
+    bench, checkpoints, compare, config_command, cost, data_command, doctor, generate, hosts, hub, plan, run_report,
+    train, watch,
 };
 
 fn main() -> ExitCode {
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     let ended = match meant {
         Ok(Meant::Train(options)) => train::train(&options, format, began),
         Ok(Meant::Plan(options)) => plan::plan(&options, &Terminal::new(false)),
+        Ok(Meant::Cost(options)) => cost::cost(&options, &Terminal::new(false)),
         Ok(Meant::Doctor(options)) => doctor::doctor(&options, &Terminal::new(false)),
         Ok(Meant::Token(file)) => hosts::make_token(file.as_deref()),
         Ok(Meant::Bench(options)) => bench::bench(&options, &Terminal::new(false)),

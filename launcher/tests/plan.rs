@@ -317,8 +317,8 @@ fn a_folder_needs_its_config_alone_and_this_machine_is_the_measure() {
 #[test]
 fn what_cannot_be_planned_is_told() {
     for (words, part) in [
-        (&["plan"][..], "plan needs a model\nhint: pass --model_name_or_path FOLDER"),
-        (&["plan", "--model", "llama-8b"], "did you mean llama-7b?"),
+        (&["plan"][..], "no model is named\nhint: pass --model_name_or_path FOLDER"),
+        (&["plan", "--model", "llama-9b"], "did you mean llama-7b?"),
         (&["plan", "--model", "llama-7b", "--model_name_or_path", "x"], "both name a model"),
         (&["plan", "--model", "llama-7b", "--gpu-memory", "80 apples"], "`apples` is no unit"),
         (&["plan", "--model", "llama-7b", "--gpu-memory", "80"], "less than 1 MiB\nhint: did you mean 80GiB?"),

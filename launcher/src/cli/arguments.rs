@@ -31,6 +31,8 @@ Examples:
       go on from the newest whole checkpoint
   launch plan --config zero3.yaml
       what each stage would need, and which one fits
+  launch cost --model llama-7b --gpus 8 --examples 10000
+      how long that takes and what it costs; --scale, --break-even, --published
   launch compare --config zero3.yaml
       a few steps of each stage: which one is fastest here
   launch config show --config zero3.yaml
@@ -110,7 +112,7 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .styles(styles)
         .max_term_width(110)
-        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch config ACTION [OPTIONS]\n       launch data check [OPTIONS]\n       launch generate --model NAME [OPTIONS]\n       launch status RUN [OPTIONS]\n       launch report RUN... [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]\n       launch token [FILE]")
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] cost [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch config ACTION [OPTIONS]\n       launch data check [OPTIONS]\n       launch generate --model NAME [OPTIONS]\n       launch status RUN [OPTIONS]\n       launch report RUN... [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]\n       launch token [FILE]")
         .after_help(EXAMPLES)
         .allow_external_subcommands(true)
         .subcommand_required(true)
@@ -120,6 +122,7 @@ pub(super) fn command() -> Command {
         .args(key_flags(true))
         .subcommand(train())
         .subcommand(plan())
+        .subcommand(super::cost::command())
         .subcommand(compare())
         .subcommand(super::config::command())
         .subcommand(super::data::command())

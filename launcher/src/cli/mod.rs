@@ -7,6 +7,7 @@ mod arguments;
 mod checkpoints;
 mod compare;
 mod config;
+mod cost;
 mod data;
 mod generate;
 mod machine;
@@ -24,6 +25,7 @@ use crate::bench::BenchOptions;
 use crate::checkpoints::{DiffOptions, ExportOptions, InspectOptions, VerifyOptions};
 use crate::compare::CompareOptions;
 use crate::config_command::ConfigOptions;
+use crate::cost::CostOptions;
 use crate::data_command::DataOptions;
 use crate::doctor::DoctorOptions;
 use crate::error::LaunchError;
@@ -35,9 +37,10 @@ use crate::train::TrainOptions;
 use crate::watch::StatusOptions;
 
 /// The commands.
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 18] = [
     "train",
     "plan",
+    "cost",
     "compare",
     "config",
     "data",
@@ -62,6 +65,8 @@ pub enum Meant {
     Train(Box<TrainOptions>),
     /// Tell what a job would need.
     Plan(Box<PlanOptions>),
+    /// Tell what a job would take in time and money.
+    Cost(Box<CostOptions>),
     /// Train a few steps in several configurations.
     Compare(Box<CompareOptions>),
     /// Show, check or write a configuration.
@@ -122,6 +127,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
     match matches.subcommand() {
         Some(("train", after)) => Ok(Meant::Train(Box::new(train::meant(&matches, after)?))),
         Some(("plan", after)) => Ok(Meant::Plan(Box::new(plan::meant(&matches, after)?))),
+        Some(("cost", after)) => Ok(Meant::Cost(Box::new(cost::meant(&matches, after)?))),
         Some(("compare", after)) => Ok(Meant::Compare(Box::new(compare::meant(&matches, after)?))),
         Some(("config", after)) => Ok(Meant::Config(Box::new(config::meant(&matches, after)?))),
         Some(("data", after)) => Ok(Meant::Data(Box::new(data::meant(&matches, after)?))),

@@ -11,16 +11,16 @@ use crate::format;
 const MUCH_ACCUMULATION: usize = 4;
 
 /// What is known when advice is put into words.
-pub(super) struct Situation<'a> {
-    pub(super) config: &'a Resolved,
-    pub(super) inputs: &'a PlanInputs<'a>,
+pub(crate) struct Situation<'a> {
+    pub(crate) config: &'a Resolved,
+    pub(crate) inputs: &'a PlanInputs<'a>,
     /// A row per stage, and one with the configuration's copies where it has some.
-    pub(super) plans: &'a [Plan],
-    pub(super) capacity: Capacity,
+    pub(crate) plans: &'a [Plan],
+    pub(crate) capacity: Capacity,
 }
 
 /// What to do, with the reason.
-pub(super) fn lines(advice: &Advice, situation: &Situation<'_>) -> Vec<String> {
+pub(crate) fn lines(advice: &Advice, situation: &Situation<'_>) -> Vec<String> {
     match advice {
         Advice::Stage(need) => vec![recommended(*need, situation)],
         Advice::Nothing { least, levers } => nothing_fits(*least, levers, situation),

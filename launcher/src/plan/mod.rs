@@ -12,7 +12,8 @@ mod record;
 mod size;
 mod table;
 
-pub(crate) use question::parameters;
+pub(crate) use advice::{Situation, lines as advice_lines};
+pub(crate) use question::{Question, parameters};
 pub use record::{Measured, PlanRecord, Prediction};
 pub use size::{SizeError, parse_size};
 pub(crate) use table::stage_name;
@@ -23,8 +24,6 @@ use zerofold_plan::{Advice, Plan, PlannedDevice, RESERVE, plan_all_stages, recom
 
 use crate::error::LaunchError;
 use crate::terminal::Terminal;
-use advice::Situation;
-use question::Question;
 
 /// What the command line asks of `plan`.
 #[derive(Clone, Debug)]
@@ -41,11 +40,11 @@ pub struct PlanOptions {
 
 /// The memory that a rank may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Capacity {
+pub(crate) struct Capacity {
     /// Bytes of one rank.
-    bytes: u64,
+    pub(crate) bytes: u64,
     /// What has them: a GPU, or this machine with all ranks.
-    device: PlannedDevice,
+    pub(crate) device: PlannedDevice,
 }
 
 /// Answers the question on `terminal`; returns the exit code, 0 even when nothing fits: the question was answered.

@@ -17,21 +17,23 @@ use crate::trained;
 
 /// Required keys that a plan does without.
 const NOT_NEEDED: [&str; 4] = ["dataset", "eval_dataset", "output_dir", "offload_optimizer_nvme_path"];
+/// What stands for them.
+const PLACEHOLDER: &str = "-";
 /// The required key that a published model's name stands in for.
 const MODEL: &str = "model_name_or_path";
 
 /// A question that can be answered.
-pub(super) struct Question {
+pub(crate) struct Question {
     /// What is configured.
-    pub(super) config: Resolved,
+    pub(crate) config: Resolved,
     /// The model's name, or its folder.
-    pub(super) name: String,
+    pub(crate) name: String,
     model: ModelConfig,
     device: PlannedDevice,
 }
 
 impl Question {
-    pub(super) fn of(options: &PlanOptions, terminal: &Terminal) -> Result<Question, LaunchError> {
+    pub(crate) fn of(options: &PlanOptions, terminal: &Terminal) -> Result<Question, LaunchError> {
         let (options, published) = &named(options)?;
         let for_gpus = published.is_some() || options.gpu_memory.is_some();
         let mut config = resolve_what_matters(&options.inputs, published.is_some())?;
@@ -56,17 +58,24 @@ impl Question {
         Ok(Question { config, name, model, device })
     }
 
-    pub(super) fn inputs(&self) -> PlanInputs<'_> {
+    pub(crate) fn inputs(&self) -> PlanInputs<'_> {
         PlanInputs::of(&self.config, &self.model, self.device)
     }
 
+    /// Whether data are named, and a model that they can be read for.
+    pub(crate) fn has_data(&self) -> bool {
+        let named = |path: &str| path != PLACEHOLDER;
+        self.config.training.dataset.sources().iter().all(|source| source.path.names().iter().all(|name| named(name)))
+            && self.config.training.model_name_or_path.as_os_str() != PLACEHOLDER
+    }
+
     /// Parameters of the model, padding left out.
-    pub(super) fn parameters(&self) -> u64 {
+    pub(crate) fn parameters(&self) -> u64 {
         parameters(&self.model, self.config.sharding.units)
     }
 
     /// The memory of one rank: the GPU's, or on the CPU an equal share of this machine's.
-    pub(super) fn capacity(&self, gpu_memory: Option<u64>) -> Option<Capacity> {
+    pub(crate) fn capacity(&self, gpu_memory: Option<u64>) -> Option<Capacity> {
         if let Some(bytes) = gpu_memory {
             return Some(Capacity { bytes, device: PlannedDevice::Gpu });
         }
@@ -77,7 +86,7 @@ impl Question {
     }
 
     /// The question in words.
-    pub(super) fn words(&self) -> Vec<String> {
+    pub(crate) fn words(&self) -> Vec<String> {
         let inputs = self.inputs();
         let types = &inputs.types;
         let precision = match self.config.mixed_precision {
@@ -170,11 +179,11 @@ fn resolve_what_matters(inputs: &Inputs, published: bool) -> Result<Resolved, La
             if key == MODEL && !published {
                 let hint = "pass --model_name_or_path FOLDER (its config.json is enough), --model llama-7b for a published \
                             shape, or --config FILE that names a model";
-                return Err(LaunchError::usage("plan needs a model", hint));
+                return Err(LaunchError::usage("no model is named", hint));
             }
             let given = inputs.flags.iter().any(|(name, _)| name == key);
             if !given && (key == MODEL || NOT_NEEDED.contains(&key)) {
-                inputs.flags.push((key.to_owned(), "-".to_owned()));
+                inputs.flags.push((key.to_owned(), PLACEHOLDER.to_owned()));
             }
         }
         if inputs.flags.len() == before {

@@ -10,17 +10,12 @@ use crate::model::ModelConfig;
 /// it where less is needed: attention is causal, so half of its products count, and less where it has a window, and the head counts on supervised tokens only.
 /// Looking up an embedding is no product. What is recomputed in backward is not counted twice.
 pub fn model_flops(model: &ModelConfig, length: usize, supervised: usize) -> f64 {
-    let [hidden, inner, layers, tokens, supervised] =
-        [model.hidden_size, model.intermediate_size, model.num_hidden_layers, length, supervised].map(|it| it as f64);
+    let [hidden, layers, tokens, supervised] =
+        [model.hidden_size, model.num_hidden_layers, length, supervised].map(|it| it as f64);
     let [query, key] = [model.num_attention_heads, model.num_key_value_heads].map(|it| (it * model.head_dim) as f64);
-    let mlp = if model.gated { 3.0 } else { 2.0 };
-    let block = hidden * (query + 2.0 * key) + query * hidden + mlp * hidden * inner;
+    let block = hidden * (query + 2.0 * key) + query * hidden + model.mlp_weights() as f64;
     let head = hidden * model.vocab_size as f64;
-    // Positions that the tokens of a row see, over all layers.
-    let seen = (0..model.num_hidden_layers).map(|layer| match model.layer(layer).window {
-        Some(window) if window < length => window as f64 * (tokens - window as f64 / 2.0),
-        _ => tokens * tokens / 2.0,
-    });
+    let seen = (0..model.num_hidden_layers).map(|layer| model.positions_seen(layer, length));
     let attention = 12.0 * query * seen.sum::<f64>();
     6.0 * layers * block * tokens + attention + 6.0 * head * supervised
 }

@@ -4,6 +4,7 @@
 //! flat parameter, which is cut into one shard per rank. [`plan`] tells what a job needs before it runs: bytes of memory
 //! per rank at each stage, bytes sent per step, bytes on disk; [`recommend`] picks the simplest stage that fits.
 
+mod cost;
 mod flops;
 mod grouping;
 mod layout;
@@ -12,6 +13,12 @@ mod planning;
 mod spec;
 mod theory;
 
+pub use cost::{
+    Assumed, AssumptionError, Assumptions, BreakEven, CALIBRATED_ON, CalibrationError, Compute, CostInputs, GUIDE,
+    GUIDE_EXAMPLES, GUIDE_LENGTH, GuideRow, Held, Overtaking, PUBLISHED_RUNS, Prediction, PublishedError, PublishedRun,
+    Range, Recomputed, Requests, RunCost, RunData, Scale, Scaled, ScaledLayout, ScaledRow, StepTime, Verdict, Wire,
+    break_even, calibrate, hold, judge, predict, scale,
+};
 pub use flops::model_flops;
 pub use grouping::GroupingError;
 pub use layout::{ALIGNMENT, Layout, LayoutError, Mesh, PlacedLeaf, PlacedParameter, Run, UnitLayout};

@@ -291,6 +291,20 @@ impl ModelConfig {
         self.num_attention_heads / self.num_key_value_heads
     }
 
+    /// How many positions the tokens of a row see in a layer, all together; half of those at the edge count.
+    pub fn positions_seen(&self, layer: usize, length: usize) -> f64 {
+        let tokens = length as f64;
+        match self.layer(layer).window {
+            Some(window) if window < length => window as f64 * (tokens - window as f64 / 2.0),
+            _ => tokens * tokens / 2.0,
+        }
+    }
+
+    /// The weights of an MLP's products: two matrices, with a gate three.
+    pub fn mlp_weights(&self) -> usize {
+        (if self.gated { 3 } else { 2 }) * self.hidden_size * self.intermediate_size
+    }
+
     /// What scores are multiplied by.
     pub fn score_scale(&self) -> f64 {
         self.attention_scale.unwrap_or(1.0 / (self.head_dim as f64).sqrt())

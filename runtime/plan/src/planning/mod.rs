@@ -15,6 +15,7 @@ mod sizes;
 mod wire;
 
 pub use advice::{Advice, Lever, Need, RESERVE, Tried, recommend, usable};
+pub(crate) use wire::{Gather, GatherBuffers};
 
 use crate::layout::{Layout, LayoutError, Mesh};
 use crate::model::{ModelConfig, ModelUnits, SegmentKind};
@@ -241,7 +242,7 @@ pub fn segment_bytes(inputs: &PlanInputs<'_>, kind: SegmentKind) -> SegmentBytes
 }
 
 /// Whether a segment, by its place after the embedding, is computed a second time for backward.
-fn recomputed(inputs: &PlanInputs<'_>, index: usize) -> bool {
+pub(crate) fn recomputed(inputs: &PlanInputs<'_>, index: usize) -> bool {
     inputs.gradient_checkpointing && index.is_multiple_of(inputs.gradient_checkpointing_every.max(1))
 }
 

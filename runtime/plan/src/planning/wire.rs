@@ -57,42 +57,81 @@ struct Gathered {
     group: u64,
 }
 
-/// Goes through the gathers of a window with the buffers that there are. A buffer keeps what it last held until another
-/// unit needs it, so the units that forward used last need no second gather (runtime/src/shard/buffers.rs).
+/// Goes through the gathers of a window with the buffers that there are.
 fn gathers(inputs: &PlanInputs<'_>, cut: &ModelUnits, layout: &Layout) -> Gathered {
     let forward: Vec<usize> = cut.segments.iter().map(|segment| segment.unit).collect();
     // The embedding's backward needs no weights, and what lies below everything trained has none.
     let backward = cut.segments[lowest_trained(cut)..].iter().rev();
     let backward = backward.filter(|segment| segment.kind != SegmentKind::Embedding);
     let backward: Vec<usize> = backward.map(|segment| segment.unit).collect();
-    let (buffers, grouped) = match inputs.sharding.reshard_after_forward {
-        ReshardAfterForward::Always(true) => (PASSING, false),
-        ReshardAfterForward::Always(false) => (layout.units.len(), false),
-        ReshardAfterForward::Group(_) => (PASSING, true),
-    };
+    let mut buffers = GatherBuffers::new(inputs.sharding.reshard_after_forward, layout);
     let mut gathered = Gathered::default();
-    // Units that were gathered in this window: those that stay are there, of others a group may keep the shards.
-    let mut seen = vec![false; layout.units.len()];
-    // The units in the shared buffers, the one used last at the end.
-    let mut held: Vec<usize> = Vec::new();
     for _ in 0..inputs.accumulation {
         for &unit in forward.iter().chain(&backward) {
             let numel = layout.units[unit].numel as u64;
-            let again = std::mem::replace(&mut seen[unit], true);
-            if layout.units[unit].stays_gathered {
-                gathered.all += if again { 0 } else { numel };
-                continue;
-            }
-            match held.iter().position(|&other| other == unit) {
-                Some(index) => drop(held.remove(index)),
-                None if again && grouped => gathered.group += numel,
-                None => gathered.all += numel,
-            }
-            held.push(unit);
-            if held.len() > buffers {
-                held.remove(0);
+            match buffers.take(unit) {
+                Gather::None => {}
+                Gather::All => gathered.all += numel,
+                Gather::Group => gathered.group += numel,
             }
         }
     }
     gathered
+}
+
+/// What a unit that is needed asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gather {
+    /// Nothing: it is there.
+    None,
+    /// A gather among all ranks of a copy.
+    All,
+    /// A gather among a small group's.
+    Group,
+}
+
+/// The buffers of stage 3 in a window. A buffer keeps what it last held until another unit needs it, so the units that forward
+/// used last need no second gather (runtime/src/shard/buffers.rs).
+pub(crate) struct GatherBuffers {
+    limit: usize,
+    grouped: bool,
+    stays: Vec<bool>,
+    /// Units that were gathered in this window: those that stay are there, of others a group may keep the shards.
+    seen: Vec<bool>,
+    /// The units in the shared buffers, the one used last at the end.
+    held: Vec<usize>,
+}
+
+impl GatherBuffers {
+    /// Empty ones, as at the window's beginning.
+    pub(crate) fn new(reshard: ReshardAfterForward, layout: &Layout) -> GatherBuffers {
+        let (limit, grouped) = match reshard {
+            ReshardAfterForward::Always(true) => (PASSING, false),
+            ReshardAfterForward::Always(false) => (layout.units.len(), false),
+            ReshardAfterForward::Group(_) => (PASSING, true),
+        };
+        let stays = layout.units.iter().map(|unit| unit.stays_gathered).collect();
+        GatherBuffers { limit, grouped, stays, seen: vec![false; layout.units.len()], held: Vec::new() }
+    }
+
+    /// The unit is needed now.
+    pub(crate) fn take(&mut self, unit: usize) -> Gather {
+        let again = std::mem::replace(&mut self.seen[unit], true);
+        if self.stays[unit] {
+            return if again { Gather::None } else { Gather::All };
+        }
+        let gather = match self.held.iter().position(|&other| other == unit) {
+            Some(index) => {
+                self.held.remove(index);
+                Gather::None
+            }
+            None if again && self.grouped => Gather::Group,
+            None => Gather::All,
+        };
+        self.held.push(unit);
+        if self.held.len() > self.limit {
+            self.held.remove(0);
+        }
+        gather
+    }
 }
