@@ -229,8 +229,7 @@ fn a_checkpoint_has_zeros_for_what_has_no_moments() {
     assert_eq!(trained["frozen"].as_array().unwrap().len(), 10, "{trained}");
 }
 
-/// What was frozen begins when it is thawed, as a parameter of PyTorch that had no gradient before: against a run that thaws at
-/// that step by itself. Groups that were frozen in part are refused.
+/// What was frozen and is trained now goes on from there. Groups that were frozen in part are refused.
 #[test]
 fn other_groups_than_those_of_the_checkpoint_begin_anew_or_are_refused() {
     let root = tempfile::tempdir().unwrap();

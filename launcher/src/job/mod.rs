@@ -29,12 +29,11 @@ use crate::run_folder::{Resume, RunFolder};
 use crate::store::{self, Keep, Uploader};
 use crate::supervise::Limits;
 use crate::terminal::Terminal;
-use crate::trained;
 use crate::watch::{Board, ControlFile, MetricsEndpoint, Told};
 use crate::worker_command::find_worker;
 use crate::{
     announce, best_checkpoint, cache_folder, chat_template, initial_model, model_folder, offload_folder, profile,
-    resume, signals,
+    resume, signals, trained,
 };
 
 pub(crate) use generations::Restarts;

@@ -262,7 +262,7 @@ pub(crate) fn check(all: bool, tally: &mut Tally) {
     };
     // What is frozen is spared: below the head, in the lower layers, and in between.
     for shape in [SHAPES[0], SHAPES[1]] {
-        for stage in [Stage::Zero, Stage::Two, Stage::Three] {
+        for stage in [Stage::Two, Stage::Three] {
             let frozen = [
                 ("head alone", "all_but_head"),
                 ("upper half", "model.embed_tokens.weight,model.layers.[01].*"),

@@ -100,8 +100,9 @@ pub(super) fn reduce_buffers(layout: &Layout, types: &ElementTypes) -> ReduceByt
     let of_unit = |unit: &&UnitLayout| SUM_BYTES * unit.shard_numel + if casts { wire * unit.numel } else { 0 };
     let together = order.windows(PASSING.min(order.len()).max(1)).map(|units| units.iter().map(of_unit).sum());
     let under_way: usize = if float32 || shards == 1 { 0 } else { together.max().unwrap_or(0) };
-    // A unit that stays gathered is waited for first: its gradient begins with the loss.
-    let last = order.last().filter(|unit| under_way > 0 && !unit.stays_gathered).map_or(0, of_unit);
+    // A unit whose gradient begins with the loss is waited for first: one that stays gathered, or the only one.
+    let begins = |unit: &&&UnitLayout| unit.stays_gathered || order.len() == 1;
+    let last = order.last().filter(|unit| under_way > 0 && !begins(unit)).map_or(0, of_unit);
     ReduceBytes { receive: spaces.total() as u64, under_way: under_way as u64, last: last as u64 }
 }
 
