@@ -151,7 +151,7 @@ struct Counts {
 
 /// What supervision does with each event, and twice a second.
 fn watch(control: &ControlPlane, received: mpsc::Receiver<Event>, over: &AtomicBool) -> Counts {
-    let (mut counts, began) = (Counts::default(), Instant::now());
+    let (mut counts, began, mut said) = (Counts::default(), Instant::now(), String::new());
     loop {
         match received.recv_timeout(Duration::from_millis(500)) {
             Ok(Event::Joined { .. }) => counts.joined += 1,
@@ -162,9 +162,13 @@ fn watch(control: &ControlPlane, received: mpsc::Receiver<Event>, over: &AtomicB
             Err(_) => {}
         }
         let found = control.look(|members| hang::diagnose(Instant::now(), began, members));
-        if let Some(hang) = found {
-            println!("held up: {}", hang.words);
+        // Said once for each rank that is looked at, as supervision does.
+        let words = found.map(|hang| hang.words).unwrap_or_default();
+        let begins = |words: &str| words.split(',').next().unwrap_or_default().to_owned();
+        if !words.is_empty() && begins(&words) != begins(&said) {
+            println!("held up: {words}");
         }
+        said = words;
     }
 }
 

@@ -20,8 +20,7 @@ fn refused_unless(key: &str) -> Option<Value> {
         | "use_sliding_window"
         | "use_bidirectional_attention"
         | "add_cross_attention"
-        | "is_decoder"
-        | "tie_encoder_decoder" => json!(false),
+        | "lm_head_bias" => json!(false),
         "hidden_dropout" | "embd_pdrop" | "resid_pdrop" | "num_local_experts" | "num_experts" => json!(0),
         "partial_rotary_factor" | "embedding_multiplier" | "residual_multiplier" | "logits_scaling" => json!(1),
         "hidden_act" => json!("silu"),

@@ -102,6 +102,10 @@ fn families_have_defaults_of_their_own() {
     let (qwen2, qwen3) = (parse(r#""model_type": "qwen2", "num_key_value_heads": 2"#).expect("Qwen 2"), of_qwen3());
     assert_eq!((qwen2.biases, qwen2.layer(0).window), (Biases { qkv: true, ..Biases::default() }, None));
     assert_eq!((qwen3.head_dim, qwen3.query_key_norm, qwen3.biases), (128, true, Biases::default()));
+    // As the files of Qwen 3 have it.
+    let open =
+        r#""model_type": "qwen3", "num_key_value_heads": 2, "use_sliding_window": false, "sliding_window": null"#;
+    assert_eq!(parse(open).expect("no window").layer(2).window, None);
     let gemma2 = of("gemma2");
     assert_eq!((gemma2.head_dim, gemma2.num_key_value_heads, gemma2.tie_word_embeddings), (256, 4, true));
     assert_eq!(

@@ -37,7 +37,7 @@ fn read(file: &File) -> Result<ModelConfig, ModelConfigError> {
     let config = gemma(file, &defaults)?;
     let windowed = file.windowed_layers(config.num_hidden_layers)?;
     let windowed = windowed.unwrap_or_else(|| (0..config.num_hidden_layers).map(|layer| layer % 2 == 0).collect());
-    let window = file.window(4096)?;
+    let window = file.window(&windowed, 4096)?;
     Ok(ModelConfig {
         attention_softcap: cap("attn_logit_softcapping", 50.0)?,
         logit_softcap: cap("final_logit_softcapping", 30.0)?,

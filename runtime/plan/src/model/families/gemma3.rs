@@ -33,7 +33,7 @@ fn read(file: &File) -> Result<ModelConfig, ModelConfigError> {
             (1..=layers).map(|layer| !layer.is_multiple_of(pattern)).collect()
         }
     };
-    let window = file.window(4096)?;
+    let window = file.window(&windowed, 4096)?;
     let layer = |windowed: bool| match windowed {
         true => LayerAttention { window: Some(window), rope: Some(SLIDING) },
         false => LayerAttention { window: None, rope: Some(FULL) },

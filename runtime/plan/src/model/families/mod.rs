@@ -138,12 +138,14 @@ impl File {
         windowed.collect::<Result<_, _>>().map(Some)
     }
 
-    /// The window of layers that have one.
-    fn window(&self, default: usize) -> Result<usize, ModelConfigError> {
+    /// The window of layers of which some have one, with the one that an absent key means.
+    fn window(&self, windowed: &[bool], default: usize) -> Result<usize, ModelConfigError> {
         match (self.has("sliding_window"), self.optional_size("sliding_window")?) {
             (_, Some(window)) => Ok(window),
-            (false, None) => Ok(default),
-            (true, None) => Err(self.invalid("sliding_window", "layers of sliding attention need a window, in tokens")),
+            (true, None) if windowed.contains(&true) => {
+                Err(self.invalid("sliding_window", "layers of sliding attention need a window, in tokens"))
+            }
+            _ => Ok(default),
         }
     }
 
@@ -167,7 +169,7 @@ impl File {
             let reason = "it names sliding_attention, but use_sliding_window is false";
             return Err(self.invalid("layer_types", reason));
         }
-        let window = self.window(4096)?;
+        let window = self.window(&windowed, 4096)?;
         Ok(windowed.into_iter().map(|has| LayerAttention { window: has.then_some(window), rope: Some(0) }).collect())
     }
 }
