@@ -102,13 +102,15 @@ fn by_classes(setting: &Setting) -> Result<(UnitPolicy, Vec<String>), ConfigErro
         _ => None,
     };
     let names: Option<Vec<String>> = names.map(|names| names.iter().map(|name| name.trim().to_owned()).collect());
-    let hint = "name the decoder layer (LlamaDecoderLayer), or attention and MLP together (LlamaAttention,LlamaMLP)";
+    let hint = "name the model's class of layers (LlamaDecoderLayer, GPT2Block), or of attention and MLP together \
+                (LlamaAttention,LlamaMLP)";
     let Some(names) = names.filter(|names| names.iter().all(|name| !name.is_empty())) else {
         return Err(setting.not_allowed("it must be names of classes with commas between them", Some(hint.to_owned())));
     };
     let has = |ending: &str| names.iter().any(|name| name.ends_with(ending));
-    let (layer, attention, mlp) = (has("DecoderLayer"), has("Attention"), has("MLP"));
-    let ends = |name: &&String| ["DecoderLayer", "Attention", "MLP"].iter().any(|ending| name.ends_with(ending));
+    // Which classes a model has is looked at once it is known.
+    let (layer, attention, mlp) = (has("Layer") || has("Block"), has("Attention"), has("MLP"));
+    let ends = |name: &&String| ["Layer", "Block", "Attention", "MLP"].iter().any(|ending| name.ends_with(ending));
     let complaint = match names.iter().find(|name| !ends(name)) {
         Some(other) => format!("units are decoder layers or their halves, and {other} is neither"),
         None if attention != mlp => {

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use zerofold_checkpoint::ModelFiles;
+use zerofold_checkpoint::{CheckpointError, ModelFiles, Naming};
 use zerofold_configs::Resolved;
-use zerofold_plan::{ModelConfig, ModelUnits};
+use zerofold_plan::{FileNames, ModelConfig, ModelUnits};
 
 use crate::error::LaunchError;
 
@@ -70,6 +70,21 @@ pub fn check_groups(config: &Resolved, model: &ModelConfig) -> Result<(), Launch
     })
 }
 
+/// The weights in a model's folder, under the names that the model has for them where its configuration can be read.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn weights(folder: &Path) -> Result<ModelFiles, CheckpointError> {
+    let files = ModelFiles::open(folder)?;
+    Ok(match ModelConfig::read(folder) {
+        Ok(config) => {
+            let FileNames { parameters, prefix, ignored } = config.file_names();
+            files.renamed(&Naming { parameters, prefix, ignored })
+        }
+        Err(_) => files,
+    })
+}
+
 /// A sentence about rows of `tokens` tokens where the model was made for shorter ones; `what` is what is so long, with its
 /// verb.
 pub fn too_long(what: &str, tokens: usize, model: &ModelConfig) -> Option<String> {
@@ -82,9 +97,33 @@ pub fn too_long(what: &str, tokens: usize, model: &ModelConfig) -> Option<String
     })
 }
 
+/// Refuses rows that the model has no positions for: they would end the job at the step that meets them.
+///
+/// # Errors
+/// [`LaunchError::Usage`] with the length and the limit; `what` are the rows, `longest` the longest of them in tokens.
+pub fn check_positions(what: &str, longest: usize, model: &ModelConfig) -> Result<(), LaunchError> {
+    match model.max_exact_length().filter(|&most| longest > most) {
+        None => Ok(()),
+        Some(most) => Err(LaunchError::usage(
+            format!("{what} have up to {longest} tokens, and the model has positions for {most}"),
+            format!("set max_length to {most} or less"),
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_that_the_model_has_no_positions_for_are_refused() {
+        let llama = ModelConfig::published("llama-7b").unwrap();
+        assert!(check_positions("training rows", 1 << 20, &llama).is_ok());
+        let learned = ModelConfig { learned_positions: true, max_position_embeddings: 1024, ..llama };
+        assert!(check_positions("training rows", 1024, &learned).is_ok());
+        let told = check_positions("training rows", 1025, &learned).unwrap_err().to_string();
+        assert!(told.contains("up to 1025 tokens") && told.contains("positions for 1024"), "{told}");
+    }
 
     #[test]
     fn rows_beyond_the_positions_of_the_model_are_told() {

@@ -37,8 +37,8 @@ pub(crate) fn lines(config: &Resolved, model: &ModelConfig) -> Vec<String> {
         _ => None,
     };
     lines.extend(often.map(|often| format!("       first {first}, every {often} the next lower layer")));
-    let embedding = cut.units.first().and_then(|unit| unit.leaves.first());
-    if model.tie_word_embeddings && embedding.is_some_and(|leaf| leaf.group.is_trained(0)) {
+    let head = cut.segments.last().and_then(|head| cut.units[head.unit].leaves.get(head.leaves.start));
+    if model.ties_head() && head.is_some_and(|leaf| leaf.group.is_trained(0)) {
         lines.push("       the head is the embedding too (tied), so backward goes through all layers to it".to_owned());
     }
     lines

@@ -1,7 +1,7 @@
 //! What a rank computes on: checked, claimed and told before anything is built on it.
 
 use crate::gpu::{self, Claimed, GpuError, Version};
-use crate::model::{Kernel, ModelError, Transformer};
+use crate::model::{ModelError, Transformer};
 use crate::torch;
 use crate::worker::WorkerError;
 use tch::Device;
@@ -98,15 +98,15 @@ pub(crate) fn claim(wanted: &Wanted, local_rank: usize) -> Result<RankDevice, Wo
 
 /// Says how attention goes, and warns of a kernel whose memory grows with the square of the rows' length.
 pub(crate) fn tell_attention(model: &Transformer, length: usize) -> Result<(), ModelError> {
-    let words = model.attention_words(length)?;
-    match model.attention_kernel(length)? {
-        Kernel::Math if model.device().is_cuda() => tracing::warn!(
-            "{words}: libtorch has no fused attention for heads {} wide in {:?} on this GPU; it keeps all scores, which takes memory \
-             by the square of max_length",
+    let (words, keeps_scores) = model.attention_words(length)?;
+    match keeps_scores && model.device().is_cuda() {
+        true => tracing::warn!(
+            "{words}: libtorch has no fused attention for heads {} wide in {:?} here; all scores are kept, which takes memory by \
+             the square of max_length",
             model.config.head_dim,
             model.kind(),
         ),
-        _ => tracing::info!("{words}"),
+        false => tracing::info!("{words}"),
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ use crate::error::LaunchError;
 use crate::format;
 use crate::hub::{Extent, ModelName};
 use crate::initial_model::{check_digest, configuration};
+use crate::model_folder;
 use crate::terminal::Terminal;
 
 const GIVE_THE_MODEL: &str =
@@ -215,7 +216,7 @@ impl Source {
 
     /// The type of the source's own weights, told by the first of them, as at the end of a training job.
     fn own_dtype(&self, found: &Found) -> Result<Dtype, LaunchError> {
-        let weights = match ModelFiles::open(&self.folder) {
+        let weights = match model_folder::weights(&self.folder) {
             Err(CheckpointError::NoModel { .. }) => {
                 let message = format!("the weights of {} are gone, and with them their type", self.folder.display());
                 return Err(LaunchError::usage(message, "name the type: --dtype bfloat16, float16 or float32"));

@@ -7,6 +7,7 @@ use zerofold_checkpoint::{Weights, steps};
 
 use crate::error::LaunchError;
 use crate::format;
+use crate::model_folder;
 
 const WHAT_TO_GIVE: &str =
     "give a checkpoint (output_dir/checkpoints/step-…), a run's output_dir, or a Hugging Face model folder";
@@ -73,7 +74,7 @@ impl Place {
     pub(super) fn open(path: &Path) -> Result<Weights, LaunchError> {
         match Place::of(path)?.newest()? {
             Place::Step(step) => Ok(Weights::of_checkpoint(&step)?),
-            Place::Model(folder) | Place::Run(folder, _) => Ok(Weights::of_model(&folder)?),
+            Place::Model(folder) | Place::Run(folder, _) => Ok(Weights::Model(model_folder::weights(&folder)?)),
         }
     }
 }

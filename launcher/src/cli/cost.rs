@@ -201,10 +201,12 @@ fn assumption(text: &str) -> Result<(String, f64), LaunchError> {
 
 /// Numbers above 0 with commas between them.
 fn list(name: &str, text: &str) -> Result<Vec<f64>, LaunchError> {
-    let number = |word: &str| word.trim().parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
+    // Counts, which figures show to the last digit.
+    let whole = |number: &f64| (1.0..=1e12).contains(number) && number.fract() == 0.0;
+    let number = |word: &str| word.trim().parse::<f64>().ok().filter(whole);
     let numbers: Option<Vec<f64>> = text.split(',').map(number).collect();
     numbers.ok_or_else(|| {
-        let message = format!("--{name} {text}: expected numbers above 0 with commas between them");
+        let message = format!("--{name} {text}: expected whole numbers from 1 to 10^12 with commas between them");
         LaunchError::usage(message, format!("for example --{name} {DEFAULT_PROMPTS}"))
     })
 }

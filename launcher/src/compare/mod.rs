@@ -123,6 +123,7 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
     hub::bring_data(&mut first, None, if options.quiet { &quiet } else { terminal })?;
     let data = job::tokenise(&first, (DataUse::Training, first.training.packing), None, &quiet)?;
     let (model, longest) = (&checked[0], job::longest_document(&first.training, &data));
+    model_folder::check_positions("training rows", longest, model)?;
     let warning = model_folder::too_long("rows have up to", longest, model);
     warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
     let memory = match first.device {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use zerofold_configs::{DeviceKind, Gpu, Hardware, Precision, PriceRange};
+use zerofold_configs::{DeviceKind, Gpu, Hardware, Precision, PriceRange, Strategy};
 use zerofold_plan::{
     Advice, Assumptions, CostInputs, Plan, PlanInputs, Prediction, RunCost, RunData, plan, predict, recommend, usable,
 };
@@ -212,7 +212,16 @@ fn data(options: &CostOptions, question: &Question, notes: &mut Vec<String>) -> 
         examples: examples.unwrap_or(DEFAULT_EXAMPLES),
         tokens_per_example,
         epochs: training.num_train_epochs,
+        max_steps: u64::try_from(training.max_steps).ok().filter(|steps| *steps > 0),
     };
+    if training.early_stopping_patience.is_some() {
+        notes.push("early_stopping_patience may end the run sooner: all of it is counted".to_owned());
+    }
+    if training.freeze.is_some() || training.gradual_unfreezing != Strategy::No {
+        notes.push(
+            "time is that of training every parameter: what freezing spares is counted in memory alone".to_owned(),
+        );
+    }
     Ok((data, length as usize))
 }
 

@@ -37,7 +37,7 @@ pub(super) fn head(estimate: &Estimate, many: bool) -> Vec<String> {
         "data   {} of {} tokens, {}: {} tokens",
         format::plural(data.examples, "example"),
         format::figure(data.tokens_per_example),
-        epochs(data.epochs),
+        data.max_steps.map_or_else(|| epochs(data.epochs), |steps| format!("max_steps {steps}")),
         format::figure(estimate.run.tokens),
     ));
     lines

@@ -183,6 +183,7 @@ impl Job {
         };
         prepared.put(&run.train_data()).map_err(cache_folder::putting)?;
         let longest = longest_document(&config.training, prepared);
+        model_folder::check_positions("training rows", longest, &model)?;
         let warning = model_folder::too_long("rows have up to", longest, &model);
         warning.iter().for_each(|warning| terminal.complain(&format!("warning: {warning}")));
         let (collator, items) = collated(&config, &prepared.dataset)?;
@@ -326,6 +327,8 @@ fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Resu
     if training.eval_dataset.is_some() {
         let of_held_out = (DataUse::HeldOut, training.eval_packing);
         let held_out = tokenise(config, of_held_out, Some(&prepared.report), terminal)?;
+        let model = ModelConfig::read(&training.model_name_or_path)?;
+        model_folder::check_positions("held-out rows", longest_document(training, &held_out), &model)?;
         held_out.put(&run.eval_data()).map_err(cache_folder::putting)?;
     }
     Ok(prepared)

@@ -5,13 +5,13 @@ use crate::model_files::ModelFiles;
 
 /// The parameters of a model, and how its files may differ from that.
 #[derive(Clone, Debug, Default)]
-pub struct Naming<'a> {
+pub struct Naming {
     /// The names of all parameters.
-    pub parameters: Vec<&'a str>,
+    pub parameters: Vec<String>,
     /// What files of the bare model leave out at the beginning of names, such as `transformer.` of GPT-2.
-    pub prefix: &'a str,
+    pub prefix: String,
     /// Ends of names that hold no parameters: constants, a tied head.
-    pub ignored: Vec<&'a str>,
+    pub ignored: Vec<String>,
 }
 
 /// Strange tensors that are named in an error.
@@ -19,31 +19,38 @@ const NAMED: usize = 4;
 
 impl ModelFiles {
     /// The same with each parameter under the name that the model has for it. One that is not there is told when it is asked for.
-    ///
-    /// # Errors
-    /// [`CheckpointError::StrangeTensors`] for tensors that are none of the parameters.
-    pub fn named(mut self, naming: &Naming<'_>) -> Result<Self> {
-        for &name in &naming.parameters {
-            let bare = name.strip_prefix(naming.prefix).filter(|bare| !bare.is_empty());
+    #[must_use]
+    pub fn renamed(mut self, naming: &Naming) -> Self {
+        for name in &naming.parameters {
+            let bare = name.strip_prefix(&naming.prefix).filter(|bare| !bare.is_empty());
             if self.tensors.contains_key(name) {
                 continue;
             }
             if let Some((bare, file)) = bare.and_then(|bare| self.tensors.remove_entry(bare)) {
-                let _new = self.tensors.insert(name.to_owned(), file);
-                let _new = self.in_files.insert(name.to_owned(), bare);
+                let _new = self.tensors.insert(name.clone(), file);
+                let _new = self.in_files.insert(name.clone(), bare);
             }
         }
-        let known: std::collections::HashSet<&str> = naming.parameters.iter().copied().collect();
-        let ignored = |name: &str| naming.ignored.iter().any(|end| name.ends_with(end));
-        let strange: Vec<&str> = self.names().filter(|name| !known.contains(name) && !ignored(name)).collect();
+        self
+    }
+
+    /// As [`ModelFiles::renamed`], where there is nothing else.
+    ///
+    /// # Errors
+    /// [`CheckpointError::StrangeTensors`] for tensors that are none of the parameters.
+    pub fn named(self, naming: &Naming) -> Result<Self> {
+        let files = self.renamed(naming);
+        let known: std::collections::HashSet<&str> = naming.parameters.iter().map(String::as_str).collect();
+        let ignored = |name: &str| naming.ignored.iter().any(|end| name.ends_with(end.as_str()));
+        let strange: Vec<&str> = files.names().filter(|name| !known.contains(name) && !ignored(name)).collect();
         if strange.is_empty() {
-            return Ok(self);
+            return Ok(files);
         }
         let mut tensors = strange.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
         if strange.len() > NAMED {
             tensors = format!("{tensors} and {} more", strange.len() - NAMED);
         }
-        Err(CheckpointError::StrangeTensors { path: self.directory, tensors })
+        Err(CheckpointError::StrangeTensors { path: files.directory, tensors })
     }
 }
 
@@ -70,8 +77,12 @@ mod tests {
 
     const NAMES: [&str; 2] = ["transformer.wte.weight", "transformer.h.0.ln_1.weight"];
 
-    fn naming() -> Naming<'static> {
-        Naming { parameters: NAMES.to_vec(), prefix: "transformer.", ignored: vec!["attn.bias", "lm_head.weight"] }
+    fn naming() -> Naming {
+        Naming {
+            parameters: NAMES.map(str::to_owned).to_vec(),
+            prefix: "transformer.".to_owned(),
+            ignored: vec!["attn.bias".to_owned(), "lm_head.weight".to_owned()],
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`crate::CheckpointError::StrangeTensors`] where it holds others, and if it cannot be read.
-    pub fn of_known_model(directory: &Path, naming: &Naming<'_>) -> Result<Self> {
+    pub fn of_known_model(directory: &Path, naming: &Naming) -> Result<Self> {
         ModelFiles::open(directory)?.named(naming).map(Weights::Model)
     }
 

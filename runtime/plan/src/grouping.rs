@@ -242,7 +242,7 @@ fn check_patterns(key: &str, patterns: &NamePatterns, names: &[&str]) -> Result<
         Some(near) => format!("did you mean {near}?"),
         None => {
             let some: Vec<&str> = names.iter().copied().take(3).chain(names.last().copied()).collect();
-            format!("it has {}; * stands for any letters: model.layers.0.*", some.join(", "))
+            format!("it has {}; * stands for any letters, as in *.0.*", some.join(", "))
         }
     };
     Err(GroupingError::NoMatch { key: key.to_owned(), pattern: pattern.to_owned(), hint })

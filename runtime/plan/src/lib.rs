@@ -23,7 +23,7 @@ pub use flops::model_flops;
 pub use grouping::GroupingError;
 pub use layout::{ALIGNMENT, Layout, LayoutError, Mesh, PlacedLeaf, PlacedParameter, Run, UnitLayout};
 pub use model::{
-    Activation, Biases, Head, LayerAttention, ModelConfig, ModelConfigError, ModelUnits, Names, NormKind,
+    Activation, Biases, FileNames, Head, LayerAttention, ModelConfig, ModelConfigError, ModelUnits, Names, NormKind,
     NormPlacement, Problem, RopeConfig, RopeScaling, Segment, SegmentKind,
 };
 pub use planning::{

@@ -202,7 +202,7 @@ fn hours_and_money_follow() {
     let inputs = CostInputs::new(job(&model, 8, Stage::Three), 8);
     let assumed = on("h100");
     let prediction = predict(&inputs, &assumed).unwrap();
-    let data = RunData { examples: 10_000, tokens_per_example: 4096.0, epochs: 2.0 };
+    let data = RunData { examples: 10_000, tokens_per_example: 4096.0, epochs: 2.0, max_steps: None };
     let price = PriceRange { low: 2.0, high: 3.0 };
     let run = RunCost::of(&data, &inputs, (&prediction, &assumed), Some(price));
     // 20,000 rows, 16 a step.

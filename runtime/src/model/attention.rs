@@ -98,7 +98,7 @@ pub(super) struct Attention {
     kind: Kind,
     device: Device,
     /// The masks of the last lengths and windows asked for: the blocks of a model all ask for the same few.
-    masks: RefCell<Vec<(i64, Option<i64>, Tensor)>>,
+    masks: RefCell<Vec<(Option<i64>, Tensor)>>,
 }
 
 /// Masks that are kept.
@@ -172,11 +172,12 @@ impl Attention {
         let query = query.f_reshape([groups, sharing * length, head_dim])?;
         let key = key.f_reshape([groups, length, head_dim])?.f_transpose(1, 2)?;
         let value = value.f_reshape([groups, length, head_dim])?;
-        let mask = self.mask(length, by.window(length))?;
+        let mask = self.mask(length, by.window(length), sharing)?;
         let scores = match self.softcap {
             // scores = mask + query · key × scale, in one product.
             None => mask.f_baddbmm(&query, &key, 1.0, self.scale)?,
-            Some(softcap) => self.capped(&query.f_bmm(&key)?, softcap)?.f_add(&mask)?,
+            // The share of the cap is kept for backward; the mask is added in place.
+            Some(softcap) => self.shares_of_cap(query.f_bmm(&key)?, softcap)?.f_mul_scalar(softcap)?.f_add_(&mask)?,
         };
         let mut weights = scores.f_softmax(-1, None)?;
         drop(scores);
@@ -189,19 +190,21 @@ impl Attention {
         self.ungroup(&attended, [rows, length, heads * head_dim])
     }
 
-    /// Products of queries and keys scaled and capped.
-    fn capped(&self, products: &Tensor, softcap: f64) -> Result<Tensor, ModelError> {
-        Ok(products.f_mul_scalar(self.scale / softcap)?.f_tanh()?.f_mul_scalar(softcap)?)
+    /// tanh of scaled scores over their cap, in the place of the products of queries and keys.
+    fn shares_of_cap(&self, mut products: Tensor, softcap: f64) -> Result<Tensor, ModelError> {
+        Ok(products.f_mul_scalar_(self.scale / softcap)?.f_tanh_()?)
     }
 
     fn by_flash(&self, by: &Attending, [query, key, value]: &[Tensor; 3]) -> Result<Tensor, ModelError> {
-        let shares = self.kernel_shares_heads();
+        let length = query.size4()?.2;
+        let window = by.window(length);
+        let shares = self.kernel_shares_heads(window);
         let (key, value) = match shares {
             true => (key.shallow_clone(), value.shallow_clone()),
             false => (self.repeat_heads(key)?, self.repeat_heads(value)?),
         };
-        let length = query.size4()?.2;
-        let mask = by.window(length).map(|window| self.seen(length, length, Some(window))).transpose()?;
+        // In the compute type, so that no layer makes another form of it.
+        let mask = window.map(|_| self.mask(length, window, 1)).transpose()?;
         let (causal, scale) = (mask.is_none(), self.scale);
         let attended =
             Tensor::f_scaled_dot_product_attention(query, &key, &value, mask, by.dropout, causal, scale, shares)?;
@@ -209,30 +212,25 @@ impl Attention {
     }
 
     /// Whether the fused kernel takes fewer key heads than query heads, backward included: CUDA's flash kernel does, which is
-    /// for 16-bit types. All others want keys and values repeated.
-    fn kernel_shares_heads(&self) -> bool {
-        matches!(self.device, Device::Cuda(_)) && is_16_bit(self.kind) && self.queries_per_key > 1
+    /// for 16-bit types and knows no mask. All others want keys and values repeated.
+    fn kernel_shares_heads(&self, window: Option<i64>) -> bool {
+        let flash = matches!(self.device, Device::Cuda(_)) && is_16_bit(self.kind) && window.is_none();
+        flash && self.queries_per_key > 1
     }
 
-    /// The kernel that libtorch takes for rows of `length` positions with heads `head_dim` wide.
+    /// The kernel that libtorch takes for rows of `length` positions with heads `head_dim` wide, where a position sees `window`.
     ///
     /// # Errors
     /// What libtorch says.
-    pub(super) fn kernel(&self, length: i64, head_dim: i64) -> Result<Kernel, ModelError> {
+    pub(super) fn kernel(&self, length: i64, head_dim: i64, window: Option<i64>) -> Result<Kernel, ModelError> {
         let heads = self.key_heads * self.queries_per_key;
-        let shares = self.kernel_shares_heads();
+        let shares = self.kernel_shares_heads(window);
         let tensor = |heads: i64| Tensor::f_zeros([1, heads, length, head_dim], (self.kind, self.device));
         let key = tensor(if shares { self.key_heads } else { heads })?;
-        let choice = Tensor::f_internal_fused_sdp_choice::<Tensor>(
-            &tensor(heads)?.f_set_requires_grad(true)?,
-            &key,
-            &key,
-            None,
-            0.0,
-            true,
-            None,
-            shares,
-        )?;
+        let mask = window.map(|_| self.mask(length, window, 1)).transpose()?;
+        let causal = mask.is_none();
+        let query = tensor(heads)?.f_set_requires_grad(true)?;
+        let choice = Tensor::f_internal_fused_sdp_choice(&query, &key, &key, mask, 0.0, causal, None, shares)?;
         Ok(match choice {
             1 => Kernel::Flash,
             2 => Kernel::MemoryEfficient,
@@ -263,7 +261,8 @@ impl Attention {
                 Tensor::f_scaled_dot_product_attention(&query, keys, values, mask, 0.0, false, scale, false)?
             }
             Some(softcap) => {
-                let mut scores = self.capped(&query.f_matmul(&keys.f_transpose(2, 3)?)?, softcap)?;
+                let products = query.f_matmul(&keys.f_transpose(2, 3)?)?;
+                let mut scores = self.shares_of_cap(products, softcap)?.f_mul_scalar(softcap)?;
                 if let Some(mask) = mask {
                     scores = scores.f_masked_fill(&mask.f_logical_not()?, f64::NEG_INFINITY)?;
                 }
@@ -291,20 +290,21 @@ impl Attention {
         Ok(repeated.f_reshape([rows, heads * self.queries_per_key, length, head_dim])?)
     }
 
-    /// What is added to the scores: 0 where a position may look, −∞ elsewhere; `[1, G * T, T]`.
-    fn mask(&self, length: i64, window: Option<i64>) -> Result<Tensor, ModelError> {
+    /// What is added to the scores: 0 where a position may look, −∞ elsewhere; `[1, sharing * T, T]`.
+    fn mask(&self, length: i64, window: Option<i64>, sharing: i64) -> Result<Tensor, ModelError> {
         let mut kept = self.masks.borrow_mut();
-        if let Some((_, _, mask)) = kept.iter().find(|(of, with, _)| (*of, *with) == (length, window)) {
+        let shape = [1, sharing * length, length];
+        if let Some((_, mask)) = kept.iter().find(|(of, mask)| *of == window && mask.size() == shape) {
             return Ok(mask.shallow_clone());
         }
         let seen = self.seen(length, length, window)?;
         let hidden = Tensor::f_zeros([length, length], (self.kind, self.device))?
             .f_masked_fill_(&seen.f_logical_not()?, f64::NEG_INFINITY)?;
-        let mask = hidden.f_repeat([self.queries_per_key, 1])?.f_unsqueeze(0)?;
+        let mask = hidden.f_repeat([sharing, 1])?.f_unsqueeze(0)?;
         if kept.len() == KEPT_MASKS {
             let _oldest = kept.remove(0);
         }
-        kept.push((length, window, mask.shallow_clone()));
+        kept.push((window, mask.shallow_clone()));
         Ok(mask)
     }
 

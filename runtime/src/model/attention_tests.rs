@@ -118,7 +118,7 @@ fn by_document(way: Way, kind: Kind, case: &Case) -> Vec<Tensor> {
 
 fn check(case: &Case, ways: &[Way]) {
     let expected = masked(case);
-    for (kind, tolerance) in [(Kind::Float, 2e-5), (Kind::BFloat16, 0.02)] {
+    for (kind, tolerance) in [(Kind::Float, 5e-5), (Kind::BFloat16, 0.02)] {
         for &way in ways {
             for (found, expected) in by_document(way, kind, case).iter().zip(&expected) {
                 assert_eq!(found.size(), expected.size());
@@ -222,7 +222,7 @@ fn processors_without_avx512_pass_the_same_test() {
 #[test]
 fn on_a_cpu_libtorch_takes_its_fused_kernel() {
     for kind in [Kind::Float, Kind::BFloat16] {
-        assert_eq!(attention_of(2, 3, kind, None).kernel(64, 16).unwrap(), Kernel::Flash, "{kind:?}");
+        assert_eq!(attention_of(2, 3, kind, None).kernel(64, 16, None).unwrap(), Kernel::Flash, "{kind:?}");
     }
 }
 

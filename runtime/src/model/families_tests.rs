@@ -134,7 +134,7 @@ fn what_a_rank_drops_follows_from_its_seed() {
 fn how_attention_goes_is_told() {
     let words = |name: &str, length| {
         let folder = PathBuf::from(FIXTURES).join("families").join(name);
-        Whole::in_folder(&folder, Kind::Float).model.attention_words(length).expect("words")
+        Whole::in_folder(&folder, Kind::Float).model.attention_words(length).expect("words").0
     };
     assert_eq!(words("qwen2", 64), "attention block by block");
     assert_eq!(words("gemma3", 64), "attention block by block, 2 of 3 layers see 5 tokens");

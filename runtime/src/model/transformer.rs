@@ -70,36 +70,37 @@ impl Transformer {
         self.device
     }
 
-    /// The kernel that libtorch takes for the attention of rows of `length` tokens, where it is asked to.
+    /// How training computes the attention of rows of `length` tokens, in words for the log, and whether all scores are kept for
+    /// it, so that memory grows with the square of the length.
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn attention_kernel(&self, length: usize) -> Result<Kernel, ModelError> {
-        self.attention.kernel(length as i64, self.config.head_dim as i64)
-    }
-
-    /// How training computes the attention of rows of `length` tokens, in words for the log.
-    ///
-    /// # Errors
-    /// What libtorch says.
-    pub fn attention_words(&self, length: usize) -> Result<String, ModelError> {
-        let way = match self.attention.way(self.kernels, self.config.attention_dropout) {
-            Way::Blocks => "attention block by block".to_owned(),
-            Way::Products => Kernel::Math.to_string(),
-            Way::Flash => self.attention_kernel(length)?.to_string(),
-        };
+    pub fn attention_words(&self, length: usize) -> Result<(String, bool), ModelError> {
         let layers = self.config.num_hidden_layers;
         let windows = (0..layers).filter_map(|layer| self.config.layer(layer).window);
         let hiding: Vec<usize> = windows.filter(|&window| window < length).collect();
-        Ok(match (hiding.iter().min(), self.config.attention_softcap) {
-            (None, None) => way,
-            (None, Some(softcap)) => format!("{way}, scores capped at {softcap}"),
-            (Some(window), None) => format!("{way}, {} of {layers} layers see {window} tokens", hiding.len()),
-            (Some(window), Some(softcap)) => {
-                let some = hiding.len();
-                format!("{way}, {some} of {layers} layers see {window} tokens, scores capped at {softcap}")
+        let window = hiding.iter().min().copied();
+        let (mut words, keeps_scores) = match self.attention.way(self.kernels, self.config.attention_dropout) {
+            Way::Blocks => ("attention block by block".to_owned(), false),
+            Way::Products => (Kernel::Math.to_string(), true),
+            Way::Flash => {
+                let of = |window: Option<usize>| {
+                    let window = window.map(|window| window as i64);
+                    self.attention.kernel(length as i64, self.config.head_dim as i64, window)
+                };
+                let (full, windowed) = (of(None)?, of(window)?);
+                let words =
+                    if full == windowed { full.to_string() } else { format!("{full}, with a window {windowed}") };
+                (words, full == Kernel::Math || windowed == Kernel::Math)
             }
-        })
+        };
+        if let Some(window) = window {
+            words.push_str(&format!(", {} of {layers} layers see {window} tokens", hiding.len()));
+        }
+        if let Some(softcap) = self.config.attention_softcap {
+            words.push_str(&format!(", scores capped at {softcap}"));
+        }
+        Ok((words, keeps_scores))
     }
 
     /// Documents of these lengths, to lie end to end in one row.

@@ -106,7 +106,7 @@ impl Pass<'_> {
                 continue;
             }
             let input = hidden.f_detach()?.f_set_requires_grad(index > lowest)?;
-            let recomputed = self.recompute_every.is_some_and(|every| (index - 1).is_multiple_of(every));
+            let recomputed = self.recompute_every.is_some_and(|every| self.segments.is_every(index, every));
             let output = if recomputed {
                 hidden = self.segment(index, &batch, &input)?;
                 None

@@ -36,6 +36,12 @@ impl Segments {
         self.lowest = lowest;
     }
 
+    /// Whether segment `index` is one in `every` of the blocks or their halves, the first included.
+    pub(super) fn is_every(&self, index: usize, every: usize) -> bool {
+        let before = self.all[..index].iter().filter(|segment| segment.kind.is_of_block()).count();
+        self.all[index].kind.is_of_block() && before.is_multiple_of(every)
+    }
+
     /// The unit that forward needs after the one of segment `index`.
     pub(super) fn next_unit(&self, index: usize) -> Option<usize> {
         let unit = self.all[index].unit;

@@ -109,7 +109,8 @@ pub fn judge(row: &GuideRow, hardware: &Hardware) -> Result<Verdict, PublishedEr
     let (job, way, fits) = fitting(&model, row.gpus, gpu.memory as u64)?;
     let inputs = CostInputs::new(job, row.gpus);
     let prediction = predict(&inputs, &assumed).map_err(CalibrationError::Layout)?;
-    let data = RunData { examples: GUIDE_EXAMPLES, tokens_per_example: GUIDE_LENGTH as f64, epochs: 1.0 };
+    let data =
+        RunData { examples: GUIDE_EXAMPLES, tokens_per_example: GUIDE_LENGTH as f64, epochs: 1.0, max_steps: None };
     let run = RunCost::of(&data, &inputs, (&prediction, &assumed), gpu.price);
     let inside = |value: f64, [low, high]: [f64; 2]| (low..=high).contains(&value);
     let hours = run.hours();

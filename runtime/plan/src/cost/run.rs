@@ -16,6 +16,8 @@ pub struct RunData {
     pub tokens_per_example: f64,
     /// How often all of them are gone through.
     pub epochs: f64,
+    /// Optimizer steps in place of epochs.
+    pub max_steps: Option<u64>,
 }
 
 /// What a run takes.
@@ -41,8 +43,13 @@ impl RunCost {
         (prediction, assumed): (&Prediction, &Assumptions),
         price: Option<PriceRange>,
     ) -> RunCost {
-        let tokens = data.examples as f64 * data.tokens_per_example * data.epochs;
-        let steps = (tokens / inputs.tokens_per_step()).ceil();
+        let (tokens, steps) = match data.max_steps {
+            Some(steps) => (steps as f64 * inputs.tokens_per_step(), steps as f64),
+            None => {
+                let tokens = data.examples as f64 * data.tokens_per_example * data.epochs;
+                (tokens, (tokens / inputs.tokens_per_step()).ceil())
+            }
+        };
         let seconds = assumed.start_seconds + steps * prediction.step.seconds;
         let gpu_hours = seconds / HOUR * inputs.job.world_size as f64;
         let money = price.map(|price| PriceRange { low: price.low * gpu_hours, high: price.high * gpu_hours });

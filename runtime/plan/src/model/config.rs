@@ -89,9 +89,17 @@ fn family_of(file: &File) -> Result<&'static Family, ModelConfigError> {
 }
 
 fn refuse_what_is_not_understood(file: &File, family: &Family) -> Result<(), ModelConfigError> {
+    // transformers goes by the type, files are read by the architecture.
+    if let Some(model_type) = file.optional_string("model_type")?
+        && model_type != family.model_type
+    {
+        let reason = format!("architectures names {}, which is of type {}", family.architecture, family.model_type);
+        return Err(file.invalid("model_type", reason));
+    }
     for key in file.keys.keys().filter(|key| !family.understands.contains(&key.as_str())) {
         if let Some(neutral) = refused_unless(key) {
             let hint = match key.as_str() {
+                "hidden_act" => "only silu is built for this family".to_owned(),
                 "quantization_config" => {
                     "use the model's unquantized folder (bf16, fp16 or fp32 safetensors)".to_owned()
                 }
@@ -125,13 +133,21 @@ fn check(file: &File, config: &ModelConfig) -> Result<(), ModelConfigError> {
         let reason = format!("rotary positions turn pairs, and the head width {} is odd", config.head_dim);
         return Err(file.invalid(if file.has("head_dim") { "head_dim" } else { "hidden_size" }, reason));
     }
+    // Products of sizes must be numbers.
+    let widest = config.num_attention_heads.max(config.num_key_value_heads).checked_mul(config.head_dim);
+    if widest.is_none_or(|width| width >= 1 << 31) {
+        let reason = format!("with heads {} wide queries would have no width", config.head_dim);
+        return Err(file.invalid("num_attention_heads", reason));
+    }
     if !(config.norm_epsilon >= 0.0 && config.norm_epsilon.is_finite()) {
         let key = if config.norm == NormKind::Layer { "layer_norm_epsilon" } else { "rms_norm_eps" };
         return Err(file.invalid(key, "it must be a finite number, 0 or larger"));
     }
     for rope in &config.ropes {
-        if rope.turned(config.head_dim) == 0 {
-            return Err(file.invalid("partial_rotary_factor", "not even two elements of a head would turn"));
+        let turned = rope.turned(config.head_dim);
+        if turned == 0 || turned != (config.head_dim as f64 * rope.share) as usize {
+            let reason = format!("of the {} elements of a head an even number must turn, at least 2", config.head_dim);
+            return Err(file.invalid("partial_rotary_factor", reason));
         }
         if let RopeScaling::Long { short_factor, .. } = &rope.scaling
             && short_factor.len() != rope.turned(config.head_dim) / 2

@@ -59,6 +59,13 @@ fn what_cannot_be_right_or_is_not_built_names_itself() {
         (r#""rope_scaling": {"rope_type": "yarn", "factor": 4.0}"#, "rope_type is \"yarn\", which is not built yet"),
         (r#""rope_scaling": {"rope_type": "llama3"}"#, "low_freq_factor (of the rope scaling) is missing"),
         (r#""rope_scaling": "linear""#, "rope_scaling is \"linear\""),
+        (r#""model_type": "mistral""#, "model_type is \"mistral\": architectures names LlamaForCausalLM"),
+        (r#""num_hidden_layers": 10001"#, "num_hidden_layers is 10001: it must be at most 10000"),
+        (r#""head_dim": 1000000000"#, "num_attention_heads is 4: with heads 1000000000 wide"),
+        (
+            r#""original_max_position_embeddings": -4096, "rope_scaling": {"type": "longrope", "short_factor": []}"#,
+            "original_max_position_embeddings is -4096: it must be a whole number",
+        ),
         (r#""hidden_act": "gelu""#, "hidden_act is \"gelu\", which is not built yet"),
         (r#""attention_bias": 1"#, "attention_bias is 1: it must be true or false"),
         (r#""use_qk_norm": true"#, "use_qk_norm is true, which is not built yet"),
@@ -121,6 +128,14 @@ fn families_have_defaults_of_their_own() {
     let smollm3 = parse(r#""model_type": "smollm3", "num_hidden_layers": 4"#).expect("SmolLM3");
     assert_eq!(smollm3.ropes[0].theta, 2e6);
     assert_eq!([0, 1, 2, 3].map(|layer| smollm3.layer(layer).rope), [Some(0), Some(0), Some(0), None]);
+    // The context before it was stretched is Phi's own where the file names none.
+    let factors = "1.0, ".repeat(7) + "2.0";
+    let long = format!(
+        r#""model_type": "phi3", "max_position_embeddings": 131072, "rope_scaling": {{"type": "longrope", "short_factor": [{factors}]}}"#
+    );
+    let long = parse(&long).expect("LongRoPE");
+    assert_eq!(long.max_exact_length(), Some(4096));
+    assert!((long.ropes[0].attention_factor() - (1.0 + 32f64.ln() / 4096f64.ln()).sqrt()).abs() < 1e-12);
     let phi3 = of("phi3");
     assert_eq!((phi3.norm_epsilon, phi3.max_position_embeddings, phi3.layer(0).window), (1e-5, 4096, None));
     let gpt2 = r#"{"model_type": "gpt2", "vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12}"#;
@@ -159,6 +174,8 @@ fn families_refuse_what_they_cannot_mean() {
         ),
         (r#""model_type": "smollm3", "no_rope_layers": [1, 2, 0]"#, "0 or 1 for each of 3 layers"),
         (r#""model_type": "phi3", "embd_pdrop": 0.1"#, "embd_pdrop is 0.1, which is not built"),
+        (r#""model_type": "phi3", "head_dim": 100, "partial_rotary_factor": 0.75"#, "an even number must turn"),
+        (r#""model_type": "gemma2", "hidden_activation": "gelu""#, "a gate goes by gelu_pytorch_tanh or silu"),
         (r#""model_type": "phi3", "partial_rotary_factor": 1.5"#, "partial_rotary_factor is 1.5: it must be"),
     ];
     for (keys, expected) in table {

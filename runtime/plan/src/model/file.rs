@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 
 use super::ModelConfigError;
 
+/// No model has nearly as many layers.
+const MOST_LAYERS: usize = 10_000;
+
 /// The file and its keys.
 pub(super) struct File {
     path: PathBuf,
@@ -78,6 +81,14 @@ impl File {
 
     pub(super) fn size(&self, key: &str) -> Result<usize, ModelConfigError> {
         self.optional_size(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A number of layers, of which each has entries of its own.
+    pub(super) fn layers(&self, key: &str) -> Result<usize, ModelConfigError> {
+        match self.size(key)? {
+            layers if layers <= MOST_LAYERS => Ok(layers),
+            _ => Err(self.invalid(key, format!("it must be at most {MOST_LAYERS}"))),
+        }
     }
 
     pub(super) fn bool_or(&self, key: &str, default: bool) -> Result<bool, ModelConfigError> {

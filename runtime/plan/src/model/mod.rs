@@ -16,5 +16,5 @@ pub use description::{
     Activation, Biases, Head, LayerAttention, ModelConfig, NormKind, NormPlacement, Problem, RopeConfig, RopeScaling,
 };
 pub use error::ModelConfigError;
-pub use names::Names;
+pub use names::{FileNames, Names};
 pub use units::{ModelUnits, Segment, SegmentKind};

@@ -1,5 +1,8 @@
 //! How the families of transformers call their parameters.
 
+use super::{Head, ModelConfig, ModelUnits};
+use zerofold_configs::UnitPolicy;
+
 /// The names of a family's parameters, without `.weight` and `.bias`. Those of a block stand behind [`Names::layers`] and the
 /// layer's number.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,6 +43,33 @@ pub struct Names {
     pub constants: &'static [&'static str],
     /// The classes of a block, of its attention and of its MLP in transformers.
     pub classes: [&'static str; 3],
+}
+
+/// The names that the files of a model may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileNames {
+    /// Those of all parameters.
+    pub parameters: Vec<String>,
+    /// [`Names::prefix`].
+    pub prefix: String,
+    /// Ends of names that hold no parameters: [`Names::constants`], and a head that the model has no use for.
+    pub ignored: Vec<String>,
+}
+
+impl ModelConfig {
+    /// The names that this model's files may have.
+    pub fn file_names(&self) -> FileNames {
+        let units = ModelUnits::new(self, UnitPolicy::Whole).units;
+        let parameters = units.into_iter().flat_map(|unit| unit.leaves).flat_map(|leaf| leaf.parameters);
+        // A head that is tied may be in the files too: it is the embedding. A classifier has no use for a language model's.
+        let has_no_use = self.ties_head() || self.head != Head::Language;
+        let other_head = has_no_use.then(|| format!("{}.weight", self.names.head));
+        FileNames {
+            parameters: parameters.map(|parameter| parameter.name).collect(),
+            prefix: self.names.prefix.to_owned(),
+            ignored: self.names.constants.iter().map(|end| (*end).to_owned()).chain(other_head).collect(),
+        }
+    }
 }
 
 /// Those of Llama, which most families have.

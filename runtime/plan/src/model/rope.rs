@@ -13,6 +13,8 @@ pub(super) struct RopeDefaults {
     pub(super) theta: f64,
     /// The context.
     pub(super) max_position_embeddings: usize,
+    /// The original context, where it is another one.
+    pub(super) original: Option<usize>,
     /// Whether a head may turn in part.
     pub(super) partial: bool,
 }
@@ -76,9 +78,15 @@ impl File {
             Some(_) => Err(self.invalid_in(parameters, key, "it must be larger than 0")),
             None => Err(self.missing(&format!("{key} (of the rope scaling)"))),
         };
-        let original = || match parameters.get("original_max_position_embeddings").filter(|value| !value.is_null()) {
-            Some(_) => positive("original_max_position_embeddings"),
-            None => self.number_or("original_max_position_embeddings", defaults.max_position_embeddings as f64),
+        // As in transformers, one beside the object goes before one inside.
+        let original = || {
+            let key = "original_max_position_embeddings";
+            let keys = if self.get(key).is_some() { &self.keys } else { parameters };
+            let default = defaults.original.unwrap_or(defaults.max_position_embeddings) as f64;
+            match self.number_in(keys, key)?.unwrap_or(default) {
+                number if number >= 2.0 && number.fract() == 0.0 && number < 2f64.powi(31) => Ok(number),
+                _ => Err(self.invalid_in(keys, key, "it must be a whole number, 2 or larger, and below 2^31")),
+            }
         };
         let kind = parameters.get("rope_type").or(parameters.get("type")).filter(|kind| !kind.is_null());
         Ok(match kind.map(|kind| (kind, kind.as_str())) {
@@ -105,7 +113,7 @@ impl File {
                     None => defaults.max_position_embeddings as f64 / original,
                 };
                 let attention_factor = match self.number_in(parameters, "attention_factor")? {
-                    Some(attention_factor) => attention_factor,
+                    Some(_) => positive("attention_factor")?,
                     None if factor <= 1.0 => 1.0,
                     None => (1.0 + factor.ln() / original.ln()).sqrt(),
                 };

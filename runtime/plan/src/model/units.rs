@@ -41,6 +41,11 @@ impl std::fmt::Display for SegmentKind {
 }
 
 impl SegmentKind {
+    /// Whether it is a block or a part of one, which gradient checkpointing counts.
+    pub fn is_of_block(self) -> bool {
+        matches!(self, SegmentKind::Block(_) | SegmentKind::Attention(_) | SegmentKind::Mlp(_))
+    }
+
     /// Its `count` leaves, as places in the lists above, in the order in which backward makes their gradients.
     pub fn backward_order(self, count: usize) -> Vec<usize> {
         match self {
@@ -118,7 +123,9 @@ impl ModelUnits {
             }
             let begin = open.leaves.len();
             segments.push(Segment { kind, unit: units.len(), leaves: begin..begin + leaves.len() });
-            open.names.push(kind.to_string());
+            if !leaves.is_empty() {
+                open.names.push(kind.to_string());
+            }
             open.leaves.extend(leaves);
         };
         if config.embedding_dropout > 0.0 {

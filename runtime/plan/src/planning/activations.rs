@@ -274,6 +274,8 @@ fn attention_forward(walk: &mut Walk, sizes: &Sizes) {
     walk.pulse(plainly(sizes, 3 * sizes.query32 + query, 2 * query));
     walk.give(projected);
     if sizes.products {
+        // What is kept of caps.
+        walk.take(if sizes.does.softcap { sizes.scores } else { 0 });
         // Scores, and the probabilities that are saved.
         walk.take(2 * sizes.scores);
         walk.give(sizes.scores);
@@ -344,6 +346,11 @@ fn attention_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
         // Scores; the probabilities and their gradient go.
         walk.take(sizes.scores);
         walk.give(2 * sizes.scores);
+        if sizes.does.softcap {
+            // Through the product with the cap and through its tanh, which goes then.
+            walk.take(2 * sizes.scores);
+            walk.give(3 * sizes.scores);
+        }
         // Query and key, each scaled into a copy; then the scores' gradient goes, and what was saved.
         walk.take(query);
         walk.pulse(query);

@@ -27,9 +27,13 @@ pub(super) fn micro_batch(inputs: &PlanInputs<'_>, cut: &ModelUnits) -> MicroBat
         // Its gradient is not made.
         sizes.head.weight = 0;
     }
-    // Segments are counted after the embedding.
-    let first = lowest.saturating_sub(1);
-    let mut bytes = activations::micro_batch(&sizes, &kinds, |index| recomputed(inputs, first + index));
+    let hidden = kinds.iter().filter(|kind| !matches!(kind, SegmentKind::Embedding | SegmentKind::Head));
+    let hidden: Vec<SegmentKind> = hidden.copied().collect();
+    let of_blocks = |kinds: &[SegmentKind]| kinds.iter().filter(|kind| kind.is_of_block()).count();
+    let first = of_blocks(&below);
+    let mut bytes = activations::micro_batch(&sizes, &kinds, |index| {
+        hidden[index].is_of_block() && recomputed(inputs, first + of_blocks(&hidden[..index]))
+    });
     // Without a graph a forward holds no more than it leaves with one.
     let forward = below.iter().map(|&kind| activations::segment_bytes(&sizes, kind).saved).max().unwrap_or(0);
     bytes.temporary = bytes.temporary.max(forward);

@@ -191,9 +191,24 @@ impl Sizes {
         let up = if does.gate { 2 * inner } else { inner };
         let supervised = inputs.supervised.map_or(tokens, |supervised| supervised as u64).min(tokens);
         let chunk = supervised.min(LOSS_CHUNK) as usize;
-        let mask = if products { product(&[heads / key_heads.max(1), attending, attending, bytes]) } else { 0 };
+        // One mask for each kind of layer: of products for all query heads that share a key, of a fused kernel where a window hides
+        // something.
+        let mut kinds: Vec<Option<usize>> = (0..inputs.model.num_hidden_layers)
+            .map(|layer| inputs.model.layer(layer).window.filter(|&window| window < attending))
+            .collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        let sharing = heads / key_heads.max(1);
+        let masks = match (products, ours) {
+            (true, _) => sharing * kinds.len(),
+            (false, true) => 0,
+            (false, false) => kinds.iter().flatten().count(),
+        };
+        let mask = product(&[masks, attending, attending, bytes]);
         let documents = inputs.longest_document.is_some();
-        let of_documents = if documents { per_token(inputs.model.head_dim, 4) } else { 0 };
+        // Cosines and sines of what turns, of every rotary embedding.
+        let turned: usize = inputs.model.ropes.iter().map(|rope| rope.turned(inputs.model.head_dim)).sum();
+        let of_documents = if documents { per_token(turned, 4) } else { 0 };
         let of_head = |width: usize, bytes: usize| product(&[supervised as usize, width, bytes]);
         // Our kernel shares them, and a GPU's for 16-bit types.
         let repeats = heads != key_heads && !ours && (on_cpu || !is_16_bit);
@@ -220,7 +235,7 @@ impl Sizes {
             scalar: per_token(1, 4),
             log_sums: per_token(heads, 4),
             ids: 8 * tokens + 16 * supervised,
-            tables: mask + of_documents + product(&[attending.max(FIRST_TABLE), inputs.model.head_dim, 4]),
+            tables: mask + of_documents + product(&[attending.max(FIRST_TABLE), turned, 4]),
             weights: Weights {
                 qkv: linear(hidden, query + 2 * key, biases.qkv),
                 output: linear(query, hidden, biases.output),

@@ -57,11 +57,16 @@ pub(super) const GEMMA: Defaults =
 pub(super) fn gemma(file: &File, defaults: &Defaults) -> Result<ModelConfig, ModelConfigError> {
     let config = file.relative_of_llama(defaults)?;
     let bias = file.bool_or("attention_bias", false)?;
+    let activation = file.activation("hidden_activation", Activation::GeluTanh)?;
+    if activation == Activation::Gelu {
+        let value = file.get("hidden_activation").cloned().unwrap_or_default();
+        return Err(file.not_built("hidden_activation", &value, "a gate goes by gelu_pytorch_tanh or silu"));
+    }
     Ok(ModelConfig {
         norm: NormKind::RmsFromOne,
         norm_placement: NormPlacement::Around,
         biases: Biases { qkv: bias, output: bias, mlp: false },
-        activation: file.activation("hidden_activation", Activation::GeluTanh)?,
+        activation,
         embedding_scale: Some((config.hidden_size as f64).sqrt()),
         attention_scale: Some(1.0 / file.positive("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt()),
         ..config

@@ -76,6 +76,6 @@ fn ropes(file: &File, max_position_embeddings: usize) -> Result<[crate::model::R
         None => {}
         Some(_) => return Err(file.invalid("rope_scaling", "it must be an object or null")),
     }
-    let of = |theta: f64| RopeDefaults { theta, max_position_embeddings, partial: false };
+    let of = |theta: f64| RopeDefaults { theta, max_position_embeddings, original: None, partial: false };
     Ok([file.rope_of(&full, "rope_theta", of(1e6))?, file.rope_of(&sliding, "rope_local_base_freq", of(10_000.0))?])
 }

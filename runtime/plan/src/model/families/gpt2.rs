@@ -38,7 +38,7 @@ fn read(file: &File) -> Result<ModelConfig, ModelConfigError> {
         vocab_size: file.size("vocab_size")?,
         hidden_size,
         intermediate_size: file.optional_size("n_inner")?.unwrap_or(4 * hidden_size),
-        num_hidden_layers: file.size("n_layer")?,
+        num_hidden_layers: file.layers("n_layer")?,
         num_attention_heads: heads,
         num_key_value_heads: heads,
         head_dim: file.part_of_hidden(hidden_size, heads)?,

@@ -52,7 +52,10 @@ struct Defaults {
     norm_epsilon: f64,
     theta: f64,
     tied: bool,
+    /// Whether a head may turn in part.
     partial: bool,
+    /// The context before it was stretched; the context itself where it is none.
+    original: Option<usize>,
 }
 
 /// Llama's own.
@@ -65,6 +68,7 @@ const DEFAULTS: Defaults = Defaults {
     theta: 10_000.0,
     tied: false,
     partial: false,
+    original: None,
 };
 
 impl File {
@@ -79,12 +83,13 @@ impl File {
         let hidden_size = self.size("hidden_size")?;
         let max_position_embeddings =
             self.optional_size("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
-        let rope = RopeDefaults { theta: defaults.theta, max_position_embeddings, partial: defaults.partial };
+        let Defaults { theta, partial, original, .. } = *defaults;
+        let rope = RopeDefaults { theta, max_position_embeddings, original, partial };
         Ok(ModelConfig {
             vocab_size: self.size("vocab_size")?,
             hidden_size,
             intermediate_size: self.size("intermediate_size")?,
-            num_hidden_layers: self.size("num_hidden_layers")?,
+            num_hidden_layers: self.layers("num_hidden_layers")?,
             num_attention_heads,
             num_key_value_heads: self.optional_size("num_key_value_heads")?.unwrap_or(key_heads),
             head_dim: match self.optional_size("head_dim")?.or(defaults.head_dim) {

@@ -19,8 +19,14 @@ const NAMES: Names = Names {
 };
 
 fn read(file: &File) -> Result<ModelConfig, ModelConfigError> {
-    let defaults =
-        Defaults { names: &NAMES, max_position_embeddings: 4096, norm_epsilon: 1e-5, partial: true, ..DEFAULTS };
+    let defaults = Defaults {
+        names: &NAMES,
+        max_position_embeddings: 4096,
+        norm_epsilon: 1e-5,
+        partial: true,
+        original: Some(4096),
+        ..DEFAULTS
+    };
     let window = file.optional_size("sliding_window")?;
     Ok(ModelConfig {
         layers: vec![LayerAttention { window, rope: Some(0) }],
