@@ -10,8 +10,23 @@ pub struct Naming<'a> {
     pub parameters: Vec<&'a str>,
     /// What files of the bare model leave out at the beginning of names, such as `transformer.` of GPT-2.
     pub prefix: &'a str,
+    /// Ends of names, and what they are in files of old, such as `LayerNorm.weight` and `LayerNorm.gamma` of BERT.
+    pub old_ends: &'a [(&'a str, &'a str)],
     /// Ends of names that hold no parameters: constants, a tied head.
     pub ignored: Vec<&'a str>,
+}
+
+impl Naming<'_> {
+    /// What files may call a parameter in place of its name.
+    fn other_names(&self, name: &str) -> Vec<String> {
+        let old = |name: &str| {
+            let of_end = |(new, old): &(&str, &str)| name.strip_suffix(new).map(|begin| format!("{begin}{old}"));
+            self.old_ends.iter().find_map(of_end)
+        };
+        let bare = name.strip_prefix(self.prefix).filter(|bare| !bare.is_empty());
+        let bare_and_old = bare.map(|bare| [Some(bare.to_owned()), old(bare)]);
+        bare_and_old.into_iter().flatten().chain([old(name)]).flatten().collect()
+    }
 }
 
 /// Strange tensors that are named in an error.
@@ -24,13 +39,13 @@ impl ModelFiles {
     /// [`CheckpointError::StrangeTensors`] for tensors that are none of the parameters.
     pub fn named(mut self, naming: &Naming<'_>) -> Result<Self> {
         for &name in &naming.parameters {
-            let bare = name.strip_prefix(naming.prefix).filter(|bare| !bare.is_empty());
             if self.tensors.contains_key(name) {
                 continue;
             }
-            if let Some((bare, file)) = bare.and_then(|bare| self.tensors.remove_entry(bare)) {
+            let other_names = naming.other_names(name);
+            if let Some((other, file)) = other_names.iter().find_map(|other| self.tensors.remove_entry(other)) {
                 let _new = self.tensors.insert(name.to_owned(), file);
-                let _new = self.in_files.insert(name.to_owned(), bare);
+                let _new = self.in_files.insert(name.to_owned(), other);
             }
         }
         let known: std::collections::HashSet<&str> = naming.parameters.iter().copied().collect();
@@ -71,7 +86,13 @@ mod tests {
     const NAMES: [&str; 2] = ["transformer.wte.weight", "transformer.h.0.ln_1.weight"];
 
     fn naming() -> Naming<'static> {
-        Naming { parameters: NAMES.to_vec(), prefix: "transformer.", ignored: vec!["attn.bias", "lm_head.weight"] }
+        let ignored = vec!["attn.bias", "lm_head.weight"];
+        Naming {
+            parameters: NAMES.to_vec(),
+            prefix: "transformer.",
+            old_ends: &[("ln_1.weight", "ln_1.gamma")],
+            ignored,
+        }
     }
 
     #[test]
@@ -86,6 +107,11 @@ mod tests {
         assert_eq!(NAMES.map(value), [3.0, 1.0]);
         assert_eq!(files.entry(NAMES[0]).unwrap().dtype, Dtype::F32);
         assert!(ModelFiles::open(folder(&NAMES).path()).unwrap().named(&naming()).is_ok());
+        // Of old, with the prefix and without.
+        for names in [["transformer.h.0.ln_1.gamma", "transformer.wte.weight"], ["h.0.ln_1.gamma", "wte.weight"]] {
+            let files = ModelFiles::open(folder(&names).path()).unwrap().named(&naming()).unwrap();
+            assert!(NAMES.iter().all(|name| files.entry(name).is_ok()), "{names:?}");
+        }
     }
 
     #[test]

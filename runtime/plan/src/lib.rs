@@ -14,7 +14,7 @@ mod theory;
 pub use flops::model_flops;
 pub use layout::{ALIGNMENT, Layout, LayoutError, Mesh, PlacedLeaf, PlacedParameter, Run, UnitLayout};
 pub use model::{
-    Activation, Biases, Head, LayerAttention, ModelConfig, ModelConfigError, ModelUnits, Names, NormKind,
+    Activation, Biases, Head, HeadInput, LayerAttention, ModelConfig, ModelConfigError, ModelUnits, Names, NormKind,
     NormPlacement, Problem, RopeConfig, RopeScaling, Segment, SegmentKind,
 };
 pub use planning::{

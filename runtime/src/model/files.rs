@@ -30,5 +30,5 @@ fn with_naming<T>(config: &ModelConfig, open: impl FnOnce(&Naming<'_>) -> Result
     let other_head =
         (config.ties_head() || config.head != Head::Language).then(|| format!("{}.weight", config.names.head));
     let ignored = config.names.constants.iter().copied().chain(other_head.as_deref()).collect();
-    open(&Naming { parameters, prefix: config.names.prefix, ignored })
+    open(&Naming { parameters, prefix: config.names.prefix, old_ends: config.names.old_ends, ignored })
 }

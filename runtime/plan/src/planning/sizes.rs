@@ -82,6 +82,10 @@ pub(super) struct Does {
     pub(super) layer_norm: bool,
     /// A norm after attention and MLP too.
     pub(super) norm_after: bool,
+    /// A norm of attention and MLP with the residual, and none before.
+    pub(super) norm_of_sum: bool,
+    /// A norm of the embeddings.
+    pub(super) embedding_norm: bool,
     /// Norms of queries and keys.
     pub(super) query_key_norm: bool,
     /// A gate beside up.
@@ -97,6 +101,8 @@ impl Does {
         Does {
             layer_norm: model.norm == NormKind::Layer,
             norm_after: model.norm_placement == NormPlacement::Around,
+            norm_of_sum: model.norm_placement == NormPlacement::After,
+            embedding_norm: model.embedding_norm,
             query_key_norm: model.query_key_norm,
             gate: model.gated,
             softcap: model.attention_softcap.is_some(),
@@ -170,7 +176,8 @@ pub(super) struct HeadSizes {
 
 impl Sizes {
     pub(super) fn of(inputs: &PlanInputs<'_>) -> Self {
-        let ModelConfig { hidden_size: hidden, intermediate_size: inner, vocab_size: vocabulary, .. } = *inputs.model;
+        let ModelConfig { hidden_size: hidden, intermediate_size: inner, .. } = *inputs.model;
+        let vocabulary = inputs.model.head_rows();
         let (heads, key_heads) = (inputs.model.num_attention_heads, inputs.model.num_key_value_heads);
         let (query, key) = (heads * inputs.model.head_dim, key_heads * inputs.model.head_dim);
         let (rows, length, bytes) = (inputs.per_device_batch, inputs.length, inputs.types.compute.bytes());
@@ -191,9 +198,11 @@ impl Sizes {
         let up = if does.gate { 2 * inner } else { inner };
         let supervised = inputs.supervised.map_or(tokens, |supervised| supervised as u64).min(tokens);
         let chunk = supervised.min(LOSS_CHUNK) as usize;
-        let mask = if products { product(&[heads / key_heads.max(1), attending, attending, bytes]) } else { 0 };
+        let masks = products && inputs.model.causal;
+        let mask = if masks { product(&[heads / key_heads.max(1), attending, attending, bytes]) } else { 0 };
+        let turned = if inputs.model.ropes.is_empty() { 0 } else { inputs.model.head_dim };
         let documents = inputs.longest_document.is_some();
-        let of_documents = if documents { per_token(inputs.model.head_dim, 4) } else { 0 };
+        let of_documents = if documents { per_token(turned, 4) } else { 0 };
         let of_head = |width: usize, bytes: usize| product(&[supervised as usize, width, bytes]);
         // Our kernel shares them, and a GPU's for 16-bit types.
         let repeats = heads != key_heads && !ours && (on_cpu || !is_16_bit);
@@ -220,7 +229,7 @@ impl Sizes {
             scalar: per_token(1, 4),
             log_sums: per_token(heads, 4),
             ids: 8 * tokens + 16 * supervised,
-            tables: mask + of_documents + product(&[attending.max(FIRST_TABLE), inputs.model.head_dim, 4]),
+            tables: mask + of_documents + product(&[attending.max(FIRST_TABLE), turned, 4]),
             weights: Weights {
                 qkv: linear(hidden, query + 2 * key, biases.qkv),
                 output: linear(query, hidden, biases.output),
