@@ -129,7 +129,9 @@ fn embedding_output_forward(walk: &mut Walk, sizes: &Sizes) {
 /// Backward of [`embedding_output_forward`].
 fn embedding_output_backward(walk: &mut Walk, sizes: &Sizes) {
     if sizes.embedding_dropped > 0 {
+        // The product with a cast of what was dropped, then scaled into another.
         walk.take(sizes.hidden);
+        walk.pulse(sizes.hidden);
         walk.give(sizes.embedding_dropped);
     }
     if sizes.does.embedding_norm {
@@ -203,9 +205,12 @@ fn norm_before_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
     }
 }
 
-/// What a norm keeps beside its input.
+/// What a norm keeps beside its input. On a CPU libtorch keeps LayerNorm's two numbers in the type of its input.
 fn norm_keeps(sizes: &Sizes) -> u64 {
-    if sizes.does.layer_norm { 2 * sizes.scalar } else { sizes.scalar }
+    match (sizes.does.layer_norm, sizes.is_16_bit && !sizes.plain) {
+        (true, false) => 2 * sizes.scalar,
+        (true, true) | (false, _) => sizes.scalar,
+    }
 }
 
 /// What else leads to the input of a norm.
