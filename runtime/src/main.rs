@@ -37,6 +37,15 @@ enum Command {
         /// Where to write float32 `logits` [rows, length, vocabulary].
         output: PathBuf,
     },
+    /// Write the last hidden states of an encoder for given token ids, to compare with other implementations.
+    HiddenStates {
+        /// A Hugging Face model folder.
+        model: PathBuf,
+        /// A safetensors file with int64 `input_ids` [rows, length], and `token_type_ids` if they are not all 0.
+        input_ids: PathBuf,
+        /// Where to write float32 `last_hidden_state` [rows, length, hidden].
+        output: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -76,6 +85,9 @@ fn run(command: Command) -> anyhow::Result<bool> {
         }
         Command::Logits { model, input_ids, output } => {
             zerofold_runtime::generate::logits(&model, &input_ids, &output).map(|()| true)
+        }
+        Command::HiddenStates { model, input_ids, output } => {
+            zerofold_runtime::generate::hidden_states(&model, &input_ids, &output).map(|()| true)
         }
         Command::Doctor => {
             println!("{}", serde_json::to_string(&zerofold_runtime::doctor::examine())?);

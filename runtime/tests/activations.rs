@@ -43,7 +43,7 @@ fn config([_, _, hidden, inner, heads, key_heads, head_dim]: Shape, attention_dr
 /// The leaves of one segment, of any values.
 fn leaves(config: &ModelConfig, kind: SegmentKind, element: Kind) -> Vec<Tensor> {
     let policy = match kind {
-        SegmentKind::Block(_) => UnitPolicy::Blocks,
+        SegmentKind::Block(_) | SegmentKind::EmbeddingOutput => UnitPolicy::Blocks,
         _ => UnitPolicy::BlockHalves,
     };
     let cut = ModelUnits::new(config, policy);
@@ -210,9 +210,16 @@ fn segments_need_what_the_plan_says() {
         for element in [float32, bfloat16].into_iter().chain(capped) {
             let types = ElementTypes::of(element);
             let model = || Transformer::new(config.clone(), Kinds::from(types).compute, Device::Cpu).unwrap();
-            let all = [SegmentKind::Block(0), SegmentKind::Attention(0), SegmentKind::Mlp(0)];
+            let halves = [SegmentKind::Block(0), SegmentKind::Attention(0), SegmentKind::Mlp(0)];
+            let embedding = config.embedding_norm.then_some(SegmentKind::EmbeddingOutput);
+            let all: Vec<SegmentKind> = halves.into_iter().chain(embedding).collect();
             let cpu = inputs(&config, types, [rows, length], PlannedDevice::Cpu);
             check("loops", &cpu, &model(), &all, &mut wrong);
+            if !config.causal {
+                // All rows of an encoder are documents end to end.
+                let documents = PlanInputs { per_device_batch: 1, length: 256, longest_document: Some(64), ..cpu };
+                check("loops, documents", &documents, &model(), &all, &mut wrong);
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -246,7 +253,27 @@ fn families() -> Vec<(ModelConfig, [usize; 2])> {
         }),
         of("dropout of the residual", alone, &|config| config.hidden_dropout = 0.1),
         (gpt2(alone), [alone[0], alone[1]]),
+        (bert(alone, 0.0), [alone[0], alone[1]]),
+        (bert(alone, 0.1), [alone[0], alone[1]]),
     ]
+}
+
+/// BERT itself, with so much dropout everywhere.
+fn bert([_, _, hidden, inner, heads, key_heads, head_dim]: Shape, dropout: f64) -> ModelConfig {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/encoders/bert");
+    ModelConfig {
+        hidden_size: hidden,
+        intermediate_size: inner,
+        num_hidden_layers: 1,
+        num_attention_heads: heads,
+        num_key_value_heads: key_heads,
+        head_dim,
+        max_position_embeddings: 512,
+        attention_dropout: dropout,
+        hidden_dropout: dropout,
+        embedding_dropout: dropout,
+        ..ModelConfig::read(std::path::Path::new(folder)).unwrap()
+    }
 }
 
 /// GPT-2 itself, with all of its dropout.

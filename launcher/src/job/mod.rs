@@ -308,6 +308,7 @@ pub(crate) fn check(config: &Resolved) -> Result<ModelConfig, LaunchError> {
     let folder = &config.training.model_name_or_path;
     model_folder::check(folder)?;
     let model = ModelConfig::read(folder)?;
+    model_folder::check_head(folder, &model)?;
     model_folder::check_layer_classes(config, &model)?;
     model_folder::check_groups(config, &model)?;
     offload_folder::check(config)?;

@@ -10,8 +10,23 @@ pub struct Naming {
     pub parameters: Vec<String>,
     /// What files of the bare model leave out at the beginning of names, such as `transformer.` of GPT-2.
     pub prefix: String,
+    /// Ends of names, and what they are in files of old, such as `LayerNorm.weight` and `LayerNorm.gamma` of BERT.
+    pub old_ends: &'static [(&'static str, &'static str)],
     /// Ends of names that hold no parameters: constants, a tied head.
     pub ignored: Vec<String>,
+}
+
+impl Naming {
+    /// What files may call a parameter in place of its name.
+    fn other_names(&self, name: &str) -> Vec<String> {
+        let old = |name: &str| {
+            let of_end = |(new, old): &(&str, &str)| name.strip_suffix(new).map(|begin| format!("{begin}{old}"));
+            self.old_ends.iter().find_map(of_end)
+        };
+        let bare = name.strip_prefix(&self.prefix).filter(|bare| !bare.is_empty());
+        let bare_and_old = bare.map(|bare| [Some(bare.to_owned()), old(bare)]);
+        bare_and_old.into_iter().flatten().chain([old(name)]).flatten().collect()
+    }
 }
 
 /// Strange tensors that are named in an error.
@@ -22,13 +37,13 @@ impl ModelFiles {
     #[must_use]
     pub fn renamed(mut self, naming: &Naming) -> Self {
         for name in &naming.parameters {
-            let bare = name.strip_prefix(&naming.prefix).filter(|bare| !bare.is_empty());
             if self.tensors.contains_key(name) {
                 continue;
             }
-            if let Some((bare, file)) = bare.and_then(|bare| self.tensors.remove_entry(bare)) {
+            let other_names = naming.other_names(name);
+            if let Some((other, file)) = other_names.iter().find_map(|other| self.tensors.remove_entry(other)) {
                 let _new = self.tensors.insert(name.clone(), file);
-                let _new = self.in_files.insert(name.clone(), bare);
+                let _new = self.in_files.insert(name.clone(), other);
             }
         }
         self
@@ -81,6 +96,7 @@ mod tests {
         Naming {
             parameters: NAMES.map(str::to_owned).to_vec(),
             prefix: "transformer.".to_owned(),
+            old_ends: &[("ln_1.weight", "ln_1.gamma")],
             ignored: vec!["attn.bias".to_owned(), "lm_head.weight".to_owned()],
         }
     }
@@ -97,6 +113,11 @@ mod tests {
         assert_eq!(NAMES.map(value), [3.0, 1.0]);
         assert_eq!(files.entry(NAMES[0]).unwrap().dtype, Dtype::F32);
         assert!(ModelFiles::open(folder(&NAMES).path()).unwrap().named(&naming()).is_ok());
+        // Of old, with the prefix and without.
+        for names in [["transformer.h.0.ln_1.gamma", "transformer.wte.weight"], ["h.0.ln_1.gamma", "wte.weight"]] {
+            let files = ModelFiles::open(folder(&names).path()).unwrap().named(&naming()).unwrap();
+            assert!(NAMES.iter().all(|name| files.entry(name).is_ok()), "{names:?}");
+        }
     }
 
     #[test]

@@ -128,7 +128,7 @@ impl ModelUnits {
             for index in segment.leaves.clone() {
                 let place = &mut places[segment.unit][index];
                 *place = match segment.kind {
-                    SegmentKind::Embedding | SegmentKind::EmbeddingDropout => Place::Embedding,
+                    SegmentKind::Embedding | SegmentKind::EmbeddingOutput => Place::Embedding,
                     SegmentKind::Block(layer) | SegmentKind::Attention(layer) | SegmentKind::Mlp(layer) => {
                         Place::Layer(layer)
                     }

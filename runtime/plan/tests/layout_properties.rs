@@ -171,8 +171,9 @@ proptest! {
 }
 
 fn model() -> impl Strategy<Value = ModelConfig> {
-    (1..9usize, 1..5usize, 1..4usize, 1..30usize, 1..200usize, any::<bool>()).prop_map(
-        |(layers, sharing, key_heads, inner, vocabulary, tied)| ModelConfig {
+    let kind = prop::sample::select(&["causal", "tied", "dropped", "encoder"][..]);
+    (1..9usize, 1..5usize, 1..4usize, 1..30usize, 1..200usize, kind).prop_map(
+        |(layers, sharing, key_heads, inner, vocabulary, kind)| ModelConfig {
             num_hidden_layers: layers,
             num_attention_heads: sharing * key_heads,
             num_key_value_heads: key_heads,
@@ -180,10 +181,20 @@ fn model() -> impl Strategy<Value = ModelConfig> {
             hidden_size: 2 * sharing * key_heads,
             intermediate_size: inner,
             vocab_size: vocabulary,
-            tie_word_embeddings: tied,
-            ..ModelConfig::published("llama-7b").unwrap()
+            tie_word_embeddings: kind == "tied",
+            embedding_dropout: if kind == "dropped" { 0.1 } else { 0.0 },
+            ..match kind {
+                "encoder" => encoder(),
+                _ => ModelConfig::published("llama-7b").unwrap(),
+            }
         },
     )
+}
+
+/// A RoBERTa: embeddings of positions and types, a norm of their sum, a head with a linear layer.
+fn encoder() -> ModelConfig {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/encoders/roberta-types");
+    ModelConfig::read(std::path::Path::new(folder)).unwrap()
 }
 
 fn policy() -> impl Strategy<Value = UnitPolicy> {
@@ -223,7 +234,14 @@ proptest! {
         prop_assert_eq!(kinds.first(), Some(&SegmentKind::Embedding));
         prop_assert_eq!(kinds.last(), Some(&SegmentKind::Head));
         let per_block = if policy == UnitPolicy::BlockHalves { 2 } else { 1 };
-        prop_assert_eq!(kinds.len(), 2 + per_block * model.num_hidden_layers);
+        let output = usize::from(model.changes_embeddings());
+        prop_assert_eq!(kinds.len(), 2 + output + per_block * model.num_hidden_layers);
+        // What is done to the embeddings is in one unit with the first block.
+        let first = cut.segments.iter().position(|segment| segment.kind == SegmentKind::EmbeddingOutput);
+        prop_assert_eq!(first, (output > 0).then_some(1));
+        if output > 0 {
+            prop_assert_eq!(cut.segments[1].unit, cut.segments[2].unit);
+        }
         // Units follow each other as the segments do, but for a tied head, which is the first unit's.
         let order: Vec<usize> = cut.segments.iter().map(|segment| segment.unit).collect();
         let passing = if model.tie_word_embeddings { &order[..order.len() - 1] } else { &order[..] };

@@ -14,7 +14,7 @@ mod weights;
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use tch::{Kind, Tensor};
 use zerofold_configs::{ComputeDtype, GenerateRequest};
 use zerofold_data::{ChatTemplate, Message, Role, TemplateSource};
@@ -40,27 +40,48 @@ pub fn run(request: &GenerateRequest) -> Result<()> {
 }
 
 /// Writes the logits of given token ids: `input_ids` (int64, `[B, T]`) in one safetensors file, `logits` (float32,
-/// `[B, T, vocabulary]`) in the other.
+/// `[B, T, vocabulary]`; of an encoder `[B, labels]`) in the other.
 ///
 /// # Errors
 /// A model folder or files that cannot be used.
 pub fn logits(model_dir: &Path, ids: &Path, out: &Path) -> Result<()> {
     use_all_cores();
     let _no_gradients = tch::no_grad_guard();
-    let tensors = Tensor::read_safetensors(ids).with_context(|| format!("cannot read {}", ids.display()))?;
-    let Some((_, input_ids)) = tensors.iter().find(|(name, _)| name == "input_ids") else {
-        bail!("{} holds no tensor input_ids", ids.display());
-    };
-    ensure!(
-        input_ids.f_kind()? == Kind::Int64 && input_ids.dim() == 2,
-        "{}: input_ids must be int64 of shape [rows, positions], not {:?} of shape {:?}",
-        ids.display(),
-        input_ids.f_kind()?,
-        input_ids.size()
-    );
+    let input_ids =
+        token_ids(ids, "input_ids")?.with_context(|| format!("{} holds no tensor input_ids", ids.display()))?;
     let model = WholeModel::load(model_dir, None, Kind::Float)?;
-    let logits = model.logits(input_ids)?;
+    let logits = model.logits(&input_ids)?;
     Tensor::write_safetensors(&[("logits", &logits)], out).with_context(|| format!("cannot write {}", out.display()))
+}
+
+/// Writes what an encoder makes of given token ids: `input_ids`, and their `token_type_ids` where they are not all 0 (int64, `[B, T]`),
+/// in one safetensors file, `last_hidden_state` (float32, `[B, T, H]`) in the other.
+///
+/// # Errors
+/// As [`logits`], and a model that is no encoder.
+pub fn hidden_states(model_dir: &Path, ids: &Path, out: &Path) -> Result<()> {
+    use_all_cores();
+    let _no_gradients = tch::no_grad_guard();
+    let input_ids =
+        token_ids(ids, "input_ids")?.with_context(|| format!("{} holds no tensor input_ids", ids.display()))?;
+    let types = token_ids(ids, "token_type_ids")?;
+    let hidden = WholeModel::load_encoder(model_dir)?.hidden(&input_ids, types.as_ref())?;
+    Tensor::write_safetensors(&[("last_hidden_state", &hidden)], out)
+        .with_context(|| format!("cannot write {}", out.display()))
+}
+
+/// A tensor of ids `[B, T]` in a safetensors file; none where it is not there.
+fn token_ids(path: &Path, name: &str) -> Result<Option<Tensor>> {
+    let tensors = Tensor::read_safetensors(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let Some((_, ids)) = tensors.into_iter().find(|(found, _)| found == name) else { return Ok(None) };
+    ensure!(
+        ids.f_kind()? == Kind::Int64 && ids.dim() == 2,
+        "{}: {name} must be int64 of shape [rows, positions], not {:?} of shape {:?}",
+        path.display(),
+        ids.f_kind()?,
+        ids.size()
+    );
+    Ok(Some(ids))
 }
 
 fn answer(request: &GenerateRequest) -> Result<()> {

@@ -1,4 +1,4 @@
-//! A whole model in memory, for generation: every unit's leaves and the forward through all of them.
+//! A whole model in memory, for generation and comparisons: every unit's leaves and the forward through all of them.
 
 use std::path::Path;
 
@@ -6,9 +6,9 @@ use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 use zerofold_checkpoint::{STATES, Weights};
 use zerofold_configs::UnitPolicy;
-use zerofold_plan::{LeafSpec, ModelUnits, SegmentKind};
+use zerofold_plan::{LeafSpec, ModelUnits, Segment, SegmentKind, UnitSpec};
 
-use crate::model::{HeadWeights, LayerCache, ModelConfig, Transformer, model_weights};
+use crate::model::{LayerCache, ModelConfig, Transformer, model_weights};
 
 /// Elements that are read and converted at a time.
 const CHUNK: usize = 1 << 22;
@@ -19,6 +19,7 @@ pub struct WholeModel {
     pub model: Transformer,
     /// Leaves by unit, as [`ModelUnits`] lists them.
     units: Vec<Vec<Tensor>>,
+    segments: Vec<Segment>,
 }
 
 impl WholeModel {
@@ -33,27 +34,63 @@ impl WholeModel {
             Some(step) => Weights::of_checkpoint(step)?,
             None => model_weights(model_dir, &model.config)?,
         };
-        let read_unit = |leaves: &[LeafSpec]| leaves.iter().map(|leaf| read_leaf(&files, leaf, kind)).collect();
-        let units = ModelUnits::new(&model.config, UnitPolicy::Blocks).units;
-        let units = units.iter().map(|unit| read_unit(&unit.leaves)).collect::<Result<_>>()?;
-        Ok(WholeModel { model, units })
+        let ModelUnits { units, segments } = ModelUnits::new(&model.config, UnitPolicy::Blocks);
+        Ok(WholeModel {
+            units: units.iter().map(|unit| read_unit(&files, unit, kind)).collect::<Result<_>>()?,
+            segments,
+            model,
+        })
+    }
+
+    /// Reads an encoder without its head, which a folder of the bare model does not have, in float32.
+    ///
+    /// # Errors
+    /// As [`WholeModel::load`], and a model that is no encoder.
+    pub fn load_encoder(model_dir: &Path) -> Result<Self> {
+        let model = Transformer::new(ModelConfig::read(model_dir)?, Kind::Float, Device::Cpu)?;
+        ensure!(
+            !model.config.causal,
+            "{} is no encoder but {}\nhint: `worker logits` compares it",
+            model_dir.display(),
+            model.config.architecture
+        );
+        let files = model_weights(model_dir, &model.config)?;
+        let ModelUnits { units, mut segments } = ModelUnits::new(&model.config, UnitPolicy::Blocks);
+        segments.retain(|segment| segment.kind != SegmentKind::Head);
+        let used = segments.iter().map(|segment| segment.unit + 1).max().unwrap_or(0);
+        let units = units.iter().take(used).map(|unit| read_unit(&files, unit, Kind::Float)).collect::<Result<_>>()?;
+        Ok(WholeModel { model, units, segments })
     }
 
     /// Empty caches, one per decoder block.
     pub fn empty_caches(&self) -> Vec<LayerCache> {
-        self.blocks().iter().map(|_| LayerCache::new()).collect()
+        (0..self.model.config.num_hidden_layers).map(|_| LayerCache::new()).collect()
     }
 
-    /// The logits `[B, T, vocabulary]` of token ids `[B, T]`, in the compute type.
+    /// The logits `[B, T, vocabulary]` of token ids `[B, T]`, in the compute type; of an encoder `[B, labels]`.
     ///
     /// # Errors
     /// Ids outside the vocabulary, and what libtorch says.
     pub fn logits(&self, input_ids: &Tensor) -> Result<Tensor> {
-        let mut x = self.model.embed(self.embedding(), input_ids, None)?;
-        for (layer, leaves) in self.blocks().iter().enumerate() {
-            x = self.model.segment(SegmentKind::Block(layer), leaves, &x, None)?;
+        let x = self.hidden(input_ids, None)?;
+        match self.model.config.causal {
+            true => self.head(&x),
+            false => self.head(&x.f_select(1, 0)?),
         }
-        self.head(&x)
+    }
+
+    /// What the last block makes of token ids `[B, T]` of these types: `[B, T, H]`.
+    ///
+    /// # Errors
+    /// As [`WholeModel::logits`].
+    pub fn hidden(&self, input_ids: &Tensor, types: Option<&Tensor>) -> Result<Tensor> {
+        let mut x = self.model.embed(self.embedding(), input_ids, types, None)?;
+        for segment in &self.segments {
+            if !matches!(segment.kind, SegmentKind::Embedding | SegmentKind::Head) {
+                x = self.model.segment(segment.kind, self.leaves(segment), &x, None)?;
+            }
+        }
+        Ok(x)
     }
 
     /// The logits after the last of `ids`, which follow what the caches hold; one float32 per token of the vocabulary.
@@ -72,30 +109,34 @@ impl WholeModel {
         let input_ids = Tensor::f_from_slice(&ids)?.f_unsqueeze(0)?;
         let begin = caches.first().map_or(0, LayerCache::length);
         let mut x = self.model.embed_from(self.embedding(), &input_ids, begin)?;
-        for (layer, (leaves, cache)) in self.blocks().iter().zip(caches).enumerate() {
-            x = self.model.block_cached(layer, leaves, &x, cache)?;
+        for segment in &self.segments {
+            if let SegmentKind::Block(layer) = segment.kind
+                && let Some(cache) = caches.get_mut(layer)
+            {
+                x = self.model.block_cached(layer, self.leaves(segment), &x, cache)?;
+            }
         }
         let last = x.f_narrow(1, ids.len() as i64 - 1, 1)?;
         let logits = self.head(&last)?.f_to_kind(Kind::Float)?.f_view(-1)?;
         Ok(Vec::<f32>::try_from(&logits)?)
     }
 
-    fn blocks(&self) -> &[Vec<Tensor>] {
-        &self.units[1..=self.model.config.num_hidden_layers]
+    fn leaves(&self, segment: &Segment) -> &[Tensor] {
+        self.units.get(segment.unit).and_then(|unit| unit.get(segment.leaves.clone())).unwrap_or_default()
     }
 
-    /// The embeddings. Where the head is tied to that of tokens, the final norm's weights follow it.
     fn embedding(&self) -> &[Tensor] {
-        &self.units[0][..1 + usize::from(self.model.config.learned_positions)]
+        self.segments.first().map(|segment| self.leaves(segment)).unwrap_or_default()
     }
 
     fn head(&self, x: &Tensor) -> Result<Tensor> {
-        let leaves = match self.model.config.ties_head() {
-            true => &self.units[0][self.embedding().len() - 1..],
-            false => self.units.last().map(Vec::as_slice).unwrap_or_default(),
-        };
-        Ok(self.model.logits(&HeadWeights::of(leaves)?, x)?)
+        let leaves = self.segments.last().map(|segment| self.leaves(segment)).unwrap_or_default();
+        Ok(self.model.logits(leaves, x)?)
     }
+}
+
+fn read_unit(files: &Weights, unit: &UnitSpec, kind: Kind) -> Result<Vec<Tensor>> {
+    unit.leaves.iter().map(|leaf| read_leaf(files, leaf, kind)).collect()
 }
 
 /// One leaf: its parameters read one under the other.

@@ -1,4 +1,4 @@
-//! Causal grouped-query attention, in the way that fits device, type and dropout.
+//! Grouped-query attention, causal or of all positions to all, in the way that fits device, type and dropout.
 //!
 //! Shapes: B rows, T positions, D the width of a head; G query heads share each of the K key and value heads. A layer may have a
 //! window: a position sees so many, itself included (Beltagy et al., "Longformer", 2020). A model may cap its scores.
@@ -91,6 +91,8 @@ impl Attending {
 pub(super) struct Attention {
     key_heads: i64,
     queries_per_key: i64,
+    /// Whether a position sees none after it; else all.
+    causal: bool,
     /// What scores are multiplied by.
     scale: f64,
     /// What they are capped at then.
@@ -109,6 +111,7 @@ impl Attention {
         Attention {
             key_heads: config.num_key_value_heads as i64,
             queries_per_key: config.queries_per_key() as i64,
+            causal: config.causal,
             scale: config.score_scale(),
             softcap: config.attention_softcap,
             kind,
@@ -127,8 +130,8 @@ impl Attention {
         }
     }
 
-    /// Causal attention among T positions of query, key and value, which lie as the way wants them: `[B, T, K * G * D]`.
-    pub(super) fn causal(&self, by: &Attending, parts: &[Tensor; 3]) -> Result<Tensor, ModelError> {
+    /// Attention among T positions of query, key and value, which lie as the way wants them: `[B, T, K * G * D]`.
+    pub(super) fn among(&self, by: &Attending, parts: &[Tensor; 3]) -> Result<Tensor, ModelError> {
         match by.way {
             Way::Blocks => self.by_blocks(by, parts, &[]),
             Way::Flash => self.by_flash(by, parts),
@@ -150,7 +153,7 @@ impl Attention {
         let mut attended = Vec::with_capacity(lengths.len());
         for &length in lengths {
             let [query, key, value] = parts.each_ref().map(|part| part.f_narrow(2, begin, length));
-            attended.push(self.causal(by, &[query?, key?, value?])?);
+            attended.push(self.among(by, &[query?, key?, value?])?);
             begin += length;
         }
         Ok(Tensor::f_cat(&attended, 1)?)
@@ -158,11 +161,8 @@ impl Attention {
 
     fn by_blocks(&self, by: &Attending, parts: &[Tensor; 3], lengths: &[i64]) -> Result<Tensor, ModelError> {
         let window = by.window(parts[1].size4()?.2);
-        Ok(attention(
-            parts,
-            lengths,
-            &AttentionRule { scale: self.scale, softcap: self.softcap, window, causal: true },
-        )?)
+        let rule = AttentionRule { scale: self.scale, softcap: self.softcap, window, causal: self.causal };
+        Ok(attention(parts, lengths, &rule)?)
     }
 
     fn by_products(&self, by: &Attending, [query, key, value]: &[Tensor; 3]) -> Result<Tensor, ModelError> {
@@ -205,7 +205,7 @@ impl Attention {
         };
         // In the compute type, so that no layer makes another form of it.
         let mask = window.map(|_| self.mask(length, window, 1)).transpose()?;
-        let (causal, scale) = (mask.is_none(), self.scale);
+        let (causal, scale) = (self.causal && mask.is_none(), self.scale);
         let attended =
             Tensor::f_scaled_dot_product_attention(query, &key, &value, mask, by.dropout, causal, scale, shares)?;
         Ok(attended.f_transpose(1, 2)?.f_flatten(2, 3)?)
@@ -228,7 +228,7 @@ impl Attention {
         let tensor = |heads: i64| Tensor::f_zeros([1, heads, length, head_dim], (self.kind, self.device));
         let key = tensor(if shares { self.key_heads } else { heads })?;
         let mask = window.map(|_| self.mask(length, window, 1)).transpose()?;
-        let causal = mask.is_none();
+        let causal = self.causal && mask.is_none();
         let query = tensor(heads)?.f_set_requires_grad(true)?;
         let choice = Tensor::f_internal_fused_sdp_choice(&query, &key, &key, mask, 0.0, causal, None, shares)?;
         Ok(match choice {
@@ -290,8 +290,11 @@ impl Attention {
         Ok(repeated.f_reshape([rows, heads * self.queries_per_key, length, head_dim])?)
     }
 
-    /// What is added to the scores: 0 where a position may look, −∞ elsewhere; `[1, sharing * T, T]`.
+    /// What is added to the scores: 0 where a position may look, −∞ elsewhere; `[1, sharing * T, T]`, or one 0 where all see all.
     fn mask(&self, length: i64, window: Option<i64>, sharing: i64) -> Result<Tensor, ModelError> {
+        if !self.causal {
+            return Ok(Tensor::f_zeros([1, 1, 1], (self.kind, self.device))?);
+        }
         let mut kept = self.masks.borrow_mut();
         let shape = [1, sharing * length, length];
         if let Some((_, mask)) = kept.iter().find(|(of, mask)| *of == window && mask.size() == shape) {

@@ -10,7 +10,8 @@ fn scattered(shape: &[i64], phase: f64) -> Tensor {
 }
 
 fn attention_of(key_heads: i64, queries_per_key: i64, kind: Kind, softcap: Option<f64>) -> Attention {
-    Attention { key_heads, queries_per_key, scale: 0.25, softcap, kind, device: Device::Cpu, masks: RefCell::default() }
+    let masks = RefCell::default();
+    Attention { key_heads, queries_per_key, causal: true, scale: 0.25, softcap, kind, device: Device::Cpu, masks }
 }
 
 /// A way's result for these shapes, and the gradients of query, key and value.
@@ -26,7 +27,7 @@ fn results(way: Way, kind: Kind, sharing: i64, length: i64) -> Vec<Tensor> {
         _ => query.shallow_clone(),
     };
     let parts = [query, key.shallow_clone(), value.shallow_clone()];
-    let attended = attention.causal(&Attending { way, window: None, dropout: 0.0 }, &parts).expect("attention");
+    let attended = attention.among(&Attending { way, window: None, dropout: 0.0 }, &parts).expect("attention");
     let loss = (&attended * &weight).sum(Kind::Float);
     let mut results = Tensor::run_backward(&[loss], &inputs, false, false);
     results.push(attended);
@@ -58,6 +59,7 @@ fn all_ways_agree_and_so_do_their_gradients() {
 struct Case {
     lengths: &'static [i64],
     sharing: i64,
+    causal: bool,
     window: Option<i64>,
     softcap: Option<f64>,
 }
@@ -69,7 +71,8 @@ fn masked(case: &Case) -> Vec<Tensor> {
     let mask = Tensor::zeros([total, total], (Kind::Bool, Device::Cpu));
     let mut begin = 0;
     for &length in case.lengths {
-        let own = Tensor::ones([length, length], (Kind::Bool, Device::Cpu)).tril(0);
+        let own = Tensor::ones([length, length], (Kind::Bool, Device::Cpu));
+        let own = if case.causal { own.tril(0) } else { own };
         let own = case.window.map_or(own.shallow_clone(), |window| own.triu(1 - window));
         mask.narrow(0, begin, length).narrow(1, begin, length).copy_(&own);
         begin += length;
@@ -98,9 +101,9 @@ fn of_documents(total: i64, sharing: i64, kind: Kind) -> ([Tensor; 3], Tensor) {
 }
 
 fn by_document(way: Way, kind: Kind, case: &Case) -> Vec<Tensor> {
-    let Case { lengths, sharing, window, softcap } = *case;
+    let Case { lengths, sharing, causal, window, softcap } = *case;
     let total: i64 = lengths.iter().sum();
-    let attention = attention_of(3, sharing, kind, softcap);
+    let attention = Attention { causal, ..attention_of(3, sharing, kind, softcap) };
     let (inputs, weight) = of_documents(total, sharing, kind);
     let [query, key, value] = &inputs;
     let query = match way {
@@ -132,13 +135,15 @@ fn check(case: &Case, ways: &[Way]) {
     }
 }
 
-const PLAIN: Case = Case { lengths: &[], sharing: 3, window: None, softcap: None };
+const PLAIN: Case = Case { lengths: &[], sharing: 3, causal: true, window: None, softcap: None };
 
 #[test]
 fn documents_attend_to_themselves_alone_in_all_ways() {
     // One, several, single positions, and longer than a block.
     for (sharing, lengths) in [(3, &[45][..]), (1, &[7, 1, 30]), (3, &[1, 1, 140, 9, 128]), (17, &[40, 33])] {
-        check(&Case { lengths, sharing, ..PLAIN }, &[Way::Products, Way::Blocks, Way::Flash]);
+        for causal in [true, false] {
+            check(&Case { lengths, sharing, causal, ..PLAIN }, &[Way::Products, Way::Blocks, Way::Flash]);
+        }
     }
 }
 

@@ -28,6 +28,9 @@ pub enum ModelError {
     /// A segment that does not go from hidden states to hidden states.
     #[error("{0:?} does not map hidden states to hidden states")]
     NoHidden(zerofold_plan::SegmentKind),
+    /// Types of tokens for a model that has no embedding for them.
+    #[error("{0} does not tell types of tokens apart, but was given some")]
+    NoTokenTypes(String),
     /// A sequence with positions that the model does not have, or has by other numbers.
     #[error(
         "a sequence of {length} tokens is longer than the {longest} that this model's positions are built for\nhint: keep prompts and max_length at {longest} tokens or fewer"

@@ -45,7 +45,7 @@ fn logits_and_gradients_of_all_parameters_equal_those_of_transformers() {
 
 /// Every parameter that transformers has, none more. (Here the embedding has a graph; what the trainer does for it is tested
 /// by whole trainings.)
-fn check_gradients(name: &str, whole: &Whole, loss: &Tensor, expected: &HashMap<String, Tensor>) {
+pub(super) fn check_gradients(name: &str, whole: &Whole, loss: &Tensor, expected: &HashMap<String, Tensor>) {
     let specs = ModelUnits::new(&whole.model.config, UnitPolicy::Blocks).units;
     let leaves: Vec<&Tensor> = whole.units.iter().flatten().collect();
     let gradients = Tensor::run_backward(&[loss], &leaves, false, false);
@@ -57,13 +57,18 @@ fn check_gradients(name: &str, whole: &Whole, loss: &Tensor, expected: &HashMap<
             let rows = parameter.shape[0] as i64;
             let (found, expected) =
                 (gradient.narrow(0, begin, rows), &expected[&format!("gradient.{}", parameter.name)]);
-            let error = (&found - expected).norm().double_value(&[]) / expected.norm().double_value(&[]).max(1e-6);
+            let norm = expected.norm().double_value(&[]);
+            let difference = (&found - expected).norm().double_value(&[]);
+            // What is added to all scores of a position alike changes nothing: such a gradient is what rounding left.
+            let nothing = parameter.name.ends_with("key.bias") && norm < 1e-6;
+            let error = if nothing { difference } else { difference / norm.max(1e-6) };
             assert!(error < 1e-4, "{name}: the gradient of {} is off by {error}", parameter.name);
             begin += rows;
             checked += 1;
         }
     }
-    assert_eq!(checked, expected.len() - 2, "{name}: as many parameters as transformers has");
+    let gradients = expected.keys().filter(|key| key.starts_with("gradient.")).count();
+    assert_eq!(checked, gradients, "{name}: as many parameters as transformers has");
 }
 
 /// Rows cut short and put end to end: what is after a token changes nothing, and positions begin anew.
@@ -86,7 +91,8 @@ fn a_cache_changes_nothing() {
     let _guard = tch::no_grad_guard();
     for (folder, expected) in families() {
         let whole = Whole::in_folder(&folder, Kind::Float);
-        let mut caches: Vec<LayerCache> = whole.blocks().iter().map(|_| LayerCache::new()).collect();
+        let mut caches: Vec<LayerCache> =
+            (0..whole.model.config.num_hidden_layers).map(|_| LayerCache::new()).collect();
         for (begin, end) in [(0, 9), (9, 10), (10, 11), (11, 23)] {
             let part = whole.logits_cached(&expected["input_ids"].narrow(1, begin, end - begin), &mut caches);
             let difference = largest_difference(&part, &expected["logits"].narrow(1, begin, end - begin));
@@ -101,8 +107,8 @@ fn libtorchs_operations_and_16_bits_stay_near() {
         let logits = &expected["logits"];
         let scale = logits.abs().max().double_value(&[]);
         for (kind, tolerance) in [(Kind::Float, 1e-4), (Kind::BFloat16, 0.1)] {
-            let Whole { model, units } = Whole::in_folder(&folder, kind);
-            let plain = Whole { model: model.with_kernels(crate::torch::Kernels::plain()), units };
+            let Whole { model, units, segments } = Whole::in_folder(&folder, kind);
+            let plain = Whole { model: model.with_kernels(crate::torch::Kernels::plain()), units, segments };
             let whole = Whole::in_folder(&folder, kind);
             for (name, whole) in [("kernels", whole), ("operations", plain)] {
                 let difference = largest_difference(&whole.logits(&expected["input_ids"]), logits);

@@ -23,6 +23,6 @@ pub fn model_weights(directory: &Path, config: &ModelConfig) -> Result<Weights> 
 }
 
 fn naming(config: &ModelConfig) -> Naming {
-    let FileNames { parameters, prefix, ignored } = config.file_names();
-    Naming { parameters, prefix, ignored }
+    let FileNames { parameters, prefix, old_ends, ignored } = config.file_names();
+    Naming { parameters, prefix, old_ends, ignored }
 }

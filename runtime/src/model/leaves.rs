@@ -24,15 +24,19 @@ impl<'a> Leaves<'a> {
         there.then(|| self.take(name)).transpose()
     }
 
-    fn norm(&mut self, config: &ModelConfig, name: &'static str) -> Result<Norm<'a>, ModelError> {
+    pub(super) fn norm(&mut self, config: &ModelConfig, name: &'static str) -> Result<Norm<'a>, ModelError> {
         Ok(Norm { weight: self.take(name)?, bias: self.take_if(config.norm.has_bias(), name)? })
     }
 
-    fn norm_after(&mut self, config: &ModelConfig, name: &'static str) -> Result<Option<Norm<'a>>, ModelError> {
-        (config.norm_placement == NormPlacement::Around).then(|| self.norm(config, name)).transpose()
+    fn norm_before(&mut self, config: &ModelConfig, name: &'static str) -> Result<Option<Norm<'a>>, ModelError> {
+        (config.norm_placement != NormPlacement::After).then(|| self.norm(config, name)).transpose()
     }
 
-    fn linear(&mut self, bias: bool, name: &'static str) -> Result<Linear<'a>, ModelError> {
+    fn norm_after(&mut self, config: &ModelConfig, name: &'static str) -> Result<Option<Norm<'a>>, ModelError> {
+        (config.norm_placement != NormPlacement::Before).then(|| self.norm(config, name)).transpose()
+    }
+
+    pub(super) fn linear(&mut self, bias: bool, name: &'static str) -> Result<Linear<'a>, ModelError> {
         Ok(Linear { weight: self.take(name)?, bias: self.take_if(bias, name)? })
     }
 
@@ -59,7 +63,7 @@ pub(super) struct Linear<'a> {
 
 /// The weights of a block's attention.
 pub(super) struct AttentionWeights<'a> {
-    pub(super) norm: Norm<'a>,
+    pub(super) norm: Option<Norm<'a>>,
     /// To `(heads + 2 * key_value_heads) * D`: query, key and value.
     pub(super) qkv: Linear<'a>,
     /// Of queries and of keys.
@@ -71,7 +75,7 @@ pub(super) struct AttentionWeights<'a> {
 
 impl<'a> AttentionWeights<'a> {
     pub(super) fn take(leaves: &mut Leaves<'a>, config: &ModelConfig) -> Result<Self, ModelError> {
-        let norm = leaves.norm(config, "the norm before attention")?;
+        let norm = leaves.norm_before(config, "the norm before attention")?;
         let qkv = leaves.linear(config.biases.qkv, "query, key and value")?;
         let mut of_heads = |name| Ok::<_, ModelError>(Norm { weight: leaves.take(name)?, bias: None });
         let head_norms = match config.query_key_norm {
@@ -86,7 +90,7 @@ impl<'a> AttentionWeights<'a> {
 
 /// The weights of a block's MLP.
 pub(super) struct MlpWeights<'a> {
-    pub(super) norm: Norm<'a>,
+    pub(super) norm: Option<Norm<'a>>,
     /// To `2 * intermediate`, gate and up; or to `intermediate` where there is no gate.
     pub(super) up: Linear<'a>,
     /// From `intermediate`.
@@ -96,7 +100,7 @@ pub(super) struct MlpWeights<'a> {
 
 impl<'a> MlpWeights<'a> {
     pub(super) fn take(leaves: &mut Leaves<'a>, config: &ModelConfig) -> Result<Self, ModelError> {
-        let norm = leaves.norm(config, "the norm before the MLP")?;
+        let norm = leaves.norm_before(config, "the norm before the MLP")?;
         let up = leaves.linear(config.biases.mlp, "gate and up")?;
         let down = leaves.linear(config.biases.mlp, "down")?;
         let norm_after = leaves.norm_after(config, "the norm after the MLP")?;

@@ -3,7 +3,7 @@
 //!
 //! A model is an ordered list of segments (embedding, decoder blocks or their halves, head), which
 //! [`zerofold_plan::ModelUnits`] tells with their parameters. [`Transformer::embed`], [`Transformer::segment`] and
-//! [`Transformer::final_norm`] compute with tensors handed in by the caller, who alone knows where weights live, when they are
+//! [`Transformer::head_input`] compute with tensors handed in by the caller, who alone knows where weights live, when they are
 //! gathered and when they are gone.
 //!
 //! # Note: no operation saves a copy of a weight
@@ -15,8 +15,10 @@
 mod attention;
 mod cache;
 mod documents;
+mod embedding;
 mod error;
 mod files;
+mod head;
 mod leaves;
 mod rope;
 mod transformer;
@@ -24,6 +26,7 @@ mod transformer;
 pub use attention::Kernel;
 pub use cache::LayerCache;
 pub use documents::Documents;
+pub use embedding::EmbeddingLeaves;
 pub use error::ModelError;
 pub use files::{model_files, model_weights};
 pub use leaves::HeadWeights;
@@ -31,5 +34,7 @@ pub use rope::inverse_frequencies;
 pub use transformer::Transformer;
 pub use zerofold_plan::{ModelConfig, RopeConfig, RopeScaling};
 
+#[cfg(test)]
+mod encoders_tests;
 #[cfg(test)]
 mod families_tests;

@@ -1,4 +1,5 @@
-//! The maths of a transformer as its [`ModelConfig`] describes it: embedding, blocks, final norm.
+//! The maths of a transformer as its [`ModelConfig`] describes it: its blocks. The embedding ([`super::embedding`]) and the head
+//! ([`super::head`]) stand beside.
 //!
 //! Shapes: B rows, T positions, H the hidden size, D the width of a head.
 //!
@@ -6,11 +7,11 @@
 //! once, where transformers rounds a 16-bit type after each operation.
 
 use tch::{Device, Kind, Tensor};
-use zerofold_plan::{Activation, LayerAttention, NormKind, RopeConfig, SegmentKind};
+use zerofold_plan::{Activation, LayerAttention, NormKind, NormPlacement, RopeConfig, SegmentKind};
 
 use super::attention::{Attending, Attention, Kernel, Way};
 use super::documents::Documents;
-use super::leaves::{AttentionWeights, HeadWeights, Leaves, Linear, MlpWeights, Norm};
+use super::leaves::{AttentionWeights, Leaves, Linear, MlpWeights, Norm};
 use super::rope::{Rope, Tables};
 use super::{LayerCache, ModelConfig, ModelError};
 use crate::torch::{Gate, HeadLayout, Kernels, linear, linear_transposed};
@@ -19,8 +20,8 @@ use crate::torch::{Gate, HeadLayout, Kernels, linear, linear_transposed};
 pub struct Transformer {
     /// What it was built from.
     pub config: ModelConfig,
-    kind: Kind,
-    device: Device,
+    pub(super) kind: Kind,
+    pub(super) device: Device,
     /// The model's rotary embeddings, and last one that turns nothing.
     ropes: Vec<Rope>,
     attention: Attention,
@@ -112,81 +113,8 @@ impl Transformer {
         Documents::new(&self.ropes, lengths)
     }
 
-    /// Embeds token ids `[B, T]` (int64) at positions 0 to T - 1, or those of `documents`: `[B, T, H]`. `leaves` are those of
-    /// [`SegmentKind::Embedding`]. No graph: [`crate::trainer`] adds its gradient row by row.
-    ///
-    /// # Errors
-    /// An id outside the vocabulary, as libtorch says it, and what [`Transformer::segment`] refuses.
-    pub fn embed(
-        &self,
-        leaves: &[Tensor],
-        input_ids: &Tensor,
-        documents: Option<&Documents>,
-    ) -> Result<Tensor, ModelError> {
-        self.embed_at(leaves, input_ids, |length| self.positions(0, length, documents))
-    }
-
-    /// The same at the positions from `begin` on.
-    ///
-    /// # Errors
-    /// As [`Transformer::embed`].
-    pub fn embed_from(&self, leaves: &[Tensor], input_ids: &Tensor, begin: i64) -> Result<Tensor, ModelError> {
-        self.embed_at(leaves, input_ids, |length| self.positions(begin, length, None))
-    }
-
-    fn embed_at(
-        &self,
-        leaves: &[Tensor],
-        input_ids: &Tensor,
-        positions: impl FnOnce(i64) -> Result<Tensor, ModelError>,
-    ) -> Result<Tensor, ModelError> {
-        let missing = ModelError::LeafMissing { kind: SegmentKind::Embedding, name: "the embedding" };
-        let (tokens, of_positions) = leaves.split_last().ok_or(missing)?;
-        let mut embedded = Tensor::f_embedding(tokens, input_ids, -1, false, false)?;
-        if let Some(scale) = self.embedding_scale()? {
-            embedded = embedded.f_mul_scalar_(scale)?;
-        }
-        if let Some(table) = of_positions.first() {
-            let rows = Tensor::f_embedding(table, &positions(input_ids.size2()?.1)?, -1, false, false)?;
-            embedded = embedded.f_add_(&rows)?;
-        }
-        Ok(embedded)
-    }
-
-    /// What embeddings are multiplied by, rounded to the compute type as transformers does.
-    fn embedding_scale(&self) -> Result<Option<f64>, ModelError> {
-        let Some(scale) = self.config.embedding_scale else { return Ok(None) };
-        let rounded = Tensor::f_full([0i64; 0], scale, (self.kind, Device::Cpu))?;
-        Ok(Some(rounded.f_double_value(&[])?))
-    }
-
-    /// The position (int64) of each of `length` tokens of a row `[length]`: from `begin` on, or those of documents.
-    ///
-    /// # Errors
-    /// A position that the model does not have, and what libtorch says.
-    pub fn positions(&self, begin: i64, length: i64, documents: Option<&Documents>) -> Result<Tensor, ModelError> {
-        let options = (Kind::Int64, self.device);
-        if let Some(documents) = documents {
-            let each = documents.lengths.iter().map(|&length| Tensor::f_arange(length, options));
-            return Ok(Tensor::f_cat(&each.collect::<Result<Vec<_>, _>>()?, 0)?);
-        }
-        self.check_length(begin + length)?;
-        Ok(Tensor::f_arange_start(begin, begin + length, options)?)
-    }
-
-    /// The gradient `[B, T, H]` of the sum of a token's and a position's embedding as that of the token's.
-    ///
-    /// # Errors
-    /// What libtorch says.
-    pub fn token_gradient(&self, gradient: &Tensor) -> Result<Tensor, ModelError> {
-        match self.embedding_scale()? {
-            Some(scale) => Ok(gradient.f_mul_scalar(scale)?),
-            None => Ok(gradient.shallow_clone()),
-        }
-    }
-
-    /// What a segment between embedding and head makes of `[B, T, H]`, causal, at positions 0 to T - 1. Rows padded on
-    /// the right need no mask: what comes after a token does not reach it. With `documents` the one row of `x` holds them end
+    /// What a segment between embedding and head makes of `[B, T, H]`, at positions 0 to T - 1. Where the model is causal rows padded on
+    /// the right need no mask: what comes after a token does not reach it; rows of an encoder must have no padding. With `documents` the one row of `x` holds them end
     /// to end, and positions and attention are those of each alone. `leaves` are the segment's, in the order that
     /// [`SegmentKind`] tells.
     ///
@@ -233,7 +161,13 @@ impl Transformer {
     ) -> Result<Tensor, ModelError> {
         let mut leaves = Leaves::new(kind, leaves);
         let output = match kind {
-            SegmentKind::EmbeddingDropout => dropped(x.shallow_clone(), dropout.embedding)?,
+            SegmentKind::EmbeddingOutput => {
+                let normed = match self.config.embedding_norm {
+                    true => self.norm(&leaves.norm(&self.config, "the norm of the embeddings")?, x)?,
+                    false => x.shallow_clone(),
+                };
+                dropped(normed, dropout.embedding)?
+            }
             SegmentKind::Block(layer) => {
                 let attended = self.attention(&mut leaves, x, &Pass { layer, documents, dropout })?;
                 self.mlp(&mut leaves, &attended, dropout)?
@@ -263,7 +197,7 @@ impl Transformer {
                 self.check_length(length)?;
                 let tables = self.ropes[self.rope(pass.layer)].tables(0, length)?;
                 let parts = self.query_key_value(&weights, x, &tables, by.way.layout())?;
-                self.attention.causal(&by, &parts)?
+                self.attention.among(&by, &parts)?
             }
         };
         self.add_to_residual(x, self.linear(&attended, &weights.output)?, weights.norm_after, pass.dropout.hidden)
@@ -293,7 +227,7 @@ impl Transformer {
         let [query, key, value] = &parts;
         let (all_keys, all_values) = cache.append(key, value)?;
         let attended = if begin == 0 {
-            self.attention.causal(&by, &parts)?
+            self.attention.among(&by, &parts)?
         } else {
             self.attention.cached(query, &all_keys, &all_values, window)?
         };
@@ -303,27 +237,7 @@ impl Transformer {
         Ok(output)
     }
 
-    /// The last norm, on `[…, H]`, before the head.
-    ///
-    /// # Errors
-    /// What libtorch says.
-    pub fn final_norm(&self, weights: &HeadWeights<'_>, x: &Tensor) -> Result<Tensor, ModelError> {
-        self.norm(&weights.norm(), x)
-    }
-
-    /// The logits `[…, V]` of `[…, H]`, final norm and cap included. For generation: no gradients.
-    ///
-    /// # Errors
-    /// What libtorch says.
-    pub fn logits(&self, weights: &HeadWeights<'_>, x: &Tensor) -> Result<Tensor, ModelError> {
-        let logits = linear(&self.final_norm(weights, x)?, weights.head)?;
-        match self.config.logit_softcap {
-            Some(cap) => Ok(logits.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?),
-            None => Ok(logits),
-        }
-    }
-
-    fn check_length(&self, length: i64) -> Result<(), ModelError> {
+    pub(super) fn check_length(&self, length: i64) -> Result<(), ModelError> {
         let length = length as usize;
         match self.config.max_exact_length() {
             Some(longest) if length > longest => Err(ModelError::TooLong { length, longest }),
@@ -336,7 +250,7 @@ impl Transformer {
         self.config.layer(layer).rope.unwrap_or(self.ropes.len() - 1)
     }
 
-    fn norm(&self, norm: &Norm<'_>, x: &Tensor) -> Result<Tensor, ModelError> {
+    pub(super) fn norm(&self, norm: &Norm<'_>, x: &Tensor) -> Result<Tensor, ModelError> {
         let epsilon = self.config.norm_epsilon;
         Ok(match self.config.norm {
             NormKind::Rms => self.kernels.rms_norm(x, norm.weight, epsilon, 0.0)?,
@@ -345,7 +259,7 @@ impl Transformer {
         })
     }
 
-    fn linear(&self, x: &Tensor, Linear { weight, bias }: &Linear<'_>) -> Result<Tensor, ModelError> {
+    pub(super) fn linear(&self, x: &Tensor, Linear { weight, bias }: &Linear<'_>) -> Result<Tensor, ModelError> {
         let product = if self.config.transposed { linear_transposed(x, weight)? } else { linear(x, weight)? };
         Ok(match bias {
             Some(bias) => product.shallow_clone().f_add_(bias)?,
@@ -363,7 +277,7 @@ impl Transformer {
         layout: HeadLayout,
     ) -> Result<[Tensor; 3], ModelError> {
         let heads = (self.config.num_attention_heads as i64, self.config.num_key_value_heads as i64);
-        let mut projected = self.linear(&self.norm(&weights.norm, x)?, &weights.qkv)?;
+        let mut projected = self.linear(&self.norm_before(&weights.norm, x)?, &weights.qkv)?;
         if let Some(norms) = &weights.head_norms {
             projected = self.norm_heads(&projected, norms)?;
         }
@@ -383,7 +297,7 @@ impl Transformer {
 
     fn mlp(&self, leaves: &mut Leaves<'_>, x: &Tensor, dropout: Dropout) -> Result<Tensor, ModelError> {
         let weights = MlpWeights::take(leaves, &self.config)?;
-        let inner = self.linear(&self.norm(&weights.norm, x)?, &weights.up)?;
+        let inner = self.linear(&self.norm_before(&weights.norm, x)?, &weights.up)?;
         let inner = match (self.config.gated, self.config.activation) {
             (true, Activation::Silu) => self.kernels.gated(&inner, Gate::Silu)?,
             (true, Activation::GeluTanh) => self.kernels.gated(&inner, Gate::GeluTanh)?,
@@ -398,7 +312,12 @@ impl Transformer {
         self.add_to_residual(x, self.linear(&inner, &weights.down)?, weights.norm_after, dropout.hidden)
     }
 
-    /// `x` plus what attention or MLP made of it, after a norm or dropout where the model has them. Nobody needs the projection once
+    /// `x` normed, where the model norms it before attention or MLP.
+    fn norm_before(&self, norm: &Option<Norm<'_>>, x: &Tensor) -> Result<Tensor, ModelError> {
+        norm.as_ref().map_or_else(|| Ok(x.shallow_clone()), |norm| self.norm(norm, x))
+    }
+
+    /// `x` plus what attention or MLP made of it, with a norm and dropout where the model has them. Nobody needs the projection once
     /// the residual is in it, so it is added in place.
     fn add_to_residual(
         &self,
@@ -407,16 +326,18 @@ impl Transformer {
         norm: Option<Norm<'_>>,
         dropout: f64,
     ) -> Result<Tensor, ModelError> {
-        let normed = match norm {
-            Some(norm) => self.norm(&norm, &projected)?,
-            None => projected,
-        };
-        Ok(dropped(normed, dropout)?.f_add_(x)?)
+        match norm {
+            Some(norm) if self.config.norm_placement == NormPlacement::After => {
+                self.norm(&norm, &dropped(projected, dropout)?.f_add_(x)?)
+            }
+            Some(norm) => Ok(dropped(self.norm(&norm, &projected)?, dropout)?.f_add_(x)?),
+            None => Ok(dropped(projected, dropout)?.f_add_(x)?),
+        }
     }
 }
 
 /// A share of the elements dropped, by libtorch's generator. The native form keeps a byte for each.
-fn dropped(x: Tensor, dropout: f64) -> Result<Tensor, ModelError> {
+pub(super) fn dropped(x: Tensor, dropout: f64) -> Result<Tensor, ModelError> {
     if dropout > 0.0 { Ok(x.f_native_dropout(dropout, true)?.0) } else { Ok(x) }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use zerofold_configs::UnitPolicy;
-use zerofold_plan::{LeafSpec, ModelUnits};
+use zerofold_plan::{LeafSpec, ModelUnits, Segment};
 
 pub(in crate::model) const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-llama-tied", "tiny-mistral", "tiny-llama-sharded"];
@@ -14,6 +14,7 @@ const MODELS: [&str; 4] = ["tiny-llama", "tiny-llama-tied", "tiny-mistral", "tin
 pub(in crate::model) struct Whole {
     pub(in crate::model) model: Transformer,
     pub(in crate::model) units: Vec<Vec<Tensor>>,
+    pub(in crate::model) segments: Vec<Segment>,
 }
 
 impl Whole {
@@ -36,28 +37,13 @@ impl Whole {
             assert_eq!(stacked.size(), shape, "{}", leaf.parameters[0].name);
             stacked.set_requires_grad(true)
         };
-        let units = ModelUnits::new(&model.config, UnitPolicy::Blocks)
-            .units
-            .iter()
-            .map(|unit| unit.leaves.iter().map(leaf).collect())
-            .collect();
-        Whole { model, units }
+        let ModelUnits { units, segments } = ModelUnits::new(&model.config, UnitPolicy::Blocks);
+        let units = units.iter().map(|unit| unit.leaves.iter().map(leaf).collect()).collect();
+        Whole { model, units, segments }
     }
 
-    pub(in crate::model) fn blocks(&self) -> &[Vec<Tensor>] {
-        &self.units[1..=self.model.config.num_hidden_layers]
-    }
-
-    fn embedding(&self) -> &[Tensor] {
-        &self.units[0][..1 + usize::from(self.model.config.learned_positions)]
-    }
-
-    fn head(&self, x: &Tensor) -> Tensor {
-        let leaves = match self.model.config.tie_word_embeddings {
-            true => &self.units[0][self.embedding().len() - 1..],
-            false => &self.units[self.units.len() - 1],
-        };
-        self.model.logits(&HeadWeights::of(leaves).expect("a head"), x).expect("logits")
+    pub(in crate::model) fn leaves(&self, segment: &Segment) -> &[Tensor] {
+        &self.units[segment.unit][segment.leaves.clone()]
     }
 
     pub(in crate::model) fn logits(&self, input_ids: &Tensor) -> Tensor {
@@ -65,20 +51,34 @@ impl Whole {
     }
 
     pub(in crate::model) fn logits_of(&self, input_ids: &Tensor, documents: Option<&Documents>) -> Tensor {
-        let mut x = self.model.embed(self.embedding(), input_ids, documents).expect("an embedding");
-        for (layer, leaves) in self.blocks().iter().enumerate() {
-            x = self.model.segment(SegmentKind::Block(layer), leaves, &x, documents).expect("a block");
+        let head = self.segments.last().expect("a head");
+        self.model.logits(self.leaves(head), &self.hidden(input_ids, None, documents)).expect("logits")
+    }
+
+    /// What the last block makes.
+    pub(in crate::model) fn hidden(
+        &self,
+        input_ids: &Tensor,
+        types: Option<&Tensor>,
+        documents: Option<&Documents>,
+    ) -> Tensor {
+        let [embedding, hidden @ .., _] = &self.segments[..] else { panic!("segments") };
+        let mut x = self.model.embed(self.leaves(embedding), input_ids, types, documents).expect("an embedding");
+        for segment in hidden {
+            x = self.model.segment(segment.kind, self.leaves(segment), &x, documents).expect("a segment");
         }
-        self.head(&x)
+        x
     }
 
     pub(in crate::model) fn logits_cached(&self, input_ids: &Tensor, caches: &mut [LayerCache]) -> Tensor {
+        let [embedding, hidden @ .., head] = &self.segments[..] else { panic!("segments") };
         let begin = caches[0].length();
-        let mut x = self.model.embed_from(self.embedding(), input_ids, begin).expect("an embedding");
-        for (layer, (leaves, cache)) in self.blocks().iter().zip(caches).enumerate() {
-            x = self.model.block_cached(layer, leaves, &x, cache).expect("a block");
+        let mut x = self.model.embed_from(self.leaves(embedding), input_ids, begin).expect("an embedding");
+        let blocks = hidden.iter().filter(|segment| matches!(segment.kind, SegmentKind::Block(_)));
+        for (layer, (segment, cache)) in blocks.zip(caches).enumerate() {
+            x = self.model.block_cached(layer, self.leaves(segment), &x, cache).expect("a block");
         }
-        self.head(&x)
+        self.model.logits(self.leaves(head), &x).expect("logits")
     }
 }
 
@@ -137,7 +137,8 @@ fn a_cache_changes_nothing() {
         let (input_ids, logits) = expected(name);
         let length = input_ids.size()[1];
         // A prompt, single tokens, and several at once after others, as in a second question of a chat.
-        let mut caches: Vec<LayerCache> = whole.blocks().iter().map(|_| LayerCache::new()).collect();
+        let mut caches: Vec<LayerCache> =
+            (0..whole.model.config.num_hidden_layers).map(|_| LayerCache::new()).collect();
         for (begin, end) in [(0, 9), (9, 10), (10, 11), (11, 24), (24, length)] {
             let part = whole.logits_cached(&input_ids.narrow(1, begin, end - begin), &mut caches);
             let difference = largest_difference(&part, &logits.narrow(1, begin, end - begin));
@@ -156,7 +157,7 @@ fn a_cache_grows_past_its_first_room() {
     let _guard = tch::no_grad_guard();
     let whole = Whole::read("tiny-llama-tied", Kind::Float);
     let input_ids = Tensor::arange(300, (Kind::Int64, Device::Cpu)).remainder(64).view([1, 300]);
-    let mut caches: Vec<LayerCache> = whole.blocks().iter().map(|_| LayerCache::new()).collect();
+    let mut caches: Vec<LayerCache> = (0..whole.model.config.num_hidden_layers).map(|_| LayerCache::new()).collect();
     let _prompt = whole.logits_cached(&input_ids.narrow(1, 0, 250), &mut caches);
     let parts: Vec<Tensor> =
         (250..300).map(|at| whole.logits_cached(&input_ids.narrow(1, at, 1), &mut caches)).collect();
@@ -280,8 +281,8 @@ fn misuse_is_an_error_and_no_panic() {
         Err(ModelError::Documents { .. })
     ));
     let outside = Tensor::from_slice(&[100_000i64]).view([1, 1]);
-    assert!(matches!(whole.model.embed(&whole.units[0], &outside, None), Err(ModelError::Torch(_))));
-    assert!(matches!(whole.model.embed(&[], &outside, None), Err(ModelError::LeafMissing { .. })));
+    assert!(matches!(whole.model.embed(&whole.units[0], &outside, None, None), Err(ModelError::Torch(_))));
+    assert!(matches!(whole.model.embed(&[], &outside, None, None), Err(ModelError::LeafMissing { .. })));
     let narrow = x.narrow(1, 0, 5).narrow(2, 0, 40);
     assert!(matches!(
         whole.model.segment(SegmentKind::Block(0), &whole.units[1], &narrow, None),

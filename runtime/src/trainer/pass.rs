@@ -18,6 +18,8 @@ use zerofold_data::Batch;
 struct MicroBatch {
     /// Token ids `[rows, length]`.
     input_ids: Tensor,
+    /// Their types, likewise; none where all are of type 0.
+    token_types: Option<Tensor>,
     /// Where, in `[rows × length]`, supervised targets are.
     positions: Tensor,
     /// The supervised targets.
@@ -34,6 +36,7 @@ impl MicroBatch {
         let (positions, targets): (Vec<i64>, Vec<i64>) = supervised.map(|(at, &label)| (at as i64, label)).unzip();
         Ok(MicroBatch {
             input_ids: Tensor::from_slice(&batch.input_ids).f_view(shape)?.f_to_device(device)?,
+            token_types: None,
             positions: Tensor::from_slice(&positions).f_to_device(device)?,
             targets: Targets {
                 ids: Tensor::from_slice(&targets).f_to_device(device)?,
@@ -236,7 +239,8 @@ impl Pass<'_> {
     fn embed(&mut self, batch: &MicroBatch) -> Result<Tensor, TrainError> {
         self.gather_for_forward(0)?;
         let span = self.begin(0, "forward");
-        let hidden = self.model.embed(self.leaves(0), &batch.input_ids, batch.documents.as_ref())?;
+        let (ids, types) = (&batch.input_ids, batch.token_types.as_ref());
+        let hidden = self.model.embed(self.leaves(0), ids, types, batch.documents.as_ref())?;
         self.end(span);
         self.inspect_output(0, &hidden)?;
         self.release_after_forward(0)?;
@@ -372,20 +376,26 @@ impl Pass<'_> {
         Ok(input_gradient)
     }
 
-    /// The embedding's gradient: each position's gradient is added to its token's row, and to its position's where positions
-    /// have an embedding of their own.
+    /// The embedding's gradient: each position's gradient is added to its token's row, and to those of its position and of its
+    /// token's type where these have an embedding of their own.
     fn embed_backward(&mut self, batch: &MicroBatch, gradient: &Tensor) -> Result<(), TrainError> {
         self.begin_gradient(0)?;
         let span = self.begin(0, "backward");
         let (rows, length, width) = gradient.size3()?;
-        let tokens = self.leaves(0).len() - 1;
-        if self.is_trained(0, tokens) {
-            let of_tokens = self.model.token_gradient(gradient)?.f_view([-1, width])?;
-            add_rows(&self.leaf_gradient(0, tokens)?, &batch.input_ids.f_view([-1])?, &of_tokens)?;
-        }
-        if tokens > 0 && self.is_trained(0, 0) {
+        let leaves = self.model.embedding_leaves(0..self.leaves(0).len())?;
+        let (ids, gradient) = (batch.input_ids.f_view([-1])?, gradient.f_view([-1, width])?);
+        let add_to = |leaf: usize, ids: &Tensor, gradient: &Tensor| match self.is_trained(0, leaf) {
+            false => Ok::<(), TrainError>(()),
+            true => Ok(add_rows(&self.leaf_gradient(0, leaf)?, ids, gradient)?),
+        };
+        add_to(leaves.tokens, &ids, &self.model.token_gradient(&gradient)?)?;
+        if let Some(leaf) = leaves.positions {
             let positions = self.model.positions(0, length, batch.documents.as_ref())?.f_repeat([rows])?;
-            add_rows(&self.leaf_gradient(0, 0)?, &positions, &gradient.f_view([-1, width])?)?;
+            add_to(leaf, &positions, &gradient)?;
+        }
+        if let Some(leaf) = leaves.types {
+            let types = batch.token_types.as_ref().map_or_else(|| ids.f_zeros_like(), |types| types.f_view([-1]))?;
+            add_to(leaf, &types, &gradient)?;
         }
         self.end(span);
         self.finish_gradient(0)

@@ -138,7 +138,7 @@ fn share_of_block(kind: SegmentKind) -> f64 {
     match kind {
         SegmentKind::Block(_) => 1.0,
         SegmentKind::Attention(_) | SegmentKind::Mlp(_) => 0.5,
-        SegmentKind::Embedding | SegmentKind::EmbeddingDropout | SegmentKind::Head => 0.0,
+        SegmentKind::Embedding | SegmentKind::EmbeddingOutput | SegmentKind::Head => 0.0,
     }
 }
 
@@ -171,7 +171,7 @@ fn forward(inputs: &CostInputs<'_>, assumed: &Assumptions, kind: SegmentKind) ->
         SegmentKind::Block(layer) => attention(layer) + mlp(),
         SegmentKind::Attention(layer) => attention(layer),
         SegmentKind::Mlp(_) => mlp(),
-        SegmentKind::EmbeddingDropout => Compute {
+        SegmentKind::EmbeddingOutput => Compute {
             passes: assumed.pass(2.0 * tokens * hidden * job.types.compute.bytes() as f64),
             ..Compute::default()
         },

@@ -56,7 +56,7 @@ impl ModelConfig {
         let family = family_of(&file)?;
         refuse_what_is_not_understood(&file, family)?;
         let mut config = (family.read)(&file)?;
-        config.architecture = family.architecture.to_owned();
+        config.architecture = family.name().to_owned();
         config.dtype = file.optional_string("dtype")?.or(file.optional_string("torch_dtype")?);
         check(&file, &config)?;
         Ok(config)
@@ -67,7 +67,7 @@ fn family_of(file: &File) -> Result<&'static Family, ModelConfigError> {
     let named = file.get("architectures").and_then(Value::as_array).and_then(|names| names.first());
     let (architecture, model_type) = (named.and_then(Value::as_str), file.get("model_type").and_then(Value::as_str));
     let of = |family: &&Family| match (architecture, model_type) {
-        (Some(name), _) => family.architecture == name,
+        (Some(name), _) => family.architectures.contains(&name),
         (None, kind) => kind == Some(family.model_type),
     };
     if let Some(family) = families::ALL.iter().copied().find(of) {
@@ -78,7 +78,7 @@ fn family_of(file: &File) -> Result<&'static Family, ModelConfigError> {
         (None, Some(other)) => format!("of model_type {other}"),
         (None, None) => return Err(file.missing("architectures")),
     };
-    let supported: Vec<&str> = families::ALL.iter().map(|family| family.architecture).collect();
+    let supported: Vec<&str> = families::ALL.iter().map(|family| family.name()).collect();
     let mixture =
         found.to_lowercase().contains("moe") || ["num_experts", "num_local_experts"].iter().any(|key| file.has(key));
     let supported = match mixture {
@@ -93,7 +93,7 @@ fn refuse_what_is_not_understood(file: &File, family: &Family) -> Result<(), Mod
     if let Some(model_type) = file.optional_string("model_type")?
         && model_type != family.model_type
     {
-        let reason = format!("architectures names {}, which is of type {}", family.architecture, family.model_type);
+        let reason = format!("architectures names {}, which is of type {}", family.name(), family.model_type);
         return Err(file.invalid("model_type", reason));
     }
     for key in file.keys.keys().filter(|key| !family.understands.contains(&key.as_str())) {
@@ -103,7 +103,7 @@ fn refuse_what_is_not_understood(file: &File, family: &Family) -> Result<(), Mod
                 "quantization_config" => {
                     "use the model's unquantized folder (bf16, fp16 or fp32 safetensors)".to_owned()
                 }
-                _ => format!("{} as transformers knows it does not take it", family.architecture),
+                _ => format!("{} as transformers knows it does not take it", family.name()),
             };
             file.must_be(key, &neutral, &hint)?;
         }
@@ -140,7 +140,11 @@ fn check(file: &File, config: &ModelConfig) -> Result<(), ModelConfigError> {
         return Err(file.invalid("num_attention_heads", reason));
     }
     if !(config.norm_epsilon >= 0.0 && config.norm_epsilon.is_finite()) {
-        let key = if config.norm == NormKind::Layer { "layer_norm_epsilon" } else { "rms_norm_eps" };
+        let key = match config.norm {
+            NormKind::Layer if file.has("layer_norm_eps") => "layer_norm_eps",
+            NormKind::Layer => "layer_norm_epsilon",
+            _ => "rms_norm_eps",
+        };
         return Err(file.invalid(key, "it must be a finite number, 0 or larger"));
     }
     for rope in &config.ropes {

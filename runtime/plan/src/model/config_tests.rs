@@ -1,7 +1,7 @@
 //! What of a `config.json` is understood, defaulted and refused.
 
 use super::*;
-use crate::model::{Biases, LayerAttention};
+use crate::model::{Activation, Biases, Head, LayerAttention, Problem};
 
 fn parse(keys: &str) -> Result<ModelConfig, ModelConfigError> {
     let required = r#""hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
@@ -84,6 +84,58 @@ fn what_cannot_be_right_or_is_not_built_names_itself() {
         let message = llama(keys).map(|_| String::new()).unwrap_or_else(|error| error.to_string());
         assert!(message.starts_with("folder/config.json: ") && message.contains(expected), "{keys}: {message:?}");
     }
+}
+
+fn bert(keys: &str) -> Result<ModelConfig, ModelConfigError> {
+    parse(&format!(r#""architectures": ["BertModel"]{}{keys}"#, if keys.is_empty() { "" } else { ", " }))
+}
+
+#[test]
+fn encoders_have_the_defaults_of_transformers() {
+    let config = bert("").expect("a plain BERT");
+    assert_eq!(config.architecture, "BertForSequenceClassification");
+    assert_eq!((config.norm_epsilon, config.token_types, config.max_position_embeddings), (1e-12, 2, 512));
+    assert_eq!((config.hidden_dropout, config.attention_dropout, config.embedding_dropout), (0.1, 0.1, 0.1));
+    assert_eq!((config.head_dropout, config.activation, config.causal), (0.1, Activation::Gelu, false));
+    assert_eq!(config.head, Head::Classes { labels: 2, problem: Problem::SingleLabel });
+    let keys = r#""hidden_dropout_prob": 0.2, "classifier_dropout": null, "id2label": {"0": "a", "1": "b", "2": "c"}"#;
+    let config = bert(keys).expect("three classes");
+    assert_eq!((config.head_dropout, config.head_rows()), (0.2, 3));
+    let regression = bert(r#""id2label": {"0": "stars"}, "classifier_dropout": 0.0"#).expect("one number");
+    assert_eq!(regression.head, Head::Classes { labels: 1, problem: Problem::Regression });
+    let several = bert(r#""num_labels": 4, "problem_type": "multi_label_classification""#).expect("several at once");
+    assert_eq!(several.head, Head::Classes { labels: 4, problem: Problem::MultiLabel });
+    // Its file counts the two positions that stand for none.
+    let roberta = parse(r#""model_type": "roberta", "max_position_embeddings": 514"#).expect("a plain RoBERTa");
+    assert_eq!((roberta.position_offset, roberta.max_exact_length()), (2, Some(512)));
+    assert_eq!(roberta.names.classifier, "classifier.out_proj");
+}
+
+#[test]
+fn what_of_an_encoder_is_not_built_is_refused() {
+    let table = [
+        (r#""position_embedding_type": "relative_key""#, "position_embedding_type is \"relative_key\""),
+        (r#""is_decoder": true"#, "is_decoder is true, which is not built yet"),
+        (r#""add_cross_attention": true"#, "add_cross_attention is true, which is not built yet"),
+        (r#""chunk_size_feed_forward": 8"#, "chunk_size_feed_forward is 8, which is not built yet"),
+        (r#""hidden_act": "relu""#, "hidden_act is \"relu\", which is not built yet"),
+        (r#""problem_type": "ranking""#, "problem_type is \"ranking\": it must be single_label_classification"),
+        (r#""id2label": []"#, "id2label is []"),
+        (r#""classifier_dropout": 1.0"#, "classifier_dropout is 1.0"),
+        (r#""layer_norm_eps": -1"#, "layer_norm_eps is -1"),
+    ];
+    for (keys, expected) in table {
+        let message = bert(keys).map(|_| String::new()).unwrap_or_else(|error| error.to_string());
+        assert!(message.starts_with("folder/config.json: ") && message.contains(expected), "{keys}: {message:?}");
+    }
+    let short =
+        parse(r#""model_type": "roberta", "max_position_embeddings": 2"#).expect_err("no positions").to_string();
+    assert!(
+        short.contains("max_position_embeddings is 2: the first 2 embeddings of positions stand for none"),
+        "{short}"
+    );
+    let padding = parse(r#""model_type": "roberta", "pad_token_id": -1"#).expect_err("no token").to_string();
+    assert!(padding.contains("pad_token_id is -1"), "{padding}");
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// The context the model was trained for, in tokens.
     pub max_position_embeddings: usize,
+    /// Whether a token sees what stands before it alone; in an encoder it sees what follows too.
+    pub causal: bool,
     /// How its norms compute.
     pub norm: NormKind,
     /// What its norms add to the mean square, or the variance.
@@ -44,8 +46,14 @@ pub struct ModelConfig {
     pub transposed: bool,
     /// What embeddings are multiplied by.
     pub embedding_scale: Option<f64>,
-    /// Whether positions have embeddings of their own, `max_position_embeddings` of them.
+    /// Whether positions have embeddings of their own: `max_position_embeddings` of them, behind `position_offset` more.
     pub learned_positions: bool,
+    /// The embedding that the first position has; those before it stand for none.
+    pub position_offset: usize,
+    /// How many types of tokens have embeddings of their own; 0 where tokens have no type.
+    pub token_types: usize,
+    /// Whether the sum of the embeddings is normed.
+    pub embedding_norm: bool,
     /// The rotary positions that layers choose from.
     pub ropes: Vec<RopeConfig>,
     /// The attention of each layer; where there are fewer than layers they go round.
@@ -60,6 +68,8 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// What the model tells at its end.
     pub head: Head,
+    /// What stands between the last block and the head.
+    pub head_input: HeadInput,
     /// The share of what the head is given that training drops; only of a classifier.
     pub head_dropout: f64,
     /// The share of attention weights that training drops.
@@ -85,6 +95,18 @@ pub enum Head {
         labels: usize,
         /// What is told.
         problem: Problem,
+    },
+}
+
+/// What stands between the last block and the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadInput {
+    /// The last norm.
+    Norm,
+    /// A linear layer and tanh, as encoders have it; the head has a bias then.
+    Dense {
+        /// Whether training drops a share of what the linear layer is given too ([`ModelConfig::head_dropout`]).
+        drops_input: bool,
     },
 }
 
@@ -124,6 +146,8 @@ pub enum NormPlacement {
     Before,
     /// Before and after: x + norm(f(norm(x))), as Gemma 2 and 3 have it.
     Around,
+    /// After the residual is added: norm(x + f(x)), as BERT has it.
+    After,
 }
 
 /// Which linear layers have a bias.
@@ -233,6 +257,7 @@ impl ModelConfig {
             num_key_value_heads: 0,
             head_dim: 0,
             max_position_embeddings: 2048,
+            causal: true,
             norm: NormKind::Rms,
             norm_epsilon: 1e-6,
             norm_placement: NormPlacement::Before,
@@ -243,6 +268,9 @@ impl ModelConfig {
             transposed: false,
             embedding_scale: None,
             learned_positions: false,
+            position_offset: 0,
+            token_types: 0,
+            embedding_norm: false,
             ropes: vec![RopeConfig::plain(10_000.0)],
             layers: vec![LayerAttention { window: None, rope: Some(0) }],
             attention_scale: None,
@@ -250,6 +278,7 @@ impl ModelConfig {
             logit_softcap: None,
             tie_word_embeddings: false,
             head: Head::Language,
+            head_input: HeadInput::Norm,
             head_dropout: 0.0,
             attention_dropout: 0.0,
             hidden_dropout: 0.0,
@@ -286,6 +315,11 @@ impl ModelConfig {
         of_ropes.chain(self.learned_positions.then_some(self.max_position_embeddings)).min()
     }
 
+    /// Whether something is done to the embeddings before the first block.
+    pub fn changes_embeddings(&self) -> bool {
+        self.embedding_norm || self.embedding_dropout > 0.0
+    }
+
     /// How many query heads share one key and value head.
     pub fn queries_per_key(&self) -> usize {
         self.num_attention_heads / self.num_key_value_heads
@@ -296,7 +330,8 @@ impl ModelConfig {
         let tokens = length as f64;
         match self.layer(layer).window {
             Some(window) if window < length => window as f64 * (tokens - window as f64 / 2.0),
-            _ => tokens * tokens / 2.0,
+            _ if self.causal => tokens * tokens / 2.0,
+            _ => tokens * tokens,
         }
     }
 

@@ -2,24 +2,38 @@
 //!
 //! `runtime/src/model` takes them one by one in the same order. Matrices and embeddings are decayed; norms and biases are not.
 
-use super::{Head, ModelConfig, NormPlacement};
+use super::{Head, HeadInput, ModelConfig, NormPlacement};
 use crate::spec::{LeafSpec, ParameterGroup, ParameterSpec};
 
-/// The embedding of positions where there is one, then that of tokens.
+/// The embeddings of positions and of types of tokens where there are such, then that of tokens.
 pub(super) fn embedding(config: &ModelConfig) -> Vec<LeafSpec> {
     let table = |name: &str, rows: usize| matrix(format!("{name}.weight"), rows, config.hidden_size);
-    let positions = config.learned_positions.then(|| table(config.names.positions, config.max_position_embeddings));
-    positions.into_iter().chain([table(config.names.embedding, config.vocab_size)]).map(decayed).collect()
+    let rows = config.position_offset + config.max_position_embeddings;
+    let positions = config.learned_positions.then(|| table(config.names.positions, rows));
+    let types = (config.token_types > 0).then(|| table(config.names.token_types, config.token_types));
+    let tokens = table(config.names.embedding, config.vocab_size);
+    positions.into_iter().chain(types).chain([tokens]).map(decayed).collect()
 }
 
-/// The head, then the last norm.
+/// The norm of the embeddings, where there is one.
+pub(super) fn embedding_output(config: &ModelConfig) -> Vec<LeafSpec> {
+    if config.embedding_norm { norm(config, config.names.embedding_norm) } else { Vec::new() }
+}
+
+/// The head with its bias, then what stands before it: the last norm, or a linear layer with its bias.
 pub(super) fn head(config: &ModelConfig) -> Vec<LeafSpec> {
     let name = match config.head {
         Head::Language => config.names.head,
         Head::Classes { .. } => config.names.classifier,
     };
-    let head = decayed(matrix(format!("{name}.weight"), config.head_rows(), config.hidden_size));
-    [head].into_iter().chain(final_norm(config)).collect()
+    let (rows, width) = (config.head_rows(), config.hidden_size);
+    let head = decayed(matrix(format!("{name}.weight"), rows, width));
+    if config.head_input == HeadInput::Norm {
+        return [head].into_iter().chain(final_norm(config)).collect();
+    }
+    let dense = config.names.dense;
+    let weight = decayed(matrix(format!("{dense}.weight"), width, width));
+    vec![head, not_decayed(format!("{name}.bias"), rows), weight, not_decayed(format!("{dense}.bias"), width)]
 }
 
 /// The last norm.
@@ -32,16 +46,14 @@ pub(super) fn attention(config: &ModelConfig, layer: usize) -> Vec<LeafSpec> {
     let names = config.names;
     let (query, key) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
     let block = Block { config, layer };
-    let mut leaves = norm(config, &block.name(names.attention_norm));
+    let mut leaves = block.norm_before(names.attention_norm);
     leaves.extend(block.linear(names.qkv, &[query, key, key], config.hidden_size, config.biases.qkv));
     if config.query_key_norm {
         let weight = |name: &&str| not_decayed(format!("{}.weight", block.name(name)), config.head_dim);
         leaves.extend(names.query_key_norms.iter().map(weight));
     }
     leaves.extend(block.linear(&[names.output], &[config.hidden_size], query, config.biases.output));
-    if config.norm_placement == NormPlacement::Around {
-        leaves.extend(norm(config, &block.name(names.post_attention_norm)));
-    }
+    leaves.extend(block.norm_after(names.post_attention_norm));
     leaves
 }
 
@@ -49,13 +61,11 @@ pub(super) fn attention(config: &ModelConfig, layer: usize) -> Vec<LeafSpec> {
 pub(super) fn mlp(config: &ModelConfig, layer: usize) -> Vec<LeafSpec> {
     let (names, inner) = (config.names, config.intermediate_size);
     let block = Block { config, layer };
-    let mut leaves = norm(config, &block.name(names.mlp_norm));
+    let mut leaves = block.norm_before(names.mlp_norm);
     let widths = if config.gated { vec![inner; 2] } else { vec![inner] };
     leaves.extend(block.linear(names.up, &widths, config.hidden_size, config.biases.mlp));
     leaves.extend(block.linear(&[names.down], &[config.hidden_size], inner, config.biases.mlp));
-    if config.norm_placement == NormPlacement::Around {
-        leaves.extend(norm(config, &block.name(names.post_mlp_norm)));
-    }
+    leaves.extend(block.norm_after(names.post_mlp_norm));
     leaves
 }
 
@@ -68,6 +78,18 @@ struct Block<'a> {
 impl Block<'_> {
     fn name(&self, part: &str) -> String {
         format!("{}.{}.{part}", self.config.names.layers, self.layer)
+    }
+
+    fn norm_before(&self, part: &str) -> Vec<LeafSpec> {
+        self.norm_if(self.config.norm_placement != NormPlacement::After, part)
+    }
+
+    fn norm_after(&self, part: &str) -> Vec<LeafSpec> {
+        self.norm_if(self.config.norm_placement != NormPlacement::Before, part)
+    }
+
+    fn norm_if(&self, there: bool, part: &str) -> Vec<LeafSpec> {
+        if there { norm(self.config, &self.name(part)) } else { Vec::new() }
     }
 
     /// A linear layer from `from` to the sum of `widths`: one parameter for each width, or one for all where the family has

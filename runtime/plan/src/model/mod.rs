@@ -13,7 +13,8 @@ mod rope;
 mod units;
 
 pub use description::{
-    Activation, Biases, Head, LayerAttention, ModelConfig, NormKind, NormPlacement, Problem, RopeConfig, RopeScaling,
+    Activation, Biases, Head, HeadInput, LayerAttention, ModelConfig, NormKind, NormPlacement, Problem, RopeConfig,
+    RopeScaling,
 };
 pub use error::ModelConfigError;
 pub use names::{FileNames, Names};

@@ -11,6 +11,10 @@ pub struct Names {
     pub embedding: &'static str,
     /// The embedding of positions, in families that have one.
     pub positions: &'static str,
+    /// The embedding of types of tokens, in families that have one.
+    pub token_types: &'static str,
+    /// The norm of the embeddings, in families that have one.
+    pub embedding_norm: &'static str,
     /// The blocks.
     pub layers: &'static str,
     /// The norm before attention.
@@ -31,16 +35,21 @@ pub struct Names {
     pub down: &'static str,
     /// The norm after the MLP, in families that have one.
     pub post_mlp_norm: &'static str,
-    /// The last norm.
+    /// The last norm, in families that have one.
     pub final_norm: &'static str,
+    /// The linear layer before the head, in families that have one.
+    pub dense: &'static str,
     /// The head of a language model.
     pub head: &'static str,
     /// That of a classifier.
     pub classifier: &'static str,
     /// What files of the bare model, without a head, leave out at the beginning of each name.
     pub prefix: &'static str,
-    /// Ends of names in files of this family that hold no parameters: constants that are computed here.
+    /// Ends of names in files of this family that hold no parameters: constants that are computed here, and heads that are not
+    /// trained.
     pub constants: &'static [&'static str],
+    /// Ends of names, and what they were in files of old.
+    pub old_ends: &'static [(&'static str, &'static str)],
     /// The classes of a block, of its attention and of its MLP in transformers.
     pub classes: [&'static str; 3],
 }
@@ -52,6 +61,8 @@ pub struct FileNames {
     pub parameters: Vec<String>,
     /// [`Names::prefix`].
     pub prefix: String,
+    /// [`Names::old_ends`].
+    pub old_ends: &'static [(&'static str, &'static str)],
     /// Ends of names that hold no parameters: [`Names::constants`], and a head that the model has no use for.
     pub ignored: Vec<String>,
 }
@@ -67,6 +78,7 @@ impl ModelConfig {
         FileNames {
             parameters: parameters.map(|parameter| parameter.name).collect(),
             prefix: self.names.prefix.to_owned(),
+            old_ends: self.names.old_ends,
             ignored: self.names.constants.iter().map(|end| (*end).to_owned()).chain(other_head).collect(),
         }
     }
@@ -76,6 +88,8 @@ impl ModelConfig {
 pub(super) const LLAMA: Names = Names {
     embedding: "model.embed_tokens",
     positions: "",
+    token_types: "",
+    embedding_norm: "",
     layers: "model.layers",
     attention_norm: "input_layernorm",
     qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -87,9 +101,11 @@ pub(super) const LLAMA: Names = Names {
     down: "mlp.down_proj",
     post_mlp_norm: "",
     final_norm: "model.norm",
+    dense: "",
     head: "lm_head",
     classifier: "score",
     prefix: "model.",
     constants: &["rotary_emb.inv_freq"],
+    old_ends: &[],
     classes: ["LlamaDecoderLayer", "LlamaAttention", "LlamaMLP"],
 };

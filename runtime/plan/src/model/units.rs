@@ -11,10 +11,12 @@ use zerofold_configs::UnitPolicy;
 /// What a segment computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentKind {
-    /// Token ids to hidden states. Leaves: the embedding of positions where there is one, that of tokens.
+    /// Token ids to hidden states. Leaves: the embeddings of positions and of types of tokens where there are such, that of
+    /// tokens.
     Embedding,
-    /// What training drops of the embeddings, in models that do. No leaves.
-    EmbeddingDropout,
+    /// The norm of the embeddings and what training drops of them, in models that have one or the other; of the first block's unit.
+    /// Leaves: the norm's, if any.
+    EmbeddingOutput,
     /// A whole decoder block. Leaves: those of [`SegmentKind::Attention`], then those of [`SegmentKind::Mlp`].
     Block(usize),
     /// A block's attention with its norms. Leaves: the norm before it, query, key and value (stacked), their norms, the output, the norm
@@ -22,7 +24,7 @@ pub enum SegmentKind {
     Attention(usize),
     /// A block's MLP with its norms. Leaves: the norm before it, gate and up (stacked), down, the norm after it, likewise.
     Mlp(usize),
-    /// The final norm, the head and the loss. Leaves: the head, the norm.
+    /// The final norm or linear layer, the head and the loss. Leaves: the head, the norm; or the head and the linear layer, each with its bias.
     Head,
 }
 
@@ -31,7 +33,7 @@ impl std::fmt::Display for SegmentKind {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             SegmentKind::Embedding => formatter.write_str("embedding"),
-            SegmentKind::EmbeddingDropout => formatter.write_str("embedding dropout"),
+            SegmentKind::EmbeddingOutput => formatter.write_str("embedding output"),
             SegmentKind::Block(layer) => write!(formatter, "layer {layer}"),
             SegmentKind::Attention(layer) => write!(formatter, "layer {layer} attention"),
             SegmentKind::Mlp(layer) => write!(formatter, "layer {layer} mlp"),
@@ -118,7 +120,9 @@ impl ModelUnits {
         segments.push(Segment { kind: SegmentKind::Embedding, unit: 0, leaves: 0..embeddings });
         let mut add = |kind: SegmentKind, leaves: Vec<LeafSpec>| {
             let alone = tied && units.is_empty() && policy != UnitPolicy::Whole;
-            if alone || open.numel() >= least {
+            // The norm of the embeddings is too small for a unit of its own.
+            let joins = segments.last().is_some_and(|last: &Segment| last.kind == SegmentKind::EmbeddingOutput);
+            if !joins && (alone || open.numel() >= least) {
                 units.push(std::mem::take(&mut open).finish(tied && units.is_empty()));
             }
             let begin = open.leaves.len();
@@ -128,8 +132,8 @@ impl ModelUnits {
             }
             open.leaves.extend(leaves);
         };
-        if config.embedding_dropout > 0.0 {
-            add(SegmentKind::EmbeddingDropout, Vec::new());
+        if config.changes_embeddings() {
+            add(SegmentKind::EmbeddingOutput, leaves::embedding_output(config));
         }
         for layer in 0..config.num_hidden_layers {
             let (attention, mlp) = (leaves::attention(config, layer), leaves::mlp(config, layer));

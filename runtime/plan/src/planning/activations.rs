@@ -110,10 +110,33 @@ pub(super) fn forward(walk: &mut Walk, sizes: &Sizes, kind: SegmentKind) {
         }
         SegmentKind::Attention(_) => attention_forward(walk, sizes),
         SegmentKind::Mlp(_) => mlp_forward(walk, sizes),
-        SegmentKind::EmbeddingDropout => {
-            walk.take(sizes.hidden + sizes.embedding_dropped);
-        }
+        SegmentKind::EmbeddingOutput => embedding_output_forward(walk, sizes),
         SegmentKind::Embedding | SegmentKind::Head => {}
+    }
+}
+
+/// The norm of the embeddings, then dropout, which saves what it dropped and no more.
+fn embedding_output_forward(walk: &mut Walk, sizes: &Sizes) {
+    if sizes.does.embedding_norm {
+        norm_forward(walk, sizes);
+    }
+    if sizes.embedding_dropped > 0 {
+        walk.take(sizes.hidden + sizes.embedding_dropped);
+        walk.give(if sizes.does.embedding_norm { sizes.hidden } else { 0 });
+    }
+}
+
+/// Backward of [`embedding_output_forward`].
+fn embedding_output_backward(walk: &mut Walk, sizes: &Sizes) {
+    if sizes.embedding_dropped > 0 {
+        // The product with a cast of what was dropped, then scaled into another.
+        walk.take(sizes.hidden);
+        walk.pulse(sizes.hidden);
+        walk.give(sizes.embedding_dropped);
+    }
+    if sizes.does.embedding_norm {
+        norm_backward(walk, sizes, Residual::Absent);
+        walk.give(if sizes.embedding_dropped > 0 { sizes.hidden } else { 0 });
     }
 }
 
@@ -122,16 +145,13 @@ pub(super) fn backward(walk: &mut Walk, sizes: &Sizes, kind: SegmentKind) {
     match kind {
         SegmentKind::Block(_) => {
             mlp_backward(walk, sizes);
-            // The attention's output was saved by the second norm.
+            // The attention's output was saved by the second norm, or by the product after it.
             walk.give(sizes.hidden);
             attention_backward(walk, sizes, Residual::Owned);
         }
         SegmentKind::Attention(_) => attention_backward(walk, sizes, Residual::Callers),
         SegmentKind::Mlp(_) => mlp_backward(walk, sizes),
-        SegmentKind::EmbeddingDropout => {
-            walk.take(sizes.hidden);
-            walk.give(sizes.embedding_dropped);
-        }
+        SegmentKind::EmbeddingOutput => embedding_output_backward(walk, sizes),
         SegmentKind::Embedding | SegmentKind::Head => {}
     }
 }
@@ -146,7 +166,8 @@ fn add_leaf_gradients(walk: &mut Walk, sizes: &Sizes, kind: SegmentKind) {
         SegmentKind::Block(_) => attention + mlp,
         SegmentKind::Attention(_) => attention,
         SegmentKind::Mlp(_) => mlp,
-        SegmentKind::Embedding | SegmentKind::EmbeddingDropout | SegmentKind::Head => 0,
+        SegmentKind::EmbeddingOutput if sizes.does.embedding_norm => weights.norm,
+        SegmentKind::Embedding | SegmentKind::EmbeddingOutput | SegmentKind::Head => 0,
     });
 }
 
@@ -170,9 +191,26 @@ fn norm_forward(walk: &mut Walk, sizes: &Sizes) {
     }
 }
 
-/// What a norm keeps beside its input.
+/// The norm before a half, in models that have it there.
+fn norm_before_forward(walk: &mut Walk, sizes: &Sizes) {
+    if !sizes.does.norm_of_sum {
+        norm_forward(walk, sizes);
+    }
+}
+
+/// Backward of [`norm_before_forward`]. Without it the gradient of the product's input is added to the residual's in place.
+fn norm_before_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
+    if !sizes.does.norm_of_sum {
+        norm_backward(walk, sizes, residual);
+    }
+}
+
+/// What a norm keeps beside its input. On a CPU libtorch keeps LayerNorm's two numbers in the type of its input.
 fn norm_keeps(sizes: &Sizes) -> u64 {
-    if sizes.does.layer_norm { 2 * sizes.scalar } else { sizes.scalar }
+    match (sizes.does.layer_norm, sizes.is_16_bit && !sizes.plain) {
+        (true, false) => 2 * sizes.scalar,
+        (true, true) | (false, _) => sizes.scalar,
+    }
 }
 
 /// What else leads to the input of a norm.
@@ -203,6 +241,24 @@ fn norm_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
         Residual::Owned => walk.give(hidden),
         Residual::Callers => walk.pulse(hidden),
         Residual::Absent => {}
+    }
+}
+
+/// The norm of what a half makes and the residual, which saves its input.
+fn sum_norm_forward(walk: &mut Walk, sizes: &Sizes) {
+    if sizes.does.norm_of_sum {
+        norm_forward(walk, sizes);
+    }
+}
+
+/// Backward of [`sum_norm_forward`]; enters with the gradient of the output, which autograd owns or the caller holds, leaves with
+/// that of the sum.
+fn sum_norm_backward(walk: &mut Walk, sizes: &Sizes, output: Residual) {
+    if sizes.does.norm_of_sum {
+        norm_backward(walk, sizes, Residual::Absent);
+        // What was normed; then the output's gradient.
+        walk.give(sizes.hidden);
+        walk.give(if output == Residual::Owned { sizes.hidden } else { 0 });
     }
 }
 
@@ -266,7 +322,7 @@ fn head_norms_backward(walk: &mut Walk, sizes: &Sizes) {
 fn attention_forward(walk: &mut Walk, sizes: &Sizes) {
     let (query, key) = (sizes.query, sizes.key);
     let projected = query + 2 * key;
-    norm_forward(walk, sizes);
+    norm_before_forward(walk, sizes);
     walk.take(projected);
     head_norms_forward(walk, sizes);
     // Queries, keys and values are parted and turned; nothing needs the projection any more.
@@ -295,6 +351,7 @@ fn attention_forward(walk: &mut Walk, sizes: &Sizes) {
     // The output projection saves what documents attend to, put together; the fused kernel saves its parts.
     walk.take(joined(sizes));
     after_product(walk, sizes);
+    sum_norm_forward(walk, sizes);
 }
 
 fn joined(sizes: &Sizes) -> u64 {
@@ -329,6 +386,7 @@ fn dropout_backward(walk: &mut Walk, sizes: &Sizes) {
 fn attention_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
     let (query, key) = (sizes.query, sizes.key);
     let projected = query + 2 * key;
+    sum_norm_backward(walk, sizes, residual);
     before_product(walk, sizes);
     // The output projection: gradients of its weight and of what was attended.
     walk.take(sizes.weights.output + query);
@@ -382,16 +440,17 @@ fn attention_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
     // The stacked projection: gradients of its weight and of the normed input, which goes.
     walk.take(sizes.weights.qkv + sizes.hidden);
     walk.give(projected + sizes.hidden);
-    norm_backward(walk, sizes, residual);
+    norm_before_backward(walk, sizes, residual);
 }
 
 /// The MLP with its norm and residual; leaves what was saved, and the output.
 fn mlp_forward(walk: &mut Walk, sizes: &Sizes) {
-    norm_forward(walk, sizes);
+    norm_before_forward(walk, sizes);
     // What goes up, with a gate or without, and what becomes of it: saved.
     walk.take(up(sizes) + sizes.inner);
     walk.take(sizes.hidden);
     after_product(walk, sizes);
+    sum_norm_forward(walk, sizes);
 }
 
 /// Gate and up in one, or up alone.
@@ -402,6 +461,7 @@ fn up(sizes: &Sizes) -> u64 {
 /// Backward of [`mlp_forward`].
 fn mlp_backward(walk: &mut Walk, sizes: &Sizes) {
     let (inner, up) = (sizes.inner, up(sizes));
+    sum_norm_backward(walk, sizes, Residual::Callers);
     before_product(walk, sizes);
     // The down projection: gradients of its weight and of what it was given, which goes.
     walk.take(sizes.weights.down + inner);
@@ -413,7 +473,7 @@ fn mlp_backward(walk: &mut Walk, sizes: &Sizes) {
     walk.give(inner + up);
     walk.take(sizes.weights.up + sizes.hidden);
     walk.give(up + sizes.hidden);
-    norm_backward(walk, sizes, Residual::Callers);
+    norm_before_backward(walk, sizes, Residual::Callers);
 }
 
 /// The final norm, the head and the loss over supervised tokens, with the hidden states' gradient at the end.

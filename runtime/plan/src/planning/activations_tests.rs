@@ -28,6 +28,24 @@ fn model([_, _, hidden, inner, heads, key_heads, head_dim]: Shape, vocab_size: u
     }
 }
 
+/// A BERT of these sizes, which drops.
+fn encoder(shape: Shape) -> ModelConfig {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/encoders/bert");
+    let bert = ModelConfig::read(std::path::Path::new(folder)).unwrap();
+    let ModelConfig { hidden_size, intermediate_size, num_attention_heads, head_dim, .. } = model(shape, 512);
+    let (heads, dropped) = (num_attention_heads, 0.1);
+    ModelConfig {
+        hidden_size,
+        intermediate_size,
+        num_attention_heads: heads,
+        num_key_value_heads: heads,
+        head_dim,
+        hidden_dropout: dropped,
+        embedding_dropout: dropped,
+        ..bert
+    }
+}
+
 fn sizes(shape: Shape, vocabulary: usize, supervised: Option<usize>, compute: ElementType) -> Sizes {
     Sizes::of(&inputs(&model(shape, vocabulary), shape, supervised, compute))
 }
@@ -59,14 +77,20 @@ fn everything_taken_is_given_back() {
         for compute in [ElementType::Float32, ElementType::Bfloat16] {
             let products = products && compute == ElementType::Bfloat16;
             let sizes = Sizes { products, joins, ..sizes(shape, 512, None, compute) };
-            for kinds in [&[ATTENTION, MLP][..], &[BLOCK]] {
+            let of_encoder = Sizes::of(&inputs(&encoder(shape), shape, None, compute));
+            for (sizes, kinds) in [
+                (&sizes, &[ATTENTION, MLP][..]),
+                (&sizes, &[BLOCK]),
+                (&of_encoder, &[SegmentKind::EmbeddingOutput, ATTENTION, MLP]),
+                (&of_encoder, &[SegmentKind::EmbeddingOutput, BLOCK]),
+            ] {
                 let mut walk = Walk::default();
                 for &kind in kinds {
-                    forward(&mut walk, &sizes, kind);
+                    forward(&mut walk, sizes, kind);
                 }
                 for &kind in kinds.iter().rev() {
-                    backward(&mut walk, &sizes, kind);
-                    add_leaf_gradients(&mut walk, &sizes, kind);
+                    backward(&mut walk, sizes, kind);
+                    add_leaf_gradients(&mut walk, sizes, kind);
                     // The output, and the gradient that the next one begins with.
                     walk.give(2 * sizes.hidden);
                 }

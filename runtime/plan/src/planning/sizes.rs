@@ -82,6 +82,10 @@ pub(super) struct Does {
     pub(super) layer_norm: bool,
     /// A norm after attention and MLP too.
     pub(super) norm_after: bool,
+    /// A norm of attention and MLP with the residual, and none before.
+    pub(super) norm_of_sum: bool,
+    /// A norm of the embeddings.
+    pub(super) embedding_norm: bool,
     /// Norms of queries and keys.
     pub(super) query_key_norm: bool,
     /// A gate beside up.
@@ -97,6 +101,8 @@ impl Does {
         Does {
             layer_norm: model.norm == NormKind::Layer,
             norm_after: model.norm_placement == NormPlacement::Around,
+            norm_of_sum: model.norm_placement == NormPlacement::After,
+            embedding_norm: model.embedding_norm,
             query_key_norm: model.query_key_norm,
             gate: model.gated,
             softcap: model.attention_softcap.is_some(),
@@ -170,7 +176,8 @@ pub(super) struct HeadSizes {
 
 impl Sizes {
     pub(super) fn of(inputs: &PlanInputs<'_>) -> Self {
-        let ModelConfig { hidden_size: hidden, intermediate_size: inner, vocab_size: vocabulary, .. } = *inputs.model;
+        let ModelConfig { hidden_size: hidden, intermediate_size: inner, .. } = *inputs.model;
+        let vocabulary = inputs.model.head_rows();
         let (heads, key_heads) = (inputs.model.num_attention_heads, inputs.model.num_key_value_heads);
         let (query, key) = (heads * inputs.model.head_dim, key_heads * inputs.model.head_dim);
         let (rows, length, bytes) = (inputs.per_device_batch, inputs.length, inputs.types.compute.bytes());
@@ -200,6 +207,7 @@ impl Sizes {
         kinds.dedup();
         let sharing = heads / key_heads.max(1);
         let masks = match (products, ours) {
+            _ if !inputs.model.causal => 0,
             (true, _) => sharing * kinds.len(),
             (false, true) => 0,
             (false, false) => kinds.iter().flatten().count(),

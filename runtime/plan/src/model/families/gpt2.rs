@@ -5,12 +5,18 @@ use crate::model::names::Names;
 use crate::model::{Activation, Biases, LayerAttention, NormKind};
 use serde_json::json;
 
-pub(super) const FAMILY: Family =
-    Family { architecture: "GPT2LMHeadModel", model_type: "gpt2", understands: &["embd_pdrop", "resid_pdrop"], read };
+pub(super) const FAMILY: Family = Family {
+    architectures: &["GPT2LMHeadModel"],
+    model_type: "gpt2",
+    understands: &["embd_pdrop", "resid_pdrop"],
+    read,
+};
 
 const NAMES: Names = Names {
     embedding: "transformer.wte",
     positions: "transformer.wpe",
+    token_types: "",
+    embedding_norm: "",
     layers: "transformer.h",
     attention_norm: "ln_1",
     qkv: &["attn.c_attn"],
@@ -22,11 +28,13 @@ const NAMES: Names = Names {
     down: "mlp.c_proj",
     post_mlp_norm: "",
     final_norm: "transformer.ln_f",
+    dense: "",
     head: "lm_head",
     classifier: "score",
     prefix: "transformer.",
     // The causal mask, in files of old.
     constants: &["attn.bias", "attn.masked_bias"],
+    old_ends: &[],
     classes: ["GPT2Block", "GPT2Attention", "GPT2MLP"],
 };
 

@@ -5,7 +5,7 @@ use crate::model::LayerAttention;
 use crate::model::names::{LLAMA, Names};
 
 pub(super) const FAMILY: Family =
-    Family { architecture: "MistralForCausalLM", model_type: "mistral", understands: &[], read };
+    Family { architectures: &["MistralForCausalLM"], model_type: "mistral", understands: &[], read };
 
 const NAMES: Names = Names { classes: ["MistralDecoderLayer", "MistralAttention", "MistralMLP"], ..LLAMA };
 

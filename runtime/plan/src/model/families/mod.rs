@@ -1,6 +1,7 @@
 //! The families that are built: for each what its `config.json` means, as a [`ModelConfig`], and how it calls its parameters.
 //! docs/models.md shows how one is added.
 
+mod bert;
 mod gemma2;
 mod gemma3;
 mod gpt2;
@@ -9,23 +10,31 @@ mod mistral;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod roberta;
 mod smollm3;
 
 use super::file::File;
 use super::names::Names;
 use super::rope::RopeDefaults;
-use super::{Activation, LayerAttention, ModelConfig, ModelConfigError};
+use super::{Activation, Head, LayerAttention, ModelConfig, ModelConfigError, Problem};
 
 /// A family of models.
 pub(super) struct Family {
-    /// Its class in transformers.
-    pub(super) architecture: &'static str,
+    /// Its classes in transformers whose files are read; the first is what the model is here.
+    pub(super) architectures: &'static [&'static str],
     /// Its `model_type`.
     pub(super) model_type: &'static str,
     /// Keys that [`Family::read`] looks at though they are refused in others.
     pub(super) understands: &'static [&'static str],
     /// What its file means; architecture and type are filled in by the caller.
     pub(super) read: fn(&File) -> Result<ModelConfig, ModelConfigError>,
+}
+
+impl Family {
+    /// The class that the model is here.
+    pub(super) fn name(&self) -> &'static str {
+        self.architectures.first().copied().unwrap_or(self.model_type)
+    }
 }
 
 /// All of them, the plainest first.
@@ -39,6 +48,8 @@ pub(super) const ALL: &[&Family] = &[
     &phi3::FAMILY,
     &smollm3::FAMILY,
     &gpt2::FAMILY,
+    &bert::FAMILY,
+    &roberta::FAMILY,
 ];
 
 /// What a relative of Llama has where its file leaves a key out.
@@ -126,6 +137,27 @@ impl File {
             Some("gelu") => Ok(Activation::Gelu),
             _ => Err(self.not_built(key, value, "built are silu, gelu, gelu_new and gelu_pytorch_tanh")),
         }
+    }
+
+    /// The head of a classifier: as many classes as `num_labels` says or `id2label` names, 2 where neither is there.
+    fn classes(&self) -> Result<Head, ModelConfigError> {
+        let named = match self.get("id2label").map(serde_json::Value::as_object) {
+            None => None,
+            Some(Some(names)) if !names.is_empty() => Some(names.len()),
+            Some(_) => return Err(self.invalid("id2label", "it must name each class by its number")),
+        };
+        let labels = self.optional_size("num_labels")?.or(named).unwrap_or(2);
+        let problem = match self.optional_string("problem_type")?.as_deref() {
+            None if labels == 1 => Problem::Regression,
+            None | Some("single_label_classification") => Problem::SingleLabel,
+            Some("multi_label_classification") => Problem::MultiLabel,
+            Some("regression") => Problem::Regression,
+            Some(_) => {
+                let known = "it must be single_label_classification, multi_label_classification or regression";
+                return Err(self.invalid("problem_type", known));
+            }
+        };
+        Ok(Head::Classes { labels, problem })
     }
 
     /// `layer_types`, one for each layer: whether it has a window. None where the key is absent.

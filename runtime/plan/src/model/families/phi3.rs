@@ -5,7 +5,7 @@ use crate::model::LayerAttention;
 use crate::model::names::{LLAMA, Names};
 
 pub(super) const FAMILY: Family = Family {
-    architecture: "Phi3ForCausalLM",
+    architectures: &["Phi3ForCausalLM"],
     model_type: "phi3",
     understands: &["partial_rotary_factor", "resid_pdrop"],
     read,
