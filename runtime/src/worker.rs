@@ -195,7 +195,10 @@ fn train_joined(
     let mut trainer = build(config, model_directory, comm, activity, plan.total_steps())?;
     trainer.options.places = train.dataset.places.clone();
     check_tokens(&train.dataset, trainer.model.config.vocab_size)?;
-    device::tell_attention(&trainer.model, config.training.max_length as usize)?;
+    // The same on every rank.
+    if trainer.shards.comm().rank() == 0 {
+        device::tell_attention(&trainer.model, config.training.max_length as usize)?;
+    }
     let drawn = config.training.l2_toward_pretrained > 0.0;
     if resume.is_none() || drawn {
         let weights = match &config.initial_checkpoint {

@@ -109,6 +109,18 @@ impl Scene {
         to
     }
 
+    /// The fixture model of a family, with a tokenizer so that a job takes it.
+    pub fn family(&self, name: &str) -> PathBuf {
+        let folder = self.copy(&fixture("families").join(name), name);
+        for file in ["expected.safetensors", "curve.json"] {
+            std::fs::remove_file(folder.join(file)).expect("the scene can be written");
+        }
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(model("tiny-llama").join(file), folder.join(file)).expect("the scene can be written");
+        }
+        folder
+    }
+
     /// `launch` with these words, split at white space; more follow by [`Job::with`]. It runs in the scene's folder with one
     /// thread per rank, so that sums do not depend on the machine's cores.
     pub fn launch(&self, words: &str) -> Job<'_> {

@@ -6,7 +6,7 @@ use zerofold_tests::{Metrics, Scene, assert_close, fixture, json};
 fn loss_and_token_accuracy_are_those_of_pytorch() {
     for name in ["qwen3", "gemma2", "gpt2"] {
         let scene = Scene::new();
-        let model = fixture("families").join(name);
+        let model = scene.family(name);
         let ended = scene
             .launch(
                 "train --nproc 2 --zero_stage 3 --max_steps 1 --eval_on_start --eval_strategy epoch --save_strategy no",
@@ -17,7 +17,7 @@ fn loss_and_token_accuracy_are_those_of_pytorch() {
             .with("--output_dir", scene.path("run"))
             .run();
         ended.assert_done();
-        let expected = &json(&model.join("curve.json"))["evaluation"];
+        let expected = &json(&fixture("families").join(name).join("curve.json"))["evaluation"];
         let first = &Metrics::of(&scene.path("run")).evaluations()[0];
         assert_close(name, &first["eval_loss"], &expected["loss"], 1e-5);
         assert_close(name, &first["eval_mean_token_accuracy"], &expected["token_accuracy"], 1e-9);

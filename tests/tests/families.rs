@@ -33,7 +33,7 @@ fn tensors(folder: &Path) -> Vec<(String, String, Vec<u64>, Vec<u32>)> {
 fn a_model_that_is_not_changed_is_written_as_it_was_read() {
     for name in families() {
         let scene = Scene::new();
-        let model = fixture("families").join(&name);
+        let model = scene.family(&name);
         let run = scene.path("run");
         let ended = scene
             .launch("train --nproc 2 --zero_stage 3 --max_steps 1 --learning_rate 1e-30 --save_strategy no")
@@ -54,7 +54,7 @@ fn a_model_that_is_not_changed_is_written_as_it_was_read() {
 #[test]
 fn what_a_model_does_not_have_is_refused_before_it_is_trained() {
     let scene = Scene::new();
-    let model = scene.copy(&fixture("families/qwen2"), "model");
+    let model = scene.family("qwen2");
     // Read as a Llama its biases would be left out.
     let text = std::fs::read_to_string(model.join("config.json")).unwrap();
     let text = text.replace("Qwen2ForCausalLM", "LlamaForCausalLM").replace("\"qwen2\"", "\"llama\"");
