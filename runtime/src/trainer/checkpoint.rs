@@ -134,6 +134,7 @@ impl Trainer {
         self.shards.read_state(&saved, &STATES)?;
         // A run that goes on in another type begins with a loss scale of its own, or none.
         self.state.skipped = state.skipped;
+        self.state.patience = state.patience;
         self.restore_trained(found, found.manifest.step - state.skipped)?;
         // The best one may be gone: then it is looked for anew, as `launch` told.
         let there = |best: &Best| {

@@ -238,7 +238,7 @@ fn numbers() -> Vec<Kind> {
         range(
             "parameters on each other",
             |manifest| {
-                manifest["units"][1]["parameters"][1]["begin"] = manifest["units"][1]["parameters"][0]["begin"].clone();
+                manifest["units"][1]["parameters"][2]["begin"] = manifest["units"][1]["parameters"][1]["begin"].clone();
             },
             &["lie on the same elements of layer 0"],
         ),
