@@ -311,6 +311,7 @@ fn training(reader: &mut Reader<'_>) -> Result<Training, ConfigError> {
     check_best(&training, find("load_best_model_at_end"))?;
     check_early_stopping(&training, find("early_stopping_patience"))?;
     if training.early_stopping_patience.is_none()
+        && training.early_stopping_threshold > 0.0
         && let Some(setting) = find("early_stopping_threshold")
     {
         reader.notes.push(no_effect(setting, "without early_stopping_patience training does not end early"));

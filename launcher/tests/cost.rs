@@ -289,7 +289,7 @@ fn wrong_words_are_told() {
         ("cost --model llama-7b --assume weather", "--assume weather: expected NAME=NUMBER\nhint: "),
         ("cost --model llama-7b --assume weather=1", "--assume: no assumption is called weather\nhint: there are "),
         ("cost --model llama-7b --assume overlap_cost=-1", "overlap_cost is -1, which is not allowed"),
-        ("cost --model llama-7b --break-even 5,x", "--break-even 5,x: expected numbers above 0"),
+        ("cost --model llama-7b --break-even 5,x", "--break-even 5,x: expected whole numbers"),
         ("cost --model llama-7b --requests 5", "--break-even"),
         ("cost --model llama-7b --scale --break-even", "cannot be used with"),
         ("cost --model llama-7b --hardware none.yaml", "cannot read none.yaml"),

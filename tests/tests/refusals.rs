@@ -71,11 +71,11 @@ fn a_tensor_of_another_shape_is_named() {
 #[test]
 fn an_unsupported_architecture_is_named() {
     let ended = with_model(|folder| {
-        replace(&folder.join("config.json"), "LlamaForCausalLM", "GPT2LMHeadModel");
-        replace(&folder.join("config.json"), "\"model_type\": \"llama\"", "\"model_type\": \"gpt2\"");
+        replace(&folder.join("config.json"), "LlamaForCausalLM", "FalconForCausalLM");
+        replace(&folder.join("config.json"), "\"model_type\": \"llama\"", "\"model_type\": \"falcon\"");
     });
     assert!(matches!(ended.code, Some(1 | 2)), "{ended}");
-    ended.assert_failed(ended.code.unwrap_or(-1), &["GPT2LMHeadModel", "LlamaForCausalLM"]);
+    ended.assert_failed(ended.code.unwrap_or(-1), &["FalconForCausalLM", "LlamaForCausalLM"]);
 }
 
 /// Fixture model, data of the test.

@@ -190,7 +190,8 @@ fn units_follow_the_policy_and_the_classes() {
 #[test]
 fn units_that_cannot_be_say_why_and_keys_of_another_policy_are_told() {
     let classes = |names: &str| refusal(&fsdp(&format!("fsdp_transformer_layer_cls_to_wrap: {names}")));
-    let hint = "hint: name the decoder layer (LlamaDecoderLayer), or attention and MLP together";
+    let hint =
+        "hint: name the model's class of layers (LlamaDecoderLayer, GPT2Block), or of attention and MLP together";
     says(&classes("LlamaAttention"), &["the attention is a unit of its own only where the MLP is one too", hint]);
     says(&classes("'LlamaDecoderLayer,LlamaMLP'"), &["the MLP is a unit of its own only where the attention", hint]);
     says(&classes("'LlamaDecoderLayer,LlamaRMSNorm'"), &["LlamaRMSNorm is neither", hint]);

@@ -52,7 +52,7 @@ impl ModelFiles {
     /// As [`ModelFiles::renamed`], where there is nothing else.
     ///
     /// # Errors
-    /// [`CheckpointError::StrangeTensors`] for tensors that are none of the parameters.
+    /// [`CheckpointError::StrangeTensors`] for tensors that are none of the parameters, and the first parameter that is missing beside them.
     pub fn named(self, naming: &Naming) -> Result<Self> {
         let files = self.renamed(naming);
         let known: std::collections::HashSet<&str> = naming.parameters.iter().map(String::as_str).collect();
@@ -60,6 +60,10 @@ impl ModelFiles {
         let strange: Vec<&str> = files.names().filter(|name| !known.contains(name) && !ignored(name)).collect();
         if strange.is_empty() {
             return Ok(files);
+        }
+        // One that is called otherwise is missing too, and what is near it is told.
+        if let Some(missing) = naming.parameters.iter().find(|name| !files.contains(name)) {
+            let _missing = files.entry(missing)?;
         }
         let mut tensors = strange.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
         if strange.len() > NAMED {

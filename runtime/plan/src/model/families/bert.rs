@@ -64,6 +64,7 @@ impl File {
     /// BERT's and RoBERTa's keys alike.
     pub(super) fn encoder(&self, names: &'static Names) -> Result<ModelConfig, ModelConfigError> {
         self.must_be("position_embedding_type", &json!("absolute"), "built are absolute positions")?;
+        self.must_be("is_decoder", &json!(false), "a token sees all others")?;
         self.must_be("chunk_size_feed_forward", &json!(0), "the MLP is computed in one go")?;
         let (hidden_size, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
         let hidden_dropout = self.dropout("hidden_dropout_prob", 0.1)?;
