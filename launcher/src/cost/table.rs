@@ -193,7 +193,7 @@ mod tests {
     fn figures_read_well() {
         let [far, near, small, none] = [value(9.89e14), value(0.801), value(5e-6), value(0.0)];
         assert_eq!([far.as_str(), &near, &small, &none], ["9.89e14", "0.801", "5e-6", "0"]);
-        assert_eq!([time(0.00042), time(0.012), time(3.14159)], ["0.42 ms", "12 ms", "3.14 s"]);
+        assert_eq!([time(0.00042), time(0.012), time(3.139)], ["0.42 ms", "12 ms", "3.14 s"]);
         assert_eq!([hours(0.2666), hours(3.44)], ["16 min", "3.4 h"]);
         let range = |low, high| dollars(PriceRange { low, high });
         assert_eq!([range(3.0, 3.0), range(5.111, 11.9)], ["$3.00", "$5.11 to $11.90"]);
