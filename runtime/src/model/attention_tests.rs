@@ -126,8 +126,10 @@ fn check(case: &Case, ways: &[Way]) {
             for (found, expected) in by_document(way, kind, case).iter().zip(&expected) {
                 assert_eq!(found.size(), expected.size());
                 let error = (found.to_kind(Kind::Float) - expected).norm().double_value(&[]);
-                // Where a position sees itself alone nothing depends on queries and keys: what is left are rounded terms of about 1.
-                let least = if case.window == Some(1) { 1.0 } else { 0.01 } * (expected.numel() as f64).sqrt();
+                // Where a position sees itself alone nothing depends on queries and keys: what is left are rounded terms of about 1, of a
+                // key as many as share it.
+                let each = if case.window == Some(1) { (case.sharing as f64).sqrt() } else { 0.01 };
+                let least = each * (expected.numel() as f64).sqrt();
                 let relative = error / expected.norm().double_value(&[]).max(least);
                 assert!(relative < tolerance, "{way:?}, {kind:?}, {case:?}: off by {relative}");
             }

@@ -379,7 +379,7 @@ mod tests {
             let targets = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
             // One target is the largest.
             let largest = logits.argmax(-1, false);
-            let _set = targets.narrow(0, 2, 1).copy_(&largest.narrow(0, 2, 1));
+            targets.narrow(0, 2, 1).copy_(&largest.narrow(0, 2, 1));
             let hits = largest.eq_tensor(&targets).to_kind(Kind::Double);
             let wide = logits.to_kind(Kind::Double).set_requires_grad(true);
             let seed = Tensor::full([rows], scale, (Kind::Double, Device::Cpu));
