@@ -90,7 +90,7 @@ pub use store_url::StoreUrl;
 pub use topology::{DEFAULT_PORT, ENVIRONMENT, Endpoint, Nodes, RendezvousTimes, STATIC_RUN_ID, StartedBy, Topology};
 pub use training::{KEYS, Training};
 pub use types::{
-    Backend, Curve, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, Precision, Reporter, Sampling,
-    Scheduler, StateDictType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType,
+    Backend, Curve, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, Precision, ProblemType, Reporter,
+    Sampling, Scheduler, StateDictType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType,
 };
 pub use written::Written;

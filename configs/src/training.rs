@@ -11,8 +11,8 @@ use crate::settings::Reader;
 use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
-    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter, Sampling,
-    StateDictType, StateType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType, WrapPolicy,
+    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, ProblemType, Reporter,
+    Sampling, StateDictType, StateType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType, WrapPolicy,
 };
 use crate::value::FromValue;
 use serde::{Deserialize, Serialize};
@@ -210,6 +210,10 @@ keys! {
         eos_token: Option<String> = (computed "the tokenizer's own"), Allowed::Any, Data;
         /// Loss on the completion only, for rows with `prompt` and `completion`
         completion_only_loss: Option<bool> = (computed "true for such rows"), Allowed::Any, Data;
+        /// Train a classifier of sequences (docs/classification.md): what it tells of a row's `label`
+        problem_type: Option<ProblemType> = (computed "that of the model, if it is a classifier"), Allowed::Any, Data;
+        /// Of a classifier: how many classes, or numbers, it tells
+        num_labels: Option<u32> = (computed "those of the model, or of the data"), POSITIVE, Data;
         /// The column of plain text
         dataset_text_field: Option<String> = "text", Allowed::Any, Data;
         /// Columns called otherwise in the data; only those named are used

@@ -70,6 +70,18 @@ choice! {
 }
 
 choice! {
+    /// What a classifier tells of a sequence, by transformers' names.
+    pub ProblemType {
+        /// One class of several: cross-entropy.
+        SingleLabel = "single_label_classification",
+        /// For each class whether it is one: binary cross-entropy.
+        MultiLabel = "multi_label_classification",
+        /// Numbers: squared error.
+        Regression = "regression",
+    }
+}
+
+choice! {
     /// What carries the collectives.
     pub Backend {
         /// NCCL between NVIDIA GPUs.

@@ -6,8 +6,9 @@ use crate::registry::Kind;
 use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
-    Backend, Curve, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, Reporter,
-    Sampling, Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType, WrapPolicy,
+    Backend, Curve, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, ProblemType,
+    Reporter, Sampling, Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType,
+    WrapPolicy,
 };
 use serde_yaml::Value;
 use std::path::PathBuf;
@@ -224,6 +225,7 @@ choices!(
     WrapPolicy,
     OffloadDevice,
     UnfreezingStart,
+    ProblemType,
     WarmupType
 );
 

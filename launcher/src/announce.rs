@@ -28,11 +28,14 @@ pub fn data(prepared: &Prepared, took: Duration) -> Vec<String> {
         files => format!("{} ({files} files)", report.source),
     };
     let mut line = format!(
-        "data   {}: {}, {}, {:.1} % supervised, longest {} ({})",
+        "data   {}: {}, {}{}, longest {} ({})",
         source,
         format::plural(report.rows as u64, "row"),
         format::plural(report.tokens as u64, "token"),
-        100.0 * report.supervised_share(),
+        match report.loss {
+            Loss::Classes => String::new(),
+            _ => format!(", {:.1} % supervised", 100.0 * report.supervised_share()),
+        },
         report.longest,
         format::duration(took)
     );
@@ -73,6 +76,7 @@ pub fn loss(loss: Loss) -> &'static str {
         Loss::AssistantOfCompletion => "loss on the assistant's tokens in the completion only (assistant_only_loss)",
         Loss::Completion => "loss on the completion only",
         Loss::All => "loss on all tokens",
+        Loss::Classes => "loss on the label of each row",
     }
 }
 

@@ -29,6 +29,7 @@ mod cache_folder;
 mod chat_template;
 pub mod checkpoint_publisher;
 pub mod checkpoints;
+mod classifier;
 pub mod cli;
 pub mod columns;
 pub mod compare;

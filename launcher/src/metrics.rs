@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde_json::Value;
 use zerofold_configs::{HubData, HubModel};
-use zerofold_proto::v1::{EvaluationRecord, Phase, SourceRecord, StepRecord};
+use zerofold_proto::v1::{EvaluationRecord, Figure, Phase, SourceRecord, StepRecord};
 
 #[derive(Serialize)]
 struct Step {
@@ -22,7 +22,10 @@ struct Step {
     loss_by_source: BTreeMap<String, f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     l2_toward_pretrained: Option<f64>,
-    mean_token_accuracy: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mean_token_accuracy: Option<f64>,
+    #[serde(flatten)]
+    figures: BTreeMap<String, f64>,
     grad_norm: f64,
     learning_rate: f64,
     tokens: u64,
@@ -49,7 +52,10 @@ struct Evaluation {
     eval_loss: f64,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     eval_loss_by_source: BTreeMap<String, f64>,
-    eval_mean_token_accuracy: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eval_mean_token_accuracy: Option<f64>,
+    #[serde(flatten)]
+    figures: BTreeMap<String, f64>,
     eval_supervised_tokens: u64,
     eval_seconds: f64,
 }
@@ -189,7 +195,8 @@ impl MetricsFile {
             loss: record.loss,
             loss_by_source: loss_by_source(&record.sources),
             l2_toward_pretrained: record.l2_toward_pretrained,
-            mean_token_accuracy: record.mean_token_accuracy,
+            mean_token_accuracy: Some(record.mean_token_accuracy).filter(|share| !share.is_nan()),
+            figures: figures("", &record.figures),
             grad_norm: record.grad_norm,
             learning_rate: record.learning_rate,
             tokens: record.tokens,
@@ -214,7 +221,8 @@ impl MetricsFile {
             step: record.step,
             eval_loss: record.loss,
             eval_loss_by_source: loss_by_source(&record.sources),
-            eval_mean_token_accuracy: record.mean_token_accuracy,
+            eval_mean_token_accuracy: Some(record.mean_token_accuracy).filter(|share| !share.is_nan()),
+            figures: figures("eval_", &record.figures),
             eval_supervised_tokens: record.supervised_tokens,
             eval_seconds: record.seconds,
         })
@@ -225,6 +233,11 @@ impl MetricsFile {
         line.push(b'\n');
         self.file.write_all(&line)
     }
+}
+
+/// A classifier's figures by their names.
+fn figures(before: &str, figures: &[Figure]) -> BTreeMap<String, f64> {
+    figures.iter().map(|Figure { name, value }| (format!("{before}{name}"), *value)).collect()
 }
 
 /// Seconds since the beginning of 1970, to the millisecond.

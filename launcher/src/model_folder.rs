@@ -4,7 +4,7 @@ use std::path::Path;
 
 use zerofold_checkpoint::{CheckpointError, ModelFiles, Naming};
 use zerofold_configs::Resolved;
-use zerofold_plan::{FileNames, Head, ModelConfig, ModelUnits};
+use zerofold_plan::{FileNames, ModelConfig, ModelUnits};
 
 use crate::error::LaunchError;
 
@@ -95,21 +95,6 @@ pub fn too_long(what: &str, tokens: usize, model: &ModelConfig) -> Option<String
              max_length to {most} or less"
         )
     })
-}
-
-/// Refuses a model that tells no next token: classifiers are read and computed, and not trained yet.
-///
-/// # Errors
-/// [`LaunchError::Model`] with its class.
-pub fn check_head(path: &Path, model: &ModelConfig) -> Result<(), LaunchError> {
-    match model.head {
-        Head::Language => Ok(()),
-        Head::Classes { .. } => Err(LaunchError::Model {
-            path: path.to_owned(),
-            message: format!("it is a {}, and training of classifiers is not built yet", model.architecture),
-            hint: "train a causal language model (docs/models.md)".to_owned(),
-        }),
-    }
 }
 
 /// Refuses rows that the model has no positions for: they would end the job at the step that meets them.

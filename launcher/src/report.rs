@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
+use zerofold_plan::{Head, ModelConfig};
 use zerofold_proto::v1::{StateBytes, StepRecord};
 
 use crate::control::{Left, Member};
@@ -259,6 +260,9 @@ pub fn result(facts: &Facts) -> Option<String> {
         true => String::new(),
         false => format!(" (of step {model_step}, whose held-out loss is the lowest)"),
     };
+    if ModelConfig::read(Path::new(directory)).is_ok_and(|model| model.head != Head::Language) {
+        return Some(format!("model: {directory}{of_step}"));
+    }
     let quoted = quote(Path::new(directory));
     let launch = std::env::args().next().unwrap_or_else(|| "launch".to_owned());
     Some(format!("model: {directory}{of_step}\ntry it: {launch} generate --model {quoted} --chat \"Hello\""))

@@ -100,6 +100,11 @@ impl RunFolder {
         self.root.join("logs").join(format!("rank-{rank}.log"))
     }
 
+    /// The model that a job began with, where one was made for it.
+    pub fn initial_model(&self) -> PathBuf {
+        self.root.join("initial_model")
+    }
+
     /// The tokenised rows to train on.
     pub fn train_data(&self) -> PathBuf {
         self.root.join("data").join("train.safetensors")

@@ -21,7 +21,7 @@ use crate::supervise::{Observer, Verdict};
 use crate::tensorboard::{EventFile, EventsFolder};
 use crate::terminal::Terminal;
 use crate::view::View;
-use crate::{chat_template, initial_model, profile, report, signals, store};
+use crate::{chat_template, classifier, initial_model, profile, report, signals, store};
 
 /// What the command line asks of `train`.
 #[derive(Clone, Debug)]
@@ -66,6 +66,7 @@ pub fn train(options: &TrainOptions, format: LogFormat, began: Instant) -> Resul
     hub::bring(&mut config, earlier.as_ref(), Extent::Whole, &terminal)?;
     hub::bring_data(&mut config, earlier.as_ref(), &terminal)?;
     chat_template::settle(&mut config, &terminal)?;
+    classifier::settle(&mut config, &terminal)?;
     let meeting = Meeting { listen, hosts, received: &received };
     let job = Job::prepare(config, None, options.resume.as_ref(), meeting, (&terminal, &events))?;
     if topology.is_alone() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use zerofold_proto::v1::{EvaluationRecord, SourceRecord, StepRecord};
+use zerofold_proto::v1::{EvaluationRecord, Figure, SourceRecord, StepRecord};
 
 use crate::control::ControlPlane;
 use crate::error::LaunchError;
@@ -127,13 +127,16 @@ impl View {
         self.records.evaluation(record);
         self.story.first_evaluation.get_or_insert_with(|| record.clone());
         self.story.last_evaluation = Some(record.clone());
-        let EvaluationRecord { step, loss, supervised_tokens, seconds, sources, mean_token_accuracy, without_gain } =
-            record;
-        let tokens = format::plural(*supervised_tokens, "supervised token");
+        let EvaluationRecord {
+            step, loss, supervised_tokens, seconds, sources, mean_token_accuracy, without_gain, ..
+        } = record;
+        let of_classifier = mean_token_accuracy.is_nan();
+        let counted = if of_classifier { "row" } else { "supervised token" };
+        let tokens = format::plural(*supervised_tokens, counted);
         let time = format::duration(Duration::from_secs_f64(seconds.clamp(0.0, 1e9)));
-        let right = 100.0 * mean_token_accuracy;
+        let right = told_right(record);
         self.terminal.say(&format!(
-            "held-out loss after step {step}: {loss:.4}{}, {right:.1} % of tokens right ({tokens}, {time})",
+            "held-out loss after step {step}: {loss:.4}{}{right} ({tokens}, {time})",
             by_source(sources)
         ));
         if *without_gain > 0 {
@@ -142,6 +145,17 @@ impl View {
                 "training ends early after step {step}: {evaluations} without a lower held-out loss (early_stopping_patience)"
             ));
         }
+    }
+}
+
+/// How much of held-out rows was told right, to follow their loss.
+fn told_right(record: &EvaluationRecord) -> String {
+    if !record.figures.is_empty() {
+        return record.figures.iter().map(|Figure { name, value }| format!(", {name} {value:.4}")).collect();
+    }
+    match record.mean_token_accuracy {
+        share if share.is_nan() => String::new(),
+        share => format!(", {:.1} % of tokens right", 100.0 * share),
     }
 }
 
@@ -241,8 +255,9 @@ fn by_source(sources: &[SourceRecord]) -> String {
 }
 
 fn plain_line(record: &StepRecord, total: u64, memory: u64, left: Option<Duration>) -> String {
+    let counted = if record.mean_token_accuracy.is_nan() { "rows" } else { "supervised" };
     format!(
-        "step {}/{total}  epoch {:.2}  loss {:.4}{}{}  lr {:.2e}  grad_norm {:.3}  {} tokens/s ({} supervised)  {:.2} s/step  \
+        "step {}/{total}  epoch {:.2}  loss {:.4}{}{}  lr {:.2e}  grad_norm {:.3}  {} tokens/s ({} {counted})  {:.2} s/step  \
          {}/rank  {}",
         record.step,
         record.epoch,

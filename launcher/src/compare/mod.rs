@@ -31,7 +31,7 @@ use crate::hub::{self, DataUse, Extent};
 use crate::memory::memory_of_rank;
 use crate::terminal::Terminal;
 use crate::worker_command::find_worker;
-use crate::{announce, bench, chat_template, format, job, model_folder, report, signals};
+use crate::{announce, bench, chat_template, classifier, format, job, model_folder, report, signals};
 use entry::{Entry, check_that_something_fits, entry};
 use figures::{Ceilings, Comparison, Machine, Method, Model};
 use folder::Folder;
@@ -111,8 +111,10 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
     for (_, config) in &mut series {
         hub::bring(config, None, Extent::Whole, if options.quiet { &quiet } else { terminal })?;
         chat_template::settle(config, &quiet)?;
+        hub::bring_data(config, None, if options.quiet { &quiet } else { terminal })?;
+        classifier::settle(config, &quiet)?;
     }
-    let Some((_, mut first)) = series.first().cloned() else {
+    let Some((_, first)) = series.first().cloned() else {
         return Err(LaunchError::usage("there is nothing to compare", "name a stage: --stages 0,1,2,3"));
     };
     series::notes(options).iter().for_each(|note| progress.tell(&format!("note: {note}")));
@@ -120,7 +122,6 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
     let checked = series.iter().map(|(_, config)| job::check(config)).collect::<Result<Vec<_>, _>>()?;
     find_worker()?;
     let folder = Folder::fresh(job::absolute(&first.training.output_dir)?)?;
-    hub::bring_data(&mut first, None, if options.quiet { &quiet } else { terminal })?;
     let data = job::tokenise(&first, (DataUse::Training, first.training.packing), None, &quiet)?;
     let (model, longest) = (&checked[0], job::longest_document(&first.training, &data));
     model_folder::check_positions("training rows", longest, model)?;

@@ -9,7 +9,7 @@ use crate::error::LaunchError;
 use crate::hub::{DataUse, is_repository};
 use crate::initial_model::{self, InitialModel};
 use crate::terminal::Terminal;
-use crate::{chat_template, format, job, model_folder};
+use crate::{chat_template, classifier, format, job, model_folder};
 
 pub(super) fn check(inputs: &Inputs, terminal: &Terminal) -> Result<(), LaunchError> {
     let outline = outline(inputs)?;
@@ -28,6 +28,17 @@ pub(super) fn check(inputs: &Inputs, terminal: &Terminal) -> Result<(), LaunchEr
         later.for_each(|note| terminal.result(&format!("note: {note}")));
     }
     let with_model = template(&mut config, with_model, terminal)? && with_model;
+    if with_model
+        && !config
+            .training
+            .dataset
+            .sources()
+            .iter()
+            .flat_map(|source| source.path.names())
+            .any(|name| HubName::meant(name).is_some())
+    {
+        classifier::settle(&mut config, &Terminal::new(true))?;
+    }
     let training = &config.training;
     let data =
         |which: DataUse, source: &DataSource, packing: bool| data((which, source), packing, (&config, with_model));
@@ -110,7 +121,9 @@ fn data(
         let sizes = found.files().iter().filter_map(|file| std::fs::metadata(file.path()).ok());
         let (files, bytes) = (found.files().len() as u64, sizes.map(|metadata| metadata.len()).sum());
         // Nothing is kept of it.
-        let rows = first_row(&job::preparation(config, (&found, packing), &columns, "".as_ref()), with_model)?;
+        let classes = classifier::classes(config);
+        let prepare = job::preparation(config, (&found, packing), (&columns, classes.as_ref()), "".as_ref());
+        let rows = first_row(&prepare, with_model)?;
         let (files, bytes) = (format::plural(files, "file"), format::bytes(bytes));
         told.push(format!("{}: {files}, {bytes}, rows of {rows}", joined(&local)));
     }

@@ -19,7 +19,7 @@ use pairs::{Pair, pairs};
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::hub::{self, Extent};
 use crate::terminal::Terminal;
-use crate::{chat_template, initial_model, job};
+use crate::{chat_template, classifier, initial_model, job};
 
 /// What the command line asks of `data check`.
 #[derive(Clone, Debug)]
@@ -69,6 +69,7 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
         *config = initial_model::settle(config.clone())?;
         hub::bring(config, None, Extent::WithoutWeights, terminal)?;
         chat_template::settle(config, terminal)?;
+        classifier::settle(config, terminal)?;
     } else if let Some(place) = chat_template_place(&outline) {
         terminal.complain(&format!("note: chat_template_path ({place}) has no effect without a model"));
     }
@@ -97,9 +98,10 @@ fn check(
     several: bool,
     terminal: &Terminal,
 ) -> Result<(bool, Value), LaunchError> {
-    let columns = job::columns(config, own.as_ref())?;
+    let (columns, classes) = (job::columns(config, own.as_ref())?, classifier::classes(config));
     // Nothing is kept of what is tokenised here.
-    let prepare = job::preparation(config, (training, config.training.packing), &columns, "".as_ref());
+    let how = (training, config.training.packing);
+    let prepare = job::preparation(config, how, (&columns, classes.as_ref()), "".as_ref());
     terminal.tell(&format!("reading {} …", training.written()));
     let held_out_columns = held_out.as_ref().map(|(_, own)| job::columns(config, own.as_ref())).transpose()?;
     let held_out = held_out.as_ref().map(|(sources, _)| sources).zip(held_out_columns.as_ref());

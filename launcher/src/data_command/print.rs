@@ -1,7 +1,7 @@
 //! The report for a person.
 
 use zerofold_data::{
-    AuditReport, Copied, DataAudit, Finding, FindingKind, LengthBar, LengthUnit, NEARLY_THE_SAME, SHINGLE_WORDS,
+    AuditReport, Copied, DataAudit, Finding, FindingKind, LengthBar, LengthUnit, Loss, NEARLY_THE_SAME, SHINGLE_WORDS,
     SHORT_WORDS,
 };
 
@@ -103,20 +103,30 @@ fn of_data(title: &str, audit: &DataAudit) -> Vec<String> {
     if let (Some(cut), Some(supervised)) = (audit.truncation, audit.supervised_tokens) {
         let share = |part: u64, whole: u64| 100.0 * part as f64 / whole.max(1) as f64;
         let kept = lengths.total - cut.tokens;
+        // A classifier has one label in each row, which is never cut off.
+        let of_classifier = audit.loss == Some(Loss::Classes);
+        if !of_classifier {
+            lines.push(format!(
+                "masks    {} of {} are supervised ({:.1} %)",
+                format::count(supervised),
+                format::plural(kept, "token"),
+                share(supervised, kept)
+            ));
+        }
         lines.push(format!(
-            "masks    {} of {} are supervised ({:.1} %)",
-            format::count(supervised),
-            format::plural(kept, "token"),
-            share(supervised, kept)
-        ));
-        lines.push(format!(
-            "cut      at max_length {}: {}; {} lost ({:.1} %), {} of them supervised ({:.1} %)",
+            "cut      at max_length {}: {}; {} lost ({:.1} %){}",
             cut.max_length,
             format::plural(cut.rows, "row"),
             format::plural(cut.tokens, "token"),
             share(cut.tokens, lengths.total),
-            format::count(cut.supervised_tokens),
-            share(cut.supervised_tokens, supervised + cut.supervised_tokens),
+            match of_classifier {
+                true => String::new(),
+                false => format!(
+                    ", {} of them supervised ({:.1} %)",
+                    format::count(cut.supervised_tokens),
+                    share(cut.supervised_tokens, supervised + cut.supervised_tokens),
+                ),
+            },
         ));
     }
     lines

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use zerofold_checkpoint::{Found, StorageProof};
 use zerofold_configs::{ColumnMapping, Resolved, Training};
 use zerofold_data::{
-    Batching, Collator, Columns, DataReport, Items, Prepare, Prepared, Sampling, Sources, StepPlan, StepPlanOptions,
-    TokenizedDataset, join, prepare,
+    Batching, Classes, Collator, Columns, DataReport, Items, Prepare, Prepared, Sampling, Sources, StepPlan,
+    StepPlanOptions, TokenizedDataset, join, prepare,
 };
 use zerofold_plan::ModelConfig;
 use zerofold_store::CheckpointStore;
@@ -32,8 +32,8 @@ use crate::terminal::Terminal;
 use crate::watch::{Board, ControlFile, MetricsEndpoint, Told};
 use crate::worker_command::find_worker;
 use crate::{
-    announce, best_checkpoint, cache_folder, chat_template, initial_model, model_folder, offload_folder, profile,
-    resume, signals, trained,
+    announce, best_checkpoint, cache_folder, chat_template, classifier, initial_model, model_folder, offload_folder,
+    profile, resume, signals, trained,
 };
 
 pub(crate) use generations::Restarts;
@@ -168,6 +168,7 @@ impl Job {
         let told = Told::of(control.contact(), metrics.as_ref().map(MetricsEndpoint::address), hosts.is_none());
         let told = ControlFile::write(run.control(), &told)?;
         run.create(config.num_processes, found.is_none())?;
+        classifier::keep(&mut config, &run)?;
         run.write_generation(generation)?;
         let tokenised;
         let prepared = match data {
@@ -307,8 +308,7 @@ impl Job {
 pub(crate) fn check(config: &Resolved) -> Result<ModelConfig, LaunchError> {
     let folder = &config.training.model_name_or_path;
     model_folder::check(folder)?;
-    let model = ModelConfig::read(folder)?;
-    model_folder::check_head(folder, &model)?;
+    let model = classifier::model(config)?;
     model_folder::check_layer_classes(config, &model)?;
     model_folder::check_groups(config, &model)?;
     offload_folder::check(config)?;
@@ -340,14 +340,15 @@ pub(crate) fn columns(config: &Resolved, own: Option<&ColumnMapping>) -> Result<
     let training = &config.training;
     let mapping = own.or(training.column_mapping.as_ref());
     let mapping = mapping.map(ColumnMapping::pairs).cloned().unwrap_or_default();
-    Ok(Columns::new(mapping, training.dataset_text_field.as_deref())?)
+    let columns = Columns::new(mapping, training.dataset_text_field.as_deref())?;
+    Ok(if classifier::classes(config).is_some() { columns.of_classifier() } else { columns })
 }
 
 /// How the job's rows, which are then packed or not, become tokens.
 pub(crate) fn preparation<'a>(
     config: &'a Resolved,
     (sources, packing): (&'a Sources, bool),
-    columns: &'a Columns,
+    (columns, classes): (&'a Columns, Option<&'a Classes>),
     cache: &'a Path,
 ) -> Prepare<'a> {
     let training = &config.training;
@@ -361,6 +362,7 @@ pub(crate) fn preparation<'a>(
         template_date: config.template_date.as_deref(),
         eos_token: training.eos_token.as_deref(),
         completion_only_loss: training.completion_only_loss,
+        classes,
         cache,
     }
 }
@@ -375,12 +377,12 @@ pub(crate) fn tokenise(
 ) -> Result<Prepared, LaunchError> {
     let (cache, note) = cache_folder::datasets(&config.training.output_dir);
     note.iter().for_each(|note| terminal.complain(note));
-    let mut parts = Vec::new();
+    let (mut parts, classes) = (Vec::new(), classifier::classes(config));
     for source in which.data_sources(&config.training) {
         let began = Instant::now();
         let (sources, columns) =
             (hub::sources(source, config, which)?, columns(config, source.column_mapping.as_ref())?);
-        let prepared = prepare(&preparation(config, (&sources, packing), &columns, &cache));
+        let prepared = prepare(&preparation(config, (&sources, packing), (&columns, classes.as_ref()), &cache));
         let prepared = prepared.map_err(cache_folder::tokenising)?;
         announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
         for warning in announce::warnings(&prepared.report, trained) {

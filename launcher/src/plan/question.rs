@@ -6,6 +6,7 @@ use zerofold_configs::{ConfigError, DeviceKind, Inputs, Precision, Resolved, Sta
 use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, PlanInputs, PlannedDevice};
 
 use super::{Capacity, PlanOptions};
+use crate::classifier;
 use crate::error::LaunchError;
 use crate::format;
 use crate::hub::{self, Extent};
@@ -49,7 +50,7 @@ impl Question {
             None => {
                 config = settle(config)?;
                 hub::bring(&mut config, None, Extent::Shape, terminal)?;
-                (hub::shown(&config), ModelConfig::read(&config.training.model_name_or_path)?)
+                (hub::shown(&config), classifier::model(&config)?)
             }
         };
         model_folder::check_layer_classes(&config, &model)?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use prost::Message;
-use zerofold_proto::v1::{EvaluationRecord, SourceRecord, StepRecord};
+use zerofold_proto::v1::{EvaluationRecord, Figure, SourceRecord, StepRecord};
 
 use super::event::{Event, FILE_VERSION, SESSION_START, SessionLog, Summary, What};
 use super::folder::EventsFolder;
@@ -43,7 +43,6 @@ impl EventFile {
     pub fn step(&mut self, record: &StepRecord) -> std::io::Result<()> {
         let scalars = [
             ("train/loss", record.loss),
-            ("train/mean_token_accuracy", record.mean_token_accuracy),
             ("train/grad_norm", record.grad_norm),
             ("train/learning_rate", record.learning_rate),
             ("train/epoch", record.epoch),
@@ -55,19 +54,17 @@ impl EventFile {
         let scale = (record.loss_scale > 1.0).then_some(("train/loss_scale", record.loss_scale));
         let drawn = record.l2_toward_pretrained.map(|value| ("train/l2_toward_pretrained", value));
         let scalars = scalars.into_iter().chain(scale).chain(drawn).map(|(tag, value)| (tag.to_owned(), value));
-        let scalars: Vec<_> = scalars.chain(of_sources("train", &record.sources)).collect();
+        let right = told("train", record.mean_token_accuracy, &record.figures);
+        let scalars: Vec<_> = scalars.chain(right).chain(of_sources("train", &record.sources)).collect();
         self.write(record.step, What::Summary(Summary::of(&scalars)))
     }
 
     /// Adds an evaluation.
     pub fn evaluation(&mut self, record: &EvaluationRecord) -> std::io::Result<()> {
-        let scalars = [
-            ("eval/loss", record.loss),
-            ("eval/mean_token_accuracy", record.mean_token_accuracy),
-            ("eval/runtime", record.seconds),
-        ];
+        let scalars = [("eval/loss", record.loss), ("eval/runtime", record.seconds)];
         let scalars = scalars.into_iter().map(|(tag, value)| (tag.to_owned(), value));
-        let scalars: Vec<_> = scalars.chain(of_sources("eval", &record.sources)).collect();
+        let right = told("eval", record.mean_token_accuracy, &record.figures);
+        let scalars: Vec<_> = scalars.chain(right).chain(of_sources("eval", &record.sources)).collect();
         self.write(record.step, What::Summary(Summary::of(&scalars)))
     }
 
@@ -76,6 +73,14 @@ impl EventFile {
         let event = Event { wall_time, step: i64::try_from(step).unwrap_or(i64::MAX), what: Some(what) };
         self.file.write_all(&record(&event.encode_to_vec()))
     }
+}
+
+/// How much was told right: of a language model the share of tokens, of a classifier its figures.
+fn told(part: &str, mean_token_accuracy: f64, figures: &[Figure]) -> Vec<(String, f64)> {
+    let of_tokens = ("mean_token_accuracy".to_owned(), mean_token_accuracy);
+    let of_tokens = Some(of_tokens).filter(|(_, share)| !share.is_nan());
+    let figures = figures.iter().map(|Figure { name, value }| (name.clone(), *value));
+    of_tokens.into_iter().chain(figures).map(|(name, value)| (format!("{part}/{name}"), value)).collect()
 }
 
 /// The losses of the sources that have one, by the tags that transformers' Trainer gives to those of several data sets.

@@ -45,6 +45,7 @@ fn options<'a>(
         template_date: None,
         eos_token: None,
         completion_only_loss: None,
+        classes: None,
         cache,
     }
 }

@@ -9,12 +9,16 @@ use crate::packing::Piece;
 /// One micro-batch of one rank, as plain vectors in row-major order `[rows, length]`.
 ///
 /// Causal attention and padding on the right: what stands after a row's last token never reaches its tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// Token ids, `rows * length` of them.
     pub input_ids: Vec<i64>,
     /// `labels[t]` is the token that position `t` must predict (already shifted), −100 where nothing is learned.
     pub labels: Vec<i64>,
+    /// The type of each token, as many as ids: 1 in the second of two texts, else 0. Empty where no row has a second text.
+    pub token_types: Vec<i64>,
+    /// Of a classifier that tells more than a class: equally many numbers for each of the labels, in their order.
+    pub values: Vec<f32>,
     /// Number of rows, at least 1.
     pub rows: usize,
     /// Length of every padded row, at least 1.
@@ -55,7 +59,10 @@ impl Batch {
         }
         let mut batch = Batch::unlearned(rows.len().max(1), longest, pad_id).of(dataset, rows.to_vec());
         for (index, &row) in rows.iter().enumerate() {
-            batch.put(index * longest, dataset.row(row as usize));
+            batch.put(index * longest, dataset.row(row as usize), dataset.is_classified());
+        }
+        if dataset.is_classified() {
+            batch.classify(dataset, longest);
         }
         Ok(batch)
     }
@@ -72,8 +79,11 @@ impl Batch {
         batch.documents = pieces.iter().map(|piece| i64::from(piece.length)).collect();
         let mut start = 0;
         for piece in pieces {
-            batch.put(start, piece.of(dataset));
+            batch.put(start, piece.of(dataset), dataset.is_classified());
             start += piece.length as usize;
+        }
+        if dataset.is_classified() {
+            batch.classify(dataset, 0);
         }
         batch
     }
@@ -83,6 +93,8 @@ impl Batch {
         Batch {
             input_ids: vec![i64::from(pad_id); rows * length],
             labels: vec![i64::from(IGNORED); rows * length],
+            token_types: Vec::new(),
+            values: Vec::new(),
             rows,
             length,
             tokens: 0,
@@ -130,15 +142,31 @@ impl Batch {
     }
 
     /// Puts a document with these ids and labels at `start`.
-    fn put(&mut self, start: usize, (ids, labels): (&[u32], &[i32])) {
+    /// Those of a classifier stand where they are told.
+    fn put(&mut self, start: usize, (ids, labels): (&[u32], &[i32]), classified: bool) {
         for (slot, &id) in self.input_ids[start..].iter_mut().zip(ids) {
             *slot = i64::from(id);
         }
-        for (slot, &label) in self.labels[start..].iter_mut().zip(labels.iter().skip(1)) {
+        for (slot, &label) in self.labels[start..].iter_mut().zip(labels.iter().skip(usize::from(!classified))) {
             *slot = i64::from(label);
             self.supervised += usize::from(label != IGNORED);
         }
         self.tokens += ids.len();
+    }
+
+    /// Adds the types of tokens and the numbers that are told of its rows, which lie `stride` apart, or end to end where it is 0.
+    fn classify(&mut self, dataset: &TokenizedDataset, stride: usize) {
+        let mut start = 0;
+        for (place, &row) in self.of_dataset.iter().enumerate() {
+            let (row, begin) = (row as usize, if stride > 0 { place * stride } else { start });
+            let (length, second) = (dataset.row(row).0.len(), dataset.seconds[row] as usize);
+            start += length;
+            self.values.extend_from_slice(dataset.values(row));
+            if second < length {
+                self.token_types.resize(self.input_ids.len(), 0);
+                self.token_types[begin + second..begin + length].fill(1);
+            }
+        }
     }
 
     /// The row at `place` alone, padding included, or the document; where there is none, the empty batch of
@@ -155,6 +183,8 @@ impl Batch {
             None => place * self.length..(place + 1) * self.length,
         };
         let labels = self.labels[all.clone()].to_vec();
+        let token_types = self.token_types.get(all.clone()).unwrap_or_default().to_vec();
+        let values = self.values.len() / self.of_dataset.len();
         let input_ids = self.input_ids[all].to_vec();
         Batch {
             rows: 1,
@@ -167,6 +197,8 @@ impl Batch {
             of_source: vec![self.of_source[place]],
             input_ids,
             labels,
+            token_types,
+            values: self.values[place * values..(place + 1) * values].to_vec(),
         }
     }
 }
@@ -199,6 +231,8 @@ mod tests {
         let empty = Batch {
             input_ids: vec![9],
             labels: vec![-100],
+            token_types: vec![],
+            values: vec![],
             rows: 1,
             length: 1,
             tokens: 0,
@@ -241,6 +275,39 @@ mod tests {
         assert_eq!(flat.spans().collect::<Vec<_>>(), [(0..3, 0), (3..7, 1)]);
         assert_eq!((flat.single_row(1).of_source, flat.single_row(1).sources), (vec![1], 2));
         assert_eq!(Batch::collate(&dataset, &[], 9).unwrap().supervised_by_source(), [0, 0]);
+    }
+
+    /// Two rows of a classifier that tells two numbers at the first token, the first row with a second text from its third token on.
+    fn classified() -> TokenizedDataset {
+        let mut dataset = TokenizedDataset::new();
+        dataset.push(1, &[5, 6, 7], &[0, IGNORED, IGNORED]);
+        dataset.push(2, &[8, 9], &[0, IGNORED]);
+        dataset.seconds.held().extend([2, 2]);
+        dataset.values.held().extend([0.5, 1.0, -1.0, 2.0]);
+        dataset
+    }
+
+    #[test]
+    fn what_a_classifier_tells_stands_where_it_is_told() {
+        let padded = Batch::collate(&classified(), &[1, 0], 9).unwrap();
+        assert_eq!((padded.labels.as_slice(), padded.supervised), ([0, -100, -100, 0, -100, -100].as_slice(), 2));
+        assert_eq!(
+            (padded.token_types.as_slice(), padded.values.as_slice()),
+            ([0, 0, 0, 0, 0, 1].as_slice(), [-1.0, 2.0, 0.5, 1.0].as_slice())
+        );
+        let piece = |row, length| Piece { row, first: 0, length };
+        let flat = Batch::flatten(&classified(), &[piece(0, 3), piece(1, 2)], 9);
+        assert_eq!((flat.labels.as_slice(), flat.supervised), ([0, -100, -100, 0, -100].as_slice(), 2));
+        assert_eq!(
+            (flat.token_types.as_slice(), flat.values.as_slice()),
+            ([0, 0, 1, 0, 0].as_slice(), [0.5, 1.0, -1.0, 2.0].as_slice())
+        );
+        let second = flat.single_row(1);
+        assert_eq!((second.labels, second.token_types, second.values), (vec![0, -100], vec![0, 0], vec![-1.0, 2.0]));
+        // Without a second text tokens have no types.
+        assert!(Batch::collate(&classified(), &[1], 9).unwrap().token_types.is_empty());
+        assert_eq!(classified().supervised_tokens(), 2);
+        assert!(Batch::collate(&classified(), &[], 9).unwrap().values.is_empty());
     }
 
     #[test]

@@ -55,6 +55,9 @@ pub(crate) fn place(options: &Prepare<'_>) -> Result<PathBuf, DataError> {
     if let Some(date) = options.template_date {
         add("template_date", date.as_bytes());
     }
+    if let Some(classes) = options.classes {
+        add("classes", format!("{classes:?}").as_bytes());
+    }
     for name in MODEL_FILES {
         let path = options.model_directory.join(name);
         if path.exists() {

@@ -38,6 +38,9 @@ pub(crate) const SHAPES: &str = "a row has `messages` ([{\"role\": …, \"conten
                                  \"value\": …}, …]), `prompt` and `completion`, `instruction` and `response`, `text`, or \
                                  `input_ids` (with `labels`); column_mapping names columns that are called otherwise";
 
+const CLASSIFIED: &str = "a row of a classifier has `text`, often a `text_pair`, and `label`; column_mapping names columns that are called \
+                          otherwise, such as text=sentence";
+
 /// What the rows of a data set are, by their columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
@@ -47,6 +50,8 @@ pub(crate) enum Shape {
     Instruction,
     Text,
     Tokens,
+    /// A text or two, and what a classifier tells of them.
+    Classified,
 }
 
 impl Shape {
@@ -62,6 +67,7 @@ impl Shape {
             Shape::Instruction => "`instruction` and `response`",
             Shape::Text => "`text`",
             Shape::Tokens => "`input_ids`",
+            Shape::Classified => "`text` and `label`",
         }
     }
 
@@ -74,6 +80,7 @@ impl Shape {
             Shape::Instruction => &["instruction", "input", "response", "output", "system", "history"],
             Shape::Text => &["text"],
             Shape::Tokens => &["input_ids", "labels", "attention_mask"],
+            Shape::Classified => &["text", "text_pair", "label"],
         }
     }
 }
@@ -85,6 +92,8 @@ pub struct Columns {
     mapping: BTreeMap<String, String>,
     /// The column that is `text` here.
     text_field: Option<String>,
+    /// Rows are those of a classifier.
+    classified: bool,
 }
 
 impl Columns {
@@ -104,7 +113,13 @@ impl Columns {
             });
         }
         let text_field = text_field.filter(|name| *name != "text").map(str::to_owned);
-        Ok(Columns { mapping, text_field })
+        Ok(Columns { mapping, text_field, classified: false })
+    }
+
+    /// The same of the rows of a classifier: `text`, often a `text_pair`, and `label`.
+    #[must_use]
+    pub fn of_classifier(self) -> Columns {
+        Columns { classified: true, ..self }
     }
 
     /// What the column `name` is called in the data set; none where it counts for nothing.
@@ -133,6 +148,9 @@ impl Columns {
             let message = format!("the column `{name}` is not supported");
             return Err(Fault::new(message, "remove the column if the rows mean the same without it"));
         }
+        if self.classified {
+            return self.classified(row).map(|_| Shape::Classified);
+        }
         let is = |shape: &Shape| match shape {
             Shape::Messages => has("messages"),
             Shape::Conversations => has("conversations"),
@@ -140,6 +158,7 @@ impl Columns {
             Shape::Instruction => has("instruction") && (has("response") || has("output")),
             Shape::Text => has("text"),
             Shape::Tokens => has("input_ids"),
+            Shape::Classified => false,
         };
         let shapes: Vec<Shape> = Shape::ALL.into_iter().filter(is).collect();
         if let [shape] = shapes.as_slice() {
@@ -147,8 +166,12 @@ impl Columns {
         }
         match shapes.as_slice() {
             [Shape::Text] if has("label") => {
-                let hint = "remove the column `label` to learn the texts themselves";
-                Err(Fault::new("rows of `text` and `label`: classification is not built yet", hint))
+                let hint = "set problem_type to train a classifier (docs/classification.md); to learn the texts themselves take the \
+                            column `label` out, or set column_mapping to text=text";
+                Err(Fault::new(
+                    "the row has `text` and `label`, as those of a classifier, and the job trains a language model",
+                    hint,
+                ))
             }
             [shape] if *shape == Shape::Tokens || !has("labels") => Ok(*shape),
             [_] => Err(Fault::new(
@@ -211,6 +234,32 @@ impl Columns {
             Shape::Instruction => self.instruction(row),
             Shape::Text => Ok(Row::Text(self.text(row, "text")?.unwrap_or_default())),
             Shape::Tokens => parse_tokens(value("input_ids"), get("labels"), get("attention_mask")),
+            Shape::Classified => Ok(Row::Classified {
+                text: self.text(row, "text")?.unwrap_or_default(),
+                pair: self.text(row, "text_pair")?,
+                label: self.label(row)?,
+            }),
+        }
+    }
+
+    /// What a classifier tells of a row.
+    pub(crate) fn label(&self, row: &Map<String, Value>) -> Result<Value, Fault> {
+        self.classified(row).cloned()
+    }
+
+    fn classified<'v>(&self, row: &'v Map<String, Value>) -> Result<&'v Value, Fault> {
+        self.check_unmapped(Shape::Classified, row)?;
+        match (self.get(row, "text"), self.get(row, "label")) {
+            (Some(_), Some(label)) => Ok(label),
+            (text, _) => {
+                let missing = if text.is_none() { "text" } else { "label" };
+                let names: Vec<&str> = row.keys().map(String::as_str).collect();
+                let message = format!(
+                    "no `{missing}`; found: {}",
+                    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+                );
+                Err(Fault::new(message, CLASSIFIED))
+            }
         }
     }
 

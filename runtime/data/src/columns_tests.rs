@@ -125,8 +125,8 @@ fn rows_that_do_not_say_what_they_are_are_refused() {
             json!({"messages": user, "text": "t"}),
             "the row has `messages` and `text`: which is to be learned?\nhint: column_mapping takes the columns that it names alone, such as messages=messages",
         ),
-        (json!({"text": "t", "label": 1}), "classification is not built yet\nhint: remove the column `label`"),
-        (json!({"text": "t", "text_pair": "u", "label": 0}), "classification is not built yet"),
+        (json!({"text": "t", "label": 1}), "the job trains a language model\nhint: set problem_type"),
+        (json!({"text": "t", "text_pair": "u", "label": 0}), "has `text` and `label`"),
         (
             json!({"prompt": "p", "chosen": "a", "rejected": "b"}),
             "no columns to learn from; found: prompt, chosen, rejected",
@@ -156,4 +156,28 @@ fn rows_that_do_not_say_what_they_are_are_refused() {
         let error = parse(&Columns::default(), row.clone()).unwrap_err();
         assert!(error.contains(expected) && error.contains("\nhint: "), "{row}\ngave {error}\nexpected {expected}");
     }
+}
+
+#[test]
+fn rows_of_a_classifier_are_texts_and_a_label() {
+    let columns = Columns::default().of_classifier();
+    let read = |row: Value| {
+        let row = row.as_object().unwrap().clone();
+        let shape = columns.shape(&row).map_err(|fault| format!("{}\nhint: {}", fault.message, fault.hint))?;
+        assert_eq!(shape, Shape::Classified);
+        columns.parse(shape, &row).map_err(|fault| fault.message)
+    };
+    let classified = |text: &str, pair: Option<&str>, label: Value| {
+        Ok(Row::Classified { text: text.into(), pair: pair.map(str::to_owned), label })
+    };
+    assert_eq!(read(json!({"text": "t", "label": 1, "messages": []})), classified("t", None, json!(1)));
+    let pair = json!({"text": "t", "text_pair": "u", "label": ["a"]});
+    assert_eq!(read(pair), classified("t", Some("u"), json!(["a"])));
+    for (row, missing) in
+        [(json!({"text": "t", "label": null}), "no `label`; found: text, label"), (json!({"label": 1}), "no `text`")]
+    {
+        let told = read(row).unwrap_err();
+        assert!(told.contains(missing) && told.contains("column_mapping"), "{told}");
+    }
+    assert_eq!(read(json!({"text": ["t"], "label": 1})).unwrap_err(), "expected `text` to be a text, found an array");
 }

@@ -28,6 +28,11 @@ pub struct TokenizedDataset {
     pub labels: Words<i32>,
     /// Row `i` is `offsets[i]..offsets[i + 1]`; one more entry than rows, the first 0, the last the number of tokens.
     pub offsets: Words<u64>,
+    /// Of the rows of a classifier, where the tokens of the second text begin in each, which is its end where there is none; empty
+    /// of others. What is told of a row is then its only label, at the token that tells it.
+    pub(crate) seconds: Words<u32>,
+    /// Of the rows of a classifier that are told more than a class: equally many numbers for each row, end to end.
+    pub(crate) values: Words<f32>,
     /// Where the rows came from.
     pub places: Places,
     /// How many rows are of each source, one source after the other; none where all are of one.
@@ -54,6 +59,17 @@ impl TokenizedDataset {
         let tokens = self.input_ids.len() as u64;
         self.offsets.held().push(tokens);
         self.places.numbers.held().push(number);
+    }
+
+    /// Whether the rows are those of a classifier.
+    pub fn is_classified(&self) -> bool {
+        !self.seconds.is_empty()
+    }
+
+    /// The numbers that a classifier is to tell of row `index`; empty where it tells a class, or the rows are of no classifier.
+    pub(crate) fn values(&self, index: usize) -> &[f32] {
+        let count = self.values.len() / self.rows().max(1);
+        &self.values[index * count..(index + 1) * count]
     }
 
     /// Number of rows.
@@ -84,7 +100,12 @@ impl TokenizedDataset {
     }
 
     /// Number of tokens that a loss is taken on: labels of all but each row's first token, which nothing predicts.
+    ///
+    /// Of the rows of a classifier one each.
     pub fn supervised_tokens(&self) -> usize {
+        if self.is_classified() {
+            return self.rows();
+        }
         (0..self.rows()).map(|index| supervised(self.row(index).1)).sum()
     }
 
@@ -95,6 +116,8 @@ impl TokenizedDataset {
         hasher.update(bytemuck::cast_slice(&self.offsets));
         hasher.update(bytemuck::cast_slice(&self.input_ids));
         hasher.update(bytemuck::cast_slice(&self.labels));
+        hasher.update(bytemuck::cast_slice(&self.seconds));
+        hasher.update(bytemuck::cast_slice(&self.values));
         hasher.finalize().to_hex().to_string()
     }
 
@@ -127,12 +150,25 @@ impl TokenizedDataset {
             }
             Ok(start + first..start + after)
         };
+        // Only rows of a classifier have these.
+        let words_if = |name: &str, dtype: Dtype| match metadata.info(name) {
+            Some(_) => words(name, dtype).map(Some),
+            None => Ok(None),
+        };
         let misaligned =
             |name: &str| damaged(path, format!("`{name}` does not lie at a multiple of its entries' size"));
         let dataset = TokenizedDataset {
             input_ids: Words::mapped(&map, words("input_ids", Dtype::U32)?).ok_or_else(|| misaligned("input_ids"))?,
             labels: Words::mapped(&map, words("labels", Dtype::I32)?).ok_or_else(|| misaligned("labels"))?,
             offsets: Words::mapped(&map, words("offsets", Dtype::U64)?).ok_or_else(|| misaligned("offsets"))?,
+            seconds: match words_if("seconds", Dtype::U32)? {
+                Some(bytes) => Words::mapped(&map, bytes).ok_or_else(|| misaligned("seconds"))?,
+                None => Words::default(),
+            },
+            values: match words_if("values", Dtype::F32)? {
+                Some(bytes) => Words::mapped(&map, bytes).ok_or_else(|| misaligned("values"))?,
+                None => Words::default(),
+            },
             places: Places {
                 numbers: Words::mapped(&map, words("places", Dtype::U64)?).ok_or_else(|| misaligned("places"))?,
                 files: files_of(metadata.metadata().as_ref()).map_err(|message| damaged(path, message))?.into(),
@@ -159,6 +195,12 @@ impl TokenizedDataset {
         if self.places.numbers.len() != self.rows() {
             return Err(format!("{} rows but {} places", self.rows(), self.places.numbers.len()));
         }
+        if self.is_classified() && self.seconds.len() != self.rows() {
+            return Err(format!("{} rows but {} seconds", self.rows(), self.seconds.len()));
+        }
+        if !self.values.len().is_multiple_of(self.rows().max(1)) {
+            return Err(format!("{} values do not go evenly into {} rows", self.values.len(), self.rows()));
+        }
         if !self.sources.is_empty() && self.sources.iter().sum::<usize>() != self.rows() {
             return Err(format!("{} rows but {:?} of its sources", self.rows(), self.sources));
         }
@@ -170,6 +212,7 @@ impl TokenizedDataset {
 impl PartialEq for TokenizedDataset {
     fn eq(&self, other: &TokenizedDataset) -> bool {
         (&*self.offsets, &*self.input_ids, &*self.labels) == (&*other.offsets, &*other.input_ids, &*other.labels)
+            && (&*self.seconds, &*self.values) == (&*other.seconds, &*other.values)
     }
 }
 

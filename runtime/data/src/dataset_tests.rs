@@ -40,6 +40,32 @@ fn written_rows_are_mapped_as_they_were() {
 }
 
 #[test]
+fn rows_of_a_classifier_are_mapped_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.safetensors");
+    let mut writer = DatasetWriter::new(folder.path()).unwrap();
+    let rows: [(&[u32], &[i32], u32, [f32; 2]); 2] =
+        [(&[1, 2, 3], &[0, IGNORED, IGNORED], 2, [0.5, -1.0]), (&[4], &[0], 1, [1.0, 2.0])];
+    for (number, (ids, labels, second, values)) in rows.into_iter().enumerate() {
+        writer.classify(second, &values).unwrap();
+        writer.push(number as u64, ids, labels).unwrap();
+    }
+    assert_eq!((writer.rows(), writer.supervised()), (2, 2));
+    let (mapped, digest) = writer.finish(&path, &[file("a.jsonl", Unit::Line, 0)], BTreeMap::new()).unwrap();
+    assert!(mapped.is_classified());
+    assert_eq!(
+        (mapped.seconds[0], mapped.values(0), mapped.values(1)),
+        (2, [0.5, -1.0].as_slice(), [1.0, 2.0].as_slice())
+    );
+    assert_eq!((mapped.digest(), mapped.supervised_tokens()), (digest, 2));
+    let mut other = mapped.clone();
+    other.values.held()[3] = 3.0;
+    assert!(other != mapped && other.digest() != mapped.digest());
+    other.values.held().push(1.0);
+    assert!(other.check().unwrap_err().contains("5 values"));
+}
+
+#[test]
 fn the_first_token_of_a_row_is_never_counted_as_supervised() {
     assert_eq!(sample().supervised_tokens(), 1);
     assert_eq!((sample().rows(), sample().tokens()), (2, 5));

@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+use serde_json::Value;
+
+use crate::classes::Told;
 use crate::dataset::{IGNORED, supervised};
 use crate::error::{DataError, Fault};
 use crate::mask;
@@ -26,6 +29,24 @@ pub(crate) struct EncodedRow {
     pub(crate) stops: bool,
     /// Each answer of the assistant ends with a special token that is learned.
     pub(crate) ended: bool,
+    /// Of a row of a classifier.
+    pub(crate) classified: Option<ClassifiedRow>,
+}
+
+/// What a row of a classifier has beside tokens and its one label.
+#[derive(Debug)]
+pub(crate) struct ClassifiedRow {
+    /// Where the tokens of the second text begin.
+    pub(crate) second: u32,
+    /// The numbers that are told.
+    pub(crate) values: Vec<f32>,
+}
+
+impl EncodedRow {
+    /// Whether anything is learned of it.
+    pub(crate) fn is_supervised(&self) -> bool {
+        self.classified.is_some() || supervised(&self.labels) > 0
+    }
 }
 
 /// A row before it is cut.
@@ -84,6 +105,9 @@ impl<'a> Encoder<'a> {
                 hint: "give rows of `prompt` and `completion`, or leave completion_only_loss out".into(),
             });
         }
+        if kind == RowKind::Classified && options.classes.is_none() {
+            unreachable!("columns of a classifier come with its classes");
+        }
         let templated = matches!(kind, RowKind::Conversations | RowKind::Exchanges);
         let needed = kind != RowKind::Tokens || model.join("tokenizer.json").exists();
         let mut tokenizer = if needed { Some(Tokenizer::load(model)?) } else { None };
@@ -101,12 +125,19 @@ impl<'a> Encoder<'a> {
         self.kind
     }
 
+    /// What a classifier is to tell of a row, in words.
+    pub(crate) fn told(&self, row: &EncodedRow) -> Option<String> {
+        let (classified, classes) = row.classified.as_ref().zip(self.options.classes)?;
+        Some(classes.words(&row.labels, &classified.values))
+    }
+
     /// What the loss of these rows is taken on.
     pub(crate) fn loss(&self) -> Loss {
         let (completion, assistant) =
             (self.options.completion_only_loss != Some(false), self.options.assistant_only_loss);
         match self.kind {
             RowKind::Tokens => Loss::Labels,
+            RowKind::Classified => Loss::Classes,
             RowKind::Conversations if assistant => Loss::Assistant,
             RowKind::Exchanges if assistant && completion => Loss::AssistantOfCompletion,
             RowKind::Exchanges if assistant => Loss::Assistant,
@@ -124,6 +155,9 @@ impl<'a> Encoder<'a> {
         if kind != self.kind {
             let message = format!("this row is one of {}, the first one of {}", kind.words(), self.kind.words());
             return Err(Fault::new(message, "keep the two kinds in two data sets"));
+        }
+        if let Row::Classified { text, pair, label } = &row {
+            return self.encode_classified((text, pair.as_deref()), label);
         }
         let Tokens { mut ids, mut labels, split_token, ended } = match row {
             Row::Tokens { input_ids, labels } => Tokens::new(input_ids, labels),
@@ -144,7 +178,34 @@ impl<'a> Encoder<'a> {
         let ends = self.tokenizer.as_ref().map_or(&[][..], Tokenizer::eos_ids);
         let stops = labels.iter().any(|&label| u32::try_from(label).is_ok_and(|id| ends.contains(&id)));
         let truncated = truncated && supervised(&labels) > 0;
-        Ok(EncodedRow { ids, labels, truncated, split_token, stops, ended })
+        Ok(EncodedRow { ids, labels, truncated, split_token, stops, ended, classified: None })
+    }
+
+    fn encode_classified(&self, (text, pair): (&str, Option<&str>), label: &Value) -> Result<EncodedRow, Fault> {
+        let (Some(tokenizer), Some(classes)) = (&self.tokenizer, self.options.classes) else {
+            unreachable!("loaded for rows of a classifier");
+        };
+        let told = classes.told(label)?;
+        let longest = self.options.max_length.map_or(usize::MAX, |most| most as usize);
+        let encoded = tokenizer.encode_classified(text, pair, longest);
+        let (ids, second, truncated) = encoded.map_err(|error| mask::fault_of(error, CHANGE))?;
+        if ids.is_empty() {
+            return Err(Fault::new("`text` has no token", "remove the row"));
+        }
+        let mut labels = vec![IGNORED; ids.len()];
+        let place = if classes.at_last_token { ids.len() - 1 } else { 0 };
+        let values = match told {
+            Told::Class(class) => {
+                labels[place] = class;
+                Vec::new()
+            }
+            Told::Values(values) => {
+                labels[place] = 0;
+                values
+            }
+        };
+        let classified = Some(ClassifiedRow { second: second as u32, values });
+        Ok(EncodedRow { ids, labels, truncated, split_token: false, stops: true, ended: true, classified })
     }
 
     fn encode_text(&self, row: Row) -> Result<Tokens, Fault> {
@@ -267,5 +328,6 @@ fn kind_of(row: &Row, templated: bool) -> RowKind {
         Row::Instruction { .. } | Row::Completion { .. } => RowKind::Completions,
         Row::Text(_) => RowKind::Texts,
         Row::Tokens { .. } => RowKind::Tokens,
+        Row::Classified { .. } => RowKind::Classified,
     }
 }

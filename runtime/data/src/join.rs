@@ -38,7 +38,11 @@ pub fn join(mut parts: Vec<Prepared>, cache: &Path) -> Result<Prepared, DataErro
         files.extend(of_part.map(|file| FileRows { first_row: before + file.first_row, ..file }));
         for row in 0..dataset.rows() {
             let (ids, labels) = dataset.row(row);
-            let written = writer.push(dataset.places.numbers[row], ids, labels);
+            let classified = match dataset.is_classified() {
+                true => writer.classify(dataset.seconds[row], dataset.values(row)),
+                false => Ok(()),
+            };
+            let written = classified.and_then(|()| writer.push(dataset.places.numbers[row], ids, labels));
             written.map_err(DataError::io("write tokenised data into the folder", cache))?;
         }
     }

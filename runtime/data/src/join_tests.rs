@@ -25,6 +25,7 @@ fn part(folder: &Path, name: &str, text: &str) -> Prepared {
         template_date: None,
         eos_token: None,
         completion_only_loss: None,
+        classes: None,
         cache: &folder.join("cache"),
     })
     .unwrap()

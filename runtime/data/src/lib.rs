@@ -21,6 +21,7 @@
 mod audit;
 mod batch;
 mod cache;
+mod classes;
 mod collator;
 mod columns;
 mod configured;
@@ -55,6 +56,7 @@ pub use audit::{
     Lengths, NEARLY_THE_SAME, SHINGLE_WORDS, SHORT_WORDS, Truncation, audit, check_copy,
 };
 pub use batch::Batch;
+pub use classes::{Classes, FoundLabels};
 pub use collator::{Batching, Collator};
 pub use columns::Columns;
 pub use dataset::{IGNORED, Places, TokenizedDataset};

@@ -9,8 +9,9 @@ use std::time::SystemTime;
 use rayon::prelude::*;
 
 use crate::cache;
+use crate::classes::Classes;
 use crate::columns::{Columns, Shape};
-use crate::dataset::{FileRows, IGNORED, TokenizedDataset, supervised};
+use crate::dataset::{FileRows, IGNORED, TokenizedDataset};
 use crate::encode::{EncodedRow, Encoder};
 use crate::error::{DataError, Fault};
 use crate::report::{DataReport, Segment};
@@ -42,6 +43,8 @@ pub struct Prepare<'a> {
     pub template_date: Option<&'a str>,
     /// The token that ends a turn; without one, the tokenizer's.
     pub eos_token: Option<&'a str>,
+    /// Of a classifier, the classes that its rows are of; `columns` are then those of a classifier.
+    pub classes: Option<&'a Classes>,
     /// Learn from completions only, of rows that have them; as TRL: yes for these, unless it says no.
     pub completion_only_loss: Option<bool>,
     /// The folder in which tokenised data sets are kept.
@@ -144,8 +147,8 @@ struct Preparation<'a> {
     unended: (usize, String),
     /// Rows whose prompt's tokens do not begin them, and where the first stands.
     split_tokens: (usize, String),
-    /// Ids and labels of the first row kept.
-    first: Option<(Vec<u32>, Vec<i32>)>,
+    /// Ids and labels of the first row kept, and what a classifier tells of it.
+    first: Option<(Vec<u32>, Vec<i32>, Option<String>)>,
 }
 
 /// What became of a share of rows.
@@ -220,7 +223,7 @@ impl<'a> Preparation<'a> {
         if row.split_token {
             count_first(&mut self.split_tokens, &place);
         }
-        if supervised(&row.labels) == 0 {
+        if !row.is_supervised() {
             self.dropped += 1;
             return Ok(());
         }
@@ -228,12 +231,16 @@ impl<'a> Preparation<'a> {
             count_first(&mut self.unended, &place);
         }
         let cache = self.options.cache;
-        let written = self.writer.push(number, &row.ids, &row.labels);
+        let classified = row.classified.as_ref().map_or(Ok(()), |row| self.writer.classify(row.second, &row.values));
+        let written = classified.and_then(|()| self.writer.push(number, &row.ids, &row.labels));
         written.map_err(DataError::io("write tokenised data into the folder", cache))?;
         self.truncated += usize::from(row.truncated);
         self.longest = self.longest.max(row.ids.len());
         self.stops |= row.stops;
-        self.first.get_or_insert((row.ids, row.labels));
+        if self.first.is_none() {
+            let told = self.encoder.as_ref().and_then(|(encoder, _)| encoder.told(&row));
+            self.first = Some((row.ids, row.labels, told));
+        }
         Ok(())
     }
 
@@ -241,7 +248,7 @@ impl<'a> Preparation<'a> {
         let Some((encoder, _)) = &self.encoder else {
             return Err(no_row(self.options.sources));
         };
-        let Some((ids, labels)) = &self.first else {
+        let Some((ids, labels, told)) = &self.first else {
             let rows = if self.dropped == 1 { "its only row".to_owned() } else { format!("its {} rows", self.dropped) };
             let (cut, hint) = match self.options.max_length {
                 Some(most) => {
@@ -253,6 +260,7 @@ impl<'a> Preparation<'a> {
             let message = format!("nothing in {rows} is supervised{cut}");
             return Err(DataError::dataset(self.options.sources.written().as_ref(), message, hint));
         };
+        let example = example(ids, labels, told.as_deref(), encoder.tokenizer.as_ref())?;
         let report = DataReport {
             source: self.options.sources.written().to_owned(),
             files: self.options.sources.files().len(),
@@ -264,7 +272,7 @@ impl<'a> Preparation<'a> {
             tokens: self.writer.tokens() as usize,
             supervised_tokens: self.writer.supervised() as usize,
             longest: self.longest,
-            example: example(ids, labels, encoder.tokenizer.as_ref())?,
+            example,
             warnings: self.warnings(),
             lessons: self.lessons(encoder),
         };
@@ -347,9 +355,14 @@ fn encode_share(rows: &mut [Option<RawRow>], columns: &Columns, encoder: &Encode
 }
 
 /// The first row in pieces that are supervised or not, as text (as numbers where there is no tokenizer). The first token
-/// counts as not supervised: nothing predicts it.
-pub(crate) fn example(ids: &[u32], labels: &[i32], tokenizer: Option<&Tokenizer>) -> Result<Vec<Segment>, DataError> {
-    let learned = |index: usize| index > 0 && labels[index] != IGNORED;
+/// counts as not supervised: nothing predicts it. What a classifier tells comes behind the text, none of which is supervised.
+pub(crate) fn example(
+    ids: &[u32],
+    labels: &[i32],
+    told: Option<&str>,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Vec<Segment>, DataError> {
+    let learned = |index: usize| told.is_none() && index > 0 && labels[index] != IGNORED;
     let mut segments = Vec::new();
     let mut start = 0;
     for end in 1..=ids.len() {
@@ -363,6 +376,7 @@ pub(crate) fn example(ids: &[u32], labels: &[i32], tokenizer: Option<&Tokenizer>
         segments.push(Segment { text, supervised: learned(start) });
         start = end;
     }
+    segments.extend(told.map(|told| Segment { text: told.to_owned(), supervised: true }));
     Ok(segments)
 }
 

@@ -53,6 +53,7 @@ impl Setting {
             template_date: None,
             eos_token: None,
             completion_only_loss: None,
+            classes: None,
             cache: &cache,
         });
         prepare(&options).map_err(plain)

@@ -16,6 +16,8 @@ pub enum RowKind {
     Texts,
     /// `input_ids` as they stand.
     Tokens,
+    /// `text`, often `text_pair`, and `label`.
+    Classified,
 }
 
 impl RowKind {
@@ -27,6 +29,7 @@ impl RowKind {
             RowKind::Completions => "prompts and completions",
             RowKind::Texts => "texts",
             RowKind::Tokens => "tokens",
+            RowKind::Classified => "texts and labels",
         }
     }
 }
@@ -45,6 +48,8 @@ pub enum Loss {
     All,
     /// What the labels of the files say.
     Labels,
+    /// What a classifier tells of each row.
+    Classes,
 }
 
 /// A piece of the first example, as the model sees it.

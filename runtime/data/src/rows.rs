@@ -46,6 +46,15 @@ pub enum Row {
         /// As many labels, unshifted.
         labels: Vec<i32>,
     },
+    /// A text, or two, of which a classifier tells something.
+    Classified {
+        /// The text, or the first of two.
+        text: String,
+        /// The second.
+        pair: Option<String>,
+        /// What is told, as it was written.
+        label: Value,
+    },
 }
 
 impl Row {
@@ -68,7 +77,7 @@ impl Row {
                 messages.push(Message::new(Role::Assistant, response));
                 Some(messages.into())
             }
-            Row::Completion { .. } | Row::Text(_) | Row::Tokens { .. } => None,
+            Row::Completion { .. } | Row::Text(_) | Row::Tokens { .. } | Row::Classified { .. } => None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tokenizers::{PostProcessor, PostProcessorWrapper};
+use tokenizers::{PostProcessor, PostProcessorWrapper, TruncationParams, truncate_encodings};
 
 use crate::error::DataError;
 use crate::model_files::{self, SpecialTokens};
@@ -92,6 +92,46 @@ impl Tokenizer {
             }
             _ => Ok(encoding.get_ids().to_vec()),
         }
+    }
+
+    /// A text, or two, to ids, as a classifier is given it: cut to `longest` tokens with all that the tokenizer adds, the longer
+    /// text first, as transformers' `truncation=True` does. Tells also where the tokens of the second text begin, which is the end
+    /// where there is none, and whether something was cut off.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] when the tokenizer fails on a text, or adds more than `longest` tokens.
+    pub(crate) fn encode_classified(
+        &self,
+        text: &str,
+        pair: Option<&str>,
+        longest: usize,
+    ) -> Result<(Vec<u32>, usize, bool), DataError> {
+        let encode = |text: &str| self.inner.encode(text, false).map_err(fault);
+        let (first, second) = (encode(text)?, pair.map(encode).transpose()?);
+        let added = self.post_processor.as_ref().map_or(0, |processor| processor.added_tokens(second.is_some()));
+        let Some(room) = longest.checked_sub(added).filter(|&room| room > 0) else {
+            let message = format!(
+                "max_length is {longest}, and the tokenizer itself adds {added} tokens\nhint: raise max_length"
+            );
+            return Err(DataError::Tokenizer { message });
+        };
+        let cut = first.len() + second.as_ref().map_or(0, |second| second.len()) > room;
+        let how = TruncationParams { max_length: room, ..TruncationParams::default() };
+        let (first, second) = truncate_encodings(first, second, &how).map_err(fault)?;
+        let of_first = first.len();
+        let (ids, begin) = match &self.post_processor {
+            Some(processor) => {
+                let whole = processor.process(first, second, true).map_err(fault)?;
+                let begin = whole.get_type_ids().iter().position(|&kind| kind != 0);
+                (whole.get_ids().to_vec(), begin)
+            }
+            None => {
+                let second = second.map(|second| second.get_ids().to_vec()).unwrap_or_default();
+                ([first.get_ids(), &second].concat(), (!second.is_empty()).then_some(of_first))
+            }
+        };
+        let begin = begin.unwrap_or(ids.len());
+        Ok((ids, begin, cut))
     }
 
     /// Text to ids, nothing added, with the bytes of the text that each token stands for.
@@ -188,6 +228,37 @@ mod tests {
         let whole = tokenizer.encode("the", true).unwrap();
         assert_eq!(whole[0], tokenizer.token_to_id("<s>").unwrap());
         assert_eq!(whole[1..], plain);
+    }
+
+    /// A tokenizer with a token before, between and behind, as BERT's.
+    fn of_encoder() -> Tokenizer {
+        let mut json: serde_json::Value = serde_json::from_str(&testing::tokenizer_json()).unwrap();
+        let special = |id: &str, kind: u32| serde_json::json!({"SpecialToken": {"id": id, "type_id": kind}});
+        let text = |id: &str, kind: u32| serde_json::json!({"Sequence": {"id": id, "type_id": kind}});
+        let processor = &mut json["post_processor"];
+        processor["single"] = serde_json::json!([special("<s>", 0), text("A", 0), special("</s>", 0)]);
+        processor["pair"] =
+            serde_json::json!([special("<s>", 0), text("A", 0), special("</s>", 0), text("B", 1), special("</s>", 1)]);
+        processor["special_tokens"]["</s>"] = serde_json::json!({"id": "</s>", "ids": [4], "tokens": ["</s>"]});
+        let inner = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
+        Tokenizer::new(inner, testing::special(), vec![])
+    }
+
+    #[test]
+    fn texts_of_a_classifier_are_cut_and_keep_what_the_tokenizer_adds() {
+        let tokenizer = of_encoder();
+        let text = |text: &str| tokenizer.encode(text, false).unwrap();
+        let (a, b) = (text("abcdef"), text("uvw"));
+        let with = |parts: &[&[u32]]| parts.concat();
+        let encode = |pair: Option<&str>, longest: usize| tokenizer.encode_classified("abcdef", pair, longest).unwrap();
+        assert_eq!(encode(None, 8), (with(&[&[0], &a, &[4]]), 8, false));
+        assert_eq!(encode(None, 5), (with(&[&[0], &a[..3], &[4]]), 5, true));
+        assert_eq!(encode(Some("uvw"), 12), (with(&[&[0], &a, &[4], &b, &[4]]), 8, false));
+        // The longer text is cut first.
+        assert_eq!(encode(Some("uvw"), 10), (with(&[&[0], &a[..4], &[4], &b, &[4]]), 6, true));
+        assert_eq!(encode(Some("uvw"), 8), (with(&[&[0], &a[..3], &[4], &b[..2], &[4]]), 5, true));
+        let error = tokenizer.encode_classified("a", Some("b"), 3).unwrap_err().to_string();
+        assert!(error.contains("max_length is 3, and the tokenizer itself adds 3 tokens"), "{error}");
     }
 
     #[test]

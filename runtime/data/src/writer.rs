@@ -16,12 +16,16 @@ const ALIGNMENT: usize = 64;
 
 /// Rows on their way into a file. Each array goes into a nameless file of its own; when all rows are there, these are put
 /// end to end behind a header that tells their lengths, as one safetensors file (`input_ids` U32, `labels` I32, `offsets` and
-/// `places` U64).
+/// `places` U64; of the rows of a classifier `values` F32 and `seconds` U32).
 pub(crate) struct DatasetWriter {
     input_ids: BufWriter<File>,
     labels: BufWriter<File>,
     offsets: BufWriter<File>,
     places: BufWriter<File>,
+    seconds: BufWriter<File>,
+    values: BufWriter<File>,
+    /// How many of the last two there are.
+    classified: [u64; 2],
     tokens: u64,
     rows: u64,
     supervised: u64,
@@ -42,6 +46,9 @@ impl DatasetWriter {
             labels: array().map_err(failed())?,
             offsets: array().map_err(failed())?,
             places: array().map_err(failed())?,
+            seconds: array().map_err(failed())?,
+            values: array().map_err(failed())?,
+            classified: [0, 0],
             tokens: 0,
             rows: 0,
             supervised: 0,
@@ -63,13 +70,24 @@ impl DatasetWriter {
         self.supervised
     }
 
+    /// Adds what makes the next row, which is then pushed, one of a classifier.
+    pub(crate) fn classify(&mut self, second: u32, values: &[f32]) -> io::Result<()> {
+        self.classified = [self.classified[0] + 1, self.classified[1] + values.len() as u64];
+        // Its only label may stand at its first token.
+        self.supervised += 1;
+        self.seconds.write_all(&second.to_le_bytes())?;
+        self.values.write_all(bytemuck::cast_slice(values))
+    }
+
     /// Adds the row of this number in its file.
     pub(crate) fn push(&mut self, number: u64, ids: &[u32], labels: &[i32]) -> io::Result<()> {
         self.input_ids.write_all(bytemuck::cast_slice(ids))?;
         self.labels.write_all(bytemuck::cast_slice(labels))?;
         self.tokens += ids.len() as u64;
         self.rows += 1;
-        self.supervised += supervised(labels) as u64;
+        if self.classified[0] == 0 {
+            self.supervised += supervised(labels) as u64;
+        }
         let labels = labels.iter().map(|&label| label.max(0).unsigned_abs());
         self.largest = ids.iter().copied().chain(labels).fold(self.largest, u32::max);
         self.offsets.write_all(&self.tokens.to_le_bytes())?;
@@ -92,12 +110,14 @@ impl DatasetWriter {
     }
 
     fn write(self, path: &Path, files: &[FileRows], mut metadata: BTreeMap<String, String>) -> io::Result<String> {
-        let counts = [self.tokens, self.tokens, self.rows + 1, self.rows];
+        let [seconds, values] = self.classified;
+        let counts = [self.tokens, self.tokens, self.rows + 1, self.rows, values, seconds];
         let whole = |array: BufWriter<File>| array.into_inner().map_err(IntoInnerError::into_error);
         let [mut input_ids, mut labels] = [whole(self.input_ids)?, whole(self.labels)?];
         let [mut offsets, mut places] = [whole(self.offsets)?, whole(self.places)?];
+        let [mut seconds, mut values] = [whole(self.seconds)?, whole(self.values)?];
         let mut hasher = blake3::Hasher::new();
-        for array in [&mut offsets, &mut input_ids, &mut labels] {
+        for array in [&mut offsets, &mut input_ids, &mut labels, &mut seconds, &mut values] {
             array.rewind()?;
             hasher.update_reader(array)?;
         }
@@ -117,7 +137,7 @@ impl DatasetWriter {
         let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(header.as_bytes())?;
-        for array in [&mut input_ids, &mut labels, &mut offsets, &mut places] {
+        for array in [&mut input_ids, &mut labels, &mut offsets, &mut places, &mut values, &mut seconds] {
             array.rewind()?;
             io::copy(array, file.as_file_mut())?;
         }
@@ -129,11 +149,14 @@ impl DatasetWriter {
 }
 
 /// The header of a file whose arrays have so many entries, padded with spaces.
-fn header(counts: [u64; 4], metadata: &BTreeMap<String, String>) -> String {
+fn header(counts: [u64; 6], metadata: &BTreeMap<String, String>) -> String {
     let mut header = json!({ "__metadata__": metadata });
     let mut start = 0;
-    let arrays = [("input_ids", "U32", 4), ("labels", "I32", 4), ("offsets", "U64", 8), ("places", "U64", 8)];
-    for ((name, dtype, size), count) in arrays.into_iter().zip(counts) {
+    let always = [("input_ids", "U32", 4), ("labels", "I32", 4), ("offsets", "U64", 8), ("places", "U64", 8)];
+    let arrays = always.into_iter().chain([("values", "F32", 4), ("seconds", "U32", 4)]);
+    for ((name, dtype, size), count) in
+        arrays.zip(counts).filter(|((name, ..), count)| *count > 0 || !matches!(*name, "values" | "seconds"))
+    {
         let end = start + size * count;
         header[name] = json!({ "dtype": dtype, "shape": [count], "data_offsets": [start, end] });
         start = end;

@@ -39,6 +39,7 @@ fn peak_of(path: &Path) -> u64 {
             template_date: None,
             eos_token: None,
             completion_only_loss: None,
+            classes: None,
             cache: &path.with_extension("cache"),
         });
         done.store(true, Ordering::Relaxed);

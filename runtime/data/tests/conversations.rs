@@ -30,6 +30,7 @@ fn ids_and_masks_are_those_of_transformers() {
         template_date: None,
         eos_token: None,
         completion_only_loss: None,
+        classes: None,
         cache: cache.path(),
     };
     let prepared = prepare(&options).unwrap();

@@ -38,6 +38,7 @@ fn dataset() -> TokenizedDataset {
         template_date: None,
         eos_token: None,
         completion_only_loss: None,
+        classes: None,
         cache: &folder.path().join("cache"),
     });
     // Mapped: the folder may go.

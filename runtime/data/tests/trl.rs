@@ -50,6 +50,7 @@ fn ids_and_labels_are_those_of_trl() {
             template_date: None,
             eos_token: None,
             completion_only_loss: case["completion_only_loss"].as_bool(),
+            classes: None,
             cache: &folder.path().join("cache"),
         })
         .unwrap_or_else(|error| panic!("{name}: {error}"));

@@ -24,7 +24,8 @@ pub fn model_flops(model: &ModelConfig, length: usize, supervised: usize) -> f64
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Head, Problem};
+    use crate::model::Head;
+    use zerofold_configs::ProblemType;
 
     /// Calculated by hand for Llama 2 7B, whose blocks have 202,375,168 weights and whose head 131,072,000, over 4096
     /// tokens: 6 × (32 × 202,375,168 + 131,072,000) = 39,642,464,256 a token by weights, and by attention
@@ -45,7 +46,7 @@ mod tests {
         let causal = ModelConfig::published("llama-7b").unwrap();
         let encoder = ModelConfig {
             causal: false,
-            head: Head::Classes { labels: 3, problem: Problem::SingleLabel },
+            head: Head::Classes { labels: 3, problem: ProblemType::SingleLabel },
             head_input: HeadInput::Dense { drops_input: false },
             ..causal.clone()
         };

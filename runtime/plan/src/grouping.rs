@@ -125,6 +125,10 @@ impl ModelUnits {
         let mut places: Vec<Vec<Place>> =
             self.units.iter().map(|unit| vec![Place::FinalNorm; unit.leaves.len()]).collect();
         for segment in &self.segments {
+            // A norm before the head goes with the top layer, and a linear layer, whose weight is a matrix, with the head.
+            let leaves = &self.units[segment.unit].leaves[segment.leaves.clone()];
+            let is_matrix = |leaf: &LeafSpec| leaf.parameters.iter().any(|parameter| parameter.shape.len() > 1);
+            let has_linear = leaves.iter().skip(1).any(is_matrix);
             for index in segment.leaves.clone() {
                 let place = &mut places[segment.unit][index];
                 *place = match segment.kind {
@@ -133,7 +137,7 @@ impl ModelUnits {
                         Place::Layer(layer)
                     }
                     SegmentKind::Head if *place == Place::Embedding => Place::Tied,
-                    SegmentKind::Head if index == segment.leaves.start => Place::Head,
+                    SegmentKind::Head if has_linear || index == segment.leaves.start => Place::Head,
                     SegmentKind::Head => Place::FinalNorm,
                 };
             }

@@ -23,8 +23,8 @@ pub use flops::model_flops;
 pub use grouping::GroupingError;
 pub use layout::{ALIGNMENT, Layout, LayoutError, Mesh, PlacedLeaf, PlacedParameter, Run, UnitLayout};
 pub use model::{
-    Activation, Biases, FileNames, Head, HeadInput, LayerAttention, ModelConfig, ModelConfigError, ModelUnits, Names,
-    NormKind, NormPlacement, Problem, RopeConfig, RopeScaling, Segment, SegmentKind,
+    Activation, Biases, Classifier, FileNames, Head, HeadInput, LayerAttention, ModelConfig, ModelConfigError,
+    ModelUnits, Names, NormKind, NormPlacement, RopeConfig, RopeScaling, Segment, SegmentKind, label_names,
 };
 pub use planning::{
     Advice, Lever, Need, Plan, PlanInputs, PlannedDevice, RESERVE, Tried, plan, plan_all_stages, recommend,

@@ -3,18 +3,27 @@
 use tch::Tensor;
 use zerofold_plan::{HeadInput, SegmentKind};
 
-use super::leaves::{HeadWeights, Linear};
+use super::leaves::{Linear, Norm};
 use super::transformer::dropped;
 use super::{ModelError, Transformer};
 use crate::torch::linear;
 
 impl Transformer {
-    /// The last norm, on `[…, H]`, before the head.
+    /// How many leaves of [`SegmentKind::Head`] are the head itself: its weight, and its bias where it has one. What stands before
+    /// it has the others.
+    pub fn head_leaves(&self) -> usize {
+        match self.config.head_input {
+            HeadInput::Norm => 1,
+            HeadInput::Dense { .. } => 2,
+        }
+    }
+
+    /// The weight of the head, `[V, H]`, among the leaves of [`SegmentKind::Head`].
     ///
     /// # Errors
-    /// What libtorch says.
-    pub fn final_norm(&self, weights: &HeadWeights<'_>, x: &Tensor) -> Result<Tensor, ModelError> {
-        self.norm(&weights.norm(), x)
+    /// No leaves.
+    pub fn head<'a>(&self, leaves: &'a [Tensor]) -> Result<&'a Tensor, ModelError> {
+        leaves.first().ok_or_else(|| missing("the head"))
     }
 
     /// What the head is given of hidden states `[…, H]`, of the first token of each row in an encoder. `leaves` are those of
@@ -39,7 +48,8 @@ impl Transformer {
 
     fn head_input_with(&self, leaves: &[Tensor], x: &Tensor, dropout: f64) -> Result<Tensor, ModelError> {
         let input = match (self.config.head_input, leaves) {
-            (HeadInput::Norm, _) => self.final_norm(&HeadWeights::of(leaves)?, x)?,
+            (HeadInput::Norm, [_, weight, bias @ ..]) => self.norm(&Norm { weight, bias: bias.first() }, x)?,
+            (HeadInput::Norm, _) => return Err(missing("the norm before the head")),
             (HeadInput::Dense { drops_input }, [_, _, weight, bias]) => {
                 let x = dropped(x.shallow_clone(), if drops_input { dropout } else { 0.0 })?;
                 self.linear(&x, &Linear { weight, bias: Some(bias) })?.f_tanh()?
@@ -55,8 +65,7 @@ impl Transformer {
     /// # Errors
     /// As [`Transformer::head_input`].
     pub fn logits(&self, leaves: &[Tensor], x: &Tensor) -> Result<Tensor, ModelError> {
-        let head = leaves.first().ok_or_else(|| missing("the head"))?;
-        let mut logits = linear(&self.head_input(leaves, x)?, head)?;
+        let mut logits = linear(&self.head_input(leaves, x)?, self.head(leaves)?)?;
         if let (HeadInput::Dense { .. }, [_, bias, ..]) = (self.config.head_input, leaves) {
             logits = logits.f_add(bias)?;
         }

@@ -107,28 +107,3 @@ impl<'a> MlpWeights<'a> {
         Ok(MlpWeights { norm, up, down, norm_after })
     }
 }
-
-/// The weights of the head: of the last norm and the projection to the vocabulary, `[V, H]`.
-pub struct HeadWeights<'a> {
-    /// The projection.
-    pub head: &'a Tensor,
-    /// The norm's, weight and bias.
-    pub norm: &'a [Tensor],
-}
-
-impl<'a> HeadWeights<'a> {
-    /// Those of the leaves of [`SegmentKind::Head`].
-    ///
-    /// # Errors
-    /// [`ModelError::LeafMissing`] where there are none.
-    pub fn of(leaves: &'a [Tensor]) -> Result<Self, ModelError> {
-        match leaves.split_first() {
-            Some((head, norm)) if !norm.is_empty() => Ok(HeadWeights { head, norm }),
-            _ => Err(ModelError::LeafMissing { kind: SegmentKind::Head, name: "the head and its norm" }),
-        }
-    }
-
-    pub(super) fn norm(&self) -> Norm<'a> {
-        Norm { weight: &self.norm[0], bias: self.norm.get(1) }
-    }
-}

@@ -29,7 +29,6 @@ pub use documents::Documents;
 pub use embedding::EmbeddingLeaves;
 pub use error::ModelError;
 pub use files::{model_files, model_weights};
-pub use leaves::HeadWeights;
 pub use rope::inverse_frequencies;
 pub use transformer::Transformer;
 pub use zerofold_plan::{ModelConfig, RopeConfig, RopeScaling};

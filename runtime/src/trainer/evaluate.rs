@@ -1,6 +1,7 @@
 //! The loss on held-out rows.
 
 use super::run::Rows;
+use super::scores::Scores;
 use super::step::{SourceLoss, token_accuracy};
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
@@ -17,6 +18,8 @@ pub(super) struct Evaluation {
     pub(super) sources: Vec<SourceLoss>,
     /// The share of supervised tokens that were the most probable ones.
     pub(super) token_accuracy: f64,
+    /// How well a classifier told them, by the names of the figures; none of a language model.
+    pub(super) figures: Vec<(&'static str, f64)>,
     /// How many those are.
     pub(super) supervised_tokens: u64,
     /// Wall-clock time.
@@ -35,20 +38,29 @@ impl Trainer {
         let sources = held_out.dataset.sources().len();
         let mut sums = Tensor::f_zeros([2, sources as i64], (Kind::Double, self.model.device()))?;
         let mut supervised = vec![0.0; sources];
+        let mut scores = Scores::of(self.model.config.head);
         for window in items.chunks(batch_size * world_size) {
             let part = window.chunks(batch_size).nth(rank).unwrap_or(&[]);
             let batch = held_out.batch(part)?;
-            sums = sums.f_add_(&self.pass_with(0, None).forward(&batch)?)?;
+            let loss = self.pass_with(0, None).forward(&batch)?;
+            sums = sums.f_add_(&loss.sums)?;
+            if let (Some(scores), Some(logits)) = (&mut scores, &loss.logits) {
+                scores.add(logits, &batch)?;
+            }
             supervised.iter_mut().zip(batch.supervised_by_source()).for_each(|(count, own)| *count += own as f64);
         }
         self.shards.forget_gathered()?;
-        let all = self.shards.comm().exchange(&[Vec::<f64>::try_from(&sums.f_view(-1)?)?, supervised].concat())?;
+        let of_scores = scores.as_ref().map_or(&[][..], Scores::sums);
+        let mine = [&Vec::<f64>::try_from(&sums.f_view(-1)?)?, &supervised, of_scores].concat();
+        let all = self.shards.comm().exchange(&mine)?;
+        let figures = scores.as_ref().map(|scores| scores.figures(all.iter().map(|part| &part[3 * sources..])));
         let total = |range: Range<usize>| all.iter().map(|part| part[range.clone()].iter().sum::<f64>()).sum::<f64>();
         let (sum, count) = (total(0..sources), total(2 * sources..3 * sources));
         Ok(Evaluation {
             loss: sum / count,
             sources: SourceLoss::of_all(&all, sources),
             token_accuracy: token_accuracy(&all, sources),
+            figures: figures.unwrap_or_default(),
             supervised_tokens: count as u64,
             elapsed: began.elapsed(),
         })

@@ -1,4 +1,5 @@
-//! The head and the loss: cross-entropy over supervised tokens only, in chunks.
+//! The head and the loss over supervised tokens only, in chunks: cross-entropy of the next token or of a class, or what a classifier
+//! of several classes or of numbers has in its place.
 //!
 //! Logits exist for one chunk of supervised tokens at a time, in the compute type; their gradient (softmax minus one-hot,
 //! over the count, computed in float32) takes their place, so no logits are kept for autograd. The head's weight gradient is
@@ -7,6 +8,8 @@
 use super::TrainError;
 use crate::torch::{Kernels, add, multiply};
 use tch::{Kind, Tensor};
+use zerofold_configs::ProblemType;
+use zerofold_plan::Head as ModelHead;
 
 /// Supervised tokens whose logits exist at once.
 const CHUNK: i64 = 512;
@@ -16,24 +19,56 @@ pub(super) struct HeadLoss {
     /// By source, float64 `[2, sources]`, where `hidden` is, so that the host need not wait for them: the sums of the tokens'
     /// cross-entropies, and how many tokens are the most probable ones.
     pub(super) sums: Tensor,
+    /// The logits `[tokens, rows of the head]` in float32, where they were asked for.
+    pub(super) logits: Option<Tensor>,
     /// The gradient of all sums × `scale` with respect to the hidden states given; `None` when it was not asked for.
     pub(super) hidden_gradient: Option<Tensor>,
 }
 
 /// The head.
 pub(super) struct Head<'a> {
-    /// `[vocabulary, hidden size]`.
+    /// `[vocabulary, hidden size]`, or `[labels, hidden size]`.
     pub(super) weight: &'a Tensor,
+    /// What is added to logits, where the head has a bias.
+    pub(super) bias: Option<&'a Tensor>,
+    /// What is compared.
+    pub(super) criterion: Criterion,
     /// What logits are capped at: l becomes c · tanh(l / c).
     pub(super) softcap: Option<f64>,
     /// The share of a label's weight that all classes have evenly.
     pub(super) smoothing: f64,
 }
 
+/// What logits are compared with, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Criterion {
+    /// A class, by cross-entropy.
+    CrossEntropy,
+    /// For each class whether it is one, by binary cross-entropy, in the mean over classes; a hit has them all right.
+    BinaryCrossEntropy,
+    /// Numbers, by the squared error, in the mean over them; nothing is a hit.
+    SquaredError,
+}
+
+impl Criterion {
+    /// That of a model.
+    pub(super) fn of(head: ModelHead) -> Criterion {
+        match head {
+            ModelHead::Language | ModelHead::Classes { problem: ProblemType::SingleLabel, .. } => {
+                Criterion::CrossEntropy
+            }
+            ModelHead::Classes { problem: ProblemType::MultiLabel, .. } => Criterion::BinaryCrossEntropy,
+            ModelHead::Classes { problem: ProblemType::Regression, .. } => Criterion::SquaredError,
+        }
+    }
+}
+
 /// Which gradients are asked for.
 pub(super) struct HeadGradients {
     /// The accumulated gradient of the head to add to; none for a frozen head.
     pub(super) weight: Option<Tensor>,
+    /// The same of its bias.
+    pub(super) bias: Option<Tensor>,
     /// Whether that of the hidden states is.
     pub(super) hidden: bool,
     /// What both are multiplied by.
@@ -42,23 +77,28 @@ pub(super) struct HeadGradients {
 
 /// What to predict.
 pub(super) struct Targets {
-    /// Token ids `[tokens]`.
+    /// Ids of tokens or classes `[tokens]`.
     pub(super) ids: Tensor,
+    /// Numbers `[tokens, labels]` in float32, where a classifier tells more than a class.
+    pub(super) values: Option<Tensor>,
     /// How many sources of rows there are.
     pub(super) sources: i64,
     /// The source of each token `[tokens]`; none where there is one.
     pub(super) of_source: Option<Tensor>,
 }
 
-/// Cross-entropy of `hidden` `[tokens, hidden size]` under the head for `targets`, summed by source, and the gradients that are asked
-/// for.
+/// The loss of `hidden` `[tokens, hidden size]` under the head for `targets`, summed by source, and the gradients that are asked
+/// for. `keeps_logits` asks for the logits, where no gradients are.
 pub(super) fn head_loss(
     hidden: &Tensor,
-    &Head { weight, softcap, smoothing }: &Head<'_>,
+    head: &Head<'_>,
     targets: &Targets,
     gradients: Option<&HeadGradients>,
+    keeps_logits: bool,
 ) -> Result<HeadLoss, TrainError> {
+    let Head { weight, bias, softcap, smoothing, criterion } = *head;
     let tokens = hidden.size()[0];
+    let mut kept = Vec::new();
     let of_hidden = gradients.is_some_and(|gradients| gradients.hidden);
     let hidden_gradient = of_hidden.then(|| hidden.f_zeros_like()).transpose()?;
     let sums = Tensor::f_zeros([2, targets.sources], (Kind::Double, hidden.device()))?;
@@ -69,9 +109,20 @@ pub(super) fn head_loss(
         let target = targets.ids.f_narrow(0, begin, length)?;
         let logits = Tensor::f_empty([length, weight.size()[0]], (weight.kind(), weight.device()))?;
         multiply(&logits, &chunk, &weight.f_transpose(0, 1)?)?;
+        if let Some(bias) = bias {
+            let _added = logits.shallow_clone().f_add_(bias)?;
+        }
         let slopes = softcap.map(|softcap| cap(&logits, softcap, gradients.is_some())).transpose()?.flatten();
         let scale = gradients.map(|gradients| gradients.scale);
-        let losses = Kernels::default().cross_entropy(&logits, &target, scale, smoothing)?;
+        if keeps_logits {
+            kept.push(logits.f_to_kind(Kind::Float)?);
+        }
+        let losses = match (criterion, &targets.values) {
+            (Criterion::CrossEntropy, _) | (_, None) => {
+                Kernels::default().cross_entropy(&logits, &target, scale, smoothing)?
+            }
+            (criterion, Some(values)) => compare(criterion, &logits, &values.f_narrow(0, begin, length)?, scale)?,
+        };
         if let Some(slopes) = slopes {
             let _scaled = logits.shallow_clone().f_mul_(&slopes)?;
         }
@@ -90,9 +141,40 @@ pub(super) fn head_loss(
             multiply(&of_chunk, &logits.f_transpose(0, 1)?, &chunk)?;
             add(weight_gradient, &of_chunk)?;
         }
+        if let Some(bias_gradient) = gradients.and_then(|gradients| gradients.bias.as_ref()) {
+            add(bias_gradient, &logits.f_sum_dim_intlist([0i64].as_slice(), false, Kind::Float)?)?;
+        }
         begin += length;
     }
-    Ok(HeadLoss { sums, hidden_gradient })
+    let logits = keeps_logits.then(|| match kept.is_empty() {
+        true => Tensor::f_zeros([0, weight.size()[0]], (Kind::Float, weight.device())),
+        false => Tensor::f_cat(&kept, 0),
+    });
+    Ok(HeadLoss { sums, logits: logits.transpose()?, hidden_gradient })
+}
+
+/// Losses and hits of `logits` `[tokens, labels]` against numbers, float64 `[2, tokens]`. With a `scale` the gradient of the losses ×
+/// `scale`, computed in float32, takes the logits' place.
+fn compare(criterion: Criterion, logits: &Tensor, values: &Tensor, scale: Option<f64>) -> Result<Tensor, TrainError> {
+    let wide = logits.f_to_kind(Kind::Float)?;
+    let labels = values.size()[1] as f64;
+    let (losses, hits, slopes) = match criterion {
+        Criterion::CrossEntropy | Criterion::BinaryCrossEntropy => {
+            let losses = wide.f_binary_cross_entropy_with_logits::<Tensor>(values, None, None, tch::Reduction::None)?;
+            let right = wide.f_gt(0.0)?.f_eq_tensor(&values.f_gt(0.5)?)?;
+            (losses, right.f_all_dim(1, false)?.f_to_kind(Kind::Double)?, wide.f_sigmoid()?.f_sub(values)?)
+        }
+        Criterion::SquaredError => {
+            let error = wide.f_sub(values)?;
+            let hits = Tensor::f_zeros([values.size()[0]], (Kind::Double, logits.device()))?;
+            (error.f_square()?, hits, error.f_mul_scalar(2.0)?)
+        }
+    };
+    if let Some(scale) = scale {
+        logits.shallow_clone().f_copy_(&slopes.f_mul_scalar(scale / labels)?)?;
+    }
+    let losses = losses.f_mean_dim([1i64].as_slice(), false, Kind::Double)?;
+    Ok(Tensor::f_stack(&[losses, hits], 0)?)
 }
 
 /// Caps logits in place; gives the slopes of the caps if they are wanted.
@@ -120,6 +202,51 @@ mod tests {
     use super::*;
     use tch::{Device, Reduction};
 
+    fn head(weight: &Tensor) -> Head<'_> {
+        Head { weight, bias: None, criterion: Criterion::CrossEntropy, softcap: None, smoothing: 0.0 }
+    }
+
+    /// Against libtorch's own losses and autograd.
+    #[test]
+    fn classifiers_have_the_losses_and_gradients_of_libtorch() {
+        tch::manual_seed(5);
+        let options = (Kind::Float, Device::Cpu);
+        let (rows, width, labels, scale) = (CHUNK + 9, 8, 3, 1.0 / 7.0);
+        let flags = Tensor::randint(2, [rows, labels], options);
+        let numbers = Tensor::randn([rows, labels], options);
+        for (criterion, values) in [(Criterion::BinaryCrossEntropy, flags), (Criterion::SquaredError, numbers)] {
+            let hidden = Tensor::randn([rows, width], options).set_requires_grad(true);
+            let weight = Tensor::randn([labels, width], options).set_requires_grad(true);
+            let bias = Tensor::randn([labels], options).set_requires_grad(true);
+            let logits = hidden.linear(&weight, Some(&bias));
+            let expected = match criterion {
+                Criterion::SquaredError => logits.mse_loss(&values, Reduction::None),
+                _ => logits.binary_cross_entropy_with_logits::<Tensor>(&values, None, None, Reduction::None),
+            };
+            let expected = expected.mean_dim([1i64].as_slice(), false, Kind::Float).sum(Kind::Float);
+            (&expected * scale).backward();
+            let [of_weight, of_bias] = [weight.zeros_like(), bias.zeros_like()].map(|sum| sum.detach());
+            let loss = tch::no_grad(|| {
+                let ids = Tensor::zeros([rows], (Kind::Int64, Device::Cpu));
+                let targets = Targets { ids, values: Some(values.shallow_clone()), sources: 1, of_source: None };
+                let (weight_sum, bias_sum) = (Some(of_weight.shallow_clone()), Some(of_bias.shallow_clone()));
+                let gradients = HeadGradients { weight: weight_sum, bias: bias_sum, hidden: true, scale };
+                let head = Head { bias: Some(&bias), criterion, ..head(&weight) };
+                let kept = head_loss(&hidden, &head, &targets, None, true).unwrap();
+                assert!(kept.logits.unwrap().allclose(&logits, 1e-5, 1e-5, false), "{criterion:?}");
+                head_loss(&hidden, &head, &targets, Some(&gradients), false).unwrap()
+            });
+            let (sum, hits) = (loss.sums.double_value(&[0, 0]), loss.sums.double_value(&[1, 0]));
+            assert!((sum - expected.double_value(&[])).abs() < 1e-4 * sum, "{criterion:?}");
+            let right = logits.gt(0.0).eq_tensor(&values.gt(0.5)).all_dim(1, false).sum(Kind::Double);
+            let right = if criterion == Criterion::SquaredError { 0.0 } else { right.double_value(&[]) };
+            assert_eq!(hits, right, "{criterion:?}");
+            assert!(of_weight.allclose(&weight.grad(), 1e-4, 1e-5, false), "{criterion:?}");
+            assert!(of_bias.allclose(&bias.grad(), 1e-4, 1e-5, false), "{criterion:?}");
+            assert!(loss.hidden_gradient.unwrap().allclose(&hidden.grad(), 1e-4, 1e-6, false), "{criterion:?}");
+        }
+    }
+
     #[test]
     fn loss_and_gradients_equal_autograds() {
         tch::manual_seed(3);
@@ -135,10 +262,10 @@ mod tests {
         (&expected * scale).backward();
         let (loss, weight_gradient) = tch::no_grad(|| {
             let weight_gradient = Tensor::zeros([vocabulary, width], options);
-            let targets = Targets { ids: targets.shallow_clone(), sources: 1, of_source: None };
-            let gradients = HeadGradients { weight: Some(weight_gradient.shallow_clone()), hidden: true, scale };
-            let head = Head { weight: &weight, softcap: None, smoothing: 0.0 };
-            let loss = head_loss(&hidden, &head, &targets, Some(&gradients)).unwrap();
+            let targets = Targets { ids: targets.shallow_clone(), values: None, sources: 1, of_source: None };
+            let weight_sum = Some(weight_gradient.shallow_clone());
+            let gradients = HeadGradients { weight: weight_sum, bias: None, hidden: true, scale };
+            let loss = head_loss(&hidden, &head(&weight), &targets, Some(&gradients), false).unwrap();
             (loss, weight_gradient)
         });
         let sum = loss.sums.double_value(&[0, 0]);
@@ -159,12 +286,8 @@ mod tests {
         let of_source = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).remainder(3);
         let losses =
             hidden.matmul(&weight.transpose(0, 1)).cross_entropy_loss::<Tensor>(&ids, None, Reduction::None, -100, 0.0);
-        let targets = Targets { ids, sources: 3, of_source: Some(of_source.shallow_clone()) };
-        let sums = tch::no_grad(|| {
-            head_loss(&hidden, &Head { weight: &weight, softcap: None, smoothing: 0.0 }, &targets, None)
-        })
-        .unwrap()
-        .sums;
+        let targets = Targets { ids, values: None, sources: 3, of_source: Some(of_source.shallow_clone()) };
+        let sums = tch::no_grad(|| head_loss(&hidden, &head(&weight), &targets, None, false)).unwrap().sums;
         let broken = (tokens - 1) % 3;
         for source in 0..3 {
             let expected = losses.masked_select(&of_source.eq(source)).sum(Kind::Double).double_value(&[]);

@@ -8,6 +8,7 @@ mod loss;
 mod pass;
 mod run;
 mod saving;
+mod scores;
 mod segments;
 mod snapshot;
 mod step;

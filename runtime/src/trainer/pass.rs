@@ -2,11 +2,11 @@
 
 use super::TrainError;
 use super::inspect::Inspection;
-use super::loss::{Head, HeadGradients, Targets, head_loss};
+use super::loss::{Criterion, Head, HeadGradients, HeadLoss, Targets, head_loss};
 use super::segments::Segments;
 use crate::comm::{Activity, Phase};
 use crate::metrics::{Begun, Label, Track};
-use crate::model::{Documents, HeadWeights, Transformer};
+use crate::model::{Documents, Transformer};
 use crate::shard::Shards;
 use crate::torch::{add, add_rows, autograd_grad};
 use tch::{Kind, Tensor};
@@ -36,10 +36,20 @@ impl MicroBatch {
         let (positions, targets): (Vec<i64>, Vec<i64>) = supervised.map(|(at, &label)| (at as i64, label)).unzip();
         Ok(MicroBatch {
             input_ids: Tensor::from_slice(&batch.input_ids).f_view(shape)?.f_to_device(device)?,
-            token_types: None,
+            token_types: match batch.token_types.as_slice() {
+                types if types.is_empty() || model.config.token_types < 2 => None,
+                types => Some(Tensor::from_slice(types).f_view(shape)?.f_to_device(device)?),
+            },
             positions: Tensor::from_slice(&positions).f_to_device(device)?,
             targets: Targets {
                 ids: Tensor::from_slice(&targets).f_to_device(device)?,
+                values: match Criterion::of(model.config.head) {
+                    Criterion::CrossEntropy => None,
+                    Criterion::BinaryCrossEntropy | Criterion::SquaredError => {
+                        let shape = [targets.len() as i64, model.config.head_rows() as i64];
+                        Some(Tensor::from_slice(&batch.values).f_view(shape)?.f_to_device(device)?)
+                    }
+                },
                 sources: batch.sources as i64,
                 of_source: match batch.sources {
                     0 | 1 => None,
@@ -136,8 +146,8 @@ impl Pass<'_> {
         Ok(loss)
     }
 
-    /// The summed loss and hits of a micro-batch by source, float64 `[2, sources]` on the device, without gradients.
-    pub(super) fn forward(&mut self, batch: &Batch) -> Result<Tensor, TrainError> {
+    /// The summed loss and hits of a micro-batch by source, without gradients, and of a classifier its logits.
+    pub(super) fn forward(&mut self, batch: &Batch) -> Result<HeadLoss, TrainError> {
         let batch = MicroBatch::new(batch, self.model)?;
         let last = self.segments.all.len() - 1;
         let mut hidden = self.embed(&batch)?;
@@ -152,12 +162,12 @@ impl Pass<'_> {
         self.gather_for_forward(last)?;
         let span = self.begin(last, "forward");
         let rows = supervised_rows(&hidden, &batch)?;
-        let weights = HeadWeights::of(self.leaves(last))?;
-        let normed = self.model.final_norm(&weights, &rows)?;
-        let loss = head_loss(&normed, &self.head_of(weights.head), &batch.targets, None)?;
+        let input = self.model.head_input(self.leaves(last), &rows)?;
+        let is_classifier = self.model.config.head != zerofold_plan::Head::Language;
+        let loss = head_loss(&input, &self.head_of(self.leaves(last))?, &batch.targets, None, is_classifier)?;
         self.end(span);
         self.release_after_forward(last)?;
-        Ok(loss.sums)
+        Ok(loss)
     }
 
     fn enter(&self, phase: Phase) {
@@ -247,7 +257,7 @@ impl Pass<'_> {
         Ok(hidden)
     }
 
-    /// The final norm, the head and the loss, over supervised positions only, forward and backward. Returns the summed
+    /// What stands before the head, the head and the loss, over supervised positions only, forward and backward. Returns the summed
     /// losses by source and the gradient of `hidden`, if something below is trained.
     fn head(
         &mut self,
@@ -261,34 +271,36 @@ impl Pass<'_> {
         let span = self.begin(index, "forward");
         let is_lowest = self.segments.lowest == index;
         let rows = supervised_rows(hidden, batch)?.f_set_requires_grad(!is_lowest)?;
-        let (head, norm) = {
-            let weights = HeadWeights::of(self.leaves(index))?;
-            (weights.head.f_detach()?, weights.norm.iter().map(Tensor::shallow_clone).collect::<Vec<_>>())
-        };
-        let normed = {
-            let weights = HeadWeights { head: &head, norm: &norm };
-            tch::with_grad(|| self.model.final_norm(&weights, &rows))?
-        };
+        let leaves: Vec<Tensor> = self.leaves(index).iter().map(Tensor::shallow_clone).collect();
+        let seed = self.seed.wrapping_add(index as u64);
+        let input = tch::with_grad(|| self.model.head_input_in_training(&leaves, &rows, seed))?;
+        // The head's own leaves come first; what stands before it has the others.
+        let own = self.model.head_leaves();
+        let detached: Vec<Tensor> = leaves.iter().take(own).map(Tensor::f_detach).collect::<Result<_, _>>()?;
         self.end(span);
         self.begin_gradient(index)?;
-        let trains_head = self.is_trained(index, 0);
-        let trained: Vec<usize> = (0..norm.len()).filter(|&leaf| self.is_trained(index, 1 + leaf)).collect();
+        let gradient_of_own = |leaf: usize| {
+            (leaf < own && self.is_trained(index, leaf)).then(|| self.leaf_gradient(index, leaf)).transpose()
+        };
+        let trained: Vec<usize> = (own..leaves.len()).filter(|&leaf| self.is_trained(index, leaf)).collect();
         // The head's own gradient is made beside the loss.
         let gradients = HeadGradients {
-            weight: trains_head.then(|| self.leaf_gradient(index, 0)).transpose()?,
+            weight: gradient_of_own(0)?,
+            bias: gradient_of_own(1)?,
             hidden: !trained.is_empty() || !is_lowest,
             scale,
         };
         let span = self.begin(index, "loss");
-        let loss = head_loss(&normed.f_detach()?, &self.head_of(&head), &batch.targets, Some(&gradients))?;
+        let loss = head_loss(&input.f_detach()?, &self.head_of(&detached)?, &batch.targets, Some(&gradients), false)?;
         self.end(span);
         let span = self.begin(index, "backward");
         let width = *hidden.size().last().unwrap_or(&1);
         let gradient = (!is_lowest).then(|| Tensor::f_zeros_like(&hidden.f_view([-1, width])?)).transpose()?;
         if let Some(seed) = &loss.hidden_gradient {
             let rows_first = (!is_lowest).then_some(&rows);
-            let inputs: Vec<&Tensor> = rows_first.into_iter().chain(trained.iter().map(|&leaf| &norm[leaf])).collect();
-            let mut gradients = autograd_grad(&[&normed], &[seed], &inputs)?.into_iter();
+            let inputs: Vec<&Tensor> =
+                rows_first.into_iter().chain(trained.iter().map(|&leaf| &leaves[leaf])).collect();
+            let mut gradients = autograd_grad(&[&input], &[seed], &inputs)?.into_iter();
             if let Some(gradient) = &gradient
                 && let Some(Some(of_rows)) = gradients.next()
             {
@@ -296,7 +308,7 @@ impl Pass<'_> {
             }
             for (leaf, gradient) in trained.into_iter().zip(gradients) {
                 if let Some(gradient) = gradient {
-                    add(&self.leaf_gradient(index, 1 + leaf)?, &gradient)?;
+                    add(&self.leaf_gradient(index, leaf)?, &gradient)?;
                 }
             }
         }
@@ -401,9 +413,16 @@ impl Pass<'_> {
         self.finish_gradient(0)
     }
 
-    /// The head with what the model does to its logits.
-    fn head_of<'a>(&self, weight: &'a Tensor) -> Head<'a> {
-        Head { weight, softcap: self.model.config.logit_softcap, smoothing: self.label_smoothing }
+    /// The head, of its segment's leaves, with what the model does to its logits.
+    fn head_of<'a>(&self, leaves: &'a [Tensor]) -> Result<Head<'a>, TrainError> {
+        let own = self.model.head_leaves();
+        Ok(Head {
+            weight: self.model.head(leaves)?,
+            bias: leaves.get(1).filter(|_| own > 1),
+            criterion: Criterion::of(self.model.config.head),
+            softcap: self.model.config.logit_softcap,
+            smoothing: self.label_smoothing,
+        })
     }
 }
 

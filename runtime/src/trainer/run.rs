@@ -8,9 +8,10 @@ use crate::control::Control;
 use crate::metrics::Profile;
 use std::path::{Path, PathBuf};
 use zerofold_checkpoint::{Found, fault, open_step, step_directory};
-use zerofold_configs::{Dataset, Resolved, Strategy, Training};
+use zerofold_configs::{Dataset, ProblemType, Resolved, Strategy, Training};
 use zerofold_data::{Batch, Collator, StepPlan, TokenizedDataset};
-use zerofold_proto::v1::{EvaluationRecord, SourceRecord, StepRecord};
+use zerofold_plan::Head;
+use zerofold_proto::v1::{EvaluationRecord, Figure, SourceRecord, StepRecord};
 
 /// Rows are padded with this id. What it is does not matter: causal attention hides padding on the right from every real
 /// token, and nothing is supervised there.
@@ -194,8 +195,23 @@ impl Trainer {
             skipped: outcome.skipped.clone().unwrap_or_default(),
             phases: self.activity.take_times(),
             sources: named(&job.config.training.dataset, &outcome.sources),
-            mean_token_accuracy: outcome.token_accuracy,
+            mean_token_accuracy: if self.is_classifier() { f64::NAN } else { outcome.token_accuracy },
+            figures: self.figures_of_step(outcome.token_accuracy),
         });
+    }
+
+    fn is_classifier(&self) -> bool {
+        self.model.config.head != Head::Language
+    }
+
+    /// What a classifier's step tells beside its loss: the share of rows that were told right.
+    fn figures_of_step(&self, right: f64) -> Vec<Figure> {
+        match self.model.config.head {
+            Head::Classes { problem: ProblemType::SingleLabel | ProblemType::MultiLabel, .. } => {
+                vec![figure("accuracy", right)]
+            }
+            Head::Classes { problem: ProblemType::Regression, .. } | Head::Language => Vec::new(),
+        }
     }
 
     /// The held-out loss, if there are held-out rows; the same on every rank.
@@ -211,7 +227,8 @@ impl Trainer {
             job.control.report_evaluation(EvaluationRecord {
                 step: finished,
                 loss: evaluation.loss,
-                mean_token_accuracy: evaluation.token_accuracy,
+                mean_token_accuracy: if self.is_classifier() { f64::NAN } else { evaluation.token_accuracy },
+                figures: evaluation.figures.iter().map(|&(name, value)| figure(name, value)).collect(),
                 without_gain: if self.is_patient_no_longer(&job.config.training) {
                     self.state.patience.evaluations
                 } else {
@@ -229,6 +246,10 @@ impl Trainer {
         }
         Ok(Some(evaluation.loss))
     }
+}
+
+fn figure(name: &str, value: f64) -> Figure {
+    Figure { name: name.to_owned(), value }
 }
 
 /// The losses of several sources with their names; none of one source, which is all there is.

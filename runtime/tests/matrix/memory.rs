@@ -223,7 +223,8 @@ fn write_config(
     folder.to_owned()
 }
 
-/// Every job in all types; with `all` also each with and without recomputing, over both wires, else one of these four in turn.
+/// Every job; with `all` in all types, with and without recomputing, over both wires, else in one of these types and of these four ways
+/// in turn: what is planned of a job does not depend on which.
 pub(crate) fn check(all: bool, tally: &mut Tally) {
     let temporary = tempfile::tempdir().unwrap();
     let three = Sharding::of(Stage::Three);
@@ -246,8 +247,9 @@ pub(crate) fn check(all: bool, tally: &mut Tally) {
         ];
         job += 1;
         let ways = [(None, Wire::Gloo), (Some(1), Wire::Shm), (Some(1), Wire::Gloo), (None, Wire::Shm)];
-        for (types, compute, pure) in types {
-            let ways = if all { &ways[..] } else { std::slice::from_ref(&ways[job % ways.len()]) };
+        let types = if all { &types[..] } else { std::slice::from_ref(&types[job % types.len()]) };
+        let ways = if all { &ways[..] } else { std::slice::from_ref(&ways[job % ways.len()]) };
+        for &(types, compute, pure) in types {
             for &(recompute_every, wire) in ways {
                 let methods = methods.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
                 let folder = folder.clone();

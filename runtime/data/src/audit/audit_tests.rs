@@ -56,6 +56,7 @@ impl Setting {
             template_date: None,
             eos_token: None,
             completion_only_loss: None,
+            classes: None,
             cache: self.folder.path(),
         };
         look(
@@ -329,6 +330,7 @@ fn a_data_set_without_rows_and_an_unusable_model_are_errors() {
             template_date: None,
             eos_token: None,
             completion_only_loss: None,
+            classes: None,
             cache: setting.folder.path(),
         };
         audit(&Audit { prepare: &prepare, held_out: None, with_model }).unwrap_err().to_string()

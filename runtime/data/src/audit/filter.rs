@@ -71,7 +71,9 @@ pub(super) fn empty(row: &Row, column: &str) -> Option<String> {
             Some("the instruction is empty".to_owned())
         }
         Row::Instruction { response, .. } if blank(response) => Some("the response is empty".to_owned()),
-        Row::Text(text) if blank(text) => Some("the text is empty".to_owned()),
+        Row::Text(text) | Row::Classified { text, pair: None, .. } if blank(text) => {
+            Some("the text is empty".to_owned())
+        }
         _ => None,
     }
 }

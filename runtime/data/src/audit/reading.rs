@@ -8,7 +8,7 @@ use super::lengths::{LengthUnit, Lengths, Truncation};
 use super::report::{DataAudit, Tally};
 use super::rows::Rows;
 use super::said::{Identity, Words};
-use crate::dataset::supervised;
+use crate::dataset::{IGNORED, supervised};
 use crate::encode::Encoder;
 use crate::error::{DataError, Fault};
 use crate::prepare::{self, Prepare, SHARE};
@@ -60,7 +60,7 @@ impl<'a> Known<'a> {
     fn checks(&self, kind: FindingKind, held_out: bool) -> bool {
         let told = match kind {
             FindingKind::AllSupervised => match self.loss() {
-                Some(Loss::All) => false,
+                Some(Loss::All | Loss::Classes) => false,
                 Some(Loss::Labels) => self.labels,
                 _ => true,
             },
@@ -84,6 +84,8 @@ struct Tokens {
     labels: Vec<i32>,
     /// Each answer ends.
     ended: bool,
+    /// What a classifier tells.
+    told: Option<String>,
 }
 
 /// A row that could be read.
@@ -106,8 +108,8 @@ pub(super) struct Reading<'a> {
     lengths: Vec<u32>,
     truncation: Truncation,
     supervised: u64,
-    /// Ids and labels of the first row from which something is learned.
-    first: Option<(Vec<u32>, Vec<i32>)>,
+    /// Ids and labels of the first row from which something is learned, and what a classifier tells of it.
+    first: Option<(Vec<u32>, Vec<i32>, Option<String>)>,
     pub(super) tally: Tally,
 }
 
@@ -230,7 +232,7 @@ impl Reading<'_> {
         match seen.tokens {
             None if has_tokens => {}
             None => self.lengths.push(seen.words),
-            Some(Tokens { mut ids, mut labels, .. }) => {
+            Some(Tokens { mut ids, mut labels, told, .. }) => {
                 self.lengths.push(u32::try_from(ids.len()).unwrap_or(u32::MAX));
                 let (whole, limit) = (supervised(&labels), self.truncation.max_length as usize);
                 if ids.len() > limit {
@@ -243,7 +245,7 @@ impl Reading<'_> {
                 self.truncation.supervised_tokens += (whole - learned) as u64;
                 self.supervised += learned as u64;
                 if learned > 0 {
-                    self.first.get_or_insert((ids, labels));
+                    self.first.get_or_insert((ids, labels, told));
                 }
             }
         }
@@ -260,7 +262,9 @@ impl Reading<'_> {
         let (checked, not_checked) = FindingKind::ALL.into_iter().partition::<Vec<_>, _>(checks);
         let tokens = known.is_some_and(Known::has_tokens);
         let tokenizer = known.and_then(|known| known.encoder.as_ref()?.tokenizer.as_ref());
-        let example = self.first.as_ref().map(|(ids, labels)| prepare::example(ids, labels, tokenizer)).transpose()?;
+        let example =
+            self.first.as_ref().map(|(ids, labels, told)| prepare::example(ids, labels, told.as_deref(), tokenizer));
+        let example = example.transpose()?;
         Ok(DataAudit {
             source: self.options.sources.written().to_owned(),
             files: self.options.sources.files().len(),
@@ -286,13 +290,21 @@ fn see((row, column): (Row, &str), known: Option<&Known<'_>>, max_length: u32) -
     let words = u32::try_from(words.all.len()).unwrap_or(u32::MAX);
     let tokens = match (known.and_then(|known| known.encoder.as_ref()), row) {
         (Some(encoder), row) => match encoder.encode(row) {
-            Ok(row) => Some(Tokens { ids: row.ids, labels: row.labels, ended: row.ended }),
+            Ok(mut row) => {
+                let told = encoder.told(&row);
+                if row.classified.is_some() {
+                    // What is told is never cut off, wherever it stands; only labels behind the first token are counted here.
+                    row.labels.fill(IGNORED);
+                    row.labels.iter_mut().skip(1).take(1).for_each(|label| *label = 0);
+                }
+                Some(Tokens { ids: row.ids, labels: row.labels, ended: row.ended, told })
+            }
             Err(Fault { message, .. }) => {
                 findings.push((FindingKind::Refused, message));
                 None
             }
         },
-        (None, Row::Tokens { input_ids, labels }) => Some(Tokens { ids: input_ids, labels, ended: true }),
+        (None, Row::Tokens { input_ids, labels }) => Some(Tokens { ids: input_ids, labels, ended: true, told: None }),
         (None, _) => None,
     };
     if let Some(tokens) = &tokens {

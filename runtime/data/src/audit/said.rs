@@ -77,6 +77,9 @@ pub(super) fn pieces(row: &Row) -> Vec<Piece<'_>> {
             given.chain([Piece::Answer(response)]).collect()
         }
         Row::Text(text) => vec![Piece::Given(text)],
+        Row::Classified { text, pair, .. } => {
+            [Some(text), pair.as_ref()].into_iter().flatten().map(|text| Piece::Given(text)).collect()
+        }
         Row::Tokens { .. } => Vec::new(),
     }
 }
@@ -156,6 +159,13 @@ impl Canonical {
             Row::Text(text) => {
                 canonical.bytes.push(b'T');
                 add(&mut canonical.bytes, text);
+            }
+            Row::Classified { text, pair, label } => {
+                canonical.bytes.push(b'L');
+                for text in [Some(text), pair.as_ref()] {
+                    add(&mut canonical.bytes, text.map_or("", String::as_str));
+                }
+                canonical.add_answer(&label.to_string());
             }
             Row::Tokens { input_ids, labels } => {
                 canonical.bytes.push(b'N');

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::families::{self, Family};
 use super::file::File;
-use super::{ModelConfig, ModelConfigError, NormKind, RopeScaling};
+use super::{Head, ModelConfig, ModelConfigError, NormKind, RopeScaling};
 
 /// Keys of related families that change the maths, with the value at which they do not (null always counts as absent). A
 /// family that understands one says so.
@@ -45,27 +45,36 @@ impl ModelConfig {
     /// A missing or malformed file, an unsupported architecture, values that cannot be right, and keys that would change
     /// the maths in a way that is not built.
     pub fn read(model_dir: &Path) -> Result<Self, ModelConfigError> {
-        let path = model_dir.join("config.json");
-        let text =
-            std::fs::read_to_string(&path).map_err(|source| ModelConfigError::Read { path: path.clone(), source })?;
-        Self::parse(&path, &text)
+        Self::of_file(&File::read(&model_dir.join("config.json"))?)
     }
 
+    #[cfg(test)]
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ModelConfigError> {
-        let file = File::parse(path, text)?;
-        let family = family_of(&file)?;
-        refuse_what_is_not_understood(&file, family)?;
-        let mut config = (family.read)(&file)?;
+        Self::of_file(&File::parse(path, text)?)
+    }
+
+    pub(super) fn of_file(file: &File) -> Result<Self, ModelConfigError> {
+        let family = family_of(file)?;
+        refuse_what_is_not_understood(file, family)?;
+        let mut config = (family.read)(file)?;
         config.architecture = family.name().to_owned();
+        if architecture_of(file) == Some(family.classifier()) && config.head == Head::Language {
+            // A classifier of a causal family: its head stands in place of the language model's, at the last token.
+            config.architecture = family.classifier().to_owned();
+            (config.head, config.logit_softcap) = (file.classes()?, None);
+        }
         config.dtype = file.optional_string("dtype")?.or(file.optional_string("torch_dtype")?);
-        check(&file, &config)?;
+        check(file, &config)?;
         Ok(config)
     }
 }
 
-fn family_of(file: &File) -> Result<&'static Family, ModelConfigError> {
-    let named = file.get("architectures").and_then(Value::as_array).and_then(|names| names.first());
-    let (architecture, model_type) = (named.and_then(Value::as_str), file.get("model_type").and_then(Value::as_str));
+fn architecture_of(file: &File) -> Option<&str> {
+    file.get("architectures")?.as_array()?.first()?.as_str()
+}
+
+pub(super) fn family_of(file: &File) -> Result<&'static Family, ModelConfigError> {
+    let (architecture, model_type) = (architecture_of(file), file.get("model_type").and_then(Value::as_str));
     let of = |family: &&Family| match (architecture, model_type) {
         (Some(name), _) => family.architectures.contains(&name),
         (None, kind) => kind == Some(family.model_type),

@@ -1,7 +1,8 @@
 //! What of a `config.json` is understood, defaulted and refused.
 
 use super::*;
-use crate::model::{Activation, Biases, Head, LayerAttention, Problem};
+use crate::model::{Activation, Biases, Head, LayerAttention};
+use zerofold_configs::ProblemType;
 
 fn parse(keys: &str) -> Result<ModelConfig, ModelConfigError> {
     let required = r#""hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
@@ -97,14 +98,14 @@ fn encoders_have_the_defaults_of_transformers() {
     assert_eq!((config.norm_epsilon, config.token_types, config.max_position_embeddings), (1e-12, 2, 512));
     assert_eq!((config.hidden_dropout, config.attention_dropout, config.embedding_dropout), (0.1, 0.1, 0.1));
     assert_eq!((config.head_dropout, config.activation, config.causal), (0.1, Activation::Gelu, false));
-    assert_eq!(config.head, Head::Classes { labels: 2, problem: Problem::SingleLabel });
+    assert_eq!(config.head, Head::Classes { labels: 2, problem: ProblemType::SingleLabel });
     let keys = r#""hidden_dropout_prob": 0.2, "classifier_dropout": null, "id2label": {"0": "a", "1": "b", "2": "c"}"#;
     let config = bert(keys).expect("three classes");
     assert_eq!((config.head_dropout, config.head_rows()), (0.2, 3));
     let regression = bert(r#""id2label": {"0": "stars"}, "classifier_dropout": 0.0"#).expect("one number");
-    assert_eq!(regression.head, Head::Classes { labels: 1, problem: Problem::Regression });
+    assert_eq!(regression.head, Head::Classes { labels: 1, problem: ProblemType::Regression });
     let several = bert(r#""num_labels": 4, "problem_type": "multi_label_classification""#).expect("several at once");
-    assert_eq!(several.head, Head::Classes { labels: 4, problem: Problem::MultiLabel });
+    assert_eq!(several.head, Head::Classes { labels: 4, problem: ProblemType::MultiLabel });
     // Its file counts the two positions that stand for none.
     let roberta = parse(r#""model_type": "roberta", "max_position_embeddings": 514"#).expect("a plain RoBERTa");
     assert_eq!((roberta.position_offset, roberta.max_exact_length()), (2, Some(512)));

@@ -1,6 +1,7 @@
 //! What a model is: sizes, constants, and what its family does in its own way. Runtime and plan follow this alone.
 
 use super::names::Names;
+use zerofold_configs::ProblemType;
 
 /// A model's sizes and constants. Lengths are in elements, ids or heads.
 ///
@@ -94,7 +95,7 @@ pub enum Head {
         /// How many.
         labels: usize,
         /// What is told.
-        problem: Problem,
+        problem: ProblemType,
     },
 }
 
@@ -108,17 +109,6 @@ pub enum HeadInput {
         /// Whether training drops a share of what the linear layer is given too ([`ModelConfig::head_dropout`]).
         drops_input: bool,
     },
-}
-
-/// What a classifier tells of a sequence, by transformers' names for `problem_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Problem {
-    /// One class of several (`single_label_classification`): cross-entropy.
-    SingleLabel,
-    /// For each class whether it is one (`multi_label_classification`): binary cross-entropy.
-    MultiLabel,
-    /// Numbers (`regression`): squared error.
-    Regression,
 }
 
 /// A norm.

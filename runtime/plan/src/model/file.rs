@@ -16,6 +16,12 @@ pub(super) struct File {
 }
 
 impl File {
+    pub(super) fn read(path: &Path) -> Result<Self, ModelConfigError> {
+        let read = std::fs::read_to_string(path);
+        let text = read.map_err(|source| ModelConfigError::Read { path: path.to_owned(), source })?;
+        File::parse(path, &text)
+    }
+
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ModelConfigError> {
         let value: Value = serde_json::from_str(text)
             .map_err(|error| ModelConfigError::Json { path: path.to_owned(), detail: error.to_string() })?;

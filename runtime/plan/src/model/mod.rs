@@ -1,6 +1,7 @@
 //! A model as its `config.json` tells it: sizes, constants, what its family does in its own way, and which parameters it has,
 //! unit by unit. No weights.
 
+mod classifier;
 mod config;
 mod description;
 mod error;
@@ -12,9 +13,9 @@ mod published;
 mod rope;
 mod units;
 
+pub use classifier::{Classifier, label_names};
 pub use description::{
-    Activation, Biases, Head, HeadInput, LayerAttention, ModelConfig, NormKind, NormPlacement, Problem, RopeConfig,
-    RopeScaling,
+    Activation, Biases, Head, HeadInput, LayerAttention, ModelConfig, NormKind, NormPlacement, RopeConfig, RopeScaling,
 };
 pub use error::ModelConfigError;
 pub use names::{FileNames, Names};

@@ -6,7 +6,7 @@ use crate::model::names::{LLAMA, Names};
 use crate::model::{Activation, Biases, LayerAttention, NormKind, NormPlacement};
 
 pub(super) const FAMILY: Family = Family {
-    architectures: &["Gemma2ForCausalLM"],
+    architectures: &["Gemma2ForCausalLM", "Gemma2ForSequenceClassification"],
     model_type: "gemma2",
     understands: &[
         "attention_bias",

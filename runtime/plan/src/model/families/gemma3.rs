@@ -9,7 +9,7 @@ use crate::model::rope::RopeDefaults;
 use serde_json::{Map, Value};
 
 pub(super) const FAMILY: Family = Family {
-    architectures: &["Gemma3ForCausalLM"],
+    architectures: &["Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"],
     model_type: "gemma3_text",
     understands: &["attention_bias", "hidden_act", "layer_types", "query_pre_attn_scalar", "final_logit_softcapping"],
     read,

@@ -6,7 +6,7 @@ use crate::model::{Activation, Biases, LayerAttention, NormKind};
 use serde_json::json;
 
 pub(super) const FAMILY: Family = Family {
-    architectures: &["GPT2LMHeadModel"],
+    architectures: &["GPT2LMHeadModel", "GPT2ForSequenceClassification"],
     model_type: "gpt2",
     understands: &["embd_pdrop", "resid_pdrop"],
     read,

@@ -4,7 +4,7 @@ use super::{DEFAULTS, Family, File, ModelConfig, ModelConfigError};
 use crate::model::Biases;
 
 pub(super) const FAMILY: Family = Family {
-    architectures: &["LlamaForCausalLM"],
+    architectures: &["LlamaForCausalLM", "LlamaForSequenceClassification"],
     model_type: "llama",
     understands: &["attention_bias", "mlp_bias"],
     read,

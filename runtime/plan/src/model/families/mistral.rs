@@ -4,8 +4,12 @@ use super::{DEFAULTS, Defaults, Family, File, ModelConfig, ModelConfigError};
 use crate::model::LayerAttention;
 use crate::model::names::{LLAMA, Names};
 
-pub(super) const FAMILY: Family =
-    Family { architectures: &["MistralForCausalLM"], model_type: "mistral", understands: &[], read };
+pub(super) const FAMILY: Family = Family {
+    architectures: &["MistralForCausalLM", "MistralForSequenceClassification"],
+    model_type: "mistral",
+    understands: &[],
+    read,
+};
 
 const NAMES: Names = Names { classes: ["MistralDecoderLayer", "MistralAttention", "MistralMLP"], ..LLAMA };
 

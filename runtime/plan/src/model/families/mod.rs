@@ -16,11 +16,12 @@ mod smollm3;
 use super::file::File;
 use super::names::Names;
 use super::rope::RopeDefaults;
-use super::{Activation, Head, LayerAttention, ModelConfig, ModelConfigError, Problem};
+use super::{Activation, Head, LayerAttention, ModelConfig, ModelConfigError};
+use zerofold_configs::ProblemType;
 
 /// A family of models.
 pub(super) struct Family {
-    /// Its classes in transformers whose files are read; the first is what the model is here.
+    /// Its classes in transformers whose files are read; the first is what the model is here, unless it is the classifier.
     pub(super) architectures: &'static [&'static str],
     /// Its `model_type`.
     pub(super) model_type: &'static str,
@@ -34,6 +35,12 @@ impl Family {
     /// The class that the model is here.
     pub(super) fn name(&self) -> &'static str {
         self.architectures.first().copied().unwrap_or(self.model_type)
+    }
+
+    /// The class of its classifiers of sequences.
+    pub(super) fn classifier(&self) -> &'static str {
+        let mut classes = self.architectures.iter().copied();
+        classes.find(|class| class.ends_with("ForSequenceClassification")).unwrap_or(self.name())
     }
 }
 
@@ -140,22 +147,19 @@ impl File {
     }
 
     /// The head of a classifier: as many classes as `num_labels` says or `id2label` names, 2 where neither is there.
-    fn classes(&self) -> Result<Head, ModelConfigError> {
+    pub(super) fn classes(&self) -> Result<Head, ModelConfigError> {
         let named = match self.get("id2label").map(serde_json::Value::as_object) {
             None => None,
             Some(Some(names)) if !names.is_empty() => Some(names.len()),
             Some(_) => return Err(self.invalid("id2label", "it must name each class by its number")),
         };
         let labels = self.optional_size("num_labels")?.or(named).unwrap_or(2);
-        let problem = match self.optional_string("problem_type")?.as_deref() {
-            None if labels == 1 => Problem::Regression,
-            None | Some("single_label_classification") => Problem::SingleLabel,
-            Some("multi_label_classification") => Problem::MultiLabel,
-            Some("regression") => Problem::Regression,
-            Some(_) => {
-                let known = "it must be single_label_classification, multi_label_classification or regression";
-                return Err(self.invalid("problem_type", known));
-            }
+        let problem = match self.optional_string("problem_type")? {
+            None if labels == 1 => ProblemType::Regression,
+            None => ProblemType::SingleLabel,
+            Some(name) => ProblemType::from_name(&name).ok_or_else(|| {
+                self.invalid("problem_type", format!("it must be one of {}", ProblemType::NAMES.join(", ")))
+            })?,
         };
         Ok(Head::Classes { labels, problem })
     }

@@ -5,7 +5,7 @@ use crate::model::LayerAttention;
 use crate::model::names::{LLAMA, Names};
 
 pub(super) const FAMILY: Family = Family {
-    architectures: &["Phi3ForCausalLM"],
+    architectures: &["Phi3ForCausalLM", "Phi3ForSequenceClassification"],
     model_type: "phi3",
     understands: &["partial_rotary_factor", "resid_pdrop"],
     read,

@@ -5,7 +5,7 @@ use crate::model::Biases;
 use crate::model::names::{LLAMA, Names};
 
 pub(super) const FAMILY: Family = Family {
-    architectures: &["Qwen2ForCausalLM"],
+    architectures: &["Qwen2ForCausalLM", "Qwen2ForSequenceClassification"],
     model_type: "qwen2",
     understands: &["use_sliding_window", "layer_types"],
     read,

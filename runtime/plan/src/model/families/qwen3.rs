@@ -5,7 +5,7 @@ use crate::model::Biases;
 use crate::model::names::{LLAMA, Names};
 
 pub(super) const FAMILY: Family = Family {
-    architectures: &["Qwen3ForCausalLM"],
+    architectures: &["Qwen3ForCausalLM", "Qwen3ForSequenceClassification"],
     model_type: "qwen3",
     understands: &["attention_bias", "use_sliding_window", "layer_types"],
     read,

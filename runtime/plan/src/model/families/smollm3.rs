@@ -5,7 +5,7 @@ use crate::model::names::{LLAMA, Names};
 use crate::model::{Biases, LayerAttention};
 
 pub(super) const FAMILY: Family = Family {
-    architectures: &["SmolLM3ForCausalLM"],
+    architectures: &["SmolLM3ForCausalLM", "SmolLM3ForSequenceClassification"],
     model_type: "smollm3",
     understands: &[
         "attention_bias",

@@ -1,0 +1,260 @@
+//! What rows of a classifier tell: a class, several classes, or numbers.
+
+use std::collections::BTreeSet;
+
+use rayon::prelude::*;
+use serde_json::Value;
+use zerofold_configs::ProblemType;
+
+use crate::columns::Columns;
+use crate::error::{DataError, Fault};
+use crate::prepare::SHARE;
+use crate::rows::{kind, no_row, parse_object};
+use crate::source::{RawRow, RawRows, Sources};
+
+/// The classes that rows are of, and how the model is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Classes {
+    /// What is told of a row.
+    pub problem: ProblemType,
+    /// The names of the classes, or of the numbers, by their places.
+    pub names: Vec<String>,
+    /// The model tells it at the last token, as causal ones do; else at the first.
+    pub at_last_token: bool,
+}
+
+/// What a row tells.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Told {
+    /// The class by its number.
+    Class(i32),
+    /// A number for each class, 1 where the row is of it; or the numbers themselves.
+    Values(Vec<f32>),
+}
+
+impl Classes {
+    /// What the column `label` of a row tells.
+    pub(crate) fn told(&self, label: &Value) -> Result<Told, Fault> {
+        match (self.problem, label) {
+            (ProblemType::SingleLabel, label) => Ok(Told::Class(self.number(label)? as i32)),
+            (ProblemType::MultiLabel, Value::Array(entries)) => self.several(entries).map(Told::Values),
+            (ProblemType::Regression, Value::Array(entries)) => {
+                self.as_many(entries.len())?;
+                Ok(Told::Values(entries.iter().map(value).collect::<Result<_, _>>()?))
+            }
+            (ProblemType::Regression, label) => {
+                self.as_many(1)?;
+                Ok(Told::Values(vec![value(label)?]))
+            }
+            (ProblemType::MultiLabel, other) => {
+                Err(Fault::new(format!("expected `label` to be a list of classes, found {}", kind(other)), MULTI))
+            }
+        }
+    }
+
+    /// What a row tells, in words: of labels that have one, or of numbers.
+    pub(crate) fn words(&self, labels: &[i32], values: &[f32]) -> String {
+        let name = |class: usize| self.names.get(class).cloned().unwrap_or_default();
+        let flagged = || values.iter().enumerate().filter(|(_, value)| **value > 0.5).map(|(class, _)| name(class));
+        let words: Vec<String> = match self.problem {
+            ProblemType::SingleLabel => {
+                let class = labels.iter().find_map(|&label| usize::try_from(label).ok());
+                class.map(name).into_iter().collect()
+            }
+            ProblemType::MultiLabel => flagged().collect(),
+            ProblemType::Regression => values.iter().map(f32::to_string).collect(),
+        };
+        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+    }
+
+    fn as_many(&self, found: usize) -> Result<(), Fault> {
+        match self.names.len() {
+            expected if expected == found => Ok(()),
+            expected => Err(Fault::new(
+                format!("`label` is of {found}, and the model tells {expected}: {}", self.names.join(", ")),
+                "num_labels says how many a model tells; all rows have as many",
+            )),
+        }
+    }
+
+    /// The number of a class by its name or its number.
+    fn number(&self, label: &Value) -> Result<usize, Fault> {
+        let count = self.names.len();
+        let found = match label {
+            Value::String(name) => self.names.iter().position(|known| known == name),
+            Value::Bool(yes) if count == 2 => Some(usize::from(*yes)),
+            Value::Number(number) => {
+                let number = number
+                    .as_u64()
+                    .or(number.as_f64().filter(|it| it.fract() == 0.0 && *it >= 0.0).map(|it| it as u64));
+                number.and_then(|number| usize::try_from(number).ok()).filter(|&number| number < count)
+            }
+            other => {
+                let message = format!("expected `label` to be a class, found {}", kind(other));
+                return Err(Fault::new(message, "a class is given by its number or its name"));
+            }
+        };
+        found.ok_or_else(|| {
+            const SHOWN: usize = 12;
+            let mut names = self.names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+            if count > SHOWN {
+                names = format!("{names} and {} more", count - SHOWN);
+            }
+            Fault::new(
+                format!("`label` is {label}, and the model has {count} classes: {names}"),
+                "a class is given by its number from 0 or by its name; num_labels says how many there are",
+            )
+        })
+    }
+
+    /// A list of classes, or of 0 and 1 for each class.
+    fn several(&self, entries: &[Value]) -> Result<Vec<f32>, Fault> {
+        let flag = |entry: &Value| match entry {
+            Value::Bool(yes) => Some(f32::from(u8::from(*yes))),
+            entry => entry.as_f64().filter(|number| *number == 0.0 || *number == 1.0).map(|number| number as f32),
+        };
+        if entries.len() == self.names.len()
+            && let Some(flags) = entries.iter().map(flag).collect::<Option<Vec<_>>>()
+        {
+            return Ok(flags);
+        }
+        let mut values = vec![0.0; self.names.len()];
+        for entry in entries {
+            values[self.number(entry)?] = 1.0;
+        }
+        Ok(values)
+    }
+}
+
+const MULTI: &str = "a row of several classes has a list of their names or numbers, or 0 and 1 for each class there is";
+
+fn value(entry: &Value) -> Result<f32, Fault> {
+    let number = entry.as_f64().map(|number| number as f32).filter(|number| number.is_finite());
+    number.ok_or_else(|| {
+        let found = if entry.is_number() { entry.to_string() } else { kind(entry).to_owned() };
+        Fault::new(
+            format!("expected `label` to be a number, found {found}"),
+            "a regression is on finite numbers of 32 bits",
+        )
+    })
+}
+
+/// What the labels of a data set are, over all its rows.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FoundLabels {
+    /// Names, in their order by code points.
+    pub names: BTreeSet<String>,
+    /// The largest whole number.
+    pub largest: Option<u64>,
+    /// There are true and false.
+    pub flags: bool,
+    /// There are numbers that are not whole, or below 0.
+    pub numbers: bool,
+    /// There are lists.
+    pub lists: bool,
+    /// The entries of the longest list.
+    pub longest: usize,
+    /// All lists are as long, and hold 0 and 1 alone.
+    pub all_flags: bool,
+}
+
+impl FoundLabels {
+    /// Looks at the column `label` of all rows of these sources.
+    ///
+    /// # Errors
+    /// A row without one, or that cannot be read; no rows.
+    pub fn of(sources: &Sources, columns: &Columns) -> Result<FoundLabels, DataError> {
+        let columns = columns.clone().of_classifier();
+        let (mut found, mut rows, mut count) =
+            (FoundLabels { all_flags: true, ..Self::default() }, RawRows::new(sources), 0);
+        loop {
+            let chunk = rows.chunk();
+            count += chunk.rows.len();
+            let look = |row: &RawRow| {
+                let label = parse_object(row.content.clone()).and_then(|object| columns.label(&object));
+                label.map_err(|fault| (row.file, row.number, fault))
+            };
+            let labels: Vec<Result<Value, _>> = chunk.rows.par_iter().with_min_len(SHARE).map(look).collect();
+            for label in labels {
+                found.add(&label.map_err(|(file, number, fault)| rows.fault(file, number, fault))?);
+            }
+            match chunk.error {
+                Some(error) => return Err(error),
+                None if chunk.ended && count == 0 => return Err(no_row(sources)),
+                None if chunk.ended => return Ok(found),
+                None => {}
+            }
+        }
+    }
+
+    /// Adds those of other sources.
+    #[must_use]
+    pub fn and(mut self, other: FoundLabels) -> FoundLabels {
+        self.all_flags &= other.all_flags && (self.longest == other.longest || !self.lists || !other.lists);
+        self.names.extend(other.names);
+        self.largest = self.largest.max(other.largest);
+        self.longest = self.longest.max(other.longest);
+        FoundLabels {
+            flags: self.flags | other.flags,
+            numbers: self.numbers | other.numbers,
+            lists: self.lists | other.lists,
+            ..self
+        }
+    }
+
+    fn add(&mut self, label: &Value) {
+        match label {
+            Value::String(name) => _ = self.names.insert(name.clone()),
+            Value::Bool(_) => self.flags = true,
+            Value::Number(number) => match number.as_u64() {
+                Some(number) => self.largest = self.largest.max(Some(number)),
+                None => self.numbers = true,
+            },
+            Value::Array(entries) => {
+                self.all_flags &= !self.lists || self.longest == entries.len();
+                self.all_flags &=
+                    entries.iter().all(|entry| entry.is_boolean() || matches!(entry.as_f64(), Some(0.0 | 1.0)));
+                self.lists = true;
+                self.longest = self.longest.max(entries.len());
+                entries.iter().for_each(|entry| self.add(entry));
+            }
+            Value::Null | Value::Object(_) => {}
+        }
+    }
+
+    /// What such labels are told of, as transformers guesses: lists are several classes, numbers that are not whole are numbers,
+    /// all else is one class of several.
+    pub fn problem(&self) -> ProblemType {
+        match (self.lists, self.numbers) {
+            (true, _) => ProblemType::MultiLabel,
+            (false, true) => ProblemType::Regression,
+            (false, false) => ProblemType::SingleLabel,
+        }
+    }
+
+    /// The names of the classes, by their numbers: those that are found, else `LABEL_0` and so on, as transformers calls them, at
+    /// least two. Of a regression one for each number.
+    ///
+    /// # Errors
+    /// [`DataError::Plan`] where there are names and numbers.
+    pub fn classes(&self, problem: ProblemType) -> Result<Vec<String>, DataError> {
+        if problem != ProblemType::Regression && !self.names.is_empty() && (self.largest.is_some() || self.flags) {
+            let name = self.names.first().map_or("", String::as_str);
+            return Err(DataError::Plan {
+                message: format!("`label` is a number in some rows and a name (such as {name:?}) in others"),
+                hint: "give all classes by their names, or all by their numbers".into(),
+            });
+        }
+        let numbered = |count: u64| (0..count).map(|id| format!("LABEL_{id}")).collect();
+        Ok(match problem {
+            ProblemType::Regression => numbered(if self.lists { self.longest as u64 } else { 1 }),
+            _ if !self.names.is_empty() => self.names.iter().cloned().collect(),
+            ProblemType::MultiLabel if self.all_flags && self.longest > 2 => numbered(self.longest as u64),
+            _ => numbered(self.largest.map_or(0, |largest| largest + 1).max(2)),
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "classes_tests.rs"]
+mod tests;
