@@ -315,7 +315,7 @@ fn plans_checks_and_audits_know_classifiers() {
     audited.assert_done();
     for words in [
         "the text is empty",
-        "rows of texts and labels",
+        "3 rows, texts and labels",
         "is answered otherwise elsewhere",
         "[CLS] w1 w2 [SEP]⟦contradicts⟧",
     ] {
