@@ -9,6 +9,7 @@ mod compare;
 mod config;
 mod cost;
 mod data;
+mod evaluate;
 mod generate;
 mod machine;
 mod plan;
@@ -29,6 +30,7 @@ use crate::cost::CostOptions;
 use crate::data_command::DataOptions;
 use crate::doctor::DoctorOptions;
 use crate::error::LaunchError;
+use crate::evaluate::EvaluateOptions;
 use crate::generate::GenerateOptions;
 use crate::hub::PushOptions;
 use crate::plan::PlanOptions;
@@ -37,13 +39,14 @@ use crate::train::TrainOptions;
 use crate::watch::StatusOptions;
 
 /// The commands.
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "train",
     "plan",
     "cost",
     "compare",
     "config",
     "data",
+    "evaluate",
     "generate",
     "status",
     "report",
@@ -73,6 +76,8 @@ pub enum Meant {
     Config(Box<ConfigOptions>),
     /// Look at data.
     Data(Box<DataOptions>),
+    /// Measure models on held-out data.
+    Evaluate(Box<EvaluateOptions>),
     /// Generate.
     Generate(Box<GenerateOptions>),
     /// Tell what a run is doing.
@@ -131,6 +136,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
         Some(("compare", after)) => Ok(Meant::Compare(Box::new(compare::meant(&matches, after)?))),
         Some(("config", after)) => Ok(Meant::Config(Box::new(config::meant(&matches, after)?))),
         Some(("data", after)) => Ok(Meant::Data(Box::new(data::meant(&matches, after)?))),
+        Some(("evaluate", after)) => Ok(Meant::Evaluate(Box::new(evaluate::meant(&matches, after)?))),
         Some(("generate", after)) => {
             refuse_job_options(&matches, "generate")?;
             Ok(Meant::Generate(Box::new(generate::meant(after, on_terminal)?)))

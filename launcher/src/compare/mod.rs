@@ -120,7 +120,7 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
     let checked = series.iter().map(|(_, config)| job::check(config)).collect::<Result<Vec<_>, _>>()?;
     find_worker()?;
     let folder = Folder::fresh(job::absolute(&first.training.output_dir)?)?;
-    hub::bring_data(&mut first, None, if options.quiet { &quiet } else { terminal })?;
+    hub::bring_data(&mut first, &[DataUse::Training], None, if options.quiet { &quiet } else { terminal })?;
     let data = job::tokenise(&first, (DataUse::Training, first.training.packing), None, &quiet)?;
     let (model, longest) = (&checked[0], job::longest_document(&first.training, &data));
     model_folder::check_positions("training rows", longest, model)?;

@@ -208,31 +208,19 @@ impl Trainer {
             self.state.patience = self.state.patience.after(evaluation.loss, threshold);
         }
         if job.control.identity().rank == 0 {
-            job.control.report_evaluation(EvaluationRecord {
-                step: finished,
-                loss: evaluation.loss,
-                mean_token_accuracy: evaluation.token_accuracy,
-                without_gain: if self.is_patient_no_longer(&job.config.training) {
-                    self.state.patience.evaluations
-                } else {
-                    0
-                },
-                supervised_tokens: evaluation.supervised_tokens,
-                seconds: evaluation.elapsed.as_secs_f64(),
-                sources: job
-                    .config
-                    .training
-                    .eval_dataset
-                    .as_ref()
-                    .map_or(Vec::new(), |dataset| named(dataset, &evaluation.sources)),
-            });
+            let without_gain = match self.is_patient_no_longer(&job.config.training) {
+                true => self.state.patience.evaluations,
+                false => 0,
+            };
+            let record = evaluation.record(job.config.training.eval_dataset.as_ref());
+            job.control.report_evaluation(EvaluationRecord { step: finished, without_gain, ..record });
         }
         Ok(Some(evaluation.loss))
     }
 }
 
 /// The losses of several sources with their names; none of one source, which is all there is.
-fn named(dataset: &Dataset, losses: &[SourceLoss]) -> Vec<SourceRecord> {
+pub(super) fn named(dataset: &Dataset, losses: &[SourceLoss]) -> Vec<SourceRecord> {
     let labels = dataset.labels().into_iter().zip(losses).filter(|_| losses.len() > 1);
     let record = |(label, of): (String, &SourceLoss)| SourceRecord {
         label,
