@@ -6,6 +6,7 @@ use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use crate::control::Control;
 use crate::metrics::Profile;
+use crate::optim::Plateau;
 use std::path::{Path, PathBuf};
 use zerofold_checkpoint::{Found, fault, open_step, step_directory};
 use zerofold_configs::{Dataset, Resolved, Strategy, Training};
@@ -206,6 +207,7 @@ impl Trainer {
         if finished > 0 {
             let threshold = job.config.training.early_stopping_threshold;
             self.state.patience = self.state.patience.after(evaluation.loss, threshold);
+            self.look_for_plateau(evaluation.loss);
         }
         if job.control.identity().rank == 0 {
             let without_gain = match self.is_patient_no_longer(&job.config.training) {
@@ -216,6 +218,20 @@ impl Trainer {
             job.control.report_evaluation(EvaluationRecord { step: finished, without_gain, ..record });
         }
         Ok(Some(evaluation.loss))
+    }
+}
+
+impl Trainer {
+    /// Lets the learning rate fall where it follows the held-out loss, and that has not become better for long enough.
+    fn look_for_plateau(&mut self, loss: f64) {
+        let schedule = &self.options.schedule;
+        let rate = |plateau: Plateau| plateau.lowered(schedule.shape, schedule.peak);
+        let after = self.state.plateau.after(schedule.shape, loss);
+        let (from, to) = (rate(self.state.plateau), rate(after));
+        if from != to && self.shards.comm().rank() == 0 {
+            tracing::info!("the held-out loss is on a plateau: the learning rate falls from {from:e} to {to:e}");
+        }
+        self.state.plateau = after;
     }
 }
 
