@@ -9,7 +9,6 @@ use crate::device;
 use crate::worker::{
     Environment, WorkerError, as_rank, check_tokens, connect, first_weights, model_and_units, rows, trainer,
 };
-use std::path::Path;
 use std::sync::Arc;
 use zerofold_configs::{Offload, Resolved};
 use zerofold_plan::{ModelUnits, ParameterGroup};

@@ -57,7 +57,7 @@ pub(super) fn command() -> Command {
         .args(key_flags(true))
         .mut_arg("model_name_or_path", |arg| arg.alias("model"))
         .mut_arg("dataset", |arg| {
-            arg.hide(false).help_heading("Options").value_name("FILE").help(
+            arg.hide(false).help_heading(None::<&'static str>).value_name("FILE").help(
                 "The held-out data: files, folders, patterns or a data set of the hub [default: the configuration's \
                  eval_dataset]",
             )

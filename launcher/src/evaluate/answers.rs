@@ -35,20 +35,20 @@ pub(super) struct Answers(Vec<Answered>);
 impl Prompts {
     /// A prompt a line; blank lines are none.
     pub(super) fn read(path: &Path) -> Result<Prompts, LaunchError> {
-        let text = std::fs::read_to_string(path).map_err(LaunchError::system(format!("read {}", path.display())))?;
+        let refuse =
+            |problem: String, hint: &str| LaunchError::usage(format!("--prompts {}: {problem}", path.display()), hint);
+        let text = std::fs::read_to_string(path);
+        let text = text.map_err(|error| refuse(error.to_string(), "give a text file with a prompt a line"))?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let prompts: Vec<String> = lines.map(str::to_owned).collect();
-        let refuse = |problem: String, hint: &str| {
-            Err(LaunchError::usage(format!("--prompts {}: {problem}", path.display()), hint))
-        };
         if prompts.is_empty() {
-            return refuse("there is no prompt in it".to_owned(), "write a prompt a line");
+            return Err(refuse("there is no prompt in it".to_owned(), "write a prompt a line"));
         }
         match prompts.iter().position(|line| line.starts_with('{')) {
-            Some(index) => refuse(
+            Some(index) => Err(refuse(
                 format!("prompt {} is JSON", index + 1),
                 "write a prompt a line, as plain text; `launch generate --dataset FILE` answers rows of JSON",
-            ),
+            )),
             None => Ok(Prompts(prompts)),
         }
     }

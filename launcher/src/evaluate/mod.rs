@@ -67,7 +67,13 @@ pub fn evaluate(options: &EvaluateOptions) -> Result<u8, LaunchError> {
     for candidate in &candidates {
         match runner.run(candidate)? {
             Ended::Evaluated(record) => records.push(record),
-            Ended::Stopped(signal) => return Ok(signal.exit_code()),
+            Ended::Stopped(signal) => {
+                terminal.complain(&format!(
+                    "stopped by {}; not all of it was evaluated, and nothing is told",
+                    signal.name()
+                ));
+                return Ok(signal.exit_code());
+            }
             Ended::Failed(words) => {
                 terminal.complain(&words);
                 // The logs are in it.

@@ -10,7 +10,7 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    fn new() -> Fixture {
+    pub fn new() -> Fixture {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("model");
         std::fs::create_dir(&model).unwrap();
@@ -29,11 +29,11 @@ impl Fixture {
         Fixture { folder }
     }
 
-    fn run_folder(&self) -> PathBuf {
+    pub fn run_folder(&self) -> PathBuf {
         self.folder.path().join("run")
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub fn command(&self, words: &[&str]) -> Command {
         let worker = stand_in_worker();
         let mut command = Command::new(env!("CARGO_BIN_EXE_launch"));
         command.args(words).current_dir(self.folder.path()).env("ZEROFOLD_WORKER", worker);
@@ -43,7 +43,7 @@ impl Fixture {
         command
     }
 
-    fn train(&self, roles: &str, more: &[&str]) -> Command {
+    pub fn train(&self, roles: &str, more: &[&str]) -> Command {
         let base = ["--nproc", "2", "train", "--model_name_or_path", "model", "--dataset", "data.jsonl"];
         let rest = ["--output_dir", "run", "--max_steps", "3", "--logging_steps", "1"];
         let mut command = self.command(&[&base[..], &rest[..], more].concat());

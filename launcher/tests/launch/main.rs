@@ -3,7 +3,7 @@
 mod fixture;
 mod watched;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
 
