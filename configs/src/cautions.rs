@@ -20,12 +20,17 @@ pub fn cautions(config: &Resolved) -> Vec<String> {
     let place = |key: &str| config.provenance.get(key).map_or("default", String::as_str);
     let mut warnings = Vec::new();
     let warms = training.warmup_steps > 0.0 || training.warmup_ratio > 0.0;
+    let without = |usual: &str| {
+        let (schedule, place) = (training.lr_scheduler_type, place("lr_scheduler_type"));
+        format!(
+            "lr_scheduler_type is {schedule} ({place}), which has no warm-up: the first steps are taken at the full rate of \
+             {rate}{usual}"
+        )
+    };
     if training.lr_scheduler_type == ScheduleShape::Constant {
-        warnings.push(format!(
-            "lr_scheduler_type is constant ({}), which has no warm-up: the first steps are taken at the full rate of \
-             {rate}; constant_with_warmup with warmup_ratio 0.06 to 0.1 is usual",
-            place("lr_scheduler_type")
-        ));
+        warnings.push(without("; constant_with_warmup with warmup_ratio 0.06 to 0.1 is usual"));
+    } else if matches!(training.lr_scheduler_type, ScheduleShape::ReduceLrOnPlateau(_)) {
+        warnings.push(without(""));
     } else if !warms {
         warnings.push(format!(
             "there is no warm-up: the first steps are taken at the full rate of {rate}; 6 to 10 % of the steps are usual: \

@@ -213,8 +213,8 @@ pub(crate) const RENAMED: &[(&str, &str)] = &[
 const UNBUILT: &[(&[&str], &[&str], &str)] = &[
     (
         &["lr_scheduler_type"],
-        &["reduce_lr_on_plateau", "greedy"],
-        "schedules follow the steps: use one such as cosine or warmup_stable_decay",
+        &["greedy"],
+        "use a schedule that follows the steps, such as cosine, or reduce_lr_on_plateau",
     ),
     (&["mixed_precision"], &["fp8"], "use bf16, fp16 or no"),
     (

@@ -83,14 +83,14 @@ pub use profile::ProfileSteps;
 pub use registry::{Allowed, DefaultValue, Group, Key, Kind, Section, flag_names, key, nearest, other_keys};
 pub use resolve::{Inputs, Joined, resolve, resolve_job};
 pub use resolved::{HubModel, Resolved};
-pub use schedule::{Minimum, ScheduleShape};
+pub use schedule::{Minimum, PlateauRule, ScheduleShape};
 pub use schema::schema;
 pub use sharding::{BackwardPrefetch, ElementTypes, ReshardAfterForward, Sharding, Stage, UnitPolicy};
 pub use store_url::StoreUrl;
 pub use topology::{DEFAULT_PORT, ENVIRONMENT, Endpoint, Nodes, RendezvousTimes, STATIC_RUN_ID, StartedBy, Topology};
 pub use training::{KEYS, Training};
 pub use types::{
-    Backend, Curve, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, Precision, ProblemType, Reporter,
-    Sampling, Scheduler, StateDictType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType,
+    Backend, Curve, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, PlateauMode, Precision, ProblemType, Reporter,
+    Sampling, Scheduler, StateDictType, StoppingStrategy, Strategy, ThresholdMode, UnfreezingStart, WarmupType,
 };
 pub use written::Written;

@@ -130,12 +130,14 @@ choice! {
         InverseSqrt = "inverse_sqrt",
         /// Stays after the warm-up, and falls in the last steps.
         WarmupStableDecay = "warmup_stable_decay",
+        /// Falls whenever the held-out loss has not become lower for long enough, and has no warm-up.
+        ReduceLrOnPlateau = "reduce_lr_on_plateau",
     }
 }
 
 impl Scheduler {
     /// Every one.
-    pub(crate) const ALL: [Scheduler; 10] = [
+    pub(crate) const ALL: [Scheduler; 11] = [
         Scheduler::Linear,
         Scheduler::Cosine,
         Scheduler::CosineWithRestarts,
@@ -146,6 +148,7 @@ impl Scheduler {
         Scheduler::ConstantWithWarmup,
         Scheduler::InverseSqrt,
         Scheduler::WarmupStableDecay,
+        Scheduler::ReduceLrOnPlateau,
     ];
 }
 
@@ -158,6 +161,26 @@ choice! {
         Cosine = "cosine",
         /// As 1 less the square root of what is done: steep at first in a decay, at last in a warm-up.
         OneMinusSqrt = "1-sqrt",
+    }
+}
+
+choice! {
+    /// Which losses are better, to reduce_lr_on_plateau.
+    pub PlateauMode {
+        /// Lower ones.
+        Min = "min",
+        /// Higher ones.
+        Max = "max",
+    }
+}
+
+choice! {
+    /// What the threshold of reduce_lr_on_plateau is.
+    pub ThresholdMode {
+        /// A share of the best loss.
+        Relative = "rel",
+        /// A difference from it.
+        Absolute = "abs",
     }
 }
 

@@ -6,9 +6,9 @@ use crate::registry::Kind;
 use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
-    Backend, Curve, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, ProblemType,
-    Reporter, Sampling, Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType,
-    WrapPolicy,
+    Backend, Curve, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, PlateauMode, Precision, ProblemType,
+    Reporter, Sampling, Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, ThresholdMode,
+    UnfreezingStart, WarmupType, WrapPolicy,
 };
 use serde_yaml::Value;
 use std::path::PathBuf;
@@ -213,6 +213,8 @@ macro_rules! choices {
 choices!(
     Backend,
     Curve,
+    PlateauMode,
+    ThresholdMode,
     Precision,
     Scheduler,
     Strategy,

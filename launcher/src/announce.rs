@@ -8,7 +8,7 @@ use zerofold_configs::{
 use zerofold_data::{Collator, DataReport, Items, Loss, Mixture, Prepared, Segment, StepPlan, TokenizedDataset};
 
 use crate::format;
-use crate::hub;
+use crate::hub::{self, DataUse};
 use crate::run_folder::RunFolder;
 use crate::worker_command::threads_per_rank;
 
@@ -59,13 +59,12 @@ pub fn data(prepared: &Prepared, took: Duration) -> Vec<String> {
     lines
 }
 
-/// What is to be warned of in a data set. Of rows that are held out, `trained` is the report of those that are trained on: what was
-/// said of these is not said again, nor what the model would learn.
-pub fn warnings<'a>(report: &'a DataReport, trained: Option<&DataReport>) -> Vec<&'a String> {
-    match trained {
-        None => report.warnings.iter().chain(&report.lessons).collect(),
-        Some(trained) => report.warnings.iter().filter(|warning| !trained.warnings.contains(warning)).collect(),
-    }
+/// What is to be warned of in a data set: of rows that are trained on also what the model would learn. What was `told` of other rows is
+/// not said again.
+pub(crate) fn warnings<'a>(report: &'a DataReport, which: DataUse, told: Option<&DataReport>) -> Vec<&'a String> {
+    let lessons = if which == DataUse::Training { &report.lessons[..] } else { &[] };
+    let new = |warning: &&String| !told.is_some_and(|told| told.warnings.contains(warning));
+    report.warnings.iter().filter(new).chain(lessons).collect()
 }
 
 /// What the loss is taken on, in words.

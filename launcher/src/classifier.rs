@@ -120,18 +120,40 @@ pub(crate) fn settle(config: &mut Resolved, terminal: &Terminal) -> Result<(), L
     Ok(())
 }
 
+/// Makes an evaluation of a classifier one of rows end to end, where the model sees padding.
+///
+/// # Errors
+/// A classifier without a trained head.
+pub(crate) fn settle_evaluation(config: &mut Resolved, model: &ModelConfig) -> Result<(), LaunchError> {
+    let Head::Classes { .. } = model.head else { return Ok(()) };
+    let folder = config.training.model_name_or_path.clone();
+    if own_classes(&folder, model, &crate::model_folder::weights(&folder)?)?.is_none() {
+        let message = format!("it is a {} without a trained head ({})", model.architecture, model.names.classifier);
+        let hint = "train it first: launch train makes a head for it (docs/classification.md)".to_owned();
+        return Err(LaunchError::Model { path: folder, message, hint });
+    }
+    refuse_packing(config)?;
+    config.training.padding_free |= !model.causal;
+    Ok(())
+}
+
 /// Refuses what a job of a classifier cannot have.
 fn refuse_what_does_not_fit(config: &Resolved) -> Result<(), LaunchError> {
-    if config.training.packing || config.training.eval_packing {
-        let hint = "leave packing out; padding_free puts rows end to end without padding";
-        return Err(LaunchError::usage("packing is for language models, and this job trains a classifier", hint));
-    }
+    refuse_packing(config)?;
     if let Some(checkpoint) = &config.initial_checkpoint {
         let message = format!("{} is a checkpoint, and this job trains a classifier", checkpoint.display());
         return Err(LaunchError::usage(
             message,
             "make a model folder of it first: launch export CHECKPOINT --output DIR",
         ));
+    }
+    Ok(())
+}
+
+fn refuse_packing(config: &Resolved) -> Result<(), LaunchError> {
+    if config.training.packing || config.training.eval_packing {
+        let hint = "leave packing out; padding_free puts rows end to end without padding";
+        return Err(LaunchError::usage("packing is for language models, and this model is a classifier", hint));
     }
     Ok(())
 }

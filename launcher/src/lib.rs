@@ -12,6 +12,7 @@
 //!            ├ cost → what it would take in time and money, from the same
 //!            ├ config → the configuration itself: shown, checked, written as a file
 //!            ├ data → training and held-out data: what is wrong with them, or a copy without it
+//!            ├ evaluate → models on held-out data, each by ranks of `worker evaluate`
 //!            ├ compare → `train` in several configurations, a few steps each
 //!            └ train → job: configuration, checks, data → announce; memberships, again after a failure
 //!                 → control (serves the workers)  ─┐
@@ -41,6 +42,7 @@ pub mod doctor;
 pub mod environment;
 pub mod errand;
 pub mod error;
+pub mod evaluate;
 pub mod event;
 pub mod format;
 pub mod generate;

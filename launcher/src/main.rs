@@ -9,8 +9,8 @@ use zerofold_launcher::error::{EXIT_USAGE, LaunchError};
 use zerofold_launcher::logs::{self, LogFormat};
 use zerofold_launcher::terminal::Terminal;
 use zerofold_launcher::{
-    bench, checkpoints, compare, config_command, cost, data_command, doctor, generate, hosts, hub, plan, run_report,
-    train, watch,
+    bench, checkpoints, compare, config_command, cost, data_command, doctor, evaluate, generate, hosts, hub, plan,
+    run_report, train, watch,
 };
 
 fn main() -> ExitCode {
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Ok(Meant::Diff(options)) => checkpoints::diff(&options, &Terminal::new(false)),
         Ok(Meant::Export(options)) => checkpoints::export(&options, &Terminal::new(false)),
         Ok(Meant::Push(options)) => hub::push(&options, &Terminal::new(false)),
+        Ok(Meant::Evaluate(options)) => evaluate::evaluate(&options),
         Ok(Meant::Generate(options)) => Err(generate::generate(*options, &Terminal::new(false))),
         Err(CliError::Launch(error)) => Err(error),
         Err(CliError::Clap(error)) => {

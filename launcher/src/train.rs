@@ -10,7 +10,7 @@ use crate::control::{ControlError, ControlPlane, Listen};
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::{Event, StopSignal};
 use crate::hosts::{self, Hosts};
-use crate::hub::{self, Extent};
+use crate::hub::{self, DataUse, Extent};
 use crate::job::{Job, Meeting, Restarts, limits};
 use crate::logs::{self, LogFormat};
 use crate::metrics::MetricsFile;
@@ -64,7 +64,7 @@ pub fn train(options: &TrainOptions, format: LogFormat, began: Instant) -> Resul
     config.notes.iter().for_each(|note| terminal.say(&format!("note: {note}")));
     let earlier = options.resume.as_ref().and_then(|_| earlier(&config));
     hub::bring(&mut config, earlier.as_ref(), Extent::Whole, &terminal)?;
-    hub::bring_data(&mut config, earlier.as_ref(), &terminal)?;
+    hub::bring_data(&mut config, &DataUse::ALL, earlier.as_ref(), &terminal)?;
     chat_template::settle(&mut config, &terminal)?;
     classifier::settle(&mut config, &terminal)?;
     let meeting = Meeting { listen, hosts, received: &received };

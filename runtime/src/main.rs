@@ -16,6 +16,8 @@ struct Arguments {
 enum Command {
     /// Train as the rank that the environment names.
     Train,
+    /// Evaluate a model on held-out rows as the rank that the environment names.
+    Evaluate,
     /// Generate text; the request is JSON as `launch generate` writes it.
     Generate {
         /// The request.
@@ -79,6 +81,9 @@ fn run(command: Command) -> anyhow::Result<bool> {
     match command {
         // These errors tell their causes themselves; a chain would tell them twice.
         Command::Train => zerofold_runtime::worker::train().map_err(|error| anyhow::Error::msg(error.to_string())),
+        Command::Evaluate => {
+            zerofold_runtime::evaluate::evaluate().map_err(|error| anyhow::Error::msg(error.to_string()))
+        }
         Command::Generate { request } => {
             let request = serde_json::from_str(&request).context("the request is not what `launch generate` writes")?;
             zerofold_runtime::generate::run(&request).map(|()| true)

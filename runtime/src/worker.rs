@@ -145,6 +145,18 @@ impl Environment {
 /// # Errors
 /// What `launch` could not be told.
 pub fn train() -> Result<bool, WorkerError> {
+    as_rank(train_joined)
+}
+
+/// What a rank does once it has joined the job.
+type Work = fn(&Environment, &Resolved, &Control, Arc<Activity>) -> Result<(), WorkerError>;
+
+/// Joins the job that the environment names, and does the work in it; tells whether that is done. Where it is not, `launch`
+/// knows why and shows it.
+///
+/// # Errors
+/// What `launch` could not be told.
+pub(crate) fn as_rank(work: Work) -> Result<bool, WorkerError> {
     let environment = Environment::read()?;
     tch::set_num_threads(environment.threads.max(1));
     let config = Resolved::read(Path::new(&variable::<String>("ZEROFOLD_CONFIG")?))?;
@@ -155,8 +167,8 @@ pub fn train() -> Result<bool, WorkerError> {
     let activity = Arc::new(Activity::default());
     let control =
         Control::join(&environment.control, &environment.token, environment.identity.clone(), activity.clone())?;
-    let trained = panics::told(|| train_joined(&environment, &config, &control, activity));
-    let Err(error) = trained.unwrap_or_else(|panic| Err(WorkerError::Panic(panic))) else { return Ok(true) };
+    let done = panics::told(|| work(&environment, &config, &control, activity));
+    let Err(error) = done.unwrap_or_else(|panic| Err(WorkerError::Panic(panic))) else { return Ok(true) };
     // Standard output goes to the log alone, which has the error before `launch` hears of it and may end this process.
     println!("error: {error}");
     match control.fail(error.to_string(), error.is_consequence()) {
@@ -201,10 +213,7 @@ fn train_joined(
     }
     let drawn = config.training.l2_toward_pretrained > 0.0;
     if resume.is_none() || drawn {
-        let weights = match &config.initial_checkpoint {
-            Some(step) => Weights::of_checkpoint(step)?,
-            None => model_weights(model_directory, &trainer.model.config)?,
-        };
+        let weights = first_weights(config, &trainer.model.config)?;
         if resume.is_none() {
             trainer.shards.load(&weights)?;
         }
@@ -219,8 +228,16 @@ fn train_joined(
     Ok(())
 }
 
+/// What a job begins with: the masters of a checkpoint, or what lies in the model's folder.
+pub(crate) fn first_weights(config: &Resolved, model: &ModelConfig) -> Result<Weights, WorkerError> {
+    Ok(match &config.initial_checkpoint {
+        Some(step) => Weights::of_checkpoint(step)?,
+        None => model_weights(&config.training.model_name_or_path, model)?,
+    })
+}
+
 /// The tokenised rows in a file, and how they come together; packed alike on every rank.
-fn rows(path: &Path, training: &Training, packing: bool) -> Result<Rows, WorkerError> {
+pub(crate) fn rows(path: &Path, training: &Training, packing: bool) -> Result<Rows, WorkerError> {
     let dataset = TokenizedDataset::load(path)?;
     let collator = Collator::new(&dataset, Batching::of(training, packing))?;
     Ok(Rows { dataset, collator })
@@ -262,7 +279,7 @@ pub(crate) fn connect(
     })
 }
 
-/// Model, shards and options; parameters are not yet read.
+/// Model, shards and options, of what the job trains; parameters are not yet read.
 fn build(
     config: &Resolved,
     model_directory: &Path,
@@ -270,11 +287,32 @@ fn build(
     activity: Arc<Activity>,
     total_steps: u64,
 ) -> Result<Trainer, WorkerError> {
-    let kinds = Kinds::from(config.element_types());
-    let model =
-        Transformer::new(ModelConfig::read(model_directory).map_err(ModelError::from)?, kinds.compute, comm.device())?;
-    let mut cut = ModelUnits::new(&model.config, config.sharding.units);
+    let (model, mut cut) = model_and_units(config, model_directory, comm.device())?;
     cut.group(&config.training).map_err(LayoutError::from)?;
+    trainer(config, (model, cut), comm, activity, total_steps)
+}
+
+/// The model, and what it is cut into.
+pub(crate) fn model_and_units(
+    config: &Resolved,
+    model_directory: &Path,
+    device: Device,
+) -> Result<(Transformer, ModelUnits), WorkerError> {
+    let compute = Kinds::from(config.element_types()).compute;
+    let model = Transformer::new(ModelConfig::read(model_directory).map_err(ModelError::from)?, compute, device)?;
+    let cut = ModelUnits::new(&model.config, config.sharding.units);
+    Ok((model, cut))
+}
+
+/// A trainer of a model that is cut into these units.
+pub(crate) fn trainer(
+    config: &Resolved,
+    (model, cut): (Transformer, ModelUnits),
+    comm: Rc<dyn Collectives>,
+    activity: Arc<Activity>,
+    total_steps: u64,
+) -> Result<Trainer, WorkerError> {
+    let kinds = Kinds::from(config.element_types());
     let ModelUnits { units, segments } = cut;
     let mesh = Mesh::new(comm.world_size(), config.sharding.replicas as usize)?;
     let device = comm.device();
@@ -310,7 +348,7 @@ fn build(
 }
 
 /// A token id that the embedding does not have would be an index error deep inside a step, on one rank only.
-fn check_tokens(dataset: &TokenizedDataset, vocabulary: usize) -> Result<(), TrainError> {
+pub(crate) fn check_tokens(dataset: &TokenizedDataset, vocabulary: usize) -> Result<(), TrainError> {
     if dataset.largest_token().is_some_and(|largest| (largest as usize) < vocabulary) {
         return Ok(());
     }

@@ -2,9 +2,11 @@
 //! says of it.
 
 mod parameters;
+mod plateau;
 mod settle;
 
 pub(crate) use parameters::{PARAMETERS, SchedulerKwargs};
+pub use plateau::PlateauRule;
 pub(crate) use settle::settle;
 
 use crate::error::ConfigError;
@@ -55,6 +57,7 @@ pub enum ScheduleShape {
         min_lr_ratio: f64,
         num_cycles: f64,
     },
+    ReduceLrOnPlateau(PlateauRule),
 }
 
 /// The rate that a cosine ends at.
@@ -120,7 +123,7 @@ impl std::fmt::Display for ScheduleShape {
     }
 }
 
-/// What has no default, and is therefore always told.
+/// What has no default in the schedules that fall by themselves.
 const REQUIRED: [&str; 3] = ["num_decay_steps", "min_lr", "min_lr_rate"];
 /// transformers' default of `num_cycles`: half a wave, from the top to the bottom.
 const HALF: f64 = 0.5;
@@ -139,6 +142,7 @@ impl ScheduleShape {
             ScheduleShape::ConstantWithWarmup => Scheduler::ConstantWithWarmup,
             ScheduleShape::InverseSqrt { .. } => Scheduler::InverseSqrt,
             ScheduleShape::WarmupStableDecay { .. } => Scheduler::WarmupStableDecay,
+            ScheduleShape::ReduceLrOnPlateau(_) => Scheduler::ReduceLrOnPlateau,
         }
     }
 
@@ -165,6 +169,7 @@ impl ScheduleShape {
                 min_lr_ratio: 0.0,
                 num_cycles,
             },
+            Scheduler::ReduceLrOnPlateau => ScheduleShape::ReduceLrOnPlateau(PlateauRule::default()),
         }
     }
 
@@ -208,6 +213,7 @@ impl ScheduleShape {
                 given.put("min_lr_ratio", min_lr_ratio)?;
                 given.put("num_cycles", num_cycles)?;
             }
+            ScheduleShape::ReduceLrOnPlateau(rule) => *rule = PlateauRule::read(&given)?,
         }
         Ok(shape)
     }
@@ -216,9 +222,14 @@ impl ScheduleShape {
     pub fn parameters(self) -> Mapping {
         let plain = Self::plain(self.scheduler()).every_parameter();
         let told = |(name, value): &(&'static str, Value)| {
-            !value.is_null() && (REQUIRED.contains(name) || !plain.contains(&(*name, value.clone())))
+            !value.is_null() && (self.requires(name) || !plain.contains(&(*name, value.clone())))
         };
         self.every_parameter().into_iter().filter(told).map(|(name, value)| (Value::from(name), value)).collect()
+    }
+
+    /// Whether a parameter has no default, and is therefore always told.
+    fn requires(self, name: &str) -> bool {
+        REQUIRED.contains(&name) && !matches!(self, ScheduleShape::ReduceLrOnPlateau(_))
     }
 
     fn every_parameter(self) -> Vec<(&'static str, Value)> {
@@ -257,6 +268,7 @@ impl ScheduleShape {
                 ("min_lr_ratio", min_lr_ratio.into()),
                 ("num_cycles", num_cycles.into()),
             ],
+            ScheduleShape::ReduceLrOnPlateau(rule) => rule.parameters(),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::Minimum;
 use crate::error::ConfigError;
 use crate::registry::{Allowed, DefaultValue, Group, Key, Kind, Section, nearest};
 use crate::settings::{Original, Reader, Setting};
-use crate::types::{Curve, Scheduler};
+use crate::types::{Curve, PlateauMode, Scheduler, ThresholdMode};
 use crate::value::{FromValue, text};
 use serde_yaml::{Mapping, Value};
 
@@ -50,8 +50,8 @@ pub(crate) const PARAMETERS: &[Key] = &[
         Allowed::Above(0.0),
         "Waves of the cosine; with restarts, how often it falls",
     ),
-    parameter("min_lr", Kind::Number, Allowed::AtLeast(0.0), "The rate that the cosine ends at"),
-    parameter("min_lr_rate", Kind::Number, SHARE, "The same, as a share of the highest rate"),
+    parameter("min_lr", Kind::Number, Allowed::AtLeast(0.0), "The lowest rate: the cosine ends at it"),
+    parameter("min_lr_rate", Kind::Number, SHARE, "Where the cosine ends, as a share of the highest rate"),
     parameter("warmup_lr_rate", Kind::Number, SHARE, "Where the warm-up begins, as a share of the highest rate"),
     parameter("lr_end", Kind::Number, Allowed::AtLeast(0.0), "The rate that the polynomial ends at"),
     parameter("power", Kind::Number, Allowed::Above(0.0), "The power of the polynomial"),
@@ -61,6 +61,18 @@ pub(crate) const PARAMETERS: &[Key] = &[
     parameter("warmup_type", CURVE, Allowed::Any, "How the rate rises in the warm-up"),
     parameter("decay_type", CURVE, Allowed::Any, "How it falls in the decay"),
     parameter("min_lr_ratio", Kind::Number, SHARE, "Where both begin and end, as a share of the highest rate"),
+    parameter("mode", Kind::Choice(PlateauMode::NAMES), Allowed::Any, "Which held-out losses are better"),
+    parameter("factor", Kind::Number, Allowed::HalfOpen(0.0, 1.0), "What the rate is multiplied by on a plateau"),
+    parameter("patience", Kind::Integer, STEPS, "Evaluations in a row that may be no better before the rate falls"),
+    parameter("threshold", Kind::Number, Allowed::AtLeast(0.0), "By how much a held-out loss has to be better"),
+    parameter(
+        "threshold_mode",
+        Kind::Choice(ThresholdMode::NAMES),
+        Allowed::Any,
+        "Whether that is a share of the best",
+    ),
+    parameter("cooldown", Kind::Integer, STEPS, "Evaluations after a fall in which none counts"),
+    parameter("eps", Kind::Number, Allowed::AtLeast(0.0), "A fall of the rate by no more than this is left out"),
 ];
 /// Restarts are counted.
 const RESTARTS: Key = parameter("num_cycles", Kind::Integer, Allowed::AtLeast(1.0), "");
@@ -76,6 +88,9 @@ pub(super) fn taken(scheduler: Scheduler) -> &'static [&'static str] {
         Scheduler::InverseSqrt => &["timescale"],
         Scheduler::WarmupStableDecay => {
             &["num_stable_steps", "num_decay_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles"]
+        }
+        Scheduler::ReduceLrOnPlateau => {
+            &["mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps"]
         }
     }
 }

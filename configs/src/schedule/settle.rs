@@ -1,20 +1,20 @@
 //! What `lr_scheduler_type` and `lr_scheduler_kwargs` make together, and with the other keys of the schedule.
 
 use super::parameters::{Given, KWARGS, taken};
-use super::{Minimum, ScheduleShape};
+use super::{Minimum, PlateauRule, ScheduleShape};
 use crate::error::ConfigError;
 use crate::known::no_effect;
 use crate::registry::Section;
 use crate::settings::{Reader, Setting};
 use crate::training::Training;
-use crate::types::{Scheduler, WarmupType};
+use crate::types::{Scheduler, Strategy, WarmupType};
 use crate::value::FromValue;
 
 /// Reads the parameters of the schedule, and checks what goes together with them.
 ///
 /// # Errors
 /// A parameter that the schedule does not take, is out of range, or is missing; a rate to end at above `learning_rate`; a
-/// logarithmic warm-up of a schedule that has its own.
+/// logarithmic warm-up of a schedule that has its own; one that follows evaluations of which there are none.
 pub(crate) fn settle(reader: &mut Reader<'_>, training: &mut Training) -> Result<(), ConfigError> {
     let settings = reader.settings;
     let find = |key: &str| settings.find(Section::Training, key);
@@ -36,7 +36,29 @@ pub(crate) fn settle(reader: &mut Reader<'_>, training: &mut Training) -> Result
     let scheduler = training.lr_scheduler_type.scheduler();
     training.lr_scheduler_type = ScheduleShape::read(scheduler, kwargs)?;
     check_end(reader, training, kwargs)?;
+    settle_plateau(reader, training)?;
     settle_warmup(reader, training)
+}
+
+/// A schedule that follows the held-out loss needs one, and has no warm-up, as in transformers.
+fn settle_plateau(reader: &mut Reader<'_>, training: &Training) -> Result<(), ConfigError> {
+    if !matches!(training.lr_scheduler_type, ScheduleShape::ReduceLrOnPlateau(_)) {
+        return Ok(());
+    }
+    let settings = reader.settings;
+    let find = |key: &str| settings.find(Section::Training, key);
+    if let Some(kind) = find("lr_scheduler_type").filter(|_| training.eval_strategy == Strategy::No) {
+        let hint = "set eval_strategy to steps or epoch, and eval_dataset".to_owned();
+        return Err(
+            kind.not_allowed("eval_strategy is no, so there is no held-out loss for the rate to follow", Some(hint))
+        );
+    }
+    for (key, length) in [("warmup_steps", training.warmup_steps), ("warmup_ratio", training.warmup_ratio)] {
+        if let Some(setting) = find(key).filter(|_| length > 0.0) {
+            reader.notes.push(no_effect(setting, "reduce_lr_on_plateau has no warm-up"));
+        }
+    }
+    Ok(())
 }
 
 /// A logarithmic warm-up is nothing for a schedule that has a warm-up of its own: where the schedule was chosen in a higher place it
@@ -47,7 +69,8 @@ fn settle_warmup(reader: &mut Reader<'_>, training: &mut Training) -> Result<(),
     let settings = reader.settings;
     let find = |key: &str| settings.find(Section::Training, key);
     if let Some(setting) = find("warmup_type") {
-        let warms = scheduler != Scheduler::Constant && (training.warmup_steps > 0.0 || training.warmup_ratio > 0.0);
+        let none = [Scheduler::Constant, Scheduler::ReduceLrOnPlateau].contains(&scheduler);
+        let warms = !none && (training.warmup_steps > 0.0 || training.warmup_ratio > 0.0);
         // DeepSpeed's default goes with its own schedulers alone.
         let other = find("lr_scheduler_type").filter(|kind| kind.layer > setting.layer);
         if let Some(other) = other.filter(|_| setting.is_deepspeeds_default()) {
@@ -76,6 +99,7 @@ fn check_end(reader: &Reader<'_>, training: &Training, kwargs: Option<&Setting>)
         ScheduleShape::Polynomial { lr_end, .. } => ("lr_end", lr_end, lr_end < peak),
         ScheduleShape::CosineWithMinLr { minimum: Minimum::Rate(rate), .. }
         | ScheduleShape::CosineWarmupWithMinLr { minimum: Minimum::Rate(rate), .. } => ("min_lr", rate, rate <= peak),
+        ScheduleShape::ReduceLrOnPlateau(PlateauRule { min_lr, .. }) => ("min_lr", min_lr, min_lr <= peak),
         _ => return Ok(()),
     };
     if below {

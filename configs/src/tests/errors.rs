@@ -159,7 +159,7 @@ fn what_is_not_built_is_never_dropped() {
         "greater_is_better: true",
         "optim: adafactor",
         "use_peft: true",
-        "lr_scheduler_type: reduce_lr_on_plateau",
+        "lr_scheduler_type: greedy",
         "backend: mpi",
         "ddp_backend: mpi",
         "save_strategy: best",

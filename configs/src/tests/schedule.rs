@@ -1,8 +1,10 @@
 //! Schedules and what they take.
 
 use super::{TRAINING, pairs, resolved, says, with_flags};
-use crate::types::Curve;
-use crate::{Form, Inputs, Minimum, Resolved, ScheduleShape, Scheduler, cautions, compose, outline, resolve};
+use crate::types::{Curve, PlateauMode, ThresholdMode};
+use crate::{
+    Form, Inputs, Minimum, PlateauRule, Resolved, ScheduleShape, Scheduler, cautions, compose, outline, resolve,
+};
 
 /// The shape that these lines of `training:` make.
 fn shape(lines: &str) -> ScheduleShape {
@@ -11,7 +13,12 @@ fn shape(lines: &str) -> ScheduleShape {
 
 /// A schedule and its parameters as flags.
 fn flags(name: &str, kwargs: &str) -> Result<Resolved, String> {
-    with_flags(TRAINING, &[("lr_scheduler_type", name), ("lr_scheduler_kwargs", kwargs)], &[])
+    let evaluated = [("eval_strategy", "epoch"), ("eval_dataset", "e")];
+    with_flags(
+        TRAINING,
+        &[&evaluated[..], &[("lr_scheduler_type", name), ("lr_scheduler_kwargs", kwargs)]].concat(),
+        &[],
+    )
 }
 
 #[test]
@@ -52,7 +59,7 @@ fn what_a_schedule_does_not_take_is_told_with_what_it_takes() {
     let expected = "job.yaml:6:24: unknown key num_cycels in lr_scheduler_kwargs of cosine\nhint: did you mean num_cycles? \
                     cosine takes num_cycles";
     assert_eq!(resolved("", lines).unwrap_err(), expected);
-    let table: [(&str, &str, &[&str]); 14] = [
+    let table: [(&str, &str, &[&str]); 19] = [
         ("polynomial", "{num_cycles: 1}", &["num_cycles is of cosine, ", "polynomial takes lr_end, power"]),
         ("linear", "{power: 2}", &["power is of polynomial; linear takes none: remove lr_scheduler_kwargs"]),
         ("cosine", "{zzzzzz: 2}", &["hint: cosine takes num_cycles"]),
@@ -67,6 +74,11 @@ fn what_a_schedule_does_not_take_is_told_with_what_it_takes() {
         ("warmup_stable_decay", "{num_decay_steps: 5, decay_type: cosin}", &["linear, cosine, 1-sqrt", "mean cosine?"]),
         ("polynomial", "{lr_end: 2e-5}", &["lr_end is 0.00002", "below learning_rate, which is 0.00002 (default)"]),
         ("cosine_with_min_lr", "{min_lr: 1}", &["min_lr is 1", "at most learning_rate"]),
+        ("reduce_lr_on_plateau", "{min_lr: 1}", &["min_lr is 1", "at most learning_rate"]),
+        ("reduce_lr_on_plateau", "{factor: 1}", &["factor is 1", "from 0, below 1"]),
+        ("reduce_lr_on_plateau", "{mode: least}", &["mode is least", "min, max"]),
+        ("reduce_lr_on_plateau", "{patience: 1.5}", &["patience is 1.5", "a whole number, 0 or more"]),
+        ("reduce_lr_on_plateau", "{power: 1}", &["power is of polynomial", "takes mode, factor, patience, threshold,"]),
     ];
     for (name, kwargs, parts) in table {
         let message = flags(name, kwargs).unwrap_err();
@@ -123,6 +135,7 @@ fn every_schedule_is_written_as_it_is_read() {
             "cosine" => "{num_cycles: 1.5}",
             "cosine_with_min_lr" => "{min_lr: 1e-6}",
             "cosine_warmup_with_min_lr" => "{min_lr_rate: 0.0, warmup_lr_rate: 0.1}",
+            "reduce_lr_on_plateau" => "{cooldown: 3}",
             "warmup_stable_decay" => "{num_decay_steps: 0, num_stable_steps: 3, warmup_type: 1-sqrt}",
             _ => "null",
         };
@@ -199,4 +212,43 @@ fn phases_that_do_not_fill_the_steps_are_warned_of() {
     says(&warned("{num_decay_steps: 46}"), &["warm-up of 5 steps and num_decay_steps 46 are more than max_steps 50"]);
     says(&warned("{num_decay_steps: 10, num_stable_steps: 30}"), &["are 45 of the 50 steps"]);
     assert_eq!(warned("{num_decay_steps: 10, num_stable_steps: 1000}"), "", "a run whose decay is to branch off");
+}
+
+#[test]
+fn a_plateau_has_pytorchs_defaults_and_needs_evaluations() {
+    let plain = flags("reduce_lr_on_plateau", "null").unwrap();
+    let rule = PlateauRule::default();
+    assert_eq!(plain.training.lr_scheduler_type, ScheduleShape::ReduceLrOnPlateau(rule));
+    let given =
+        "{mode: max, factor: 0.5, patience: 0, threshold: 0.1, threshold_mode: abs, cooldown: 2, min_lr: 1e-6, eps: 0}";
+    let job = flags("reduce_lr_on_plateau", given).unwrap();
+    let (mode, threshold_mode) = (PlateauMode::Max, ThresholdMode::Absolute);
+    let expected = PlateauRule {
+        mode,
+        factor: 0.5,
+        patience: 0,
+        threshold: 0.1,
+        threshold_mode,
+        cooldown: 2,
+        min_lr: 1e-6,
+        eps: 0.0,
+    };
+    let shape = job.training.lr_scheduler_type;
+    assert_eq!(shape, ScheduleShape::ReduceLrOnPlateau(expected));
+    let yaml = serde_yaml::to_string(&shape).unwrap();
+    assert_eq!(serde_yaml::from_str::<ScheduleShape>(&yaml).unwrap(), shape, "{yaml}");
+
+    let told = resolved("", "  lr_scheduler_type: reduce_lr_on_plateau\n").unwrap_err();
+    says(
+        &told,
+        &["job.yaml:5:", "eval_strategy is no, so there is no held-out loss", "hint: set eval_strategy to steps"],
+    );
+    let warm =
+        "  lr_scheduler_type: reduce_lr_on_plateau\n  eval_strategy: epoch\n  eval_dataset: e\n  warmup_ratio: 0.1\n";
+    let job = resolved("", warm).unwrap();
+    says(
+        &job.notes.join("\n"),
+        &["warmup_ratio: 0.1 (job.yaml:8) has no effect", "reduce_lr_on_plateau has no warm-up"],
+    );
+    says(&cautions(&job).join("\n"), &["lr_scheduler_type is reduce_lr_on_plateau (job.yaml:5), which has no warm-up"]);
 }

@@ -41,6 +41,8 @@ Examples:
       what is wrong with the data, before they are trained on
   launch status runs/zero3
       what a run is doing; launch report draws what it did
+  launch evaluate models/base runs/zero3 --dataset held-out.jsonl
+      held-out loss, perplexity and token accuracy before and after
   launch generate --model runs/zero3/model --chat \"Hello\"
       ask the result something
   launch export runs/zero3 --output models/mine
@@ -112,7 +114,7 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .styles(styles)
         .max_term_width(110)
-        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] cost [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch config ACTION [OPTIONS]\n       launch data check [OPTIONS]\n       launch generate --model NAME [OPTIONS]\n       launch status RUN [OPTIONS]\n       launch report RUN... [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]\n       launch token [FILE]")
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] cost [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch config ACTION [OPTIONS]\n       launch data check [OPTIONS]\n       launch [OPTIONS] evaluate [MODEL]... [OPTIONS]\n       launch generate --model NAME [OPTIONS]\n       launch status RUN [OPTIONS]\n       launch report RUN... [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]\n       launch token [FILE]")
         .after_help(EXAMPLES)
         .allow_external_subcommands(true)
         .subcommand_required(true)
@@ -126,6 +128,7 @@ pub(super) fn command() -> Command {
         .subcommand(compare())
         .subcommand(super::config::command())
         .subcommand(super::data::command())
+        .subcommand(super::evaluate::command())
         .subcommand(generate())
         .subcommands(super::watching::commands())
         .subcommands(super::checkpoints::commands())
@@ -276,7 +279,7 @@ fn whole(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
 }
 
 /// How long is waited for ranks, and how much is told.
-fn waiting_options() -> [Arg; 3] {
+pub(super) fn waiting_options() -> [Arg; 3] {
     [
         option("timeout", "SECONDS", "How long a rank may take to join, be silent, or hold others up [default: 1800]")
             .value_parser(|text: &str| whole(text, 1..=LONGEST_WAIT)),

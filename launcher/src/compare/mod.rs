@@ -111,7 +111,7 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
     for (_, config) in &mut series {
         hub::bring(config, None, Extent::Whole, if options.quiet { &quiet } else { terminal })?;
         chat_template::settle(config, &quiet)?;
-        hub::bring_data(config, None, if options.quiet { &quiet } else { terminal })?;
+        hub::bring_data(config, &[DataUse::Training], None, if options.quiet { &quiet } else { terminal })?;
         classifier::settle(config, &quiet)?;
     }
     let Some((_, first)) = series.first().cloned() else {

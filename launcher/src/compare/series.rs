@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use zerofold_configs::{Backend, ConfigError, Inputs, Resolved, Stage, resolve, resolve_job};
+use zerofold_configs::{Backend, ConfigError, Inputs, Resolved, ScheduleShape, Stage, resolve, resolve_job};
 
 use super::CompareOptions;
 use crate::error::LaunchError;
@@ -14,12 +14,14 @@ const DEFAULT_FOLDER: &str = "runs/compare";
 /// Flags that say what is sharded. Where `--stages` asks for another stage than the configuration has, it goes before them.
 const FLAGS_OF_THE_STAGE: [&str; 3] = ["zero_stage", "fsdp_sharding_strategy", "fsdp_reshard_after_forward"];
 /// Training that is measured neither evaluates nor saves, and is watched by nobody else.
-const OF_EVERY_RUN: [(&str, &str); 9] = [
+const OF_EVERY_RUN: [(&str, &str); 11] = [
     ("save_strategy", "no"),
     ("checkpoint_store", "null"),
     ("eval_strategy", "no"),
     ("eval_on_start", "false"),
     ("eval_dataset", "null"),
+    ("load_best_model_at_end", "false"),
+    ("early_stopping_patience", "null"),
     ("profile", "null"),
     ("report_to", "none"),
     ("logging_dir", "null"),
@@ -75,6 +77,13 @@ pub(super) fn series(options: &CompareOptions) -> Result<Vec<(Configuration, Res
             "a comparison runs on one host, and this job has several",
             "leave --nnodes and num_machines out, or compare with `launch train` on all hosts, one configuration at a time",
         ));
+    }
+    // A rate that follows held-out losses has none to follow here.
+    if resolve(&inputs)
+        .is_ok_and(|config| matches!(config.training.lr_scheduler_type, ScheduleShape::ReduceLrOnPlateau(_)))
+    {
+        set(&mut inputs, "lr_scheduler_type", Some("constant"));
+        set(&mut inputs, "lr_scheduler_kwargs", Some("null"));
     }
     // The steps are few, however long the job is.
     inputs.flags.retain(|(name, _)| OF_EVERY_RUN.iter().all(|(of_run, _)| name != of_run));
@@ -182,6 +191,22 @@ mod tests {
             let training = &config.training;
             assert_eq!((training.max_steps, training.save_strategy, config.export_model), (4, Strategy::No, false));
             assert!(training.eval_dataset.is_none() && training.profile.is_none() && !training.eval_on_start);
+        }
+    }
+
+    #[test]
+    fn what_follows_evaluations_has_none_to_follow() {
+        let evaluated =
+            [("eval_strategy", "steps"), ("eval_dataset", "e"), ("save_strategy", "steps"), ("save_steps", "500")];
+        for what in [
+            ("early_stopping_patience", "2"),
+            ("load_best_model_at_end", "true"),
+            ("lr_scheduler_type", "reduce_lr_on_plateau"),
+        ] {
+            let series = series(&options(&[&evaluated[..], &[what]].concat())).unwrap();
+            let training = &series[0].1.training;
+            assert!(training.early_stopping_patience.is_none() && !training.load_best_model_at_end, "{what:?}");
+            assert_eq!(training.lr_scheduler_type == ScheduleShape::Constant, what.0 == "lr_scheduler_type");
         }
     }
 

@@ -234,7 +234,7 @@ fn measured_data(question: &Question) -> Result<(u64, f64), LaunchError> {
     config.training.eval_dataset = None;
     hub::bring(&mut config, None, Extent::Whole, &quiet)?;
     chat_template::settle(&mut config, &quiet)?;
-    hub::bring_data(&mut config, None, &quiet)?;
+    hub::bring_data(&mut config, &[DataUse::Training], None, &quiet)?;
     let prepared = job::tokenise(&config, (DataUse::Training, config.training.packing), None, &quiet)?;
     let report = &prepared.report;
     Ok((report.rows as u64, report.tokens as f64 / report.rows.max(1) as f64))

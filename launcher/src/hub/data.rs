@@ -135,6 +135,9 @@ impl DataName<'_> {
 }
 
 impl DataUse {
+    /// All data of a training.
+    pub(crate) const ALL: [DataUse; 2] = [DataUse::Training, DataUse::HeldOut];
+
     /// The sources of these data.
     pub(crate) fn data_sources(self, training: &Training) -> &[DataSource] {
         match self {
@@ -170,19 +173,20 @@ impl DataUse {
     }
 }
 
-/// Brings the data of a job to this machine, and makes the configuration tell where they came from. A run that is gone on with
+/// Brings these data of a job to this machine, and makes the configuration tell where they came from. A run that is gone on with
 /// keeps the commits that it began with, which its own configuration tells.
 ///
 /// # Errors
 /// As of [`DataName::find`].
 pub(crate) fn bring_data(
     config: &mut Resolved,
+    uses: &[DataUse],
     earlier: Option<&Resolved>,
     terminal: &Terminal,
 ) -> Result<(), LaunchError> {
     let mut kept = earlier.map(|earlier| earlier.hub_data.clone()).unwrap_or_default();
     let mut brought = Vec::new();
-    for which in [DataUse::Training, DataUse::HeldOut] {
+    for which in uses {
         for source in which.data_sources(&config.training) {
             for name in source.path.names() {
                 let found = which.meant(&config.training, source, name).find(&kept, terminal)?;

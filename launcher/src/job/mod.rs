@@ -367,12 +367,12 @@ pub(crate) fn preparation<'a>(
     }
 }
 
-/// Tokenises a data set that is then packed or not, or finds it tokenised, and tells what each of its sources holds. Of rows that
-/// are held out, `trained` is the report of those that are trained on: nothing is told twice.
+/// Tokenises a data set that is then packed or not, or finds it tokenised, and tells what each of its sources holds, but for
+/// warnings that were `told` of other rows.
 pub(crate) fn tokenise(
     config: &Resolved,
     (which, packing): (DataUse, bool),
-    trained: Option<&DataReport>,
+    told: Option<&DataReport>,
     terminal: &Terminal,
 ) -> Result<Prepared, LaunchError> {
     let (cache, note) = cache_folder::datasets(&config.training.output_dir);
@@ -385,7 +385,7 @@ pub(crate) fn tokenise(
         let prepared = prepare(&preparation(config, (&sources, packing), (&columns, classes.as_ref()), &cache));
         let prepared = prepared.map_err(cache_folder::tokenising)?;
         announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
-        for warning in announce::warnings(&prepared.report, trained) {
+        for warning in announce::warnings(&prepared.report, which, told) {
             terminal.complain(&format!("warning: {}: {warning}", sources.written()));
         }
         parts.push(prepared);

@@ -1,10 +1,12 @@
 //! The optimizer step over flat shards: clip by the global norm, then fused AdamW.
 
 mod loss_scale;
+mod plateau;
 mod pretrained;
 mod schedule;
 
 pub use loss_scale::LossScale;
+pub use plateau::Plateau;
 pub use pretrained::draw_toward_pretrained;
 pub use schedule::Schedule;
 

@@ -41,7 +41,8 @@ impl Schedule {
         let (total, warmup) = (self.total_steps as f64, self.warmed_up());
         let rest = (total - warmup).max(1.0);
         match self.shape {
-            ScheduleShape::Constant => 1.0,
+            // What becomes of it on a plateau no step tells.
+            ScheduleShape::Constant | ScheduleShape::ReduceLrOnPlateau(_) => 1.0,
             ScheduleShape::WarmupStableDecay { .. } => self.stable(now),
             ScheduleShape::CosineWarmupWithMinLr { num_cycles, minimum, warmup_lr_rate } => match warmup_lr_rate {
                 None if now < warmup => (now + 1.0) / warmup,

@@ -11,7 +11,8 @@ fn fixture(name: &str) -> Vec<Value> {
 
 /// The schedule of a job with these flags, or why it is refused.
 fn of_flags(flags: &[(&str, &str)], total_steps: u64) -> Result<Schedule, String> {
-    let required = [("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o")];
+    let required = [("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o"), ("eval_dataset", "e")];
+    let required = required.into_iter().chain([("eval_strategy", "steps")]).collect::<Vec<_>>();
     let flags = required.iter().chain(flags).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let training = resolve(&Inputs { flags, ..Inputs::default() }).map_err(|error| error.to_string())?.training;
     Ok(Schedule {
@@ -86,7 +87,7 @@ fn assert_rates(schedule: &Schedule, case: &Value, rates: &str) {
 /// Every value that is accepted, from the least to the largest, in every place, makes rates that are numbers from 0 on.
 #[test]
 fn no_accepted_value_makes_a_rate_that_is_none() {
-    let table: [(&str, &[&str]); 10] = [
+    let table: [(&str, &[&str]); 11] = [
         ("linear", &[]),
         ("cosine", &["num_cycles"]),
         ("cosine_with_restarts", &["num_cycles"]),
@@ -99,6 +100,10 @@ fn no_accepted_value_makes_a_rate_that_is_none() {
         (
             "warmup_stable_decay",
             &["num_stable_steps", "num_decay_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles"],
+        ),
+        (
+            "reduce_lr_on_plateau",
+            &["mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps"],
         ),
     ];
     let values =

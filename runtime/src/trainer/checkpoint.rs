@@ -135,6 +135,7 @@ impl Trainer {
         // A run that goes on in another type begins with a loss scale of its own, or none.
         self.state.skipped = state.skipped;
         self.state.patience = state.patience;
+        self.state.plateau = state.plateau;
         self.restore_trained(found, found.manifest.step - state.skipped)?;
         // The best one may be gone: then it is looked for anew, as `launch` told.
         let there = |best: &Best| {

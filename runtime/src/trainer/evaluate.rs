@@ -1,6 +1,6 @@
 //! The loss on held-out rows.
 
-use super::run::Rows;
+use super::run::{Rows, figure, named};
 use super::scores::Scores;
 use super::step::{SourceLoss, token_accuracy};
 use super::{TrainError, Trainer};
@@ -8,28 +8,46 @@ use crate::comm::Phase;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
+use zerofold_configs::Dataset;
+use zerofold_proto::v1::EvaluationRecord;
 
 /// What an evaluation gave, over all ranks.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Evaluation {
+pub struct Evaluation {
     /// Mean loss over all supervised tokens, whatever rank and batch they were in.
-    pub(super) loss: f64,
+    pub loss: f64,
     /// The same of each source of rows.
-    pub(super) sources: Vec<SourceLoss>,
+    pub sources: Vec<SourceLoss>,
     /// The share of supervised tokens that were the most probable ones.
-    pub(super) token_accuracy: f64,
+    /// None of a classifier's: not a number.
+    pub token_accuracy: f64,
     /// How well a classifier told them, by the names of the figures; none of a language model.
-    pub(super) figures: Vec<(&'static str, f64)>,
+    pub figures: Vec<(&'static str, f64)>,
     /// How many those are.
-    pub(super) supervised_tokens: u64,
+    pub supervised_tokens: u64,
     /// Wall-clock time.
-    pub(super) elapsed: Duration,
+    pub elapsed: Duration,
+}
+
+impl Evaluation {
+    /// As `launch` is told, before any step; `held_out` names the sources.
+    pub fn record(&self, held_out: Option<&Dataset>) -> EvaluationRecord {
+        EvaluationRecord {
+            loss: self.loss,
+            mean_token_accuracy: self.token_accuracy,
+            figures: self.figures.iter().map(|&(name, value)| figure(name, value)).collect(),
+            supervised_tokens: self.supervised_tokens,
+            seconds: self.elapsed.as_secs_f64(),
+            sources: held_out.map_or(Vec::new(), |dataset| named(dataset, &self.sources)),
+            ..EvaluationRecord::default()
+        }
+    }
 }
 
 impl Trainer {
     /// The token-weighted mean loss over `held_out`, `batch_size` rows or packs at a time on each rank. All ranks run equally
     /// many batches, since each may gather parameters; a rank without rows runs an empty one.
-    pub(super) fn evaluate(&mut self, held_out: &Rows, batch_size: usize) -> Result<Evaluation, TrainError> {
+    pub fn evaluate(&mut self, held_out: &Rows, batch_size: usize) -> Result<Evaluation, TrainError> {
         let _no_grad = tch::no_grad_guard();
         let began = Instant::now();
         self.enter(Phase::Evaluation);
@@ -59,7 +77,7 @@ impl Trainer {
         Ok(Evaluation {
             loss: sum / count,
             sources: SourceLoss::of_all(&all, sources),
-            token_accuracy: token_accuracy(&all, sources),
+            token_accuracy: if figures.is_some() { f64::NAN } else { token_accuracy(&all, sources) },
             figures: figures.unwrap_or_default(),
             supervised_tokens: count as u64,
             elapsed: began.elapsed(),

@@ -15,6 +15,7 @@ mod step;
 mod unfreezing;
 
 pub use checkpoint::{Progress, saved_cursor};
+pub use evaluate::Evaluation;
 pub use run::{Job, Outcome, Rows, run};
 pub use snapshot::Snapshot;
 pub use step::{Best, Requests, SourceLoss, StepOptions, StepOutcome, StepState};

@@ -6,6 +6,7 @@ use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use crate::control::Control;
 use crate::metrics::Profile;
+use crate::optim::Plateau;
 use std::path::{Path, PathBuf};
 use zerofold_checkpoint::{Found, fault, open_step, step_directory};
 use zerofold_configs::{Dataset, ProblemType, Resolved, Strategy, Training};
@@ -222,38 +223,40 @@ impl Trainer {
         if finished > 0 {
             let threshold = job.config.training.early_stopping_threshold;
             self.state.patience = self.state.patience.after(evaluation.loss, threshold);
+            self.look_for_plateau(evaluation.loss);
         }
         if job.control.identity().rank == 0 {
-            job.control.report_evaluation(EvaluationRecord {
-                step: finished,
-                loss: evaluation.loss,
-                mean_token_accuracy: if self.is_classifier() { f64::NAN } else { evaluation.token_accuracy },
-                figures: evaluation.figures.iter().map(|&(name, value)| figure(name, value)).collect(),
-                without_gain: if self.is_patient_no_longer(&job.config.training) {
-                    self.state.patience.evaluations
-                } else {
-                    0
-                },
-                supervised_tokens: evaluation.supervised_tokens,
-                seconds: evaluation.elapsed.as_secs_f64(),
-                sources: job
-                    .config
-                    .training
-                    .eval_dataset
-                    .as_ref()
-                    .map_or(Vec::new(), |dataset| named(dataset, &evaluation.sources)),
-            });
+            let without_gain = match self.is_patient_no_longer(&job.config.training) {
+                true => self.state.patience.evaluations,
+                false => 0,
+            };
+            let record = evaluation.record(job.config.training.eval_dataset.as_ref());
+            job.control.report_evaluation(EvaluationRecord { step: finished, without_gain, ..record });
         }
         Ok(Some(evaluation.loss))
     }
 }
 
-fn figure(name: &str, value: f64) -> Figure {
+pub(super) fn figure(name: &str, value: f64) -> Figure {
     Figure { name: name.to_owned(), value }
 }
 
+impl Trainer {
+    /// Lets the learning rate fall where it follows the held-out loss, and that has not become better for long enough.
+    fn look_for_plateau(&mut self, loss: f64) {
+        let schedule = &self.options.schedule;
+        let rate = |plateau: Plateau| plateau.lowered(schedule.shape, schedule.peak);
+        let after = self.state.plateau.after(schedule.shape, loss);
+        let (from, to) = (rate(self.state.plateau), rate(after));
+        if from != to && self.shards.comm().rank() == 0 {
+            tracing::info!("the held-out loss is on a plateau: the learning rate falls from {from:e} to {to:e}");
+        }
+        self.state.plateau = after;
+    }
+}
+
 /// The losses of several sources with their names; none of one source, which is all there is.
-fn named(dataset: &Dataset, losses: &[SourceLoss]) -> Vec<SourceRecord> {
+pub(super) fn named(dataset: &Dataset, losses: &[SourceLoss]) -> Vec<SourceRecord> {
     let labels = dataset.labels().into_iter().zip(losses).filter(|_| losses.len() > 1);
     let record = |(label, of): (String, &SourceLoss)| SourceRecord {
         label,

@@ -5,7 +5,7 @@ use super::pass::Pass;
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use crate::metrics::{Label, Track};
-use crate::optim::{self, LossScale, Schedule};
+use crate::optim::{self, LossScale, Plateau, Schedule};
 use crate::torch::{self, AdamW};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -50,6 +50,9 @@ pub struct StepState {
     /// How long no evaluation was better, where a run stops for that.
     #[serde(default, skip_serializing_if = "Patience::is_new")]
     pub patience: Patience,
+    /// What the learning rate follows, where it follows the held-out loss.
+    #[serde(default, skip_serializing_if = "Plateau::is_new")]
+    pub plateau: Plateau,
     /// The best checkpoint, where a run looks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Best>,
@@ -257,7 +260,8 @@ impl Trainer {
         let loss = by_source.iter().map(|sums| sums[..sources].iter().sum::<f64>()).sum::<f64>() / supervised_tokens;
 
         let taken = finished - self.state.skipped;
-        let learning_rate = self.options.schedule.rate(taken)?;
+        let schedule = &self.options.schedule;
+        let learning_rate = self.state.plateau.lowered(schedule.shape, schedule.rate(taken)?);
         let skipped = if grad_norm.is_finite() && loss.is_finite() {
             let max_grad_norm = self.options.max_grad_norm;
             self.computing("clip", |trainer| {

@@ -1,11 +1,16 @@
 //! What forward and backward of one micro-batch need, walked through tensor by tensor.
 //!
-//! **This is the file to calibrate.** Each `take` is a tensor that libtorch allocates, each `give` one that is freed, in
+//! **This is the file to calibrate**, with `norms.rs`. Each `take` is a tensor that libtorch allocates, each `give` one that is freed, in
 //! the order in which `runtime/src/model/{transformer,attention}.rs`, `runtime/csrc/{kernels,attention}.cpp`, `runtime/src/trainer/loss.rs` and
 //! autograd do it. `runtime/tests/activations.rs` holds the segments to what the allocator counts, the matrix test whole steps.
 //! Not counted: scratch of the matrix kernels (some hundred KiB per thread), and attention's of all threads but one.
 
 use super::SegmentBytes;
+use super::norms::{
+    Residual, after_product, before_product, head_norms_backward, head_norms_forward, norm_backward,
+    norm_before_backward, norm_before_forward, norm_forward, plainly, product_is_done, sum_norm_backward,
+    sum_norm_forward,
+};
 use super::sizes::{HeadSizes, Sizes};
 use crate::model::SegmentKind;
 
@@ -17,17 +22,17 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    fn take(&mut self, bytes: u64) {
+    pub(super) fn take(&mut self, bytes: u64) {
         self.live += bytes;
         self.peak = self.peak.max(self.live);
     }
 
-    fn give(&mut self, bytes: u64) {
+    pub(super) fn give(&mut self, bytes: u64) {
         self.live = self.live.saturating_sub(bytes);
     }
 
     /// Taken and given back at once.
-    fn pulse(&mut self, bytes: u64) {
+    pub(super) fn pulse(&mut self, bytes: u64) {
         self.take(bytes);
         self.give(bytes);
     }
@@ -169,153 +174,6 @@ fn add_leaf_gradients(walk: &mut Walk, sizes: &Sizes, kind: SegmentKind) {
         SegmentKind::EmbeddingOutput if sizes.does.embedding_norm => weights.norm,
         SegmentKind::Embedding | SegmentKind::EmbeddingOutput | SegmentKind::Head => 0,
     });
-}
-
-/// What libtorch's operations hold in between, where they are taken: in a 16-bit type with casts to float32, in float32
-/// without.
-fn plainly(sizes: &Sizes, in_16_bit: u64, in_float32: u64) -> u64 {
-    match (sizes.plain, sizes.is_16_bit) {
-        (false, _) => 0,
-        (true, true) => in_16_bit,
-        (true, false) => in_float32,
-    }
-}
-
-/// The norm before a product. Saved: a number or two per token, and by the product the normed input. (Its own input is saved
-/// too, but that is kept anyway.)
-fn norm_forward(walk: &mut Walk, sizes: &Sizes) {
-    walk.take(sizes.hidden + norm_keeps(sizes));
-    if !sizes.does.layer_norm {
-        // The square of the input; or the input in float32, and its product with the scales.
-        walk.pulse(plainly(sizes, 2 * sizes.hidden32, sizes.hidden32));
-    }
-}
-
-/// The norm before a half, in models that have it there.
-fn norm_before_forward(walk: &mut Walk, sizes: &Sizes) {
-    if !sizes.does.norm_of_sum {
-        norm_forward(walk, sizes);
-    }
-}
-
-/// Backward of [`norm_before_forward`]. Without it the gradient of the product's input is added to the residual's in place.
-fn norm_before_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
-    if !sizes.does.norm_of_sum {
-        norm_backward(walk, sizes, residual);
-    }
-}
-
-/// What a norm keeps beside its input. On a CPU libtorch keeps LayerNorm's two numbers in the type of its input.
-fn norm_keeps(sizes: &Sizes) -> u64 {
-    match (sizes.does.layer_norm, sizes.is_16_bit && !sizes.plain) {
-        (true, false) => 2 * sizes.scalar,
-        (true, true) | (false, _) => sizes.scalar,
-    }
-}
-
-/// What else leads to the input of a norm.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Residual {
-    /// A residual whose gradient autograd owns: it adds to it in place.
-    Owned,
-    /// A residual whose gradient the caller holds.
-    Callers,
-    /// Nothing; and the caller holds the normed input and its gradient.
-    Absent,
-}
-
-/// Backward of the norm; enters with the gradient of the normed input, leaves with that of the input.
-fn norm_backward(walk: &mut Walk, sizes: &Sizes, residual: Residual) {
-    let hidden = sizes.hidden;
-    if !sizes.does.layer_norm {
-        // The normalised input, a product of it, and the gradient in float32, which under float32 becomes the result.
-        walk.pulse(plainly(sizes, sizes.weights.norm + 3 * sizes.hidden32, sizes.weights.norm + 3 * sizes.hidden32));
-    }
-    walk.take(hidden + sizes.weights.norm);
-    if residual != Residual::Absent {
-        walk.give(hidden);
-    }
-    walk.give(norm_keeps(sizes));
-    // The residual's gradient is added.
-    match residual {
-        Residual::Owned => walk.give(hidden),
-        Residual::Callers => walk.pulse(hidden),
-        Residual::Absent => {}
-    }
-}
-
-/// The norm of what a half makes and the residual, which saves its input.
-fn sum_norm_forward(walk: &mut Walk, sizes: &Sizes) {
-    if sizes.does.norm_of_sum {
-        norm_forward(walk, sizes);
-    }
-}
-
-/// Backward of [`sum_norm_forward`]; enters with the gradient of the output, which autograd owns or the caller holds, leaves with
-/// that of the sum.
-fn sum_norm_backward(walk: &mut Walk, sizes: &Sizes, output: Residual) {
-    if sizes.does.norm_of_sum {
-        norm_backward(walk, sizes, Residual::Absent);
-        // What was normed; then the output's gradient.
-        walk.give(sizes.hidden);
-        walk.give(if output == Residual::Owned { sizes.hidden } else { 0 });
-    }
-}
-
-/// What follows the last product of a half, until the residual is added in place: a norm, which saves its input, or dropout,
-/// which saves what it dropped.
-fn after_product(walk: &mut Walk, sizes: &Sizes) {
-    if sizes.does.norm_after {
-        norm_forward(walk, sizes);
-    }
-    if sizes.hidden_dropped > 0 {
-        walk.take(sizes.hidden + sizes.hidden_dropped);
-        walk.give(sizes.hidden);
-    }
-}
-
-/// Backward of [`after_product`]: leaves the gradient of the product, if it is another than that of the output.
-fn before_product(walk: &mut Walk, sizes: &Sizes) {
-    if sizes.hidden_dropped > 0 {
-        walk.take(sizes.hidden);
-        walk.give(sizes.hidden_dropped);
-    }
-    if sizes.does.norm_after {
-        norm_backward(walk, sizes, Residual::Absent);
-        // What was normed.
-        walk.give(sizes.hidden);
-    }
-}
-
-/// The gradient that [`before_product`] left goes with the product's backward.
-fn product_is_done(walk: &mut Walk, sizes: &Sizes) {
-    if sizes.hidden_dropped > 0 || sizes.does.norm_after {
-        walk.give(sizes.hidden);
-    }
-}
-
-/// Norms of queries and keys, which save copies of them; they take the place of what was projected.
-fn head_norms_forward(walk: &mut Walk, sizes: &Sizes) {
-    if sizes.does.query_key_norm {
-        let (query, key) = (sizes.query, sizes.key);
-        walk.take(2 * (query + key) + sizes.head_scalars);
-        walk.take(query + 2 * key);
-        walk.give(query + key + query + 2 * key);
-    }
-}
-
-/// Backward of [`head_norms_forward`]: enters and leaves with the gradient of what was projected.
-fn head_norms_backward(walk: &mut Walk, sizes: &Sizes) {
-    if sizes.does.query_key_norm {
-        let (query, key) = (sizes.query, sizes.key);
-        let projected = query + 2 * key;
-        // Each part's gradient stands in a tensor of all three, which are added up.
-        walk.take(projected + query + key);
-        walk.pulse(projected);
-        walk.give(projected + query + key);
-        walk.give(query + key + sizes.head_scalars);
-        walk.take(sizes.weights.head_norms);
-    }
 }
 
 /// Attention with its norm and residual; leaves what was saved, and the output.

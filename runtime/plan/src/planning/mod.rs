@@ -11,6 +11,7 @@ mod activations;
 mod advice;
 mod buffers;
 mod frozen;
+mod norms;
 mod sizes;
 mod wire;
 

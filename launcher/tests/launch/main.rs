@@ -1,121 +1,13 @@
 //! The binary `launch` as a person runs it, with stand-in workers (`examples/stand_in_worker.rs`).
 
+mod fixture;
+mod watched;
+
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Child;
 
-/// A folder with a model and data just good enough for the checks before the start.
-struct Fixture {
-    folder: tempfile::TempDir,
-}
-
-impl Fixture {
-    fn new() -> Fixture {
-        let folder = tempfile::tempdir().unwrap();
-        let model = folder.path().join("model");
-        std::fs::create_dir(&model).unwrap();
-        let config = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 100, "eos_token_id": 2, "hidden_size": 8,
-            "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}"#;
-        std::fs::write(model.join("config.json"), config).unwrap();
-        let tokenizer = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-            "pre_tokenizer": null, "post_processor": null, "decoder": null,
-            "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "[UNK]": 2}, "unk_token": "[UNK]"}}"#;
-        std::fs::write(model.join("tokenizer.json"), tokenizer).unwrap();
-        std::fs::write(model.join("tokenizer_config.json"), r#"{"eos_token": "[UNK]"}"#).unwrap();
-        let header = br#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
-        let weights = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 4]].concat();
-        std::fs::write(model.join("model.safetensors"), weights).unwrap();
-        std::fs::write(folder.path().join("data.jsonl"), "{\"input_ids\": [1, 0, 1, 2]}\n".repeat(8)).unwrap();
-        Fixture { folder }
-    }
-
-    fn run_folder(&self) -> PathBuf {
-        self.folder.path().join("run")
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let worker = stand_in_worker();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_launch"));
-        command.args(words).current_dir(self.folder.path()).env("ZEROFOLD_WORKER", worker);
-        command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", self.folder.path().join("hf"));
-        command.env_remove("STAND_IN").env_remove("STAND_IN_STEPS").stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    fn train(&self, roles: &str, more: &[&str]) -> Command {
-        let base = ["--nproc", "2", "train", "--model_name_or_path", "model", "--dataset", "data.jsonl"];
-        let rest = ["--output_dir", "run", "--max_steps", "3", "--logging_steps", "1"];
-        let mut command = self.command(&[&base[..], &rest[..], more].concat());
-        command.env("STAND_IN", roles);
-        command
-    }
-}
-
-fn stand_in_worker() -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
-    let worker = tests.ancestors().nth(2).unwrap().join("examples/stand_in_worker");
-    assert!(worker.is_file(), "{} is missing: run the crate's tests without --test", worker.display());
-    worker
-}
-
-/// Waits for the end, at most 15 s.
-fn finish(mut child: Child) -> Output {
-    let deadline = Instant::now() + Duration::from_secs(15);
-    while child.try_wait().unwrap().is_none() {
-        if Instant::now() > deadline {
-            child.kill().unwrap();
-            panic!("launch hangs: {:?}", child.wait_with_output());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    child.wait_with_output().unwrap()
-}
-
-fn run(command: &mut Command) -> (i32, String, String) {
-    let output = finish(command.spawn().unwrap());
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
-}
-
-/// The pids of the workers, from their logs, once all of them have written it.
-fn worker_pids(run: &Path, count: u32) -> Vec<u32> {
-    let pid = |rank| {
-        let log = std::fs::read_to_string(run.join("logs").join(format!("rank-{rank}.log"))).ok()?;
-        log.split_once("pid ")?.1.split_once(' ')?.0.parse().ok()
-    };
-    wait_for("pids in the logs", || (0..count).map(pid).collect::<Option<Vec<u32>>>())
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(15);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "no {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn is_alive(pid: u32) -> bool {
-    // A zombie that nobody has reaped yet (the workers' new parent may be slow) runs no more.
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-}
-
-fn assert_ended(pids: &[u32]) {
-    wait_for("end of the workers", || pids.iter().all(|&pid| !is_alive(pid)).then_some(()));
-}
-
-#[track_caller]
-fn assert_has(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is missing in:\n{text}");
-    }
-}
+use fixture::{Fixture, assert_ended, assert_has, finish, is_alive, run, signal, wait_for, worker_pids};
 
 #[test]
 fn a_missing_folder_for_optimizer_state_stops_the_job_before_it_starts() {
@@ -229,11 +121,6 @@ fn a_rank_that_never_joins_is_named() {
     assert_eq!(code, 1, "{err}");
     assert_has(&err, &["error: rank 1 (pid ", "did not join the job within 1.0 s", "hint: "]);
     assert_ended(&worker_pids(&fixture.run_folder(), 2));
-}
-
-fn signal(child: &Child, signal: libc::c_int) {
-    // SAFETY: kill takes numbers only; the child is not reaped yet.
-    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
 }
 
 /// Starts a job and waits until its first step is told.
@@ -364,108 +251,4 @@ fn help_shows_examples_and_keys() {
     assert!(also.contains(&"fsdp_transformer_layer_cls_to_wrap") && also.contains(&"distributed_type"), "{also:?}");
     also.iter().for_each(|key| assert!(out.contains(key), "{key} is not in the help"));
     assert_has(&out, &["--learning_rate <X>", "[default: 2e-5]", "Optimizer and schedule", "[required]"]);
-}
-
-/// A run's status as JSON, or nothing while its launch does not answer yet.
-fn status(fixture: &Fixture) -> Option<serde_json::Value> {
-    let (code, out, _) = run(&mut fixture.command(&["status", "run", "--json"]));
-    (code == 0).then(|| serde_json::from_str(&out).unwrap())
-}
-
-fn get(address: &str) -> String {
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    std::io::Write::write_all(&mut stream, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
-
-#[test]
-fn a_run_is_watched_while_it_works_and_told_of_when_it_is_over() {
-    let fixture = Fixture::new();
-    let mut child = fixture.train("0:endless,1:endless", &["--metrics_port", "0"]).spawn().unwrap();
-    let heard = |told: &serde_json::Value| {
-        let ranks = told["ranks"].as_array().unwrap();
-        told["job"]["step"] != 0 && ranks.iter().all(|rank| rank["memory_bytes"] != 0)
-    };
-    let told = wait_for("status of a finished step, and of every rank", || status(&fixture).filter(heard));
-    assert_eq!((&told["job"]["state"], &told["job"]["total_steps"]), (&"training".into(), &3.into()));
-    assert_eq!((&told["job"]["generation"], &told["job"]["restarts"]), (&1.into(), &0.into()));
-    assert!(told["job"]["last_step"]["tokens_per_second"] == 10000.0, "{told}");
-    assert_eq!(told["job"]["last_evaluation"]["eval_loss"], 3.0);
-    let pids = worker_pids(&fixture.run_folder(), 2);
-    for (rank, pid) in told["ranks"].as_array().unwrap().iter().zip(&pids) {
-        assert_eq!((&rank["pid"], &rank["memory_bytes"]), (&(*pid).into(), &(1 << 20).into()), "{told}");
-        assert!(rank["heard_seconds"].as_f64().unwrap() < 15.0, "{told}");
-    }
-    let (code, out, _) = run(&mut fixture.command(&["status", "run"]));
-    assert_eq!(code, 0);
-    assert_has(&out, &["job    training, step ", " of 3", "rank  host", "\nloss   ", "saved  nothing so far"]);
-
-    let control = std::fs::read_to_string(fixture.run_folder().join("control.json")).unwrap();
-    let control: serde_json::Value = serde_json::from_str(&control).unwrap();
-    let metrics = get(control["metrics"].as_str().unwrap());
-    assert_has(
-        &metrics,
-        &["zerofold_up 1\n", "zerofold_tokens_per_second 10000\n", "zerofold_rank_memory_bytes{rank=\"1\","],
-    );
-
-    signal(&child, libc::SIGTERM);
-    let mut out = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(143));
-    assert_has(&out, &["watch  http://127.0.0.1:"]);
-    assert!(!fixture.run_folder().join("control.json").exists());
-    let (code, out, _) = run(&mut fixture.command(&["status", "run"]));
-    assert_eq!(code, 1);
-    assert_has(&out, &["no launch is at work in run; its last step is ", " ago (loss "]);
-    let (code, _, err) = run(&mut fixture.command(&["status", "nowhere"]));
-    assert_eq!(code, 2);
-    assert_has(&err, &["nowhere: there is no such folder\nhint: give the output_dir of a run"]);
-}
-
-#[test]
-fn a_port_for_metrics_that_is_taken_is_told_before_anything_is_touched() {
-    let fixture = Fixture::new();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
-    let (code, _, err) = run(&mut fixture.train("", &["--metrics_port", &port]));
-    assert_eq!(code, 2);
-    assert_has(&err, &["(metrics_port) is in use by another process\nhint: choose another"]);
-    assert!(!fixture.run_folder().exists());
-}
-
-#[test]
-fn messages_are_one_object_a_line_where_that_was_asked_for() {
-    let fixture = Fixture::new();
-    let by_flag: fn(&Fixture) -> Command = |fixture| fixture.train("1:panic", &["--log-format", "json"]);
-    let by_environment: fn(&Fixture) -> Command = |fixture| {
-        let mut command = fixture.train("1:panic", &["--output_dir", "other"]);
-        command.env("ZEROFOLD_LOG_FORMAT", "json");
-        command
-    };
-    for job in [by_flag, by_environment] {
-        let (code, out, err) = run(job(&fixture).env("ZEROFOLD_LOG", "debug"));
-        assert_eq!(code, 1, "{err}");
-        let read = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|_| panic!("{line}"));
-        let lines: Vec<_> = out.lines().chain(err.lines()).map(read).collect();
-        assert!(lines.iter().all(|line| line["timestamp"].is_string() && line["generation"] == 1), "{err}");
-        let of = |part: &str| {
-            let has = |line: &&serde_json::Value| line["message"].as_str().unwrap().contains(part);
-            lines.iter().find(has).unwrap_or_else(|| panic!("no {part} in {out}{err}"))
-        };
-        assert_eq!((&of("something went wrong")["rank"], &of("very wrong")["rank"]), (&1.into(), &1.into()));
-        assert_eq!(of("control plane listens")["level"], "DEBUG");
-        assert!(of("control plane listens")["address"].is_string());
-        let failure = of("rank 1 (pid");
-        assert_eq!((&failure["level"], failure.get("rank")), (&"ERROR".into(), None));
-        assert!(failure["message"].as_str().unwrap().contains("\n  | very wrong\n"), "{failure}");
-    }
-    let log = std::fs::read_to_string(fixture.run_folder().join("logs/rank-1.log")).unwrap();
-    for line in log.lines() {
-        assert_eq!(serde_json::from_str::<serde_json::Value>(line).unwrap()["rank"], 1, "{log}");
-    }
-    let (code, _, err) = run(fixture.train("", &[]).env("ZEROFOLD_LOG_FORMAT", "xml"));
-    assert_eq!(code, 2);
-    assert_has(&err, &["ZEROFOLD_LOG_FORMAT is xml, which is no form of messages\nhint: "]);
 }
