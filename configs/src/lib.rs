@@ -28,6 +28,7 @@ mod device;
 mod document;
 mod error;
 mod flat;
+mod forgetting;
 mod freezing;
 mod fsdp;
 mod generate;

@@ -22,6 +22,8 @@ struct Step {
     loss_by_source: BTreeMap<String, f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     l2_toward_pretrained: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ewc_penalty: Option<f64>,
     mean_token_accuracy: f64,
     grad_norm: f64,
     learning_rate: f64,
@@ -189,6 +191,7 @@ impl MetricsFile {
             loss: record.loss,
             loss_by_source: loss_by_source(&record.sources),
             l2_toward_pretrained: record.l2_toward_pretrained,
+            ewc_penalty: record.ewc_penalty,
             mean_token_accuracy: record.mean_token_accuracy,
             grad_norm: record.grad_norm,
             learning_rate: record.learning_rate,
@@ -300,6 +303,7 @@ mod tests {
             phases,
             sources: sources.clone(),
             l2_toward_pretrained: Some(0.5),
+            ewc_penalty: Some(0.25),
             ..step(1)
         };
         metrics.step(&all).unwrap();

@@ -13,13 +13,15 @@ use crate::initial_model::settle;
 const DEFAULT_FOLDER: &str = "runs/compare";
 /// Flags that say what is sharded. Where `--stages` asks for another stage than the configuration has, it goes before them.
 const FLAGS_OF_THE_STAGE: [&str; 3] = ["zero_stage", "fsdp_sharding_strategy", "fsdp_reshard_after_forward"];
-/// Training that is measured neither evaluates nor saves, and is watched by nobody else.
-const OF_EVERY_RUN: [(&str, &str); 9] = [
+/// Training that is measured neither evaluates nor saves, estimates nothing before it begins, and is watched by nobody else.
+const OF_EVERY_RUN: [(&str, &str); 11] = [
     ("save_strategy", "no"),
     ("checkpoint_store", "null"),
     ("eval_strategy", "no"),
     ("eval_on_start", "false"),
     ("eval_dataset", "null"),
+    ("ewc_lambda", "0"),
+    ("ewc_dataset", "null"),
     ("profile", "null"),
     ("report_to", "none"),
     ("logging_dir", "null"),

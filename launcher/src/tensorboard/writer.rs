@@ -54,7 +54,13 @@ impl EventFile {
         ];
         let scale = (record.loss_scale > 1.0).then_some(("train/loss_scale", record.loss_scale));
         let drawn = record.l2_toward_pretrained.map(|value| ("train/l2_toward_pretrained", value));
-        let scalars = scalars.into_iter().chain(scale).chain(drawn).map(|(tag, value)| (tag.to_owned(), value));
+        let consolidated = record.ewc_penalty.map(|value| ("train/ewc_penalty", value));
+        let scalars = scalars
+            .into_iter()
+            .chain(scale)
+            .chain(drawn)
+            .chain(consolidated)
+            .map(|(tag, value)| (tag.to_owned(), value));
         let scalars: Vec<_> = scalars.chain(of_sources("train", &record.sources)).collect();
         self.write(record.step, What::Summary(Summary::of(&scalars)))
     }

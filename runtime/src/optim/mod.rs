@@ -5,7 +5,7 @@ mod pretrained;
 mod schedule;
 
 pub use loss_scale::LossScale;
-pub use pretrained::draw_toward_pretrained;
+pub use pretrained::Draw;
 pub use schedule::Schedule;
 
 use crate::comm::CommError;

@@ -17,6 +17,7 @@
 mod buffers;
 mod error;
 mod files;
+mod fisher;
 mod gather;
 mod mapped;
 mod poison;
@@ -115,6 +116,8 @@ pub struct Shards {
     gradients: Gradients,
     /// Where training is drawn toward them: this rank's shards of the weights that the model came with, by unit.
     pretrained: Vec<Tensor>,
+    /// With it: this rank's shards of their Fisher information, by unit.
+    fisher: Vec<Tensor>,
     // Released units point at it, and offloaded state lies in it, so these go last.
     poison: Poison,
     file: Option<MappedFile>,
@@ -171,7 +174,7 @@ impl Shards {
         };
         buffers.tensors().chain(gradients.tensors()).for_each(|buffer| shard_axis.register(buffer));
         let arriving = units.iter().map(|_| None).collect();
-        let pretrained = Vec::new();
+        let (pretrained, fisher) = (Vec::new(), Vec::new());
         let (sharding, kinds) = (*sharding, *kinds);
         Ok(Shards {
             units,
@@ -186,6 +189,7 @@ impl Shards {
             arriving,
             gradients,
             pretrained,
+            fisher,
             poison,
             file,
         })
@@ -274,7 +278,8 @@ impl Shards {
             total.moments += bytes(&unit.first_moment) + bytes(&unit.second_moment);
         }
         // Beside masters in host memory they are not in that of the device.
-        let here = self.pretrained.iter().filter(|tensor| tensor.device() == self.comm.device());
+        let drawn = self.pretrained.iter().chain(&self.fisher);
+        let here = drawn.filter(|tensor| tensor.device() == self.comm.device());
         total.pretrained = here.map(bytes).sum();
         if self.state_is_offloaded() {
             let parameters = if self.shards_parameters() { 0 } else { total.parameters };

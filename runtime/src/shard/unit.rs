@@ -139,13 +139,24 @@ impl Unit {
         Ok(unit)
     }
 
-    /// Makes room for the gradient, if there is something to be trained and none yet.
+    /// Makes room for the gradient, if there is something to be trained and none yet; gives it up where there is nothing.
     fn make_gradient(&mut self, shard_axis: &dyn Collectives) -> Result<(), ShardError> {
         let numel = if self.stage.shards_gradients() { self.layout.shard_numel } else { self.layout.numel };
-        if self.trained > 0 && self.gradient.numel() == 0 {
+        if self.trained == 0 {
+            self.gradient = Tensor::f_zeros([0i64], (self.gradient.kind(), self.gradient.device()))?;
+        } else if self.gradient.numel() == 0 {
             self.gradient = shard_axis.allocate(numel as i64, self.gradient.kind())?;
         }
         Ok(())
+    }
+
+    /// Gives gradients to the first `trained` elements, and to nothing else.
+    pub(super) fn train(&mut self, trained: usize, shard_axis: &dyn Collectives) -> Result<(), ShardError> {
+        self.trained = trained;
+        for (leaf, tensor) in self.layout.leaves.iter().zip(&mut self.leaves) {
+            *tensor = tensor.f_set_requires_grad(leaf.end <= trained)?;
+        }
+        self.make_gradient(shard_axis)
     }
 
     /// Trains what is to be trained after so many openings of gradual unfreezing, from now on: after `taken` optimizer steps.
@@ -155,14 +166,10 @@ impl Unit {
         if trained <= self.trained {
             return Ok(());
         }
-        let before = std::mem::replace(&mut self.trained, trained);
         for (run, begun) in self.layout.runs.iter().zip(&mut self.begun) {
-            if run.begin >= before && run.end <= trained {
+            if run.begin >= self.trained && run.end <= trained {
                 *begun = taken;
             }
-        }
-        for (leaf, tensor) in self.layout.leaves.iter().zip(&mut self.leaves) {
-            *tensor = tensor.f_set_requires_grad(leaf.end <= trained)?;
         }
         let numel = trained_within(&self.owned(), trained);
         let device = self.flat.device();
@@ -173,7 +180,7 @@ impl Unit {
                 *moment = grown;
             }
         }
-        self.make_gradient(shard_axis)
+        self.train(trained, shard_axis)
     }
 
     /// Whether any of it is trained now, so that it is reduced and published.

@@ -38,7 +38,7 @@ impl Trainer {
         for window in items.chunks(batch_size * world_size) {
             let part = window.chunks(batch_size).nth(rank).unwrap_or(&[]);
             let batch = held_out.batch(part)?;
-            sums = sums.f_add_(&self.pass_with(0, None).forward(&batch)?)?;
+            sums = sums.f_add_(&self.pass_with(None, None).forward(&batch)?)?;
             supervised.iter_mut().zip(batch.supervised_by_source()).for_each(|(count, own)| *count += own as f64);
         }
         self.shards.forget_gathered()?;

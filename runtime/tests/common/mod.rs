@@ -208,6 +208,7 @@ impl Spec {
             },
             max_grad_norm: number("max_grad_norm"),
             l2_toward_pretrained: methods.l2_toward_pretrained,
+            ewc_lambda: methods.ewc_lambda,
             recompute_every: self.recompute_every,
             backward_prefetch: self.sharding.backward_prefetch,
             label_smoothing: curve["recipe"]["label_smoothing_factor"].as_f64().unwrap_or(0.0),
@@ -216,7 +217,7 @@ impl Spec {
             places: Places::default(),
         };
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
-        if methods.l2_toward_pretrained > 0.0 {
+        if methods.keeps_pretrained() {
             trainer.keep_pretrained(&weights).unwrap();
         }
         if let Some(scale) = self.loss_scale {

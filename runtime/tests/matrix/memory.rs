@@ -111,6 +111,7 @@ impl MemorySpec {
             adamw: AdamW { learning_rate: 0.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
             max_grad_norm: 1.0,
             l2_toward_pretrained: training.l2_toward_pretrained,
+            ewc_lambda: training.ewc_lambda,
             recompute_every: self.recompute_every,
             backward_prefetch: BackwardPrefetch::Pre,
             label_smoothing: 0.0,
@@ -125,7 +126,7 @@ impl MemorySpec {
         let batch = Batch::collate(&dataset, &vec![0; self.rows], 0).unwrap();
         let window = [batch.clone(), batch];
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
-        if training.l2_toward_pretrained > 0.0 {
+        if training.keeps_pretrained() {
             trainer.keep_pretrained(&Weights::of_model(&self.folder).unwrap()).unwrap();
         }
         zerofold_runtime::torch::restart_peak(Device::Cpu);
