@@ -43,8 +43,13 @@ impl Training {
         self.ewc_lambda > 0.0
     }
 
-    /// Whether the weights that the model came with are kept: to draw training toward them.
+    /// Whether weights are mixed with those that the model came with.
+    pub fn mixes(&self) -> bool {
+        self.mixout_probability > 0.0
+    }
+
+    /// Whether the weights that the model came with are kept: to draw training toward them, or to mix them in.
     pub fn keeps_pretrained(&self) -> bool {
-        self.l2_toward_pretrained > 0.0 || self.estimates_fisher()
+        self.l2_toward_pretrained > 0.0 || self.estimates_fisher() || self.mixes()
     }
 }

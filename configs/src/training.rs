@@ -154,6 +154,8 @@ keys! {
         ewc_dataset: Option<Dataset> = unset, Allowed::Any, Optimizer;
         /// With ewc_lambda: rows of ewc_dataset that the Fisher information is estimated on
         ewc_samples: u32 = "200", POSITIVE, Optimizer;
+        /// Mixout: the share of the weights that are the model's own ones in a step, drawn anew each step
+        mixout_probability: f64 = "0", Allowed::HalfOpen(0.0, 1.0), Optimizer;
         /// Optimizer steps between two log lines; metrics.jsonl has every step
         logging_steps: u32 = "10", POSITIVE, Reports;
         /// Record a timeline of these optimizer steps in output_dir/profile.json

@@ -284,7 +284,8 @@ fn build(
     let ModelUnits { units, segments } = cut;
     let mesh = Mesh::new(comm.world_size(), config.sharding.replicas as usize)?;
     let device = comm.device();
-    let options = ShardOptions { sharding: config.sharding, kinds, device, offload: config.offload_optimizer.clone() };
+    let (mixes, offload) = (config.training.mixes(), config.offload_optimizer.clone());
+    let options = ShardOptions { sharding: config.sharding, kinds, device, offload, mixes };
     let shards = Shards::new(Layout::new(&units, mesh)?, &options, comm)?;
     let training = &config.training;
     let options = StepOptions {
@@ -305,6 +306,7 @@ fn build(
         max_grad_norm: config.max_grad_norm,
         l2_toward_pretrained: training.l2_toward_pretrained,
         ewc_lambda: training.ewc_lambda,
+        mixout_probability: training.mixout_probability,
         recompute_every: config.gradient_checkpointing.then_some(config.gradient_checkpointing_every as usize),
         backward_prefetch: config.sharding.backward_prefetch,
         label_smoothing: training.label_smoothing_factor,

@@ -11,12 +11,12 @@ use std::path::Path;
 use std::sync::Arc;
 use zerofold_checkpoint::{FISHER, Found, STATES, StateReader, Weights, step_directory};
 use zerofold_configs::{ElementType, Stage, UnitPolicy};
-use zerofold_plan::{fisher_bytes, pretrained_bytes, state_bytes};
+use zerofold_plan::{fisher_bytes, pretrained_bytes, state_bytes, unmixed_bytes};
 use zerofold_runtime::comm::Activity;
 use zerofold_runtime::trainer::{StepOutcome, TrainError, Trainer};
 
 const MODELS: [&str; 2] = ["tiny-llama", "tiny-llama-tied"];
-const CURVES: [&str; 11] = [
+const CURVES: [&str; 12] = [
     "groups",
     "frozen",
     "frozen_below",
@@ -24,6 +24,7 @@ const CURVES: [&str; 11] = [
     "layer_wise",
     "l2",
     "ewc",
+    "mixout",
     "by_epoch",
     "by_steps",
     "together",
@@ -89,7 +90,7 @@ fn every_method_equals_pytorch_at_every_stage_to_the_bit() {
 
 #[test]
 fn ranks_accumulation_copies_and_units_do_not_matter() {
-    for curve in ["by_epoch", "together", "consolidated"] {
+    for curve in ["by_epoch", "mixout", "together", "consolidated"] {
         let check = |spec: &Spec| {
             let difference = difference(spec, &train(spec, |_| ()).0);
             assert!(difference < 1e-5, "{curve}, {spec:?}: {difference:e}");
@@ -112,7 +113,7 @@ fn ranks_accumulation_copies_and_units_do_not_matter() {
 
 #[test]
 fn recomputing_changes_nothing() {
-    for curve in ["frozen_below", "by_steps", "ewc"] {
+    for curve in ["frozen_below", "by_steps", "ewc", "mixout"] {
         let kept = spec("tiny-llama", curve, Stage::Three, 2, 1);
         for every in [1, 2] {
             let recomputed = Spec { recompute_every: Some(every), ..kept.clone() };
@@ -127,16 +128,19 @@ fn what_is_frozen_costs_nothing_and_stays_as_it_was() {
     let directory = fixture("models/tiny-llama");
     for compute in [ElementType::Float32, ElementType::Bfloat16] {
         for stage in STAGES {
-            for curve in ["frozen", "frozen_below", "all_but_head", "l2", "ewc"] {
+            for curve in ["frozen", "frozen_below", "all_but_head", "l2", "ewc", "mixout"] {
                 let spec = Spec { compute, ..spec("tiny-llama", curve, stage, 2, 1) };
                 let (_, ()) = train(&spec, |trainer| {
                     let mut theory = state_bytes(trainer.shards.layout(), stage, &spec.types());
                     let layout = trainer.shards.layout();
                     theory.pretrained = match curve {
-                        "l2" => pretrained_bytes(layout, &spec.types()),
+                        "l2" | "mixout" => pretrained_bytes(layout, &spec.types()),
                         "ewc" => pretrained_bytes(layout, &spec.types()) + fisher_bytes(layout),
                         _ => 0,
                     };
+                    if curve == "mixout" {
+                        theory.masters += unmixed_bytes(layout, stage, &spec.types());
+                    }
                     if trainer.shards.comm().rank() == 0 {
                         assert_eq!(trainer.shards.state_bytes(), theory, "{curve}, stage {stage}");
                     }
@@ -214,7 +218,7 @@ fn resumed(spec: &Spec, found: &Found) -> Vec<Result<Vec<StepOutcome>, String>> 
 /// Saved in the middle of unfreezing, a run goes on to the bit, at any other stage too, and over the next opening.
 #[test]
 fn a_resumed_run_goes_on_to_the_bit() {
-    for curve in ["frozen", "l2", "ewc", "by_steps", "together", "consolidated"] {
+    for curve in ["frozen", "l2", "ewc", "mixout", "by_steps", "together", "consolidated"] {
         for stage in STAGES {
             let root = tempfile::tempdir().unwrap();
             let (found, after) = saved(&spec("tiny-llama", curve, stage, 2, 1), root.path());

@@ -107,6 +107,32 @@ fn another_model_to_be_drawn_toward_is_refused() {
     job("--max_steps 4 --resume").assert_failed(1, &["training is drawn toward", "hint: resume with"]);
 }
 
+/// Evaluation and export see the weights themselves, and training goes on as if nobody had looked.
+#[test]
+fn mixout_is_of_training_alone() {
+    let scene = Scene::new();
+    let run = |run: &str, words: &str| {
+        let words = format!("--nproc 2 --max_steps 4 --save_strategy no --mixout_probability 0.5 {words}");
+        train(&scene, run, &words).run().assert_done();
+        Metrics::of(&scene.path(run))
+    };
+    let held_out = format!("--eval_dataset {}", fixture("data/rows.jsonl").display());
+    let losses = |metrics: &Metrics| metrics.steps().iter().map(|step| step["loss"].clone()).collect::<Vec<_>>();
+    let alone = losses(&run("alone", "--zero_stage 0"));
+    for stage in [0, 1, 2, 3] {
+        let words = format!("--zero_stage {stage} {held_out} --eval_strategy steps --eval_steps 1");
+        let watched = run(&format!("watched-{stage}"), &words);
+        assert_eq!(losses(&watched), alone, "stage {stage}");
+        let last = watched.evaluations().pop().unwrap()["eval_loss"].clone();
+        let exported = scene.path(&format!("watched-{stage}/model"));
+        let job = scene.launch("train").with("--model", exported).with("--dataset", fixture("data/rows.jsonl"));
+        let again = scene.path(&format!("again-{stage}"));
+        let words = format!("--nproc 2 --max_steps 1 --eval_on_start true --save_strategy no {held_out}");
+        job.with("--output_dir", &again).words(&words).run().assert_done();
+        assert_eq!(Metrics::of(&again).evaluations()[0]["eval_loss"], last, "stage {stage}");
+    }
+}
+
 #[test]
 fn openings_come_with_epochs() {
     let scene = Scene::new();

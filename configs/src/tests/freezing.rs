@@ -87,6 +87,7 @@ fn what_does_not_go_together_is_told() {
         ("  layer_wise_learning_rate_decay: 0\n", ["more than 0", "freeze says that"]),
         ("  layer_wise_learning_rate_decay: 1.1\n", ["is 1.1", "from 0 to 1"]),
         ("  l2_toward_pretrained: -1\n", ["is -1", "0 or more"]),
+        ("  mixout_probability: 1\n", ["is 1", "mixout_probability"]),
         ("  ewc_lambda: 5\n", ["not set: ewc_dataset", "pass --ewc_dataset PATH"]),
         ("  ewc_lambda: 5\n  ewc_dataset: [{path: a, weight: 1}]\n", ["ewc_dataset", "leave out the weights"]),
         ("  ewc_lambda: 5\n  ewc_dataset: a\n  ewc_samples: 0\n", ["ewc_samples", "more than 0"]),

@@ -61,6 +61,16 @@ pub fn fisher_bytes(layout: &Layout) -> usize {
     ElementType::Float32.bytes() * trained_shard(layout)
 }
 
+/// Masters that mixout keeps apart where they would be the parameters themselves: it changes those.
+pub fn unmixed_bytes(layout: &Layout, stage: Stage, types: &ElementTypes) -> usize {
+    match stage {
+        _ if types.compute != types.master => 0,
+        Stage::Zero => types.master.bytes() * layout.numel(),
+        Stage::One | Stage::Two => types.master.bytes() * layout.shard_numel(),
+        Stage::Three => 0,
+    }
+}
+
 /// The elements that are ever trained of a rank's shard; the first rank has most.
 fn trained_shard(layout: &Layout) -> usize {
     layout.units.iter().map(|unit| unit.trained_numel(u32::MAX).min(unit.shard_numel)).sum()

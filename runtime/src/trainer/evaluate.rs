@@ -30,6 +30,7 @@ impl Trainer {
         let _no_grad = tch::no_grad_guard();
         let began = Instant::now();
         self.enter(Phase::Evaluation);
+        self.shards.show(None)?;
         let (rank, world_size) = (self.shards.comm().rank(), self.shards.comm().world_size());
         let items: Vec<u32> = (0..held_out.collator.count() as u32).collect();
         let sources = held_out.dataset.sources().len();

@@ -6,6 +6,7 @@ use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use crate::metrics::{Label, Track};
 use crate::optim::{self, Draw, LossScale, Schedule};
+use crate::shard::Mask;
 use crate::torch::{self, AdamW};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ pub struct StepOptions {
     pub l2_toward_pretrained: f64,
     /// The weight of the distance from them that the Fisher information measures; 0 for none.
     pub ewc_lambda: f64,
+    /// The share of the weights that are the pretrained ones in a step.
+    pub mixout_probability: f64,
     /// Keep only the input of every so many blocks between forward and backward; none keeps everything.
     pub recompute_every: Option<usize>,
     /// When backward gathers ahead.
@@ -35,7 +38,7 @@ pub struct StepOptions {
     pub label_smoothing: f64,
     /// What is done when gradients are not finite.
     pub nonfinite: NonFinite,
-    /// The seed of everything random in a step: dropout.
+    /// The seed of everything random in a step: dropout and mixout.
     pub seed: u64,
     /// Where the rows stand in the data files, for messages.
     pub places: Places,
@@ -216,6 +219,7 @@ impl Trainer {
 
         let loss_scale = self.state.loss_scale.map_or(1.0, |state| state.scale);
         let scale = loss_scale / supervised_tokens;
+        self.shards.show(self.mask(step))?;
         self.shards.begin_window()?;
         let device = self.shards.comm().device();
         let sources = window.first().map_or(1, |batch| batch.sources);
@@ -229,6 +233,7 @@ impl Trainer {
         self.shards.finish_window()?;
 
         self.enter(Phase::Optimizer);
+        self.shards.unmix_gradients()?;
         let draw = Draw { l2: self.options.l2_toward_pretrained, ewc: self.options.ewc_lambda };
         let distances = match self.shards.keeps_pretrained() {
             true => self.computing("toward pretrained", |trainer| draw.apply(&mut trainer.shards, loss_scale))?,
@@ -345,6 +350,12 @@ impl Trainer {
         }
         self.enter(Phase::Optimizer);
         Ok(())
+    }
+
+    /// Which weights are the pretrained ones in a step; none without mixout.
+    fn mask(&self, step: u64) -> Option<Mask> {
+        let StepOptions { mixout_probability: probability, seed, .. } = self.options;
+        (probability > 0.0).then_some(Mask { probability, seed, step })
     }
 
     /// What everything random in a micro-batch of this rank follows from. It does not depend on the stage, nor on what was

@@ -97,7 +97,13 @@ impl MemorySpec {
         let layout = Layout::new(&units, Mesh::new(RANKS, self.sharding.replicas as usize).unwrap()).unwrap();
         let seen: Rc<RefCell<Vec<u64>>> = Rc::default();
         let comm: Rc<dyn Collectives> = Rc::new(Watched { inner: comm, seen: seen.clone() });
-        let options = ShardOptions { sharding: self.sharding, kinds, offload: Offload::No, device: Device::Cpu };
+        let options = ShardOptions {
+            sharding: self.sharding,
+            kinds,
+            offload: Offload::No,
+            mixes: training.mixes(),
+            device: Device::Cpu,
+        };
         let mut shards = Shards::new(layout, &options, comm).unwrap();
         shards.share_state().unwrap();
         let options = StepOptions {
@@ -112,6 +118,7 @@ impl MemorySpec {
             max_grad_norm: 1.0,
             l2_toward_pretrained: training.l2_toward_pretrained,
             ewc_lambda: training.ewc_lambda,
+            mixout_probability: training.mixout_probability,
             recompute_every: self.recompute_every,
             backward_prefetch: BackwardPrefetch::Pre,
             label_smoothing: 0.0,

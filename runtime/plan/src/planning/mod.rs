@@ -19,7 +19,7 @@ pub(crate) use wire::{Gather, GatherBuffers};
 
 use crate::layout::{Layout, LayoutError, Mesh};
 use crate::model::{ModelConfig, ModelUnits, SegmentKind};
-use crate::theory::{StateBytes, fisher_bytes, pretrained_bytes, state_bytes};
+use crate::theory::{StateBytes, fisher_bytes, pretrained_bytes, state_bytes, unmixed_bytes};
 use serde::{Deserialize, Serialize};
 use zerofold_configs::{Backend, DeviceKind, ElementType, ElementTypes, Offload, Resolved, Sharding, Stage, Training};
 
@@ -282,7 +282,10 @@ fn fisher_in_memory(inputs: &PlanInputs<'_>, layout: &Layout) -> usize {
 
 /// The state in memory, and the bytes of it that lie in files instead.
 fn state_in_memory(inputs: &PlanInputs<'_>, layout: &Layout) -> (StateBytes, u64) {
-    let state = state_bytes(layout, inputs.sharding.stage, &inputs.types);
+    let mut state = state_bytes(layout, inputs.sharding.stage, &inputs.types);
+    if inputs.training.is_some_and(Training::mixes) {
+        state.masters += unmixed_bytes(layout, inputs.sharding.stage, &inputs.types);
+    }
     let pretrained = match inputs.training.filter(|training| training.keeps_pretrained()) {
         Some(_) if !state_lies_elsewhere(inputs) => pretrained_bytes(layout, &inputs.types),
         _ => 0,
