@@ -7,6 +7,9 @@ use crate::registry::Section;
 use crate::settings::Reader;
 use crate::training::Training;
 
+/// What `ewc_samples` is where nobody says it.
+const SAMPLES: u32 = 200;
+
 /// Checks what goes together.
 ///
 /// # Errors
@@ -29,8 +32,10 @@ pub(crate) fn settle(reader: &mut Reader<'_>, training: &Training) -> Result<(),
         return Ok(());
     }
     let place = find("ewc_lambda").map_or("default", |setting| setting.place.as_str());
-    for key in ["ewc_dataset", "ewc_samples"] {
-        if let Some(setting) = find(key) {
+    for (key, set) in
+        [("ewc_dataset", training.ewc_dataset.is_some()), ("ewc_samples", training.ewc_samples != SAMPLES)]
+    {
+        if let Some(setting) = find(key).filter(|_| set) {
             reader.notes.push(no_effect(setting, &format!("ewc_lambda is 0 ({place})")));
         }
     }

@@ -316,3 +316,20 @@ fn the_fisher_information_is_that_of_the_beginning() {
         assert!(values.iter().all(|value| *value >= 0.0) && values.iter().any(|value| *value > 0.0), "{name}");
     }
 }
+
+/// In 16 bits the Fisher information is that of float32 but for the rounding of activations: squares are float32, and float16 does
+/// not overflow.
+#[test]
+fn the_fisher_information_survives_16_bits() {
+    let sum = |spec: &Spec| train(spec, |trainer| trainer.shards.fisher_sum().unwrap()).1;
+    for stage in [Stage::Zero, Stage::Three] {
+        let exact = Spec { steps: Some(1), ..spec("tiny-llama", "ewc", stage, 2, 1) };
+        let wide = sum(&exact);
+        for (narrow, accumulate) in
+            [(ElementType::Bfloat16, ElementType::Bfloat16), (ElementType::Float16, ElementType::Float32)]
+        {
+            let found = sum(&Spec { compute: narrow, reduce: narrow, accumulate, ..exact.clone() });
+            assert!((found / wide - 1.0).abs() < 0.03, "stage {stage}, {narrow:?}: {found:e} instead of {wide:e}");
+        }
+    }
+}

@@ -90,7 +90,7 @@ fn what_does_not_go_together_is_told() {
         ("  mixout_probability: 1\n", ["is 1", "mixout_probability"]),
         ("  ewc_lambda: 5\n", ["not set: ewc_dataset", "pass --ewc_dataset PATH"]),
         ("  ewc_lambda: 5\n  ewc_dataset: [{path: a, weight: 1}]\n", ["ewc_dataset", "leave out the weights"]),
-        ("  ewc_lambda: 5\n  ewc_dataset: a\n  ewc_samples: 0\n", ["ewc_samples", "more than 0"]),
+        ("  ewc_lambda: 5\n  ewc_dataset: a\n  ewc_samples: 0\n", ["ewc_samples", "1 or more"]),
         (
             "  learning_rate: 0\n  parameter_groups: [{pattern: a, learning_rate: 1}]\n",
             ["learning_rate is 0", "highest"],
