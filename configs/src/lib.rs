@@ -28,6 +28,7 @@ mod device;
 mod document;
 mod error;
 mod flat;
+mod forgetting;
 mod freezing;
 mod fsdp;
 mod generate;
@@ -90,7 +91,8 @@ pub use store_url::StoreUrl;
 pub use topology::{DEFAULT_PORT, ENVIRONMENT, Endpoint, Nodes, RendezvousTimes, STATIC_RUN_ID, StartedBy, Topology};
 pub use training::{KEYS, Training};
 pub use types::{
-    Backend, Curve, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, PlateauMode, Precision, ProblemType, Reporter,
-    Sampling, Scheduler, StateDictType, StoppingStrategy, Strategy, ThresholdMode, UnfreezingStart, WarmupType,
+    Backend, Curve, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, PlateauMode, Precision, ProblemType,
+    Reporter, Sampling, Scheduler, StateDictType, StoppingStrategy, Strategy, ThresholdMode, UnfreezingStart,
+    WarmupType,
 };
 pub use written::Written;

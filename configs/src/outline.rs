@@ -13,7 +13,8 @@ use serde_yaml::Value;
 /// Stands in for a path that nobody named yet.
 const PLACEHOLDER: &str = "-";
 /// Keys that may be named later: they say where things lie, and nothing else follows from them.
-const LATER: [&str; 5] = ["model_name_or_path", "dataset", "eval_dataset", "output_dir", "offload_optimizer_nvme_path"];
+const LATER: [&str; 6] =
+    ["model_name_or_path", "dataset", "eval_dataset", "ewc_dataset", "output_dir", "offload_optimizer_nvme_path"];
 
 /// What a configuration amounts to.
 #[derive(Debug, Clone)]

@@ -12,8 +12,8 @@ use crate::training::{KEYS, Training};
 use crate::types::{DeviceKind, Strategy};
 use crate::written::{ACCELERATE_HOSTS, Written};
 use crate::{
-    deepspeed, device, fsdp, hub, mesh, mixing, offload, packing, precision, presets, schedule, source, unfreezing,
-    units,
+    deepspeed, device, forgetting, fsdp, hub, mesh, mixing, offload, packing, precision, presets, schedule, source,
+    unfreezing, units,
 };
 use std::collections::BTreeMap;
 
@@ -282,6 +282,7 @@ fn training(reader: &mut Reader<'_>) -> Result<Training, ConfigError> {
     mixing::settle(reader, &training)?;
     schedule::settle(reader, &mut training)?;
     unfreezing::settle(reader, &training)?;
+    forgetting::settle(reader, &training)?;
     let settings = reader.settings;
     let find = |key: &str| settings.find(Section::Training, key);
     settle_warmup(&mut training, find("warmup_steps"), find("warmup_ratio"))?;

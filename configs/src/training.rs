@@ -148,6 +148,14 @@ keys! {
         gradual_unfreezing_embeddings: bool = "false", Allowed::Any, Optimizer;
         /// Adds so many times the squared distance from the model's own weights to the loss
         l2_toward_pretrained: f64 = "0", NOT_NEGATIVE, Optimizer;
+        /// Elastic weight consolidation: the weight of the distance by Fisher information
+        ewc_lambda: f64 = "0", NOT_NEGATIVE, Optimizer;
+        /// With ewc_lambda: the data whose knowledge is to stay, of the form of dataset
+        ewc_dataset: Option<Dataset> = unset, Allowed::Any, Optimizer;
+        /// With ewc_lambda: rows of ewc_dataset that the Fisher information is estimated on
+        ewc_samples: u32 = "200", POSITIVE, Optimizer;
+        /// Mixout: the share of weights that are the model's own ones, drawn anew each step
+        mixout_probability: f64 = "0", Allowed::HalfOpen(0.0, 1.0), Optimizer;
         /// Optimizer steps between two log lines; metrics.jsonl has every step
         logging_steps: u32 = "10", POSITIVE, Reports;
         /// Record a timeline of these optimizer steps in output_dir/profile.json

@@ -6,8 +6,8 @@ use crate::registry::Kind;
 use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
-    Backend, Curve, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, PlateauMode, Precision, ProblemType,
-    Reporter, Sampling, Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, ThresholdMode,
+    Backend, Curve, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, PlateauMode, Precision,
+    ProblemType, Reporter, Sampling, Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, ThresholdMode,
     UnfreezingStart, WarmupType, WrapPolicy,
 };
 use serde_yaml::Value;

@@ -115,6 +115,10 @@ impl Resolved {
                 let names = self.training.eval_dataset.as_ref();
                 entry(names.map_or(Value::Null, |names| self.pinned(names)), "training.eval_dataset")
             }
+            (Section::Training, "ewc_dataset") if !self.hub_data.is_empty() => {
+                let names = self.training.ewc_dataset.as_ref();
+                entry(names.map_or(Value::Null, |names| self.pinned(names)), "training.ewc_dataset")
+            }
             (Section::Training, "lr_scheduler_type") => {
                 entry(self.training.lr_scheduler_type.scheduler().name().into(), "training.lr_scheduler_type")
             }

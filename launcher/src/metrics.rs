@@ -23,6 +23,8 @@ struct Step {
     #[serde(skip_serializing_if = "Option::is_none")]
     l2_toward_pretrained: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    ewc_penalty: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     mean_token_accuracy: Option<f64>,
     #[serde(flatten)]
     figures: BTreeMap<String, f64>,
@@ -195,6 +197,7 @@ impl MetricsFile {
             loss: record.loss,
             loss_by_source: loss_by_source(&record.sources),
             l2_toward_pretrained: record.l2_toward_pretrained,
+            ewc_penalty: record.ewc_penalty,
             mean_token_accuracy: Some(record.mean_token_accuracy).filter(|share| !share.is_nan()),
             figures: figures("", &record.figures),
             grad_norm: record.grad_norm,
@@ -313,6 +316,7 @@ mod tests {
             phases,
             sources: sources.clone(),
             l2_toward_pretrained: Some(0.5),
+            ewc_penalty: Some(0.25),
             ..step(1)
         };
         metrics.step(&all).unwrap();

@@ -115,6 +115,11 @@ impl RunFolder {
         self.root.join("data").join("eval.safetensors")
     }
 
+    /// The tokenised rows that the Fisher information is estimated on.
+    pub fn ewc_data(&self) -> PathBuf {
+        self.root.join("data").join("ewc.safetensors")
+    }
+
     /// One folder a saved step.
     pub fn checkpoints(&self) -> PathBuf {
         self.root.join("checkpoints")

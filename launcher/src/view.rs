@@ -257,13 +257,14 @@ fn by_source(sources: &[SourceRecord]) -> String {
 fn plain_line(record: &StepRecord, total: u64, memory: u64, left: Option<Duration>) -> String {
     let counted = if record.mean_token_accuracy.is_nan() { "rows" } else { "supervised" };
     format!(
-        "step {}/{total}  epoch {:.2}  loss {:.4}{}{}  lr {:.2e}  grad_norm {:.3}  {} tokens/s ({} {counted})  {:.2} s/step  \
+        "step {}/{total}  epoch {:.2}  loss {:.4}{}{}{}  lr {:.2e}  grad_norm {:.3}  {} tokens/s ({} {counted})  {:.2} s/step  \
          {}/rank  {}",
         record.step,
         record.epoch,
         record.loss,
         by_source(&record.sources),
         record.l2_toward_pretrained.map_or(String::new(), |value| format!("  l2_toward_pretrained {value:.2e}")),
+        record.ewc_penalty.map_or(String::new(), |value| format!("  ewc_penalty {value:.2e}")),
         record.learning_rate,
         record.grad_norm,
         format::figure(rate(record.tokens, record.seconds)),

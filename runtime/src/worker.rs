@@ -198,6 +198,10 @@ fn train_joined(
         None => None,
     };
     let resume = std::env::var_os("ZEROFOLD_RESUME").map(|path| open_step(Path::new(&path))).transpose()?;
+    let fisher = match resume {
+        None if training.estimates_fisher() => Some(rows(&data.join("ewc.safetensors"), training, false)?),
+        _ => None,
+    };
     let items = train.collator.items(&train.dataset, Sampling::of(training));
     let plan = step_plan(config, items, resume.as_ref())?;
     activity.enter(Phase::Meeting);
@@ -206,12 +210,14 @@ fn train_joined(
     let model_directory = &config.training.model_name_or_path;
     let mut trainer = build(config, model_directory, comm, activity, plan.total_steps())?;
     trainer.options.places = train.dataset.places.clone();
-    check_tokens(&train.dataset, trainer.model.config.vocab_size)?;
+    for rows in [Some(&train), fisher.as_ref()].into_iter().flatten() {
+        check_tokens(&rows.dataset, trainer.model.config.vocab_size)?;
+    }
     // The same on every rank.
     if trainer.shards.comm().rank() == 0 {
         device::tell_attention(&trainer.model, config.training.max_length as usize)?;
     }
-    let drawn = config.training.l2_toward_pretrained > 0.0;
+    let drawn = config.training.keeps_pretrained();
     if resume.is_none() || drawn {
         let weights = first_weights(config, &trainer.model.config)?;
         if resume.is_none() {
@@ -222,7 +228,7 @@ fn train_joined(
         }
     }
     let loading_peak = crate::torch::memory(device.torch()).peak;
-    let job = Job { config, control, train, held_out, plan, resume };
+    let job = Job { config, control, train, held_out, fisher, plan, resume };
     let outcome = crate::trainer::run(&mut trainer, &job)?;
     control.leave(leave_request(&trainer, &outcome, loading_peak))?;
     Ok(())
@@ -316,7 +322,8 @@ pub(crate) fn trainer(
     let ModelUnits { units, segments } = cut;
     let mesh = Mesh::new(comm.world_size(), config.sharding.replicas as usize)?;
     let device = comm.device();
-    let options = ShardOptions { sharding: config.sharding, kinds, device, offload: config.offload_optimizer.clone() };
+    let (mixes, offload) = (config.training.mixes(), config.offload_optimizer.clone());
+    let options = ShardOptions { sharding: config.sharding, kinds, device, offload, mixes };
     let shards = Shards::new(Layout::new(&units, mesh)?, &options, comm)?;
     let training = &config.training;
     let options = StepOptions {
@@ -336,6 +343,8 @@ pub(crate) fn trainer(
         },
         max_grad_norm: config.max_grad_norm,
         l2_toward_pretrained: training.l2_toward_pretrained,
+        ewc_lambda: training.ewc_lambda,
+        mixout_probability: training.mixout_probability,
         recompute_every: config.gradient_checkpointing.then_some(config.gradient_checkpointing_every as usize),
         backward_prefetch: config.sharding.backward_prefetch,
         label_smoothing: training.label_smoothing_factor,

@@ -9,15 +9,27 @@ use common::{STAGES, Spec, bits, fixture};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use zerofold_checkpoint::{Found, STATES, StateReader, Weights, step_directory};
+use zerofold_checkpoint::{FISHER, Found, STATES, StateReader, Weights, step_directory};
 use zerofold_configs::{ElementType, Stage, UnitPolicy};
-use zerofold_plan::{pretrained_bytes, state_bytes};
+use zerofold_plan::{fisher_bytes, pretrained_bytes, state_bytes, unmixed_bytes};
 use zerofold_runtime::comm::Activity;
 use zerofold_runtime::trainer::{StepOutcome, TrainError, Trainer};
 
 const MODELS: [&str; 2] = ["tiny-llama", "tiny-llama-tied"];
-const CURVES: [&str; 9] =
-    ["groups", "frozen", "frozen_below", "all_but_head", "layer_wise", "l2", "by_epoch", "by_steps", "together"];
+const CURVES: [&str; 12] = [
+    "groups",
+    "frozen",
+    "frozen_below",
+    "all_but_head",
+    "layer_wise",
+    "l2",
+    "ewc",
+    "mixout",
+    "by_epoch",
+    "by_steps",
+    "together",
+    "consolidated",
+];
 
 fn spec(model: &str, curve: &str, stage: Stage, world_size: usize, accumulation: u32) -> Spec {
     Spec::new("methods", model, curve, stage, world_size, accumulation)
@@ -47,9 +59,13 @@ fn difference(spec: &Spec, outcomes: &[StepOutcome]) -> f64 {
         if theirs == 0.0 { ours.abs() } else { ((ours - theirs) / theirs).abs() }
     };
     let of_step = |(ours, theirs): (&StepOutcome, &serde_json::Value)| {
-        assert_eq!(ours.l2_toward_pretrained.is_some(), theirs.get("l2_toward_pretrained").is_some());
-        let distance = ours.l2_toward_pretrained.map_or(0.0, |ours| relative(ours, &theirs["l2_toward_pretrained"]));
-        relative(ours.loss, &theirs["loss"]).max(relative(ours.grad_norm, &theirs["grad_norm"])).max(distance)
+        let penalties = [("l2_toward_pretrained", ours.l2_toward_pretrained), ("ewc_penalty", ours.ewc_penalty)];
+        let penalties = penalties.map(|(key, ours)| {
+            assert_eq!(ours.is_some(), theirs.get(key).is_some(), "{key}");
+            ours.map_or(0.0, |ours| relative(ours, &theirs[key]))
+        });
+        let largest = relative(ours.loss, &theirs["loss"]).max(relative(ours.grad_norm, &theirs["grad_norm"]));
+        penalties.into_iter().fold(largest, f64::max)
     };
     outcomes.iter().zip(expected).map(of_step).fold(0.0, f64::max)
 }
@@ -74,7 +90,7 @@ fn every_method_equals_pytorch_at_every_stage_to_the_bit() {
 
 #[test]
 fn ranks_accumulation_copies_and_units_do_not_matter() {
-    for curve in ["by_epoch", "together"] {
+    for curve in ["by_epoch", "mixout", "together", "consolidated"] {
         let check = |spec: &Spec| {
             let difference = difference(spec, &train(spec, |_| ()).0);
             assert!(difference < 1e-5, "{curve}, {spec:?}: {difference:e}");
@@ -97,7 +113,7 @@ fn ranks_accumulation_copies_and_units_do_not_matter() {
 
 #[test]
 fn recomputing_changes_nothing() {
-    for curve in ["frozen_below", "by_steps"] {
+    for curve in ["frozen_below", "by_steps", "ewc", "mixout"] {
         let kept = spec("tiny-llama", curve, Stage::Three, 2, 1);
         for every in [1, 2] {
             let recomputed = Spec { recompute_every: Some(every), ..kept.clone() };
@@ -112,12 +128,18 @@ fn what_is_frozen_costs_nothing_and_stays_as_it_was() {
     let directory = fixture("models/tiny-llama");
     for compute in [ElementType::Float32, ElementType::Bfloat16] {
         for stage in STAGES {
-            for curve in ["frozen", "frozen_below", "all_but_head", "l2"] {
+            for curve in ["frozen", "frozen_below", "all_but_head", "l2", "ewc", "mixout"] {
                 let spec = Spec { compute, ..spec("tiny-llama", curve, stage, 2, 1) };
                 let (_, ()) = train(&spec, |trainer| {
                     let mut theory = state_bytes(trainer.shards.layout(), stage, &spec.types());
-                    if curve == "l2" {
-                        theory.pretrained = pretrained_bytes(trainer.shards.layout(), &spec.types());
+                    let layout = trainer.shards.layout();
+                    theory.pretrained = match curve {
+                        "l2" | "mixout" => pretrained_bytes(layout, &spec.types()),
+                        "ewc" => pretrained_bytes(layout, &spec.types()) + fisher_bytes(layout),
+                        _ => 0,
+                    };
+                    if curve == "mixout" {
+                        theory.masters += unmixed_bytes(layout, stage, &spec.types());
                     }
                     if trainer.shards.comm().rank() == 0 {
                         assert_eq!(trainer.shards.state_bytes(), theory, "{curve}, stage {stage}");
@@ -143,11 +165,11 @@ fn what_is_frozen_costs_nothing_and_stays_as_it_was() {
     }
 }
 
-/// Optimizer state grows when layers open, and only then.
+/// Optimizer state grows when layers open, and only then; to have estimated the Fisher information of all leaves nothing behind.
 #[test]
 fn state_grows_as_layers_open() {
-    for stage in STAGES {
-        let spec = spec("tiny-llama", "by_steps", stage, 2, 1);
+    for (stage, curve) in STAGES.into_iter().flat_map(|stage| [(stage, "by_steps"), (stage, "consolidated")]) {
+        let spec = spec("tiny-llama", curve, stage, 2, 1);
         let mut ranks = on_ranks(spec.world_size, |comm| {
             let mut trainer = spec.trainer(comm, Arc::new(Activity::default()));
             let steps = (0..spec.steps()).map(|step| {
@@ -196,7 +218,7 @@ fn resumed(spec: &Spec, found: &Found) -> Vec<Result<Vec<StepOutcome>, String>> 
 /// Saved in the middle of unfreezing, a run goes on to the bit, at any other stage too, and over the next opening.
 #[test]
 fn a_resumed_run_goes_on_to_the_bit() {
-    for curve in ["frozen", "l2", "by_steps", "together"] {
+    for curve in ["frozen", "l2", "ewc", "mixout", "by_steps", "together", "consolidated"] {
         for stage in STAGES {
             let root = tempfile::tempdir().unwrap();
             let (found, after) = saved(&spec("tiny-llama", curve, stage, 2, 1), root.path());
@@ -264,5 +286,50 @@ fn other_pretrained_weights_are_refused() {
     for refused in resumed(&spec("tiny-llama", "l2", Stage::Three, 2, 1), &found) {
         let error = refused.unwrap_err();
         assert!(error.contains("0123456789abcdef") && error.contains(&here), "{error}");
+    }
+}
+
+/// A checkpoint without Fisher information is refused where it is needed; one that has it can be read without.
+#[test]
+fn the_fisher_information_is_that_of_the_beginning() {
+    let root = tempfile::tempdir().unwrap();
+    let ewc = |stage| spec("tiny-llama", "ewc", stage, 2, 1);
+    let (found, _) = saved(&spec("tiny-llama", "l2", Stage::Three, 2, 1), root.path());
+    assert!(!found.manifest.has_fisher());
+    for refused in resumed(&ewc(Stage::Three), &found) {
+        let error = refused.unwrap_err();
+        assert!(error.contains("the Fisher information is missing there"), "{error}");
+        assert!(error.contains("hint: it is estimated where a run begins"), "{error}");
+    }
+    let root = tempfile::tempdir().unwrap();
+    let (found, _) = saved(&ewc(Stage::Two), root.path());
+    assert!(found.manifest.has_fisher());
+    assert_eq!(found.manifest.state["trained"]["fisher"], 7);
+    let without = resumed(&spec("tiny-llama", "l2", Stage::Zero, 2, 1), &found).swap_remove(0).unwrap();
+    assert!(without.iter().all(|outcome| outcome.ewc_penalty.is_none()));
+
+    // As many numbers as there are parameters, none of them negative, and not all of them alike.
+    let state = StateReader::open(&found).unwrap();
+    for (name, stored) in state.parameters() {
+        let mut values = vec![-1.0; stored.elements() as usize];
+        state.read(name, FISHER, 0..stored.elements(), &mut values).unwrap();
+        assert!(values.iter().all(|value| *value >= 0.0) && values.iter().any(|value| *value > 0.0), "{name}");
+    }
+}
+
+/// In 16 bits the Fisher information is that of float32 but for the rounding of activations: squares are float32, and float16 does
+/// not overflow.
+#[test]
+fn the_fisher_information_survives_16_bits() {
+    let sum = |spec: &Spec| train(spec, |trainer| trainer.shards.fisher_sum().unwrap()).1;
+    for stage in [Stage::Zero, Stage::Three] {
+        let exact = Spec { steps: Some(1), ..spec("tiny-llama", "ewc", stage, 2, 1) };
+        let wide = sum(&exact);
+        for (narrow, accumulate) in
+            [(ElementType::Bfloat16, ElementType::Bfloat16), (ElementType::Float16, ElementType::Float32)]
+        {
+            let found = sum(&Spec { compute: narrow, reduce: narrow, accumulate, ..exact.clone() });
+            assert!((found / wide - 1.0).abs() < 0.03, "stage {stage}, {narrow:?}: {found:e} instead of {wide:e}");
+        }
     }
 }

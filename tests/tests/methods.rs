@@ -1,4 +1,4 @@
-//! Freezing, groups, unfreezing and L2 toward the pretrained weights through the whole program.
+//! Freezing, groups, unfreezing and what draws toward the pretrained weights through the whole program.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -64,18 +64,26 @@ fn what_is_frozen_is_exported_as_it_was_and_costs_less() {
 fn a_run_stopped_while_layers_open_goes_on_to_the_bit() {
     let scene = Scene::new();
     let methods = "--gradual_unfreezing steps --gradual_unfreezing_steps 2 --gradual_unfreezing_embeddings true \
-                   --layer_wise_learning_rate_decay 0.9 --l2_toward_pretrained 0.01";
+                   --layer_wise_learning_rate_decay 0.9 --l2_toward_pretrained 0.01 --ewc_lambda 100 --ewc_samples 5";
     let words = |stage: u32| format!("--nproc 2 --zero_stage {stage} --max_steps 8 --save_steps 3 {methods}");
-    train(&scene, "whole", &words(3)).run().assert_done();
+    let train =
+        |run: &str, stage: u32| train(&scene, run, &words(stage)).with("--ewc_dataset", fixture("data/rows.jsonl"));
+    let whole = train("whole", 3).run();
+    whole.assert_done();
+    assert!(whole.out.contains("the Fisher information of 5 rows of them is estimated"), "{whole}");
     let expected = Metrics::of(&scene.path("whole"));
-    let drawn: Vec<f64> = expected.steps().iter().map(|step| step["l2_toward_pretrained"].as_f64().unwrap()).collect();
-    assert!(drawn[0] == 0.0 && drawn.windows(2).all(|pair| pair[0] < pair[1]), "{drawn:?}");
+    for key in ["l2_toward_pretrained", "ewc_penalty"] {
+        let drawn: Vec<f64> = expected.steps().iter().map(|step| step[key].as_f64().unwrap()).collect();
+        assert!(drawn[0] == 0.0 && drawn.windows(2).all(|pair| pair[0] < pair[1]), "{key}: {drawn:?}");
+    }
     scene.copy(&scene.path("whole"), "again");
     for step in ["step-00000006", "step-00000008"] {
         std::fs::remove_dir_all(scene.path("again/checkpoints").join(step)).unwrap();
     }
     std::fs::remove_dir_all(scene.path("again/model")).unwrap();
-    train(&scene, "again", &words(2)).words("--resume").run().assert_done();
+    // The Fisher information is that of the checkpoint.
+    std::fs::remove_file(scene.path("again/data/ewc.safetensors")).unwrap();
+    train("again", 2).words("--resume").run().assert_done();
     assert_eq!(Metrics::of(&scene.path("again")).exact(), expected.exact());
     assert_eq!(tensors(&scene.path("again/model")), tensors(&scene.path("whole/model")));
     // Every tool reads it.
@@ -96,7 +104,33 @@ fn another_model_to_be_drawn_toward_is_refused() {
     };
     job("--max_steps 2 --nproc 2 --zero_stage 3").assert_done();
     zerofold_tests::change_weights(&source, "model.norm.weight", 0..1, |value| value + 1.0);
-    job("--max_steps 4 --resume").assert_failed(1, &["l2_toward_pretrained draws toward", "hint: resume with"]);
+    job("--max_steps 4 --resume").assert_failed(1, &["training is drawn toward", "hint: resume with"]);
+}
+
+/// Evaluation and export see the weights themselves, and training goes on as if nobody had looked.
+#[test]
+fn mixout_is_of_training_alone() {
+    let scene = Scene::new();
+    let run = |run: &str, words: &str| {
+        let words = format!("--nproc 2 --max_steps 4 --save_strategy no --mixout_probability 0.5 {words}");
+        train(&scene, run, &words).run().assert_done();
+        Metrics::of(&scene.path(run))
+    };
+    let held_out = format!("--eval_dataset {}", fixture("data/rows.jsonl").display());
+    let losses = |metrics: &Metrics| metrics.steps().iter().map(|step| step["loss"].clone()).collect::<Vec<_>>();
+    let alone = losses(&run("alone", "--zero_stage 0"));
+    for stage in [0, 1, 2, 3] {
+        let words = format!("--zero_stage {stage} {held_out} --eval_strategy steps --eval_steps 1");
+        let watched = run(&format!("watched-{stage}"), &words);
+        assert_eq!(losses(&watched), alone, "stage {stage}");
+        let last = watched.evaluations().pop().unwrap()["eval_loss"].clone();
+        let exported = scene.path(&format!("watched-{stage}/model"));
+        let job = scene.launch("train").with("--model", exported).with("--dataset", fixture("data/rows.jsonl"));
+        let again = scene.path(&format!("again-{stage}"));
+        let words = format!("--nproc 2 --max_steps 1 --eval_on_start true --save_strategy no {held_out}");
+        job.with("--output_dir", &again).words(&words).run().assert_done();
+        assert_eq!(Metrics::of(&again).evaluations()[0]["eval_loss"], last, "stage {stage}");
+    }
 }
 
 #[test]

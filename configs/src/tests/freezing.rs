@@ -87,6 +87,10 @@ fn what_does_not_go_together_is_told() {
         ("  layer_wise_learning_rate_decay: 0\n", ["more than 0", "freeze says that"]),
         ("  layer_wise_learning_rate_decay: 1.1\n", ["is 1.1", "from 0 to 1"]),
         ("  l2_toward_pretrained: -1\n", ["is -1", "0 or more"]),
+        ("  mixout_probability: 1\n", ["is 1", "mixout_probability"]),
+        ("  ewc_lambda: 5\n", ["not set: ewc_dataset", "pass --ewc_dataset PATH"]),
+        ("  ewc_lambda: 5\n  ewc_dataset: [{path: a, weight: 1}]\n", ["ewc_dataset", "leave out the weights"]),
+        ("  ewc_lambda: 5\n  ewc_dataset: a\n  ewc_samples: 0\n", ["ewc_samples", "1 or more"]),
         (
             "  learning_rate: 0\n  parameter_groups: [{pattern: a, learning_rate: 1}]\n",
             ["learning_rate is 0", "highest"],
@@ -99,6 +103,8 @@ fn what_does_not_go_together_is_told() {
         ("  gradual_unfreezing: epoch\n  gradual_unfreezing_steps: 5\n", "gradual_unfreezing_steps"),
         ("  gradual_unfreezing_start: head\n", "gradual_unfreezing_start"),
         ("  gradual_unfreezing_embeddings: true\n", "gradual_unfreezing_embeddings"),
+        ("  ewc_dataset: a\n", "ewc_dataset"),
+        ("  ewc_lambda: 0\n  ewc_samples: 7\n", "ewc_samples"),
     ] {
         let notes = resolved("", lines).unwrap().notes;
         assert!(notes.len() == 1 && notes[0].contains(key) && notes[0].contains("no effect"), "{lines}{notes:?}");

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use zerofold_checkpoint::{Found, ModelFiles, Places, STATES, open_step, publish::step_of};
+use zerofold_checkpoint::{FISHER, Found, ModelFiles, Places, STATES, open_step, publish::step_of};
 use zerofold_data::{Cursor, Mixture, Sampling};
 
 use super::place::{Place, is_published};
@@ -57,6 +57,8 @@ struct Saved {
     stage: u8,
     /// The published steps beside it.
     published_steps: Vec<u64>,
+    /// Whether the Fisher information of elastic weight consolidation is in it.
+    has_fisher: bool,
     state: serde_json::Value,
     units: Vec<Unit>,
 }
@@ -160,6 +162,7 @@ fn of_checkpoint(found: &Found, published_steps: Vec<u64>) -> Summary {
             ranks: manifest.world_size,
             stage: manifest.stage,
             published_steps,
+            has_fisher: manifest.has_fisher(),
             state: manifest.state.clone(),
             units,
         }),
@@ -224,7 +227,11 @@ fn lines(summary: &Summary) -> Vec<String> {
     }
     let count = format::plural(summary.tensor_count, "tensor");
     line("weights", format!("{} in {count}, {dtypes}", format::parameters(summary.parameters)));
-    let states = if summary.saved.is_some() { format!(": {} of each", STATES.join(", ")) } else { String::new() };
+    let states = match &summary.saved {
+        Some(saved) if saved.has_fisher => format!(": {}, {FISHER} of each", STATES.join(", ")),
+        Some(_) => format!(": {} of each", STATES.join(", ")),
+        None => String::new(),
+    };
     let files = format::plural(summary.files.len() as u64, "file");
     line("files", format!("{files}, {}{states}", format::bytes(summary.bytes)));
     let mut table = |head: &[&str], rows: Vec<Vec<String>>| {

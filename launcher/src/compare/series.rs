@@ -13,8 +13,8 @@ use crate::initial_model::settle;
 const DEFAULT_FOLDER: &str = "runs/compare";
 /// Flags that say what is sharded. Where `--stages` asks for another stage than the configuration has, it goes before them.
 const FLAGS_OF_THE_STAGE: [&str; 3] = ["zero_stage", "fsdp_sharding_strategy", "fsdp_reshard_after_forward"];
-/// Training that is measured neither evaluates nor saves, and is watched by nobody else.
-const OF_EVERY_RUN: [(&str, &str); 11] = [
+/// Training that is measured neither evaluates nor saves, estimates nothing before it begins, and is watched by nobody else.
+const OF_EVERY_RUN: [(&str, &str); 13] = [
     ("save_strategy", "no"),
     ("checkpoint_store", "null"),
     ("eval_strategy", "no"),
@@ -22,6 +22,8 @@ const OF_EVERY_RUN: [(&str, &str); 11] = [
     ("eval_dataset", "null"),
     ("load_best_model_at_end", "false"),
     ("early_stopping_patience", "null"),
+    ("ewc_lambda", "0"),
+    ("ewc_dataset", "null"),
     ("profile", "null"),
     ("report_to", "none"),
     ("logging_dir", "null"),

@@ -48,6 +48,9 @@ pub(super) fn check(inputs: &Inputs, terminal: &Terminal) -> Result<(), LaunchEr
     for source in training.eval_dataset.iter().flat_map(Dataset::sources) {
         terminal.result(&format!("held-out data  {}", data(DataUse::HeldOut, source, training.eval_packing)?));
     }
+    for source in training.ewc_dataset.iter().flat_map(Dataset::sources) {
+        terminal.result(&format!("Fisher data  {}", data(DataUse::Fisher, source, false)?));
+    }
     terminal.result(&format!("ok: {}", summary(&outline)));
     Ok(())
 }
@@ -111,7 +114,7 @@ fn data(
     let mut told = Vec::new();
     if !local.is_empty() {
         let found = Sources::find(&local).map_err(|error| {
-            let key = if which == DataUse::Training { "dataset" } else { "eval_dataset" };
+            let key = which.key();
             let place = config.provenance.get(key).map_or("default", String::as_str);
             LaunchError::usage(
                 format!("{place}: {key}: {error}"),

@@ -232,6 +232,7 @@ fn measured_data(question: &Question) -> Result<(u64, f64), LaunchError> {
     // The host's own devices have no part in this.
     config.device = DeviceKind::Cpu;
     config.training.eval_dataset = None;
+    config.training.ewc_dataset = None;
     hub::bring(&mut config, None, Extent::Whole, &quiet)?;
     chat_template::settle(&mut config, &quiet)?;
     hub::bring_data(&mut config, &[DataUse::Training], None, &quiet)?;

@@ -114,9 +114,11 @@ fn candidates(options: &EvaluateOptions, folder: &TempDir, terminal: &Terminal) 
         candidates.push(candidate);
     }
     if let [first, others @ ..] = &candidates[..]
-        && let Some(other) = others.iter().find(|other| classifier::classes(&other.config) != classifier::classes(&first.config))
+        && let Some(other) =
+            others.iter().find(|other| classifier::classes(&other.config) != classifier::classes(&first.config))
     {
-        let message = format!("{} and {} do not tell the same: classes, numbers or next tokens", first.name, other.name);
+        let message =
+            format!("{} and {} do not tell the same: classes, numbers or next tokens", first.name, other.name);
         return Err(LaunchError::usage(message, "evaluate models side by side that have the same labels, or none"));
     }
     if let [first, others @ ..] = &candidates[..]

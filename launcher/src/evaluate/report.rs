@@ -236,7 +236,10 @@ mod tests {
         ];
         assert_eq!(report.lines(), expected);
         let json = serde_json::to_value(&report).unwrap();
-        assert_eq!((&json["models"][1]["eval_accuracy"], json["models"][1].get("eval_perplexity")), (&serde_json::json!(0.75), None));
+        assert_eq!(
+            (&json["models"][1]["eval_accuracy"], json["models"][1].get("eval_perplexity")),
+            (&serde_json::json!(0.75), None)
+        );
     }
 
     #[test]

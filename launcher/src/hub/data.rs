@@ -34,6 +34,8 @@ const TRAINING: DataKeys =
 /// What is held out.
 const HELD_OUT: DataKeys =
     DataKeys { name: "eval_dataset", config: "dataset_config", split: "dataset_test_split", default_split: "test" };
+/// What the Fisher information is estimated on.
+const FISHER: DataKeys = DataKeys { name: "ewc_dataset", ..TRAINING };
 /// Which data of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DataUse {
@@ -41,6 +43,8 @@ pub(crate) enum DataUse {
     Training,
     /// Those it evaluates on.
     HeldOut,
+    /// Those it estimates the Fisher information on.
+    Fisher,
 }
 
 /// Data as they were named.
@@ -136,28 +140,40 @@ impl DataName<'_> {
 
 impl DataUse {
     /// All data of a training.
-    pub(crate) const ALL: [DataUse; 2] = [DataUse::Training, DataUse::HeldOut];
+    pub(crate) const ALL: [DataUse; 3] = [DataUse::Training, DataUse::HeldOut, DataUse::Fisher];
 
     /// The sources of these data.
     pub(crate) fn data_sources(self, training: &Training) -> &[DataSource] {
         match self {
             DataUse::Training => training.dataset.sources(),
             DataUse::HeldOut => training.eval_dataset.as_ref().map(Dataset::sources).unwrap_or_default(),
+            DataUse::Fisher => training.ewc_dataset.as_ref().map(Dataset::sources).unwrap_or_default(),
+        }
+    }
+
+    /// The key that names them.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            DataUse::Training => TRAINING.name,
+            DataUse::HeldOut => HELD_OUT.name,
+            DataUse::Fisher => FISHER.name,
         }
     }
 
     /// What one of a source's names means: what the source says of it goes before what the job says. `dataset_config` is one of
-    /// what is trained on; what is held out may be another data set.
+    /// what is trained on; what is held out, or estimated on, may be another data set.
     pub(crate) fn meant<'a>(self, training: &'a Training, source: &'a DataSource, name: &'a str) -> DataName<'a> {
         let of_job = training.dataset_config.as_deref();
+        let same = || {
+            let id = |name: &'a str| HubName::meant(name).map(|name| name.id);
+            let mut trained = training.dataset.sources().iter().flat_map(|source| source.path.names());
+            trained.any(|other| id(other).is_some() && id(other) == id(name))
+        };
         let (config, split, keys) = match self {
-            DataUse::Training => (of_job, &training.dataset_train_split, TRAINING),
-            DataUse::HeldOut => {
-                let id = |name: &'a str| HubName::meant(name).map(|name| name.id);
-                let mut trained = training.dataset.sources().iter().flat_map(|source| source.path.names());
-                let same = trained.any(|other| id(other).is_some() && id(other) == id(name));
-                (of_job.filter(|_| same), &training.dataset_test_split, HELD_OUT)
-            }
+            DataUse::Training => (of_job, training.dataset_train_split.as_str(), TRAINING),
+            DataUse::HeldOut => (of_job.filter(|_| same()), training.dataset_test_split.as_str(), HELD_OUT),
+            DataUse::Fisher if same() => (of_job, training.dataset_train_split.as_str(), FISHER),
+            DataUse::Fisher => (None, FISHER.default_split, FISHER),
         };
         let keys = DataKeys {
             config: if source.name.is_some() { "name" } else { keys.config },
@@ -167,7 +183,7 @@ impl DataUse {
         DataName {
             name,
             config: source.name.as_deref().or(config),
-            split: source.split.as_ref().unwrap_or(split),
+            split: source.split.as_deref().unwrap_or(split),
             keys,
         }
     }

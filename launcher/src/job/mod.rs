@@ -174,7 +174,7 @@ impl Job {
         let prepared = match data {
             Some(data) => data,
             None => {
-                let work = || prepare_data(&config, &run, terminal);
+                let work = || prepare_data(&config, &run, found.is_none(), terminal);
                 tokenised = match &hosts {
                     Some(hosts) => hosts.unless_stopped(meeting.received, terminal, || told.remove(), work)?,
                     None => work()?,
@@ -319,8 +319,14 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
     std::path::absolute(path).map_err(LaunchError::system(format!("find {}", path.display())))
 }
 
-/// Tokenises training and held-out rows once, before the ranks wait on each other. The held-out ones are saved.
-fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Result<Prepared, LaunchError> {
+/// Tokenises rows once, before the ranks wait on each other. Those that are not trained on are saved. A run that goes on from a
+/// checkpoint has the Fisher information from there.
+fn prepare_data(
+    config: &Resolved,
+    run: &RunFolder,
+    begins: bool,
+    terminal: &Terminal,
+) -> Result<Prepared, LaunchError> {
     let training = &config.training;
     let prepared = tokenise(config, (DataUse::Training, training.packing), None, terminal)?;
     announce::example(&prepared.report).iter().for_each(|line| terminal.say(line));
@@ -331,6 +337,14 @@ fn prepare_data(config: &Resolved, run: &RunFolder, terminal: &Terminal) -> Resu
         let model = ModelConfig::read(&training.model_name_or_path)?;
         model_folder::check_positions("held-out rows", longest_document(training, &held_out), &model)?;
         held_out.put(&run.eval_data()).map_err(cache_folder::putting)?;
+    }
+    if training.estimates_fisher() && begins {
+        let rows = tokenise(config, (DataUse::Fisher, false), Some(&prepared.report), terminal)?;
+        let model = ModelConfig::read(&training.model_name_or_path)?;
+        model_folder::check_positions("rows of ewc_dataset", longest_document(training, &rows), &model)?;
+        rows.put(&run.ewc_data()).map_err(cache_folder::putting)?;
+        let rows = crate::format::plural((training.ewc_samples as usize).min(rows.report.rows) as u64, "row");
+        terminal.say(&format!("ewc    the Fisher information of {rows} of them is estimated before the first step"));
     }
     Ok(prepared)
 }

@@ -17,7 +17,7 @@ use crate::terminal::Terminal;
 use crate::trained;
 
 /// Required keys that a plan does without.
-const NOT_NEEDED: [&str; 4] = ["dataset", "eval_dataset", "output_dir", "offload_optimizer_nvme_path"];
+const NOT_NEEDED: [&str; 5] = ["dataset", "eval_dataset", "ewc_dataset", "output_dir", "offload_optimizer_nvme_path"];
 /// What stands for them.
 const PLACEHOLDER: &str = "-";
 /// The required key that a published model's name stands in for.

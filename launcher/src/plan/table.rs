@@ -57,7 +57,10 @@ pub(super) fn footer(plans: &[Plan], offload: &Offload) -> Vec<String> {
     }
     if plans.iter().any(|plan| plan.state.pretrained > 0) {
         let kept: Vec<String> = plans.iter().map(|plan| cell(plan.state.pretrained as u64)).collect();
-        lines.push(format!("l2     pretrained weights of one rank, in its total, by row: {}", kept.join(", ")));
+        lines.push(format!(
+            "drawn  toward pretrained weights: bytes of one rank, in its total, by row: {}",
+            kept.join(", ")
+        ));
     }
     let offloaded: Vec<String> = plans.iter().map(|plan| cell(plan.offloaded_disk)).collect();
     if plans.iter().any(|plan| plan.offloaded_disk > 0) {

@@ -160,7 +160,9 @@ pub fn result(facts: &Facts) -> Option<String> {
     let quoted = quote(Path::new(directory));
     let launch = std::env::args().next().unwrap_or_else(|| "launch".to_owned());
     if ModelConfig::read(Path::new(directory)).is_ok_and(|model| model.head != Head::Language) {
-        return Some(format!("model: {directory}{of_step}\nsee how it does: {launch} evaluate {quoted} --dataset FILE"));
+        return Some(format!(
+            "model: {directory}{of_step}\nsee how it does: {launch} evaluate {quoted} --dataset FILE"
+        ));
     }
     Some(format!("model: {directory}{of_step}\ntry it: {launch} generate --model {quoted} --chat \"Hello\""))
 }

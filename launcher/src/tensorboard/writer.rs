@@ -53,7 +53,9 @@ impl EventFile {
         ];
         let scale = (record.loss_scale > 1.0).then_some(("train/loss_scale", record.loss_scale));
         let drawn = record.l2_toward_pretrained.map(|value| ("train/l2_toward_pretrained", value));
-        let scalars = scalars.into_iter().chain(scale).chain(drawn).map(|(tag, value)| (tag.to_owned(), value));
+        let consolidated = record.ewc_penalty.map(|value| ("train/ewc_penalty", value));
+        let others = scale.into_iter().chain(drawn).chain(consolidated);
+        let scalars = scalars.into_iter().chain(others).map(|(tag, value)| (tag.to_owned(), value));
         let right = told("train", record.mean_token_accuracy, &record.figures);
         let scalars: Vec<_> = scalars.chain(right).chain(of_sources("train", &record.sources)).collect();
         self.write(record.step, What::Summary(Summary::of(&scalars)))

@@ -71,6 +71,6 @@ pub use side_files::{SideChanges, copy_side_files, is_side_file};
 pub use staging::StagingDirectory;
 pub use state::{StateReader, StoredParameter};
 pub use storage_proof::{STORAGE_PROOF, StorageProof, check_storage};
-pub use units::{STATES, SavedParameter, SavedUnit, digest_units};
+pub use units::{FISHER, STATES, SavedParameter, SavedUnit, digest_units};
 pub use weights::Weights;
 pub use writer::{FileDigest, SafetensorsWriter, digest_file};

@@ -8,7 +8,7 @@
 use crate::disk::is_plain_name;
 use crate::dtype::Dtype;
 use crate::error::{CheckpointError, Result};
-use crate::units::{STATES, SavedUnit, check_units, digest_units};
+use crate::units::{FISHER, STATES, SavedUnit, check_units, digest_units};
 use crate::writer::FileDigest;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -176,6 +176,12 @@ impl Manifest {
         self.files.iter().map(|file| file.bytes).fold(0, u64::saturating_add)
     }
 
+    /// Whether it has the Fisher information too.
+    pub fn has_fisher(&self) -> bool {
+        let is_fisher = |whole: &str| whole.strip_suffix(FISHER).is_some_and(|unit| unit.ends_with('/'));
+        self.files.iter().flat_map(|file| &file.tensors).any(|range| is_fisher(&range.whole))
+    }
+
     /// Elements of all parameters. A manifest that was made up may tell of more than there can be.
     pub fn elements(&self) -> u64 {
         self.units.iter().map(SavedUnit::elements).fold(0, u64::saturating_add)
@@ -227,7 +233,8 @@ impl Manifest {
         }
         let wholes = self.check_covers()?;
         check_units(&self.units)?;
-        for (unit, state) in self.units.iter().flat_map(|unit| STATES.map(|state| (unit, state))) {
+        let states: Vec<&str> = STATES.into_iter().chain(self.has_fisher().then_some(FISHER)).collect();
+        for (unit, state) in self.units.iter().flat_map(|unit| states.iter().map(move |state| (unit, state))) {
             let whole = unit.whole(state);
             match wholes.get(whole.as_str()) {
                 Some(&length) if length == unit.length => {}
@@ -391,6 +398,16 @@ pub(crate) mod tests {
         };
         let missing = parts(|part| part.files[0].tensors.truncate(2));
         assert!(error(missing).contains("no file holds layer 0/exp_avg_sq"));
+        let with_fisher = |tensors: &mut Vec<TensorRange>| {
+            let name = "layer 0/fisher".to_owned();
+            tensors.push(TensorRange { whole: name.clone(), name, ..tensors[0].clone() });
+        };
+        let mut all = vec![part(0, 2), part(1, 2)];
+        all.iter_mut().for_each(|part| with_fisher(&mut part.files[0].tensors));
+        assert!(Manifest::assemble(all.clone()).unwrap().has_fisher());
+        assert!(!Manifest::assemble(vec![part(0, 2), part(1, 2)]).unwrap().has_fisher());
+        all[1].files[0].tensors.pop();
+        assert!(error(all).contains("no file holds element 4 of layer 0/fisher"));
         let longer = parts(|part| part.units.iter_mut().for_each(|unit| unit.length = 9));
         assert!(error(longer).contains("layer 0/master has 8 elements, and its unit 9"));
         let mut others = vec![part(0, 2), part(1, 2)];

@@ -1,7 +1,7 @@
 //! Which parameter an element of a checkpoint's file belongs to, and which files a parameter lies in.
 
 use crate::manifest::{FileEntry, Manifest, TensorRange};
-use crate::units::{STATES, SavedParameter, SavedUnit};
+use crate::units::{FISHER, STATES, SavedParameter, SavedUnit};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -21,7 +21,7 @@ pub struct Place<'a> {
     pub parameter: Option<&'a SavedParameter>,
     /// The unit.
     pub unit: &'a SavedUnit,
-    /// Which of [`STATES`].
+    /// Which of [`STATES`], or [`FISHER`].
     pub state: &'static str,
     /// The element, counted in the parameter, in padding from the unit's first.
     pub element: u64,
@@ -30,7 +30,8 @@ pub struct Place<'a> {
 impl<'a> Places<'a> {
     /// The places of a manifest that was assembled or read.
     pub fn of(manifest: &'a Manifest) -> Self {
-        let unit = |unit: &'a SavedUnit| STATES.map(|state| (unit.whole(state), (unit, state)));
+        let states = || STATES.into_iter().chain([FISHER]);
+        let unit = |unit: &'a SavedUnit| states().map(move |state| (unit.whole(state), (unit, state)));
         let mut pieces = BTreeMap::<&str, Vec<_>>::new();
         for file in &manifest.files {
             for TensorRange { whole, begin, end, .. } in &file.tensors {

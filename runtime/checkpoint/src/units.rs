@@ -8,6 +8,9 @@ use std::collections::BTreeSet;
 /// What is kept of every parameter: its float32 master, and AdamW's first and second moment.
 pub const STATES: [&str; 3] = ["master", "exp_avg", "exp_avg_sq"];
 
+/// What a checkpoint has of every parameter beside [`STATES`], if the job estimated it: the Fisher information.
+pub const FISHER: &str = "fisher";
+
 /// A parameter's place in its unit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedParameter {

@@ -31,4 +31,4 @@ pub use planning::{
     segment_bytes, usable,
 };
 pub use spec::{LeafSpec, Number, OwnGroup, ParameterGroup, ParameterSpec, UnitSpec};
-pub use theory::{StateBytes, pretrained_bytes, state_bytes};
+pub use theory::{StateBytes, fisher_bytes, pretrained_bytes, state_bytes, unmixed_bytes};

@@ -3,7 +3,7 @@
 
 use crate::layout::{Layout, UnitLayout};
 use serde::{Deserialize, Serialize};
-use zerofold_configs::{ElementTypes, Stage};
+use zerofold_configs::{ElementType, ElementTypes, Stage};
 
 /// Persistent bytes of one rank. What comes and goes within a step (gather buffers, activations) is not in here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub struct StateBytes {
     pub masters: usize,
     /// Both moments of AdamW.
     pub moments: usize,
-    /// The weights that the model came with, where training is drawn toward them.
+    /// The weights that the model came with, where training is drawn toward them, and their Fisher information.
     #[serde(default)]
     pub pretrained: usize,
 }
@@ -53,8 +53,27 @@ pub fn state_bytes(layout: &Layout, stage: Stage, types: &ElementTypes) -> State
 
 /// What a rank keeps of the weights that the model came with: its shard of what is ever trained, at every stage.
 pub fn pretrained_bytes(layout: &Layout, types: &ElementTypes) -> usize {
-    let shard = |unit: &UnitLayout| unit.trained_numel(u32::MAX).min(unit.shard_numel);
-    types.master.bytes() * layout.units.iter().map(shard).sum::<usize>()
+    types.master.bytes() * trained_shard(layout)
+}
+
+/// What a rank keeps of their Fisher information: the same shard in float32, whatever the types.
+pub fn fisher_bytes(layout: &Layout) -> usize {
+    ElementType::Float32.bytes() * trained_shard(layout)
+}
+
+/// Masters that mixout keeps apart where they would be the parameters themselves: it changes those.
+pub fn unmixed_bytes(layout: &Layout, stage: Stage, types: &ElementTypes) -> usize {
+    match stage {
+        _ if types.compute != types.master => 0,
+        Stage::Zero => types.master.bytes() * layout.numel(),
+        Stage::One | Stage::Two => types.master.bytes() * layout.shard_numel(),
+        Stage::Three => 0,
+    }
+}
+
+/// The elements that are ever trained of a rank's shard; the first rank has most.
+fn trained_shard(layout: &Layout) -> usize {
+    layout.units.iter().map(|unit| unit.trained_numel(u32::MAX).min(unit.shard_numel)).sum()
 }
 
 #[cfg(test)]
@@ -62,7 +81,6 @@ mod tests {
     use super::*;
     use crate::layout::Mesh;
     use crate::spec::{LeafSpec, ParameterGroup, ParameterSpec, UnitSpec};
-    use zerofold_configs::ElementType;
 
     /// 7.5 billion parameters on 64 ranks, the paper's example: 120, 31.4, 16.6 and 1.9 GB with 16-bit gradients.
     /// Ours accumulate in float32, so a full gradient costs 2 bytes more per parameter.

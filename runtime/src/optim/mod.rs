@@ -7,7 +7,7 @@ mod schedule;
 
 pub use loss_scale::LossScale;
 pub use plateau::Plateau;
-pub use pretrained::draw_toward_pretrained;
+pub use pretrained::Draw;
 pub use schedule::Schedule;
 
 use crate::comm::CommError;

@@ -113,6 +113,7 @@ impl Shards {
                 }
             }
         }
+        (self.mask, self.stale) = (None, false);
         self.publish(|_| true)
     }
 

@@ -70,6 +70,7 @@ impl Shards {
                 // The shard is cast once, straight into its place.
                 let mut mine = part_of(self.shard_axis.as_ref())?;
                 mine.f_copy_(&self.units[index].master)?;
+                self.mix(index, &mine)?;
                 self.start(index, || self.shard_axis.start_all_gather_into(&full, &mine))?
             }
         };
@@ -105,8 +106,11 @@ impl Shards {
 
     /// Makes updated masters visible as parameters, and forgets what was gathered of the old ones. At stages 1 and 2 the
     /// parameters are on their way when this returns; [`Shards::gather`] waits for them.
+    ///
+    /// With mixout this is left to [`Shards::show`], as what is to be seen depends on who looks.
     pub fn finish_step(&mut self) -> Result<(), ShardError> {
-        self.publish(Unit::is_trained)
+        self.stale = self.mixes;
+        if self.mixes { Ok(()) } else { self.publish(Unit::is_trained) }
     }
 
     /// The same of the units that are `changed`.
@@ -120,8 +124,9 @@ impl Shards {
         }
         for index in (0..self.units.len()).filter(|&index| changed(&self.units[index])).collect::<Vec<_>>() {
             self.units[index].cast_masters()?;
-            if self.shards_optimizer() {
-                let mine = self.units[index].own_parameters()?;
+            let mine = self.units[index].own_parameters()?;
+            self.mix(index, &mine)?;
+            if self.shards_optimizer() || self.mask.is_some() {
                 let full = &self.units[index].flat;
                 let started = self.start(index, || self.shard_axis.start_all_gather_into(full, &mine))?;
                 self.arriving[index] = Some(started);

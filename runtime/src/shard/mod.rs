@@ -17,8 +17,10 @@
 mod buffers;
 mod error;
 mod files;
+mod fisher;
 mod gather;
 mod mapped;
+mod mixout;
 mod poison;
 mod pretrained;
 mod reduce;
@@ -26,6 +28,7 @@ mod unit;
 
 pub use error::ShardError;
 pub use files::{fill_by_float_chunks, for_each_float_chunk};
+pub use mixout::Mask;
 pub use unit::{OwnedRun, Unit};
 
 use crate::comm::{Collectives, CommError, Pending};
@@ -83,6 +86,8 @@ pub struct ShardOptions {
     pub kinds: Kinds,
     /// Where optimizer state lies.
     pub offload: Offload,
+    /// Parameters are mixed with pretrained ones, so masters are never a view of them.
+    pub mixes: bool,
     /// Where parameters and gradients lie.
     pub device: Device,
 }
@@ -115,6 +120,13 @@ pub struct Shards {
     gradients: Gradients,
     /// Where training is drawn toward them: this rank's shards of the weights that the model came with, by unit.
     pretrained: Vec<Tensor>,
+    /// With it: this rank's shards of their Fisher information, by unit.
+    fisher: Vec<Tensor>,
+    /// With mixout: how parameters are mixed when they are published or gathered; none as they are.
+    mask: Option<Mask>,
+    mixes: bool,
+    /// With mixout: masters changed since parameters were published.
+    stale: bool,
     // Released units point at it, and offloaded state lies in it, so these go last.
     poison: Poison,
     file: Option<MappedFile>,
@@ -124,7 +136,7 @@ impl Shards {
     /// Allocates what this rank keeps of `layout`. Parameters are undefined until [`Shards::load`] or a checkpoint is
     /// read.
     pub fn new(layout: Layout, options: &ShardOptions, comm: Rc<dyn Collectives>) -> Result<Self, ShardError> {
-        let ShardOptions { sharding, kinds, offload, device } = options;
+        let ShardOptions { sharding, kinds, offload, mixes, device } = options;
         let stage = sharding.stage;
         let mesh = layout.mesh;
         let shard_axis = comm.axis(&mesh.shard_axis(comm.rank()))?;
@@ -171,8 +183,8 @@ impl Shards {
         };
         buffers.tensors().chain(gradients.tensors()).for_each(|buffer| shard_axis.register(buffer));
         let arriving = units.iter().map(|_| None).collect();
-        let pretrained = Vec::new();
-        let (sharding, kinds) = (*sharding, *kinds);
+        let (pretrained, fisher) = (Vec::new(), Vec::new());
+        let (sharding, kinds, mixes, mask, stale) = (*sharding, *kinds, *mixes, None, false);
         Ok(Shards {
             units,
             layout,
@@ -186,6 +198,10 @@ impl Shards {
             arriving,
             gradients,
             pretrained,
+            fisher,
+            mask,
+            mixes,
+            stale,
             poison,
             file,
         })
@@ -264,17 +280,17 @@ impl Shards {
         let mut total = StateBytes::default();
         for unit in &self.units {
             if self.shards_parameters() {
-                *(if unit.has_masters(&self.kinds) { &mut total.masters } else { &mut total.parameters }) +=
-                    bytes(&unit.master);
+                *(if unit.has_masters() { &mut total.masters } else { &mut total.parameters }) += bytes(&unit.master);
             } else {
                 total.parameters += bytes(&unit.flat);
-                total.masters += if unit.has_masters(&self.kinds) { bytes(&unit.master) } else { 0 };
+                total.masters += if unit.has_masters() { bytes(&unit.master) } else { 0 };
             }
             total.gradients += bytes(&unit.gradient);
             total.moments += bytes(&unit.first_moment) + bytes(&unit.second_moment);
         }
         // Beside masters in host memory they are not in that of the device.
-        let here = self.pretrained.iter().filter(|tensor| tensor.device() == self.comm.device());
+        let drawn = self.pretrained.iter().chain(&self.fisher);
+        let here = drawn.filter(|tensor| tensor.device() == self.comm.device());
         total.pretrained = here.map(bytes).sum();
         if self.state_is_offloaded() {
             let parameters = if self.shards_parameters() { 0 } else { total.parameters };

@@ -8,12 +8,14 @@ use std::ops::Range;
 use tch::Tensor;
 use zerofold_checkpoint::{STATES, Weights};
 
-/// What a unit's masters are drawn toward, and its gradient, as far as it is trained now; three views of equal length.
+/// What a unit's masters are drawn toward, and its gradient, as far as it is trained now; views of equal length.
 pub(crate) struct Drawn {
     /// This rank's shard of the masters.
     pub(crate) master: Tensor,
     /// What they were in the model's files.
     pub(crate) pretrained: Tensor,
+    /// Their Fisher information, where it was estimated.
+    pub(crate) fisher: Option<Tensor>,
     /// The shard of the gradient.
     pub(crate) gradient: Tensor,
 }
@@ -60,17 +62,18 @@ impl Shards {
 
     /// What is drawn of each unit.
     pub(crate) fn drawn(&self) -> Result<Vec<Drawn>, ShardError> {
-        let drawn = |(unit, pretrained): (&Unit, &Tensor)| {
+        let drawn = |(index, (unit, pretrained)): (usize, (&Unit, &Tensor))| {
             let [master, moment, _] = unit.own_state()?;
             // As long as the moments: what is trained now.
             let beginning = |tensor: &Tensor| tensor.f_narrow(0, 0, moment.numel() as i64);
             Ok(Drawn {
                 master: beginning(&master)?,
                 pretrained: beginning(pretrained)?,
+                fisher: self.fisher.get(index).map(beginning).transpose()?,
                 gradient: beginning(&unit.own_gradient()?)?,
             })
         };
-        let trained = self.units.iter().zip(&self.pretrained).filter(|(unit, _)| unit.is_trained());
+        let trained = self.units.iter().zip(&self.pretrained).enumerate().filter(|(_, (unit, _))| unit.is_trained());
         trained.map(drawn).collect()
     }
 }

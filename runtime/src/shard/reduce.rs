@@ -41,6 +41,8 @@ pub(super) struct Gradients {
     wire: Option<Kind>,
     /// The window's last micro-batch: stages 0 and 1 reduce in it.
     last_micro_batch: bool,
+    /// Gradients are squared before they are reduced, and added to the Fisher information.
+    squares: bool,
 }
 
 impl Gradients {
@@ -58,12 +60,17 @@ impl Gradients {
             .map(|numel| comm.allocate(numel as i64, accumulate))
             .map(|tensor| Ok(Scratch { tensor: tensor?, unit: None }))
             .collect::<Result<_, ShardError>>()?;
-        Ok(Gradients { scratch, candidates, under_way: VecDeque::new(), wire, last_micro_batch: true })
+        Ok(Gradients { scratch, candidates, under_way: VecDeque::new(), wire, last_micro_batch: true, squares: false })
     }
 
     /// The places themselves.
     pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.scratch.iter().map(|scratch| &scratch.tensor)
+    }
+
+    /// Whether gradients are squared from now on; none is on its way.
+    pub(super) fn square(&mut self, squares: bool) {
+        self.squares = squares;
     }
 
     /// Bytes of the places for full gradients.
@@ -141,7 +148,12 @@ impl Shards {
         }
         let full = self.full_gradient(index)?;
         let shard = self.layout.units[index].shard(self.place());
-        let (sent, result) = match self.gradients.wire {
+        // Squares need the range and digits of float32, whatever gradients are in.
+        let (full, wire) = match self.gradients.squares {
+            true => (self.squared(&full)?, None),
+            false => (full, self.gradients.wire),
+        };
+        let (sent, result) = match wire {
             Some(wire) => {
                 let result = Tensor::f_empty([shard.len() as i64], (Kind::Float, full.device()))?;
                 let sent = if full.kind() == wire {
@@ -160,12 +172,24 @@ impl Shards {
         Ok(())
     }
 
+    /// The squares of a full gradient in float32: where it lies, if it is of that type.
+    fn squared(&self, full: &Tensor) -> Result<Tensor, ShardError> {
+        let mut squares = full.shallow_clone();
+        if full.kind() != Kind::Float {
+            squares = self.shard_axis.scratch(full.numel() as i64, Kind::Float)?;
+            squares.f_copy_(full)?;
+        }
+        Ok(squares.f_square_()?)
+    }
+
     /// Finishes the reduction that was started first.
     fn finish_oldest(&mut self) -> Result<(), ShardError> {
         let Some(Reduction { unit, result, pending }) = self.gradients.under_way.pop_front() else { return Ok(()) };
         self.collective(unit, pending.wait())?;
         let mut own = self.units[unit].own_gradient()?;
-        if self.shards_gradients() {
+        if self.gradients.squares {
+            self.add_to_fisher(unit, &result)?;
+        } else if self.shards_gradients() {
             add(&own, &result)?;
         } else if own.data_ptr() != result.data_ptr() {
             own.f_copy_(&result)?;
@@ -182,7 +206,9 @@ impl Shards {
         while !self.gradients.under_way.is_empty() {
             self.finish_oldest()?;
         }
-        let Some(replicate_axis) = &self.replicate_axis else { return Ok(()) };
+        let Some(replicate_axis) = self.replicate_axis.as_ref().filter(|_| !self.gradients.squares) else {
+            return Ok(());
+        };
         let trained = self.units.iter().filter(|unit| unit.is_trained());
         let own = trained.map(Unit::own_gradient).collect::<Result<Vec<_>, _>>()?;
         replicate_axis.about("all copies");

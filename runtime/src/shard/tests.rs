@@ -15,7 +15,8 @@ fn loaded(stage: Stage, compute: Kind) -> (Transformer, Shards) {
     let units = ModelUnits::new(&model.config, UnitPolicy::Blocks).units;
     let layout = Layout::new(&units, Mesh::new(1, 1).unwrap()).unwrap();
     let kinds = Kinds { compute, master: Kind::Float, reduce: Kind::Float, accumulate: Kind::Float };
-    let options = ShardOptions { sharding: Sharding::of(stage), kinds, offload: Offload::No, device: Device::Cpu };
+    let options =
+        ShardOptions { sharding: Sharding::of(stage), kinds, offload: Offload::No, mixes: false, device: Device::Cpu };
     let mut shards = Shards::new(layout, &options, Rc::new(Single::new(Device::Cpu).unwrap())).unwrap();
     shards.load(&Weights::of_model(&directory).unwrap()).unwrap();
     (model, shards)

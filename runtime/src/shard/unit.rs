@@ -2,7 +2,7 @@
 
 use super::mapped::MappedFile;
 use super::poison::Poison;
-use super::{Kinds, ShardError, ShardOptions};
+use super::{ShardError, ShardOptions};
 use crate::comm::Collectives;
 use crate::torch::repoint_storage;
 use std::ffi::c_void;
@@ -30,6 +30,8 @@ pub struct Unit {
     pub(super) first_moment: Tensor,
     /// Second moments of the same.
     pub(super) second_moment: Tensor,
+    /// Masters are stored apart from parameters.
+    apart: bool,
     /// Elements that are trained now: those from the first on.
     trained: usize,
     /// How many optimizer steps were taken before each run was trained.
@@ -72,10 +74,16 @@ fn zeros(numel: usize, kind: Kind, place: Device, device: Device) -> Result<Tens
     if place == device { Ok(state) } else { state.f_pin_memory(device) }
 }
 
-/// Whether the masters are a view of the parameters: they have one type, and lie on one device.
+/// Whether masters are stored apart from parameters: in another type, elsewhere, or as other numbers.
+fn masters_are_apart(options: &ShardOptions) -> bool {
+    let ShardOptions { sharding, kinds, mixes, device, .. } = options;
+    let mixed = *mixes && !sharding.stage.shards_parameters();
+    kinds.compute != kinds.master || options.state_device() != *device || mixed
+}
+
+/// Whether the masters are a view of the parameters.
 pub(super) fn masters_are_parameters(options: &ShardOptions) -> bool {
-    let ShardOptions { sharding, kinds, device, .. } = options;
-    kinds.compute == kinds.master && !sharding.stage.shards_parameters() && options.state_device() == *device
+    !options.sharding.stage.shards_parameters() && !masters_are_apart(options)
 }
 
 impl Unit {
@@ -129,6 +137,7 @@ impl Unit {
             first_moment: state(moments)?,
             second_moment: state(moments)?,
             gradient: Tensor::f_zeros([0i64], (kinds.accumulate, *device))?,
+            apart: masters_are_apart(options),
             trained,
             begun: vec![0; layout.runs.len()],
             shard: layout.shard(place),
@@ -139,13 +148,24 @@ impl Unit {
         Ok(unit)
     }
 
-    /// Makes room for the gradient, if there is something to be trained and none yet.
+    /// Makes room for the gradient, if there is something to be trained and none yet; gives it up where there is nothing.
     fn make_gradient(&mut self, shard_axis: &dyn Collectives) -> Result<(), ShardError> {
         let numel = if self.stage.shards_gradients() { self.layout.shard_numel } else { self.layout.numel };
-        if self.trained > 0 && self.gradient.numel() == 0 {
+        if self.trained == 0 {
+            self.gradient = Tensor::f_zeros([0i64], (self.gradient.kind(), self.gradient.device()))?;
+        } else if self.gradient.numel() == 0 {
             self.gradient = shard_axis.allocate(numel as i64, self.gradient.kind())?;
         }
         Ok(())
+    }
+
+    /// Gives gradients to the first `trained` elements, and to nothing else.
+    pub(super) fn train(&mut self, trained: usize, shard_axis: &dyn Collectives) -> Result<(), ShardError> {
+        self.trained = trained;
+        for (leaf, tensor) in self.layout.leaves.iter().zip(&mut self.leaves) {
+            *tensor = tensor.f_set_requires_grad(leaf.end <= trained)?;
+        }
+        self.make_gradient(shard_axis)
     }
 
     /// Trains what is to be trained after so many openings of gradual unfreezing, from now on: after `taken` optimizer steps.
@@ -155,14 +175,10 @@ impl Unit {
         if trained <= self.trained {
             return Ok(());
         }
-        let before = std::mem::replace(&mut self.trained, trained);
         for (run, begun) in self.layout.runs.iter().zip(&mut self.begun) {
-            if run.begin >= before && run.end <= trained {
+            if run.begin >= self.trained && run.end <= trained {
                 *begun = taken;
             }
-        }
-        for (leaf, tensor) in self.layout.leaves.iter().zip(&mut self.leaves) {
-            *tensor = tensor.f_set_requires_grad(leaf.end <= trained)?;
         }
         let numel = trained_within(&self.owned(), trained);
         let device = self.flat.device();
@@ -173,7 +189,7 @@ impl Unit {
                 *moment = grown;
             }
         }
-        self.make_gradient(shard_axis)
+        self.train(trained, shard_axis)
     }
 
     /// Whether any of it is trained now, so that it is reduced and published.
@@ -249,7 +265,7 @@ impl Unit {
 
     /// Writes masters into the parameters where they are different memory.
     pub(super) fn cast_masters(&mut self) -> Result<(), ShardError> {
-        if self.flat.kind() != self.master.kind() || self.flat.device() != self.master.device() {
+        if self.apart {
             let mut target =
                 if self.stage.shards_optimizer() { self.own_parameters()? } else { self.flat.shallow_clone() };
             target.f_copy_(&self.master)?;
@@ -289,8 +305,8 @@ impl Unit {
         .collect()
     }
 
-    /// True when the unit's masters are stored apart from its parameters, in another type or elsewhere.
-    pub(super) fn has_masters(&self, kinds: &Kinds) -> bool {
-        kinds.compute != kinds.master || self.master.device() != self.flat.device()
+    /// True when the unit's masters are stored apart from its parameters.
+    pub(super) fn has_masters(&self) -> bool {
+        self.apart
     }
 }

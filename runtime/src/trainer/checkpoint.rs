@@ -76,7 +76,8 @@ impl Trainer {
         // The first rank sees to it that there is room for all.
         let numel = |unit: &UnitLayout| if identity.rank == 0 { unit.numel } else { unit.shard_numel };
         let elements: usize = self.shards.layout().units.iter().map(numel).sum();
-        let room = (STATES.len() * size_of::<f32>() * elements) as u64;
+        let states = STATES.len() + usize::from(self.shards.keeps_fisher());
+        let room = (states * size_of::<f32>() * elements) as u64;
         let share = Share { directory: step_directory(&checkpoints, progress.step), part, snapshot, room, best };
         self.saving = Some(Saving::begin(share, job.control.checkpoints(), began)?);
         Ok(())
@@ -137,6 +138,7 @@ impl Trainer {
         self.state.patience = state.patience;
         self.state.plateau = state.plateau;
         self.restore_trained(found, found.manifest.step - state.skipped)?;
+        self.restore_fisher(found, &saved)?;
         // The best one may be gone: then it is looked for anew, as `launch` told.
         let there = |best: &Best| {
             let beside = found.directory.parent().map(|checkpoints| step_directory(checkpoints, best.step));

@@ -51,6 +51,7 @@ impl Trainer {
         let _no_grad = tch::no_grad_guard();
         let began = Instant::now();
         self.enter(Phase::Evaluation);
+        self.shards.show(None)?;
         let (rank, world_size) = (self.shards.comm().rank(), self.shards.comm().world_size());
         let items: Vec<u32> = (0..held_out.collator.count() as u32).collect();
         let sources = held_out.dataset.sources().len();
@@ -60,7 +61,7 @@ impl Trainer {
         for window in items.chunks(batch_size * world_size) {
             let part = window.chunks(batch_size).nth(rank).unwrap_or(&[]);
             let batch = held_out.batch(part)?;
-            let loss = self.pass_with(0, None).forward(&batch)?;
+            let loss = self.pass_with(None, None).forward(&batch)?;
             sums = sums.f_add_(&loss.sums)?;
             if let (Some(scores), Some(logits)) = (&mut scores, &loss.logits) {
                 scores.add(logits, &batch)?;

@@ -135,7 +135,7 @@ impl Trainer {
                 let mut inspection = Inspection::default();
                 self.shards.begin_window()?;
                 self.shards.begin_micro_batch(true);
-                let _loss = self.pass_with(seed, Some(&mut inspection)).forward_backward(&row, scale)?;
+                let _loss = self.pass_with(Some(seed), Some(&mut inspection)).forward_backward(&row, scale)?;
                 self.shards.abandon_window()?;
                 let [what, unit, parameter] = inspection.numbers();
                 let of_dataset = row.of_dataset.first().copied().unwrap_or(0);

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod evaluate;
 mod export;
+mod fisher;
 mod inspect;
 mod loss;
 mod pass;
@@ -74,6 +75,21 @@ pub enum TrainError {
     NothingSupervised {
         /// The step, from 1.
         step: u64,
+    },
+    /// Data to estimate the Fisher information on in which nothing is supervised.
+    #[error(
+        "ewc_dataset: none of its rows has a token that is supervised, so there is no Fisher information\n\
+         hint: take rows with answers, or raise max_length if these are cut off"
+    )]
+    NothingToEstimateOn,
+    /// Squared gradients that are NaN or infinite.
+    #[error(
+        "the Fisher information is not finite after {rows}\nhint: the model's own loss or gradients are not finite on these rows of \
+         ewc_dataset: train with bf16 or float32, or leave them out"
+    )]
+    FisherNotFinite {
+        /// The rows that were looked at last, in words.
+        rows: String,
     },
     /// A token id outside the vocabulary.
     #[error(
@@ -162,6 +178,8 @@ pub struct Trainer {
     segments: Segments,
     /// What the weights are known by that training is drawn toward.
     pretrained: Option<String>,
+    /// How many examples the Fisher information was estimated on.
+    fisher: Option<u64>,
 }
 
 /// Notes, for `launch` and for the timeline, what this rank does from now on.
@@ -185,7 +203,8 @@ impl Trainer {
         let loss_scale = (model.kind() == Kind::Half).then(LossScale::default);
         let state = StepState { loss_scale, ..StepState::default() };
         let segments = Segments::new(segments, &shards.units);
-        Trainer { model, shards, activity, options, state, live_peak: 0, segments, pretrained: None, saving: None }
+        let (pretrained, fisher, saving) = (None, None, None);
+        Trainer { saving, model, shards, activity, options, state, live_peak: 0, segments, pretrained, fisher }
     }
 
     fn enter(&self, phase: Phase) {

@@ -91,8 +91,8 @@ pub(super) struct Pass<'a> {
     pub(super) backward_prefetch: BackwardPrefetch,
     /// The share of a label's weight that all tokens have evenly.
     pub(super) label_smoothing: f64,
-    /// What everything random in this micro-batch follows from.
-    pub(super) seed: u64,
+    /// What everything random in this micro-batch follows from; without it nothing is random, as in evaluation.
+    pub(super) seed: Option<u64>,
     /// Looks for values that are not finite, instead of reducing gradients.
     pub(super) inspection: Option<&'a mut Inspection>,
 }
@@ -154,8 +154,7 @@ impl Pass<'_> {
         for index in 1..last {
             self.gather_for_forward(index)?;
             let span = self.begin(index, "forward");
-            let kind = self.segments.all[index].kind;
-            hidden = self.model.segment(kind, self.leaves(index), &hidden, batch.documents.as_ref())?;
+            hidden = self.segment(index, &batch, &hidden)?;
             self.end(span);
             self.release_after_forward(index)?;
         }
@@ -189,11 +188,13 @@ impl Pass<'_> {
         &self.shards.units[segment.unit].leaves()[segment.leaves.clone()]
     }
 
-    /// A segment's forward in training; computing it again gives the same.
+    /// A segment's forward; computing it again gives the same.
     fn segment(&self, index: usize, batch: &MicroBatch, input: &Tensor) -> Result<Tensor, TrainError> {
         let (kind, documents) = (self.segments.all[index].kind, batch.documents.as_ref());
-        let seed = self.seed.wrapping_add(index as u64);
-        Ok(self.model.segment_in_training(kind, self.leaves(index), input, documents, seed)?)
+        Ok(match self.seed.map(|seed| seed.wrapping_add(index as u64)) {
+            Some(seed) => self.model.segment_in_training(kind, self.leaves(index), input, documents, seed)?,
+            None => self.model.segment(kind, self.leaves(index), input, documents)?,
+        })
     }
 
     fn gather_for_forward(&mut self, index: usize) -> Result<(), TrainError> {
@@ -272,8 +273,11 @@ impl Pass<'_> {
         let is_lowest = self.segments.lowest == index;
         let rows = supervised_rows(hidden, batch)?.f_set_requires_grad(!is_lowest)?;
         let leaves: Vec<Tensor> = self.leaves(index).iter().map(Tensor::shallow_clone).collect();
-        let seed = self.seed.wrapping_add(index as u64);
-        let input = tch::with_grad(|| self.model.head_input_in_training(&leaves, &rows, seed))?;
+        let seed = self.seed.map(|seed| seed.wrapping_add(index as u64));
+        let input = tch::with_grad(|| match seed {
+            Some(seed) => self.model.head_input_in_training(&leaves, &rows, seed),
+            None => self.model.head_input(&leaves, &rows),
+        })?;
         // The head's own leaves come first; what stands before it has the others.
         let own = self.model.head_leaves();
         let detached: Vec<Tensor> = leaves.iter().take(own).map(Tensor::f_detach).collect::<Result<_, _>>()?;

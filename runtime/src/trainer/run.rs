@@ -28,6 +28,8 @@ pub struct Job<'a> {
     pub train: Rows,
     /// Held-out rows.
     pub held_out: Option<Rows>,
+    /// What the Fisher information is estimated on, where the run begins and needs it.
+    pub fisher: Option<Rows>,
     /// Which of the training rows, or packs, belong to which step.
     pub plan: StepPlan,
     /// The checkpoint to go on from.
@@ -78,6 +80,9 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
         }
         None => 0,
     };
+    if let Some(rows) = &job.fisher {
+        trainer.estimate_fisher(rows, job.config.training.ewc_samples as usize)?;
+    }
     if finished == 0 && job.config.training.eval_on_start {
         trainer.evaluate_and_report(job, finished)?;
     }
@@ -182,6 +187,7 @@ impl Trainer {
             epoch: job.plan.epochs_after(outcome.step),
             loss: outcome.loss,
             l2_toward_pretrained: outcome.l2_toward_pretrained,
+            ewc_penalty: outcome.ewc_penalty,
             grad_norm: outcome.grad_norm,
             learning_rate: outcome.learning_rate,
             tokens: outcome.tokens,

@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tch::{Device, Kind, Tensor};
-use zerofold_checkpoint::{Dtype, FileEntry, STATES, SafetensorsWriter, TensorEntry, TensorRange, fault};
+use zerofold_checkpoint::{Dtype, FISHER, FileEntry, STATES, SafetensorsWriter, TensorEntry, TensorRange, fault};
 
 /// Elements that are written at a time: so long at most does a step wait for a piece that is being written.
 const PIECE: usize = 1 << 20;
 
-/// This rank's shards of masters and moments, as they were when it was taken.
+/// This rank's shards of masters, moments and Fisher information, as they were when it was taken.
 pub struct Snapshot {
     entries: Vec<TensorEntry>,
     ranges: Vec<TensorRange>,
@@ -47,7 +47,9 @@ enum Source {
     /// Float32 in host memory, which others change after [`Held::release`].
     InPlace(Tensor),
     Copied(Vec<f32>),
-    /// Moments of what is not trained.
+    /// Float32 in host memory, which nobody changes.
+    Constant(Tensor),
+    /// Moments and Fisher information of what is not trained.
     Zeros(usize),
 }
 
@@ -112,9 +114,10 @@ impl Snapshot {
     /// This rank's state, held still until it is written or released. What is not float32 in host memory is copied at once.
     pub fn new(shards: &Shards) -> Result<Self, ShardError> {
         let (mut entries, mut ranges, mut pieces) = (Vec::new(), Vec::new(), VecDeque::new());
-        for unit in &shards.units {
+        for (unit, index) in shards.units.iter().zip(0..) {
             let shard = unit.layout.shard(shards.place());
-            for (state, tensor) in STATES.iter().zip(unit.own_state()?) {
+            let fisher = shards.own_fisher(index).map(|fisher| (FISHER, fisher));
+            for (state, tensor) in STATES.into_iter().zip(unit.own_state()?).chain(fisher) {
                 let whole = format!("{}/{state}", unit.layout.name);
                 let entry = entries.len();
                 entries.push(TensorEntry::new(whole.clone(), Dtype::F32, [shard.len()]));
@@ -129,7 +132,8 @@ impl Snapshot {
                 if tensor.kind() == Kind::Float && tensor.device() == Device::Cpu {
                     for begin in (0..tensor.numel()).step_by(PIECE) {
                         let length = PIECE.min(tensor.numel() - begin) as i64;
-                        let source = Source::InPlace(tensor.f_narrow(0, begin as i64, length)?);
+                        let part = tensor.f_narrow(0, begin as i64, length)?;
+                        let source = if state == FISHER { Source::Constant(part) } else { Source::InPlace(part) };
                         pieces.push_back(Piece { entry, begin, source });
                     }
                 } else {
@@ -164,7 +168,7 @@ impl Snapshot {
             fault::reach(fault::WRITING);
             let zeros;
             let values = match &mut piece.source {
-                Source::InPlace(tensor) => values(tensor)?,
+                Source::InPlace(tensor) | Source::Constant(tensor) => values(tensor)?,
                 Source::Copied(values) => values,
                 Source::Zeros(count) => {
                     zeros = vec![0.0; *count];

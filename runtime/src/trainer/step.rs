@@ -5,7 +5,8 @@ use super::pass::Pass;
 use super::{TrainError, Trainer};
 use crate::comm::Phase;
 use crate::metrics::{Label, Track};
-use crate::optim::{self, LossScale, Plateau, Schedule};
+use crate::optim::{self, Draw, LossScale, Plateau, Schedule};
+use crate::shard::Mask;
 use crate::torch::{self, AdamW};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -25,6 +26,10 @@ pub struct StepOptions {
     pub max_grad_norm: f64,
     /// The weight of the squared distance from the pretrained weights beside the loss; 0 for none.
     pub l2_toward_pretrained: f64,
+    /// The weight of the distance from them that the Fisher information measures; 0 for none.
+    pub ewc_lambda: f64,
+    /// The share of the weights that are the pretrained ones in a step.
+    pub mixout_probability: f64,
     /// Keep only the input of every so many blocks between forward and backward; none keeps everything.
     pub recompute_every: Option<usize>,
     /// When backward gathers ahead.
@@ -33,7 +38,7 @@ pub struct StepOptions {
     pub label_smoothing: f64,
     /// What is done when gradients are not finite.
     pub nonfinite: NonFinite,
-    /// The seed of everything random in a step: dropout.
+    /// The seed of everything random in a step: dropout and mixout.
     pub seed: u64,
     /// Where the rows stand in the data files, for messages.
     pub places: Places,
@@ -149,6 +154,8 @@ pub struct StepOutcome {
     pub token_accuracy: f64,
     /// What is added to the loss for the distance from the pretrained weights, where they are kept.
     pub l2_toward_pretrained: Option<f64>,
+    /// What is added for that which the Fisher information measures, where it was estimated.
+    pub ewc_penalty: Option<f64>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// The learning rate it was taken with.
@@ -215,6 +222,7 @@ impl Trainer {
 
         let loss_scale = self.state.loss_scale.map_or(1.0, |state| state.scale);
         let scale = loss_scale / supervised_tokens;
+        self.shards.show(self.mask(step))?;
         self.shards.begin_window()?;
         let device = self.shards.comm().device();
         let sources = window.first().map_or(1, |batch| batch.sources);
@@ -222,31 +230,30 @@ impl Trainer {
         for (index, batch) in window.iter().enumerate() {
             self.shards.begin_micro_batch(index + 1 == window.len());
             let seed = self.micro_batch_seed(step, index);
-            losses = losses.f_add_(&self.pass_with(seed, None).forward_backward(batch, scale)?)?;
+            losses = losses.f_add_(&self.pass_with(Some(seed), None).forward_backward(batch, scale)?)?;
         }
         self.enter(Phase::Backward);
         self.shards.finish_window()?;
 
         self.enter(Phase::Optimizer);
-        let weight = self.options.l2_toward_pretrained;
-        let drawn = self.shards.keeps_pretrained();
-        let distance = match drawn {
-            true => self.computing("toward pretrained", |trainer| {
-                optim::draw_toward_pretrained(&mut trainer.shards, weight, loss_scale)
-            })?,
-            false => Tensor::f_zeros([0i64; 0], (Kind::Double, device))?,
+        self.shards.unmix_gradients()?;
+        let draw = Draw { l2: self.options.l2_toward_pretrained, ewc: self.options.ewc_lambda };
+        let distances = match self.shards.keeps_pretrained() {
+            true => self.computing("toward pretrained", |trainer| draw.apply(&mut trainer.shards, loss_scale))?,
+            false => Tensor::f_zeros([2], (Kind::Double, device))?,
         };
         let squares = self.computing("gradient norm", |trainer| optim::own_sum_of_squares(&trainer.shards))?;
         // Here the host waits for the device.
         let wait = self.shards.timeline().begin(Track::Host, || Label::new("wait"));
-        let (squares, distance, losses) = {
+        let (squares, distances, losses) = {
             let _blocked = device.is_cuda().then(|| self.activity.block());
-            (squares.f_double_value(&[])?, distance.f_double_value(&[])?, Vec::<f64>::try_from(&losses.f_view(-1)?)?)
+            let numbers = |tensor: &Tensor| Vec::<f64>::try_from(&tensor.f_view(-1)?);
+            (squares.f_double_value(&[])?, numbers(&distances)?, numbers(&losses)?)
         };
         self.shards.timeline().end(wait);
         let memory = [crate::metrics::peak_memory_bytes() as f64, torch::memory(device).peak as f64];
-        let mut mine = vec![squares, memory[0], memory[1], distance];
-        mine.extend_from_slice(&losses);
+        let mut mine = vec![squares, memory[0], memory[1]];
+        mine.extend(distances.iter().chain(&losses));
         mine.extend(supervised_by_source(window, sources));
         let all = self.shards.comm().exchange(&mine)?;
         // What the optimizer needs from here on counts for the next step.
@@ -255,8 +262,10 @@ impl Trainer {
         // Copies hold the same gradients, so one of them is summed.
         let one_copy = &all[..self.shards.layout().mesh.shards];
         let grad_norm = one_copy.iter().map(|numbers| numbers[0]).sum::<f64>().sqrt() / loss_scale;
-        let distance = one_copy.iter().map(|numbers| numbers[3]).sum::<f64>();
-        let by_source = all.iter().map(|numbers| numbers[4..].to_vec()).collect::<Vec<_>>();
+        let penalty = |weight: f64, index: usize| {
+            (weight > 0.0).then(|| weight * one_copy.iter().map(|numbers| numbers[index]).sum::<f64>())
+        };
+        let by_source = all.iter().map(|numbers| numbers[5..].to_vec()).collect::<Vec<_>>();
         let loss = by_source.iter().map(|sums| sums[..sources].iter().sum::<f64>()).sum::<f64>() / supervised_tokens;
 
         let taken = finished - self.state.skipped;
@@ -286,7 +295,8 @@ impl Trainer {
             loss,
             sources: SourceLoss::of_all(&by_source, sources),
             token_accuracy: token_accuracy(&by_source, sources),
-            l2_toward_pretrained: drawn.then_some(weight * distance),
+            l2_toward_pretrained: penalty(draw.l2, 3),
+            ewc_penalty: penalty(draw.ewc / 2.0, 4),
             grad_norm,
             learning_rate,
             tokens: tokens as u64,
@@ -346,6 +356,12 @@ impl Trainer {
         Ok(())
     }
 
+    /// Which weights are the pretrained ones in a step; none without mixout.
+    fn mask(&self, step: u64) -> Option<Mask> {
+        let StepOptions { mixout_probability: probability, seed, .. } = self.options;
+        (probability > 0.0).then_some(Mask { probability, seed, step })
+    }
+
     /// What everything random in a micro-batch of this rank follows from. It does not depend on the stage, nor on what was
     /// computed before, so that stages, recomputation and resumed runs agree.
     pub(super) fn micro_batch_seed(&self, step: u64, micro_batch: usize) -> u64 {
@@ -358,7 +374,7 @@ impl Trainer {
     }
 
     /// Runs single micro-batches over the shards.
-    pub(super) fn pass_with<'a>(&'a mut self, seed: u64, inspection: Option<&'a mut Inspection>) -> Pass<'a> {
+    pub(super) fn pass_with<'a>(&'a mut self, seed: Option<u64>, inspection: Option<&'a mut Inspection>) -> Pass<'a> {
         Pass {
             model: &self.model,
             segments: &self.segments,

@@ -22,6 +22,9 @@ pub(super) struct TrainedState {
     /// What the weights are known by that training was drawn toward.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pretrained: Option<String>,
+    /// How many examples the Fisher information was estimated on, which the files then have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fisher: Option<u64>,
 }
 
 impl TrainedState {
@@ -71,7 +74,8 @@ impl Trainer {
 
     /// What a checkpoint of now tells.
     pub(super) fn trained_state(&self) -> TrainedState {
-        let mut state = TrainedState { pretrained: self.pretrained.clone(), ..TrainedState::default() };
+        let mut state =
+            TrainedState { pretrained: self.pretrained.clone(), fisher: self.fisher, ..TrainedState::default() };
         for unit in &self.shards.units {
             for (index, leaf) in unit.layout.leaves.iter().enumerate() {
                 let names = leaf.parameters.iter().map(|parameter| parameter.name.clone());
@@ -83,6 +87,29 @@ impl Trainer {
             }
         }
         state
+    }
+
+    /// Takes the Fisher information from a checkpoint, where it is needed and not there yet.
+    ///
+    /// # Errors
+    /// A checkpoint without it: at its weights it would be another one.
+    pub(super) fn restore_fisher(&mut self, found: &Found, saved: &Weights) -> Result<(), TrainError> {
+        if self.options.ewc_lambda == 0.0 || self.shards.keeps_fisher() {
+            return Ok(());
+        }
+        let Some(examples) = TrainedState::of(found)?.fisher.filter(|_| found.manifest.has_fisher()) else {
+            return Err(TrainError::Mismatch {
+                path: shown(&found.directory),
+                what: "the Fisher information",
+                found: "missing".to_owned(),
+                expected: "needed: ewc_lambda is more than 0".to_owned(),
+                hint: "it is estimated where a run begins: resume without ewc_lambda, or begin a new run from the checkpoint, \
+                       --model_name_or_path CHECKPOINT",
+            });
+        };
+        self.shards.read_fisher(saved)?;
+        self.fisher = Some(examples);
+        Ok(())
     }
 
     /// Goes on with what a checkpoint tells, after `taken` optimizer steps: what was trained there counts its steps on, what was not
@@ -97,7 +124,7 @@ impl Trainer {
         {
             return Err(TrainError::Mismatch {
                 path: shown(&found.directory),
-                what: "the hash of the weights that l2_toward_pretrained draws toward",
+                what: "the hash of the weights that training is drawn toward",
                 found: there.clone(),
                 expected: here.clone(),
                 hint: "resume with the model_name_or_path that the run began with, unchanged",

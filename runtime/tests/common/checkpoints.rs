@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use zerofold_checkpoint::{Found, Manifest, Part, open_step, publish, shard_file_name};
-use zerofold_data::{Cursor, Sampling};
+use zerofold_data::{Batching, Collator, Cursor, Sampling};
 use zerofold_runtime::comm::{Collectives, LocalStore, Shm, Single, Store};
 use zerofold_runtime::control::Identity;
-use zerofold_runtime::trainer::{Progress, Requests, Snapshot, StepOutcome, Trainer};
+use zerofold_runtime::trainer::{Progress, Requests, Rows, Snapshot, StepOutcome, Trainer};
 
 /// Runs `body` on as many threads as there are ranks, and gives what each returned.
 pub(crate) fn on_ranks<T: Send>(world_size: usize, body: impl Fn(Rc<dyn Collectives>) -> T + Sync) -> Vec<T> {
@@ -65,9 +65,15 @@ pub(crate) fn committed(directory: &Path, parts: Vec<Part>) -> Found {
     open_step(directory).unwrap()
 }
 
-/// The steps that follow `from` finished ones.
+/// The steps that follow `from` finished ones; before the first the Fisher information is estimated, where the curve says so.
 pub(crate) fn take_steps(trainer: &mut Trainer, spec: &Spec, from: u64, steps: u64) -> Vec<StepOutcome> {
     let (dataset, rank) = (spec.dataset(), trainer.shards.comm().rank());
+    let methods = spec.methods();
+    if from == 0 && methods.estimates_fisher() {
+        let dataset = spec.dataset();
+        let rows = Rows { collator: Collator::new(&dataset, Batching::of(&methods, false)).unwrap(), dataset };
+        trainer.estimate_fisher(&rows, methods.ewc_samples as usize).unwrap();
+    }
     (from..from + steps)
         .map(|step| {
             trainer.open(spec.openings(&dataset, step), step).unwrap();

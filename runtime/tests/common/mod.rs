@@ -187,7 +187,8 @@ impl Spec {
         let ModelUnits { units, segments } = cut;
         let mesh = Mesh::new(self.world_size, self.sharding.replicas as usize).unwrap();
         let offload = self.offload.clone().map_or(Offload::No, Offload::Files);
-        let options = ShardOptions { sharding: self.sharding, kinds, offload, device: comm.device() };
+        let options =
+            ShardOptions { sharding: self.sharding, kinds, offload, mixes: methods.mixes(), device: comm.device() };
         let mut shards = Shards::new(Layout::new(&units, mesh).unwrap(), &options, comm).unwrap();
         let weights = model_weights(&directory, &model.config).unwrap();
         shards.load(&weights).unwrap();
@@ -208,6 +209,8 @@ impl Spec {
             },
             max_grad_norm: number("max_grad_norm"),
             l2_toward_pretrained: methods.l2_toward_pretrained,
+            ewc_lambda: methods.ewc_lambda,
+            mixout_probability: methods.mixout_probability,
             recompute_every: self.recompute_every,
             backward_prefetch: self.sharding.backward_prefetch,
             label_smoothing: curve["recipe"]["label_smoothing_factor"].as_f64().unwrap_or(0.0),
@@ -216,7 +219,7 @@ impl Spec {
             places: Places::default(),
         };
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
-        if methods.l2_toward_pretrained > 0.0 {
+        if methods.keeps_pretrained() {
             trainer.keep_pretrained(&weights).unwrap();
         }
         if let Some(scale) = self.loss_scale {

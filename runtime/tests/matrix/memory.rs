@@ -97,7 +97,13 @@ impl MemorySpec {
         let layout = Layout::new(&units, Mesh::new(RANKS, self.sharding.replicas as usize).unwrap()).unwrap();
         let seen: Rc<RefCell<Vec<u64>>> = Rc::default();
         let comm: Rc<dyn Collectives> = Rc::new(Watched { inner: comm, seen: seen.clone() });
-        let options = ShardOptions { sharding: self.sharding, kinds, offload: Offload::No, device: Device::Cpu };
+        let options = ShardOptions {
+            sharding: self.sharding,
+            kinds,
+            offload: Offload::No,
+            mixes: training.mixes(),
+            device: Device::Cpu,
+        };
         let mut shards = Shards::new(layout, &options, comm).unwrap();
         shards.share_state().unwrap();
         let options = StepOptions {
@@ -111,6 +117,8 @@ impl MemorySpec {
             adamw: AdamW { learning_rate: 0.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
             max_grad_norm: 1.0,
             l2_toward_pretrained: training.l2_toward_pretrained,
+            ewc_lambda: training.ewc_lambda,
+            mixout_probability: training.mixout_probability,
             recompute_every: self.recompute_every,
             backward_prefetch: BackwardPrefetch::Pre,
             label_smoothing: 0.0,
@@ -125,7 +133,7 @@ impl MemorySpec {
         let batch = Batch::collate(&dataset, &vec![0; self.rows], 0).unwrap();
         let window = [batch.clone(), batch];
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
-        if training.l2_toward_pretrained > 0.0 {
+        if training.keeps_pretrained() {
             trainer.keep_pretrained(&Weights::of_model(&self.folder).unwrap()).unwrap();
         }
         zerofold_runtime::torch::restart_peak(Device::Cpu);

@@ -20,7 +20,7 @@ pub(crate) use wire::{Gather, GatherBuffers};
 
 use crate::layout::{Layout, LayoutError, Mesh};
 use crate::model::{ModelConfig, ModelUnits, SegmentKind};
-use crate::theory::{StateBytes, pretrained_bytes, state_bytes};
+use crate::theory::{StateBytes, fisher_bytes, pretrained_bytes, state_bytes, unmixed_bytes};
 use serde::{Deserialize, Serialize};
 use zerofold_configs::{Backend, DeviceKind, ElementType, ElementTypes, Offload, Resolved, Sharding, Stage, Training};
 
@@ -207,8 +207,9 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
         temporary,
         total: held + peak,
         // Stages 0 to 2 gather full parameters in place, where the state counts them already.
-        loading_peak: held + loading_cast(inputs, &layout),
-        checkpoint_disk: CHECKPOINT_BYTES * layout.numel() as u64,
+        // The Fisher information is not yet there.
+        loading_peak: held + loading_cast(inputs, &layout) - fisher_in_memory(inputs, &layout) as u64,
+        checkpoint_disk: (CHECKPOINT_BYTES + if estimates_fisher(inputs) { 4 } else { 0 }) * layout.numel() as u64,
         save_copy: CHECKPOINT_BYTES * layout.shard_numel() as u64,
         offloaded_disk,
         sent_bytes_per_step: wire::sent_bytes(inputs, &cut, &layout),
@@ -267,14 +268,30 @@ fn loading_cast(inputs: &PlanInputs<'_>, layout: &Layout) -> u64 {
     }
 }
 
+/// Where a GPU's masters are offloaded they are in host memory, and with them what they are drawn toward.
+fn state_lies_elsewhere(inputs: &PlanInputs<'_>) -> bool {
+    inputs.offload_optimizer && inputs.device == PlannedDevice::Gpu
+}
+
+fn estimates_fisher(inputs: &PlanInputs<'_>) -> bool {
+    inputs.training.is_some_and(Training::estimates_fisher)
+}
+
+fn fisher_in_memory(inputs: &PlanInputs<'_>, layout: &Layout) -> usize {
+    if estimates_fisher(inputs) && !state_lies_elsewhere(inputs) { fisher_bytes(layout) } else { 0 }
+}
+
 /// The state in memory, and the bytes of it that lie in files instead.
 fn state_in_memory(inputs: &PlanInputs<'_>, layout: &Layout) -> (StateBytes, u64) {
-    let state = state_bytes(layout, inputs.sharding.stage, &inputs.types);
-    // They lie where the masters are: in host memory where a GPU's are offloaded.
-    let elsewhere = inputs.offload_optimizer && inputs.device == PlannedDevice::Gpu;
-    let drawn = inputs.training.is_some_and(|training| training.l2_toward_pretrained > 0.0) && !elsewhere;
-    let pretrained = if drawn { pretrained_bytes(layout, &inputs.types) } else { 0 };
-    let state = StateBytes { pretrained, ..state };
+    let mut state = state_bytes(layout, inputs.sharding.stage, &inputs.types);
+    if inputs.training.is_some_and(Training::mixes) {
+        state.masters += unmixed_bytes(layout, inputs.sharding.stage, &inputs.types);
+    }
+    let pretrained = match inputs.training.filter(|training| training.keeps_pretrained()) {
+        Some(_) if !state_lies_elsewhere(inputs) => pretrained_bytes(layout, &inputs.types),
+        _ => 0,
+    };
+    let state = StateBytes { pretrained: pretrained + fisher_in_memory(inputs, layout), ..state };
     // Only what is sharded is offloaded.
     if !inputs.offload_optimizer || !inputs.sharding.stage.shards_optimizer() {
         return (state, 0);

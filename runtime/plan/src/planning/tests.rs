@@ -126,6 +126,35 @@ fn offloaded_state_lies_on_disk() {
 }
 
 #[test]
+fn what_holds_against_forgetting_is_counted() {
+    let model = seven();
+    let training = |keys: &[(&str, &str)]| {
+        let required = [("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o"), ("ewc_dataset", "e")];
+        let flags = required.iter().chain(keys).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let inputs = zerofold_configs::Inputs { flags: flags.collect(), ..Default::default() };
+        zerofold_configs::resolve(&inputs).unwrap().training
+    };
+    let (plain, ewc, mixout) =
+        (training(&[]), training(&[("ewc_lambda", "1")]), training(&[("mixout_probability", "0.5")]));
+    for (types, mixed) in [(ElementType::Bfloat16, [0, 0, 0]), (ElementType::Float32, [4, 4, 0])] {
+        for (stage, mixed) in [Stage::Zero, Stage::Two, Stage::Three].into_iter().zip(mixed) {
+            let job = PlanInputs { types: ElementTypes::of(types), ..inputs(&model, 8, stage) };
+            let (full, shard) = (layout_of(&job).numel() as u64, layout_of(&job).shard_numel() as u64);
+            let of = |training: &Training| plan(&PlanInputs { training: Some(training), ..job }).unwrap();
+            let (plain, ewc, mixout) = (of(&plain), of(&ewc), of(&mixout));
+            // Float32 of the pretrained weights and of their Fisher information, which is made after loading.
+            assert_eq!(ewc.total - plain.total, 8 * shard, "stage {stage}");
+            assert_eq!(ewc.loading_peak - plain.loading_peak, 4 * shard, "stage {stage}");
+            assert_eq!(ewc.checkpoint_disk - plain.checkpoint_disk, 4 * full, "stage {stage}");
+            let masters = mixed * if stage == Stage::Zero { full } else { shard };
+            assert_eq!(mixout.total - plain.total, 4 * shard + masters, "stage {stage}");
+            let parameters = if stage == Stage::Zero { types.bytes() as u64 * full / 8 * 7 } else { 0 };
+            assert_eq!(mixout.sent_bytes_per_step - plain.sent_bytes_per_step, parameters, "stage {stage}");
+        }
+    }
+}
+
+#[test]
 fn loading_takes_state_and_buffers_and_a_cast_where_masters_are_not_float32() {
     let model = seven();
     let job = inputs(&model, 8, Stage::Three);

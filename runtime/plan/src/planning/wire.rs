@@ -5,7 +5,7 @@
 //!
 //! | stage | reduced | gathered |
 //! | --- | --- | --- |
-//! | 0 | P once | P once, gradients in the accumulation type |
+//! | 0 | P once | P once, gradients in the accumulation type; with mixout P more, parameters |
 //! | 1 | P once | P once |
 //! | 2 | A × P | P once |
 //! | 3 | A × P | up to 2 A × P: what lies in a buffer from its last use is not gathered again |
@@ -17,7 +17,7 @@ use super::buffers::{PASSING, is_reduced};
 use super::frozen::lowest_trained;
 use crate::layout::Layout;
 use crate::model::{ModelUnits, SegmentKind};
-use zerofold_configs::{ReshardAfterForward, Stage};
+use zerofold_configs::{ReshardAfterForward, Stage, Training};
 
 /// Bytes sent per optimizer step. Counts and norms (some bytes) are left out.
 pub(super) fn sent_bytes(inputs: &PlanInputs<'_>, cut: &ModelUnits, layout: &Layout) -> u64 {
@@ -29,7 +29,10 @@ pub(super) fn sent_bytes(inputs: &PlanInputs<'_>, cut: &ModelUnits, layout: &Lay
     let (compute, reduce) = (types.compute.bytes() as u64, types.reduce.bytes() as u64);
     let reduced = among(elements, shards) * reduce;
     let within = match stage {
-        Stage::Zero => reduced + among(elements, shards) * types.accumulate.bytes() as u64,
+        Stage::Zero => {
+            let mixed = if inputs.training.is_some_and(Training::mixes) { compute } else { 0 };
+            reduced + among(elements, shards) * (types.accumulate.bytes() as u64 + mixed)
+        }
         Stage::One => reduced + among(elements, shards) * compute,
         Stage::Two => accumulation * reduced + among(elements, shards) * compute,
         Stage::Three => {
