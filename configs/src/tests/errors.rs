@@ -106,7 +106,7 @@ fn values_out_of_range_say_what_is_allowed() {
         ("weight_decay", "-0.1", "0 or more"),
         ("max_grad_norm", "-1", "0 or more"),
         ("assistant_only_loss", "maybe", "true or false"),
-        ("lr_scheduler_type", "cosin", "inverse_sqrt, warmup_stable_decay\nhint: did you mean cosine?"),
+        ("lr_scheduler_type", "cosin", "warmup_stable_decay, reduce_lr_on_plateau\nhint: did you mean cosine?"),
         ("dataset", "{a: b}", "it must be a path or a pattern, a list of them, or a list of sources {path: "),
         ("column_mapping", "messages", "it must be pairs as HERE=THERE"),
         ("backend", "glo", "did you mean gloo?"),

@@ -75,7 +75,7 @@ fn what_a_schedule_does_not_take_is_told_with_what_it_takes() {
         ("polynomial", "{lr_end: 2e-5}", &["lr_end is 0.00002", "below learning_rate, which is 0.00002 (default)"]),
         ("cosine_with_min_lr", "{min_lr: 1}", &["min_lr is 1", "at most learning_rate"]),
         ("reduce_lr_on_plateau", "{min_lr: 1}", &["min_lr is 1", "at most learning_rate"]),
-        ("reduce_lr_on_plateau", "{factor: 1}", &["factor is 1", "from 0, below 1"]),
+        ("reduce_lr_on_plateau", "{factor: 1}", &["factor is 1", "from 0 up to but not including 1"]),
         ("reduce_lr_on_plateau", "{mode: least}", &["mode is least", "min, max"]),
         ("reduce_lr_on_plateau", "{patience: 1.5}", &["patience is 1.5", "a whole number, 0 or more"]),
         ("reduce_lr_on_plateau", "{power: 1}", &["power is of polynomial", "takes mode, factor, patience, threshold,"]),
