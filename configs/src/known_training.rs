@@ -84,8 +84,6 @@ pub(crate) const TRAINING: &[Known] = &[
     known("batch_eval_metrics", NO, REMOVE),
     known("eval_use_gather_object", ANY, NO_EFFECT_SILENT),
     known("include_for_metrics", ANY, NO_EFFECT_SILENT),
-    known("metric_for_best_model", &["eval_loss", "loss", "none"], NotBuilt("the best model is that of eval_loss")),
-    known("greater_is_better", NO, NotBuilt("of losses the lower is the better: use false")),
     known("save_only_model", NO, REMOVE),
     known("save_safetensors", YES, NotBuilt("files are always safetensors: use true")),
     known("save_on_each_node", NO, REMOVE),

@@ -91,8 +91,8 @@ pub use store_url::StoreUrl;
 pub use topology::{DEFAULT_PORT, ENVIRONMENT, Endpoint, Nodes, RendezvousTimes, STATIC_RUN_ID, StartedBy, Topology};
 pub use training::{KEYS, Training};
 pub use types::{
-    Backend, Curve, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, PlateauMode, Precision, ProblemType,
-    Reporter, Sampling, Scheduler, StateDictType, StoppingStrategy, Strategy, ThresholdMode, UnfreezingStart,
-    WarmupType,
+    Backend, BestMetric, Curve, DeviceKind, ElementType, NonFinite, Offload, PackingStrategy, PlateauMode, Precision,
+    ProblemType, Reporter, Sampling, Scheduler, StateDictType, StoppingStrategy, Strategy, ThresholdMode,
+    UnfreezingStart, WarmupType,
 };
 pub use written::Written;

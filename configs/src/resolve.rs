@@ -311,6 +311,7 @@ fn training(reader: &mut Reader<'_>) -> Result<Training, ConfigError> {
     check_evaluation(&training, settings)?;
     check_best(&training, find("load_best_model_at_end"))?;
     check_early_stopping(&training, find("early_stopping_patience"))?;
+    check_direction(&training, find("greater_is_better"))?;
     if training.early_stopping_patience.is_none()
         && training.early_stopping_threshold > 0.0
         && let Some(setting) = find("early_stopping_threshold")
@@ -348,6 +349,19 @@ fn check_early_stopping(training: &Training, setting: Option<&Setting>) -> Resul
         Some(setting) => {
             let hint = "set eval_strategy to steps or epoch, and eval_dataset".to_owned();
             Err(setting.not_allowed("eval_strategy is no, so there is no evaluation to count", Some(hint)))
+        }
+    }
+}
+
+/// Which way a figure is better is no choice.
+fn check_direction(training: &Training, setting: Option<&Setting>) -> Result<(), ConfigError> {
+    let metric = training.metric_for_best_model;
+    match setting.filter(|_| training.greater_is_better.is_some_and(|greater| greater != metric.greater_is_better())) {
+        None => Ok(()),
+        Some(setting) => {
+            let way = if metric.greater_is_better() { "more" } else { "less" };
+            let hint = Some("leave greater_is_better out: it follows from metric_for_best_model".to_owned());
+            Err(setting.not_allowed(&format!("metric_for_best_model is {metric}, of which {way} is better"), hint))
         }
     }
 }

@@ -11,8 +11,8 @@ use crate::settings::Reader;
 use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
-    Backend, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, ProblemType, Reporter,
-    Sampling, StateDictType, StateType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType, WrapPolicy,
+    Backend, BestMetric, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, Precision, ProblemType,
+    Reporter, Sampling, StateDictType, StateType, StoppingStrategy, Strategy, UnfreezingStart, WarmupType, WrapPolicy,
 };
 use crate::value::FromValue;
 use serde::{Deserialize, Serialize};
@@ -182,11 +182,15 @@ keys! {
         save_keep_every: Option<u32> = unset, POSITIVE, Reports;
         /// Also put each checkpoint into this store, and resume from it: s3://BUCKET/PREFIX
         checkpoint_store: Option<StoreUrl> = unset, Allowed::Any, Reports;
-        /// Export the model of the checkpoint with the lowest held-out loss
+        /// What evaluations are judged by: the held-out loss, or another figure of them
+        metric_for_best_model: BestMetric = "loss", Allowed::Any, Reports;
+        /// Whether more of it is better; another value than the right one is refused
+        greater_is_better: Option<bool> = (computed "by metric_for_best_model"), Allowed::Any, Reports;
+        /// Export the model of the checkpoint with the best evaluation
         load_best_model_at_end: bool = "false", Allowed::Any, Reports;
-        /// End training after so many evaluations in a row without a lower held-out loss
+        /// End training after so many evaluations in a row none of which is better
         early_stopping_patience: Option<u32> = unset, POSITIVE, Reports;
-        /// With early_stopping_patience: a loss counts as lower if it is lower by more than this
+        /// With early_stopping_patience: an evaluation is better if it is so by more than this
         early_stopping_threshold: f64 = "0", NOT_NEGATIVE, Reports;
         /// The share of each label's weight that all tokens have evenly
         label_smoothing_factor: f64 = "0", Allowed::Between(0.0, 1.0), Optimizer;

@@ -82,6 +82,39 @@ choice! {
 }
 
 choice! {
+    /// What evaluations are judged by: the names in metrics.jsonl, without `eval_`.
+    pub BestMetric {
+        /// The held-out loss.
+        Loss = "loss",
+        /// The share of tokens that were right, of a language model.
+        MeanTokenAccuracy = "mean_token_accuracy",
+        /// The share of rows that were right, of a classifier.
+        Accuracy = "accuracy",
+        /// Its F1.
+        F1 = "f1",
+        /// Its Matthews coefficient.
+        MatthewsCorrelation = "matthews_correlation",
+        /// The mean squared error of a regression.
+        Mse = "mse",
+        /// Its Pearson coefficient.
+        Pearson = "pearson",
+    }
+}
+
+impl Default for BestMetric {
+    fn default() -> Self {
+        BestMetric::Loss
+    }
+}
+
+impl BestMetric {
+    /// Whether the larger is the better.
+    pub fn greater_is_better(self) -> bool {
+        !matches!(self, BestMetric::Loss | BestMetric::Mse)
+    }
+}
+
+choice! {
     /// What carries the collectives.
     pub Backend {
         /// NCCL between NVIDIA GPUs.

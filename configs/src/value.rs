@@ -6,9 +6,9 @@ use crate::registry::Kind;
 use crate::sharding::BackwardPrefetch;
 use crate::store_url::StoreUrl;
 use crate::types::{
-    Backend, Curve, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, PlateauMode, Precision,
-    ProblemType, Reporter, Sampling, Scheduler, StateDictType, StateType, StoppingStrategy, Strategy, ThresholdMode,
-    UnfreezingStart, WarmupType, WrapPolicy,
+    Backend, BestMetric, Curve, ElementType, FsdpStrategy, NonFinite, OffloadDevice, PackingStrategy, PlateauMode,
+    Precision, ProblemType, Reporter, Sampling, Scheduler, StateDictType, StateType, StoppingStrategy, Strategy,
+    ThresholdMode, UnfreezingStart, WarmupType, WrapPolicy,
 };
 use serde_yaml::Value;
 use std::path::PathBuf;
@@ -230,6 +230,16 @@ choices!(
     ProblemType,
     WarmupType
 );
+
+/// With transformers' `eval_` before it or without.
+impl FromValue for BestMetric {
+    const KIND: Kind = Kind::Choice(BestMetric::NAMES);
+
+    fn from_value(value: &Value) -> Option<Self> {
+        let name = value.as_str()?.trim();
+        Self::from_name(name.strip_prefix("eval_").unwrap_or(name))
+    }
+}
 
 macro_rules! numbered_choices {
     ($($type:ty: $($number:literal $variant:ident),+;)+) => {$(

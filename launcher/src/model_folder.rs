@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use zerofold_checkpoint::{CheckpointError, ModelFiles, Naming};
-use zerofold_configs::Resolved;
-use zerofold_plan::{FileNames, ModelConfig, ModelUnits};
+use zerofold_configs::{BestMetric, ProblemType, Resolved};
+use zerofold_plan::{FileNames, Head, ModelConfig, ModelUnits};
 
 use crate::error::LaunchError;
 
@@ -68,6 +68,28 @@ pub fn check_groups(config: &Resolved, model: &ModelConfig) -> Result<(), Launch
         let place = keys.into_iter().find_map(place).unwrap_or_default();
         LaunchError::DoesNotFit { place, source: Box::new(source) }
     })
+}
+
+/// Checks that evaluations of the model have the figure that they are to be judged by.
+///
+/// # Errors
+/// [`LaunchError::Usage`] with those that they have.
+pub fn check_metric(config: &Resolved, model: &ModelConfig) -> Result<(), LaunchError> {
+    use BestMetric::{Accuracy, F1, Loss, MatthewsCorrelation, MeanTokenAccuracy, Mse, Pearson};
+    let there: &[BestMetric] = match model.head {
+        Head::Language => &[Loss, MeanTokenAccuracy],
+        Head::Classes { problem: ProblemType::SingleLabel, .. } => &[Loss, Accuracy, F1, MatthewsCorrelation],
+        Head::Classes { problem: ProblemType::MultiLabel, .. } => &[Loss, Accuracy, F1],
+        Head::Classes { problem: ProblemType::Regression, .. } => &[Loss, Mse, Pearson],
+    };
+    let metric = config.training.metric_for_best_model;
+    if there.contains(&metric) {
+        return Ok(());
+    }
+    let names: Vec<&str> = there.iter().map(|metric| metric.name()).collect();
+    let message =
+        format!("metric_for_best_model is {metric}, which an evaluation of a {} does not have", model.architecture);
+    Err(LaunchError::usage(message, format!("use one of {}", names.join(", "))))
 }
 
 /// The weights in a model's folder, under the names that the model has for them where its configuration can be read.

@@ -142,7 +142,7 @@ impl View {
         if *without_gain > 0 {
             let evaluations = format::plural(u64::from(*without_gain), "evaluation");
             self.terminal.say(&format!(
-                "training ends early after step {step}: {evaluations} without a lower held-out loss (early_stopping_patience)"
+                "training ends early after step {step}: {evaluations} of which none was better (early_stopping_patience)"
             ));
         }
     }

@@ -259,13 +259,25 @@ fn what_does_not_fit_is_refused_in_words() {
     let scene = Scene::new();
     let model = scene.family("qwen3");
     let bert = fixture("classifiers/bert-pairs");
-    let table: [(&Path, &str, &str, &[&str]); 11] = [
+    let table: [(&Path, &str, &str, &[&str]); 13] = [
         (&model, r#"{"text": "a", "label": 1}"#, "", &["trains a language model", "set problem_type"]),
         (&model, r#"{"text": "a"}"#, "--num_labels 2", &["rows.jsonl:1", "no `label`"]),
         (&model, r#"{"label": 1}"#, "--num_labels 2", &["no `text`", "column_mapping"]),
         (&bert, r#"{"text": "w1", "label": "maybe"}"#, "", &["\"maybe\"", "3 classes: contradicts, follows, neither"]),
         (&bert, r#"{"text": "w1", "label": 3}"#, "", &["`label` is 3", "3 classes"]),
         (&bert, r#"{"text": "w1", "label": 1}"#, "--num_labels 2", &["num_labels is 2", "a trained head for 3"]),
+        (
+            &bert,
+            r#"{"text": "w1", "label": 1}"#,
+            "--metric_for_best_model pearson",
+            &["metric_for_best_model is pearson", "use one of loss, accuracy, f1, matthews_correlation"],
+        ),
+        (
+            &model,
+            r#"{"text": "a", "label": [0]}"#,
+            "--num_labels 3 --metric_for_best_model matthews_correlation",
+            &["metric_for_best_model is matthews_correlation", "use one of loss, accuracy, f1"],
+        ),
         (&bert, r#"{"text": "w1", "label": 1}"#, "--packing true", &["packing is for language models"]),
         (&bert, r#"{"text": "w1", "label": 1}"#, "--max_length 2", &["max_length is 2", "adds 2 tokens"]),
         (
@@ -321,4 +333,37 @@ fn plans_checks_and_audits_know_classifiers() {
     ] {
         assert!(audited.out.contains(words), "{words}: {audited}");
     }
+}
+
+#[test]
+fn the_best_model_is_that_of_the_figure_that_is_asked_for() {
+    let (case, scene) = (Case::named("llama"), Scene::new());
+    let train = |run: &str, words: &str| {
+        let eval = case.folder.join("eval.jsonl");
+        let evaluated = format!(
+            "--nproc 2 --zero_stage 3 --per_device_train_batch_size 4 --eval_dataset {} --eval_strategy steps --eval_steps 1 \
+             --save_strategy steps --save_steps 1",
+            eval.display()
+        );
+        case.train(&scene, run, &format!("{evaluated} {words}"));
+        Metrics::of(&scene.path(run)).evaluations()
+    };
+    let evaluations = train("run", "--load_best_model_at_end true --metric_for_best_model eval_f1");
+    let f1 = |evaluation: &Value| evaluation["eval_f1"].as_f64().unwrap();
+    let best = evaluations.iter().max_by(|one, other| f1(one).total_cmp(&f1(other))).unwrap();
+    // The first of those that are alike is kept.
+    let best = evaluations.iter().find(|evaluation| f1(evaluation) == f1(best)).unwrap();
+    let lowest = evaluations
+        .iter()
+        .min_by(|one, other| one["eval_loss"].as_f64().unwrap().total_cmp(&other["eval_loss"].as_f64().unwrap()));
+    assert_ne!(best["step"], lowest.unwrap()["step"], "the fixture tells them apart");
+    let step = format!("run/checkpoints/step-{:08}", best["step"].as_u64().unwrap());
+    scene.launch(&format!("export {step} --output exported")).run().assert_done();
+    for name in ["score.weight", "model.layers.1.mlp.up_proj.weight"] {
+        assert_eq!(tensor(&scene.path("run/model"), name), tensor(&scene.path("exported"), name), "{name}");
+    }
+    // Accuracy does not change from the third step on at this rate: the count is of it, though the loss still falls.
+    let stopped =
+        train("patient", "--metric_for_best_model accuracy --early_stopping_patience 2 --learning_rate 1e-30");
+    assert_eq!(stopped.len(), 3);
 }

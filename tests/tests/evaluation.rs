@@ -43,7 +43,7 @@ fn training_ends_when_the_held_out_loss_falls_no_more() {
     };
     let ended = train("");
     ended.assert_done();
-    let told = "training ends early after step 3: 2 evaluations without a lower held-out loss";
+    let told = "training ends early after step 3: 2 evaluations of which none was better";
     assert!(ended.out.contains(told), "{ended}");
     assert_eq!(Metrics::of(&scene.path("run")).count(), 3);
     assert!(scene.path("run/model/model.safetensors").exists());

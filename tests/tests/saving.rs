@@ -96,7 +96,7 @@ fn the_best_checkpoint_stays_and_becomes_the_model() {
     let best = best["step"].as_u64().unwrap();
     assert!((1..6).contains(&best), "the rate is to be such that the best is not the last: {evaluations:?}");
     assert_eq!(saved(&run), [best, 6]);
-    assert!(ended.out.contains(&format!("(of step {best}, whose held-out loss is the lowest)")), "{ended}");
+    assert!(ended.out.contains(&format!("(of step {best}, the best of those that were evaluated)")), "{ended}");
 
     // The model is that of a run that ended there, which has the same steps.
     let short = scene.train(MODEL, "short", JOB).words(&format!("--max_steps {best} --learning_rate 0.3"));

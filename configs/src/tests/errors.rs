@@ -155,7 +155,7 @@ fn what_is_not_built_is_never_dropped() {
     let training = [
         "packing_strategy: bfd-requeue",
         "neftune_noise_alpha: 5",
-        "metric_for_best_model: eval_accuracy",
+        "metric_for_best_model: eval_bleu",
         "greater_is_better: true",
         "optim: adafactor",
         "use_peft: true",
@@ -191,6 +191,11 @@ fn training_ends_early_by_evaluations_alone() {
     assert_eq!((job.training.early_stopping_patience, job.training.early_stopping_threshold), (Some(3), 0.01));
     let notes = resolved("", &format!("{evaluated}  early_stopping_threshold: 0.01\n")).unwrap().notes;
     says(&notes.join("\n"), &["early_stopping_threshold", "without early_stopping_patience"]);
+    let judged = |lines: &str| resolved("", &format!("{evaluated}{lines}"));
+    let by = judged("  metric_for_best_model: eval_f1\n  greater_is_better: true\n").unwrap().training;
+    assert_eq!((by.metric_for_best_model, by.greater_is_better), (crate::BestMetric::F1, Some(true)));
+    let refused = judged("  metric_for_best_model: mse\n  greater_is_better: true\n").unwrap_err();
+    says(&refused, &["metric_for_best_model is mse, of which less is better", "leave greater_is_better out"]);
     for wrong in ["early_stopping_patience: 0", "early_stopping_threshold: -1", "label_smoothing_factor: 1.5"] {
         says(&resolved("", &format!("{evaluated}  {wrong}\n")).unwrap_err(), &[wrong.split(':').next().unwrap()]);
     }

@@ -311,6 +311,7 @@ pub(crate) fn check(config: &Resolved) -> Result<ModelConfig, LaunchError> {
     let model = classifier::model(config)?;
     model_folder::check_layer_classes(config, &model)?;
     model_folder::check_groups(config, &model)?;
+    model_folder::check_metric(config, &model)?;
     offload_folder::check(config)?;
     Ok(model)
 }

@@ -155,7 +155,7 @@ pub fn result(facts: &Facts) -> Option<String> {
         left.find(|left| !left.model_directory.is_empty())?;
     let of_step = match model_step == step {
         true => String::new(),
-        false => format!(" (of step {model_step}, whose held-out loss is the lowest)"),
+        false => format!(" (of step {model_step}, the best of those that were evaluated)"),
     };
     let quoted = quote(Path::new(directory));
     let launch = std::env::args().next().unwrap_or_else(|| "launch".to_owned());

@@ -135,6 +135,7 @@ impl Trainer {
         self.shards.read_state(&saved, &STATES)?;
         // A run that goes on in another type begins with a loss scale of its own, or none.
         self.state.skipped = state.skipped;
+        self.state.metric = state.metric;
         self.state.patience = state.patience;
         self.state.plateau = state.plateau;
         self.restore_trained(found, found.manifest.step - state.skipped)?;

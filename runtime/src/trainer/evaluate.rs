@@ -8,7 +8,7 @@ use crate::comm::Phase;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
-use zerofold_configs::Dataset;
+use zerofold_configs::{BestMetric, Dataset};
 use zerofold_proto::v1::EvaluationRecord;
 
 /// What an evaluation gave, over all ranks.
@@ -30,6 +30,16 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// One of its figures; no number where it has no such one.
+    pub(super) fn figure(&self, metric: BestMetric) -> f64 {
+        let of_classifier = || self.figures.iter().find(|(name, _)| *name == metric.name());
+        match metric {
+            BestMetric::Loss => self.loss,
+            BestMetric::MeanTokenAccuracy => self.token_accuracy,
+            _ => of_classifier().map_or(f64::NAN, |(_, value)| *value),
+        }
+    }
+
     /// As `launch` is told, before any step; `held_out` names the sources.
     pub fn record(&self, held_out: Option<&Dataset>) -> EvaluationRecord {
         EvaluationRecord {

@@ -9,7 +9,7 @@ use crate::metrics::Profile;
 use crate::optim::Plateau;
 use std::path::{Path, PathBuf};
 use zerofold_checkpoint::{Found, fault, open_step, step_directory};
-use zerofold_configs::{Dataset, ProblemType, Resolved, Strategy, Training};
+use zerofold_configs::{BestMetric, Dataset, ProblemType, Resolved, Strategy, Training};
 use zerofold_data::{Batch, Collator, StepPlan, TokenizedDataset};
 use zerofold_plan::Head;
 use zerofold_proto::v1::{EvaluationRecord, Figure, SourceRecord, StepRecord};
@@ -83,6 +83,7 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
     if let Some(rows) = &job.fisher {
         trainer.estimate_fisher(rows, job.config.training.ewc_samples as usize)?;
     }
+    trainer.judge_by(job.config.training.metric_for_best_model);
     if finished == 0 && job.config.training.eval_on_start {
         trainer.evaluate_and_report(job, finished)?;
     }
@@ -110,9 +111,9 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
         trainer.report(job, &outcome);
         let mut ends = stopped || finished == total;
         let Training { eval_strategy, eval_steps, save_strategy, save_steps, load_best_model_at_end, .. } = *training;
-        let mut held_out_loss = None;
+        let mut judged = None;
         if !stopped && due(eval_strategy, eval_steps, finished, ends, &job.plan) {
-            held_out_loss = trainer.evaluate_and_report(job, finished)?;
+            judged = trainer.evaluate_and_report(job, finished)?;
             enough = trainer.is_patient_no_longer(training);
             ends |= enough;
         }
@@ -120,7 +121,7 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
         if asked || due(save_strategy, save_steps, finished, ends, &job.plan) {
             // What came of the save before decides which was the best.
             trainer.finish_save()?;
-            let loss = held_out_loss.filter(|_| load_best_model_at_end);
+            let loss = judged.filter(|_| load_best_model_at_end);
             let new = loss.map(|loss| Best { step: finished, loss });
             trainer.begin_save(job, &Progress { step: finished }, better(trainer.state.best, new))?;
         }
@@ -146,7 +147,7 @@ pub fn run(trainer: &mut Trainer, job: &Job<'_>) -> Result<Outcome, TrainError> 
     Ok(Outcome { steps: finished, stopped, model: Some(model), model_step })
 }
 
-/// The checkpoint with the lower loss; of two alike the earlier one. What is not a number is not better than anything.
+/// The checkpoint that is judged lower, and so better; of two alike the earlier one. What is not a number is not better than anything.
 fn better(best: Option<Best>, new: Option<Best>) -> Option<Best> {
     let new = new.filter(|new| new.loss.is_finite() && best.is_none_or(|best| new.loss < best.loss));
     new.or(best)
@@ -162,6 +163,19 @@ fn due(strategy: Strategy, every: u32, finished: u64, ends: bool, plan: &StepPla
 }
 
 impl Trainer {
+    /// Lets evaluations be judged by this. What was known of them by another measure is forgotten.
+    fn judge_by(&mut self, metric: BestMetric) {
+        let before = std::mem::replace(&mut self.state.metric, metric);
+        if before != metric {
+            (self.state.patience, self.state.best, self.state.plateau) = Default::default();
+            if self.shards.comm().rank() == 0 && self.activity.step() > 0 {
+                tracing::info!(
+                    "evaluations were judged by {before}, and are by {metric} from here on: the best is looked for anew"
+                );
+            }
+        }
+    }
+
     /// Whether the run ends by `early_stopping_patience`; the same on every rank, as held-out losses are.
     fn is_patient_no_longer(&self, training: &Training) -> bool {
         training.early_stopping_patience.is_some_and(|most| self.state.patience.evaluations >= most)
@@ -221,15 +235,18 @@ impl Trainer {
         }
     }
 
-    /// The held-out loss, if there are held-out rows; the same on every rank.
+    /// What evaluations are judged by, lower being better ([`super::step::Patience`]), if there are held-out rows; the same on every rank.
     fn evaluate_and_report(&mut self, job: &Job<'_>, finished: u64) -> Result<Option<f64>, TrainError> {
         let Some(held_out) = &job.held_out else { return Ok(None) };
         let batch_size = job.config.training.per_device_eval_batch_size as usize;
         let evaluation = self.evaluate(held_out, batch_size)?;
+        let (metric, threshold) =
+            (job.config.training.metric_for_best_model, job.config.training.early_stopping_threshold);
+        let value = evaluation.figure(metric);
+        let judged = if metric.greater_is_better() { -value } else { value };
         if finished > 0 {
-            let threshold = job.config.training.early_stopping_threshold;
-            self.state.patience = self.state.patience.after(evaluation.loss, threshold);
-            self.look_for_plateau(evaluation.loss);
+            self.state.patience = self.state.patience.after(judged, threshold);
+            self.look_for_plateau(value);
         }
         if job.control.identity().rank == 0 {
             let without_gain = match self.is_patient_no_longer(&job.config.training) {
@@ -239,7 +256,7 @@ impl Trainer {
             let record = evaluation.record(job.config.training.eval_dataset.as_ref());
             job.control.report_evaluation(EvaluationRecord { step: finished, without_gain, ..record });
         }
-        Ok(Some(evaluation.loss))
+        Ok(Some(judged))
     }
 }
 
@@ -248,14 +265,14 @@ pub(super) fn figure(name: &str, value: f64) -> Figure {
 }
 
 impl Trainer {
-    /// Lets the learning rate fall where it follows the held-out loss, and that has not become better for long enough.
-    fn look_for_plateau(&mut self, loss: f64) {
+    /// Lets the learning rate fall where it follows evaluations, and these have not become better for long enough.
+    fn look_for_plateau(&mut self, value: f64) {
         let schedule = &self.options.schedule;
         let rate = |plateau: Plateau| plateau.lowered(schedule.shape, schedule.peak);
-        let after = self.state.plateau.after(schedule.shape, loss);
+        let after = self.state.plateau.after(schedule.shape, value);
         let (from, to) = (rate(self.state.plateau), rate(after));
         if from != to && self.shards.comm().rank() == 0 {
-            tracing::info!("the held-out loss is on a plateau: the learning rate falls from {from:e} to {to:e}");
+            tracing::info!("evaluations are on a plateau: the learning rate falls from {from:e} to {to:e}");
         }
         self.state.plateau = after;
     }

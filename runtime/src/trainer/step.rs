@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 use zerofold_checkpoint::fault;
-use zerofold_configs::{BackwardPrefetch, NonFinite};
+use zerofold_configs::{BackwardPrefetch, BestMetric, NonFinite};
 use zerofold_data::{Batch, Places};
 
 /// How a step is taken: everything that does not change during a run.
@@ -52,6 +52,9 @@ pub struct StepState {
     pub skipped: u64,
     /// The loss scale; only float16 has one.
     pub loss_scale: Option<LossScale>,
+    /// What evaluations were judged by.
+    #[serde(default, skip_serializing_if = "is_loss")]
+    pub metric: BestMetric,
     /// How long no evaluation was better, where a run stops for that.
     #[serde(default, skip_serializing_if = "Patience::is_new")]
     pub patience: Patience,
@@ -63,11 +66,16 @@ pub struct StepState {
     pub best: Option<Best>,
 }
 
-/// How long the held-out loss has not become better.
+fn is_loss(metric: &BestMetric) -> bool {
+    *metric == BestMetric::Loss
+}
+
+/// How long evaluations have not become better. What they are judged by is to be low: the held-out loss, or a figure of which less is
+/// better; of another one its negative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Patience {
-    /// The lowest held-out loss so far.
+    /// The lowest so far.
     pub lowest: Option<f64>,
     /// Evaluations since it was last beaten by more than the threshold.
     pub evaluations: u32,
@@ -104,13 +112,13 @@ pub struct Requests {
     pub saves: u64,
 }
 
-/// The checkpoint with the lowest held-out loss so far.
+/// The checkpoint with the best evaluation so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Best {
     /// Its step.
     pub step: u64,
-    /// Its held-out loss.
+    /// What it is judged by, as in [`Patience`].
     pub loss: f64,
 }
 
