@@ -5,12 +5,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// A folder with a model and data just good enough for the checks before the start.
-pub struct Fixture {
-    pub folder: tempfile::TempDir,
+pub(crate) struct Fixture {
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Fixture {
-    pub fn new() -> Fixture {
+    pub(crate) fn new() -> Fixture {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("model");
         std::fs::create_dir(&model).unwrap();
@@ -29,11 +29,11 @@ impl Fixture {
         Fixture { folder }
     }
 
-    pub fn run_folder(&self) -> PathBuf {
+    pub(crate) fn run_folder(&self) -> PathBuf {
         self.folder.path().join("run")
     }
 
-    pub fn command(&self, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
         let worker = stand_in_worker();
         let mut command = Command::new(env!("CARGO_BIN_EXE_launch"));
         command.args(words).current_dir(self.folder.path()).env("ZEROFOLD_WORKER", worker);
@@ -43,7 +43,7 @@ impl Fixture {
         command
     }
 
-    pub fn train(&self, roles: &str, more: &[&str]) -> Command {
+    pub(crate) fn train(&self, roles: &str, more: &[&str]) -> Command {
         let base = ["--nproc", "2", "train", "--model_name_or_path", "model", "--dataset", "data.jsonl"];
         let rest = ["--output_dir", "run", "--max_steps", "3", "--logging_steps", "1"];
         let mut command = self.command(&[&base[..], &rest[..], more].concat());
@@ -60,7 +60,7 @@ fn stand_in_worker() -> PathBuf {
 }
 
 /// Waits for the end, at most 15 s.
-pub fn finish(mut child: Child) -> Output {
+pub(crate) fn finish(mut child: Child) -> Output {
     let deadline = Instant::now() + Duration::from_secs(15);
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > deadline {
@@ -72,14 +72,14 @@ pub fn finish(mut child: Child) -> Output {
     child.wait_with_output().unwrap()
 }
 
-pub fn run(command: &mut Command) -> (i32, String, String) {
+pub(crate) fn run(command: &mut Command) -> (i32, String, String) {
     let output = finish(command.spawn().unwrap());
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }
 
 /// The pids of the workers, from their logs, once all of them have written it.
-pub fn worker_pids(run: &Path, count: u32) -> Vec<u32> {
+pub(crate) fn worker_pids(run: &Path, count: u32) -> Vec<u32> {
     let pid = |rank| {
         let log = std::fs::read_to_string(run.join("logs").join(format!("rank-{rank}.log"))).ok()?;
         log.split_once("pid ")?.1.split_once(' ')?.0.parse().ok()
@@ -87,7 +87,7 @@ pub fn worker_pids(run: &Path, count: u32) -> Vec<u32> {
     wait_for("pids in the logs", || (0..count).map(pid).collect::<Option<Vec<u32>>>())
 }
 
-pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(15);
     loop {
         if let Some(found) = look() {
@@ -98,24 +98,24 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     // A zombie that nobody has reaped yet (the workers' new parent may be slow) runs no more.
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
-pub fn assert_ended(pids: &[u32]) {
+pub(crate) fn assert_ended(pids: &[u32]) {
     wait_for("end of the workers", || pids.iter().all(|&pid| !is_alive(pid)).then_some(()));
 }
 
 #[track_caller]
-pub fn assert_has(text: &str, parts: &[&str]) {
+pub(crate) fn assert_has(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "{part:?} is missing in:\n{text}");
     }
 }
 
-pub fn signal(child: &Child, signal: libc::c_int) {
+pub(crate) fn signal(child: &Child, signal: libc::c_int) {
     // SAFETY: kill takes numbers only; the child is not reaped yet.
     assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
 }
