@@ -143,7 +143,7 @@ mod tests {
         assert!(Prompts::read(&folder.path().join("none")).err().unwrap().to_string().contains("none"));
         assert_eq!(
             row("a \"b\""),
-            "{\"messages\":[{\"content\":\"a \\\"b\\\"\",\"role\":\"user\"},{\"content\":\"\",\"role\":\"assistant\"}]}\n"
+            "{\"messages\":[{\"role\":\"user\",\"content\":\"a \\\"b\\\"\"},{\"role\":\"assistant\",\"content\":\"\"}]}\n"
         );
     }
 
