@@ -1,5 +1,5 @@
 //! The run folder: `output_dir/{config.resolved.yaml, metrics.jsonl, plan.json, profile.json, launch.lock, control.json,
-//! generation, logs/, runs/, data/, checkpoints/, model/}`.
+//! generation, initial_model/, logs/, runs/, data/, checkpoints/, model/}`.
 
 use std::fs::{File, TryLockError};
 use std::io::Write;
@@ -15,13 +15,14 @@ use crate::error::LaunchError;
 use crate::worker_command::FIRST_GENERATION;
 
 /// What a start leaves that never reached a step. A folder with nothing else in it is not a run.
-const BEFORE_THE_FIRST_STEP: [&str; 10] = [
+const BEFORE_THE_FIRST_STEP: [&str; 11] = [
     "config.resolved.yaml",
     "metrics.jsonl",
     "plan.json",
     LOCK,
     CONTROL,
     GENERATION,
+    INITIAL_MODEL,
     "data",
     "logs",
     "runs",
@@ -31,6 +32,8 @@ const BEFORE_THE_FIRST_STEP: [&str; 10] = [
 pub(crate) const LOCK: &str = "launch.lock";
 /// The file that tells where the `launch` at work can be asked.
 const CONTROL: &str = "control.json";
+/// The folder of the model that a job began with, where one was made for it.
+const INITIAL_MODEL: &str = "initial_model";
 /// The file with the number of the newest membership that the job had.
 const GENERATION: &str = "generation";
 
@@ -102,7 +105,7 @@ impl RunFolder {
 
     /// The model that a job began with, where one was made for it.
     pub fn initial_model(&self) -> PathBuf {
-        self.root.join("initial_model")
+        self.root.join(INITIAL_MODEL)
     }
 
     /// The tokenised rows to train on.

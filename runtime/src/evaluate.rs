@@ -57,7 +57,10 @@ fn evaluate_joined(
 /// The same configuration without what only an optimizer needs: masters in a wider type, and a place for them elsewhere.
 fn without_optimizer(config: &Resolved) -> Resolved {
     let compute = config.element_types().compute;
-    Resolved { master_dtype: compute, offload_optimizer: Offload::No, ..config.clone() }
+    let mut config = Resolved { master_dtype: compute, offload_optimizer: Offload::No, ..config.clone() };
+    // Only training mixes weights, for which masters would be apart from them.
+    config.training.mixout_probability = 0.0;
+    config
 }
 
 /// Trains nothing of a model.

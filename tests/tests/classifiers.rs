@@ -367,3 +367,81 @@ fn the_best_model_is_that_of_the_figure_that_is_asked_for() {
         train("patient", "--metric_for_best_model accuracy --early_stopping_patience 2 --learning_rate 1e-30");
     assert_eq!(stopped.len(), 3);
 }
+
+/// A causal model, rows of several classes, and the words of a job with them.
+struct Several<'a> {
+    scene: &'a Scene,
+    model: PathBuf,
+}
+
+impl Several<'_> {
+    fn train(&self, run: &str, words: &str) -> Ended {
+        self.scene
+            .launch("train --nproc 2 --zero_stage 2 --num_labels 3 --max_steps 4 --save_steps 2 --learning_rate 1e-30")
+            .with("--model_name_or_path", &self.model)
+            .with("--dataset", self.scene.path("rows.jsonl"))
+            .with("--output_dir", self.scene.path(run))
+            .words("--per_device_train_batch_size 1")
+            .words(words)
+            .run()
+    }
+}
+
+#[test]
+fn a_start_that_failed_is_begun_anew_and_a_run_is_gone_on_with() {
+    let scene = Scene::new();
+    let several = Several { scene: &scene, model: scene.copy(&zerofold_tests::model("tiny-llama"), "model") };
+    let rows = ["[2]", "[0, 1]", "[]", "[1]"].map(|label| format!("{{\"text\": \"the rain\", \"label\": {label}}}"));
+    scene.write("rows.jsonl", rows.join("\n"));
+    scene.write("held-out.jsonl", "{\"text\": \"the rain\", \"label\": [7]}\n");
+    let words = "--eval_dataset held-out.jsonl --eval_strategy epoch";
+    assert!(several.train("run", words).err.contains("`label` is 7"));
+    scene.write("held-out.jsonl", "{\"text\": \"the rain\", \"label\": [1]}\n");
+    // Another seed than that of the start that failed: its head is not taken.
+    let ended = several.train("run", &format!("{words} --seed 9"));
+    ended.assert_done();
+    assert!(ended.out.contains("multi_label_classification, 3 labels") && ended.out.contains("by seed 9"), "{ended}");
+    let head = tensor(&scene.path("run/model"), "score.weight");
+    several.train("seed", "--seed 9").assert_done();
+    assert_eq!(tensor(&scene.path("seed/model"), "score.weight"), head);
+    std::fs::remove_dir_all(scene.path("run/model")).unwrap();
+    let resumed = several.train("run", &format!("{words} --seed 9 --resume step-00000002"));
+    resumed.assert_done();
+    assert_eq!(tensor(&scene.path("run/model"), "score.weight"), head);
+}
+
+#[test]
+fn a_model_that_was_changed_is_read_anew() {
+    let scene = Scene::new();
+    let several = Several { scene: &scene, model: scene.copy(&zerofold_tests::model("tiny-llama"), "model") };
+    scene.write("rows.jsonl", "{\"text\": \"the rain\", \"label\": [2]}\n{\"text\": \"rain\", \"label\": []}\n");
+    several.train("before", "").assert_done();
+    let other = zerofold_tests::model("tiny-llama-tied").join("model.safetensors");
+    let name = "model.layers.0.mlp.up_proj.weight";
+    std::fs::copy(other, several.model.join("model.safetensors")).unwrap();
+    several.train("after", "").assert_done();
+    assert_eq!(tensor(&scene.path("after/model"), name), tensor(&several.model, name));
+    assert_ne!(tensor(&scene.path("after/model"), name), tensor(&scene.path("before/model"), name));
+}
+
+#[test]
+fn classifiers_are_evaluated_side_by_side() {
+    let (case, scene) = (Case::named("bert-pairs"), Scene::new());
+    case.train(&scene, "run", "--nproc 2 --zero_stage 3 --per_device_train_batch_size 4 --save_strategy epoch");
+    let evaluate = |words: &str| {
+        let data = case.folder.join("eval.jsonl");
+        scene.launch("evaluate").with("--dataset", data).words(words).words("--json").run()
+    };
+    let model = case.folder.display();
+    let ended = evaluate(&format!("{model} run run/model"));
+    ended.assert_done();
+    let report: Value = serde_json::from_str(&ended.out).unwrap();
+    for (at, when) in ["before", "after", "after"].into_iter().enumerate() {
+        for (figure, expected) in case.expected["evaluation"][when].as_object().unwrap() {
+            assert_close(&format!("{at}, {figure}"), &report["models"][at][format!("eval_{figure}")], expected, 1e-3);
+        }
+    }
+    let other = fixture("classifiers/llama-several");
+    let refused = evaluate(&format!("{model} {}", other.display()));
+    assert!(refused.err.contains("do not tell the same"), "{refused}");
+}

@@ -23,7 +23,7 @@ pub use series::Configuration;
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use zerofold_configs::{Backend, BenchRequest, DeviceKind, Inputs, Stage};
+use zerofold_configs::{Backend, BenchRequest, DeviceKind, Inputs, Stage, Training};
 use zerofold_data::Prepared;
 
 use crate::error::{EXIT_FAILED, LaunchError};
@@ -111,8 +111,17 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
     for (_, config) in &mut series {
         hub::bring(config, None, Extent::Whole, if options.quiet { &quiet } else { terminal })?;
         chat_template::settle(config, &quiet)?;
-        hub::bring_data(config, &[DataUse::Training], None, if options.quiet { &quiet } else { terminal })?;
-        classifier::settle(config, &quiet)?;
+    }
+    if let Some((_, first)) = series.first_mut() {
+        // All have the same model and data, so that the labels are looked for once.
+        hub::bring_data(first, &[DataUse::Training], None, if options.quiet { &quiet } else { terminal })?;
+        classifier::settle(first, &quiet)?;
+        let Training { model_name_or_path, padding_free, .. } = first.training.clone();
+        let data = first.hub_data.clone();
+        for (_, config) in &mut series {
+            config.training.model_name_or_path.clone_from(&model_name_or_path);
+            (config.training.padding_free, config.hub_data) = (padding_free, data.clone());
+        }
     }
     let Some((_, first)) = series.first().cloned() else {
         return Err(LaunchError::usage("there is nothing to compare", "name a stage: --stages 0,1,2,3"));

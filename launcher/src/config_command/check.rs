@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use zerofold_configs::{DataSource, Dataset, HubName, Inputs, Outline, Resolved, outline};
-use zerofold_data::{ChatTemplate, Sources, SpecialTokens, TemplateSource, Tokenizer, first_row};
+use zerofold_data::{ChatTemplate, Columns, Sources, SpecialTokens, TemplateSource, Tokenizer, first_row};
 
 use crate::error::LaunchError;
 use crate::hub::{DataUse, is_repository};
@@ -28,15 +28,8 @@ pub(super) fn check(inputs: &Inputs, terminal: &Terminal) -> Result<(), LaunchEr
         later.for_each(|note| terminal.result(&format!("note: {note}")));
     }
     let with_model = template(&mut config, with_model, terminal)? && with_model;
-    if with_model
-        && !config
-            .training
-            .dataset
-            .sources()
-            .iter()
-            .flat_map(|source| source.path.names())
-            .any(|name| HubName::meant(name).is_some())
-    {
+    let mut names = config.training.dataset.sources().iter().flat_map(|source| source.path.names());
+    if with_model && !names.any(|name| HubName::meant(name).is_some()) {
         classifier::settle(&mut config, &Terminal::new(true))?;
     }
     let training = &config.training;
@@ -125,8 +118,17 @@ fn data(
         let (files, bytes) = (found.files().len() as u64, sizes.map(|metadata| metadata.len()).sum());
         // Nothing is kept of it.
         let classes = classifier::classes(config);
-        let prepare = job::preparation(config, (&found, packing), (&columns, classes.as_ref()), "".as_ref());
-        let rows = first_row(&prepare, with_model)?;
+        // Which classes there are is not known while the training rows are elsewhere.
+        let with_model = with_model && (classes.is_some() || !classifier::is_wanted(config));
+        let look = |columns: &Columns| {
+            let prepare = job::preparation(config, (&found, packing), (columns, classes.as_ref()), "".as_ref());
+            first_row(&prepare, with_model)
+        };
+        // A model that is not here may be a classifier.
+        let rows = look(&columns).or_else(|error| match is_repository(&config.training.model_name_or_path) {
+            true => look(&columns.clone().of_classifier()).map_err(|_| error),
+            false => Err(error),
+        })?;
         let (files, bytes) = (format::plural(files, "file"), format::bytes(bytes));
         told.push(format!("{}: {files}, {bytes}, rows of {rows}", joined(&local)));
     }

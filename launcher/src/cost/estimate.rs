@@ -12,7 +12,7 @@ use crate::error::LaunchError;
 use crate::hub::{self, DataUse, Extent};
 use crate::plan::{PlanOptions, Question};
 use crate::terminal::Terminal;
-use crate::{chat_template, format, job};
+use crate::{chat_template, classifier, format, job};
 
 /// A question with its answer.
 pub(super) struct Estimate {
@@ -236,6 +236,7 @@ fn measured_data(question: &Question) -> Result<(u64, f64), LaunchError> {
     hub::bring(&mut config, None, Extent::Whole, &quiet)?;
     chat_template::settle(&mut config, &quiet)?;
     hub::bring_data(&mut config, &[DataUse::Training], None, &quiet)?;
+    classifier::settle(&mut config, &quiet)?;
     let prepared = job::tokenise(&config, (DataUse::Training, config.training.packing), None, &quiet)?;
     let report = &prepared.report;
     Ok((report.rows as u64, report.tokens as f64 / report.rows.max(1) as f64))

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use zerofold_configs::{Inputs, Outline, Resolved, outline};
-use zerofold_data::{Audit, Audited, Copied, FindingKind, NEARLY_THE_SAME, audit};
+use zerofold_data::{Audit, Audited, Classes, Copied, FindingKind, NEARLY_THE_SAME, audit};
 
 use pairs::{Pair, pairs};
 
@@ -69,10 +69,13 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
         *config = initial_model::settle(config.clone())?;
         hub::bring(config, None, Extent::WithoutWeights, terminal)?;
         chat_template::settle(config, terminal)?;
-        classifier::settle(config, terminal)?;
     } else if let Some(place) = chat_template_place(&outline) {
         terminal.complain(&format!("note: chat_template_path ({place}) has no effect without a model"));
     }
+    let classes = match with_model {
+        true => classifier::of_audit(&outline.resolved, pairs.iter().map(|pair| &pair.training))?,
+        false => None,
+    };
     outline.resolved.notes.iter().for_each(|note| terminal.tell(&format!("note: {note}")));
     let (config, mut faulty, several) = (&outline.resolved, false, pairs.len() > 1);
     let mut told = Vec::new();
@@ -80,7 +83,7 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
         if several && !options.json {
             terminal.result(&format!("{}source {}", if index > 0 { "\n" } else { "" }, pair.label));
         }
-        let (found, json) = check((options, config, with_model), pair, several, terminal)?;
+        let (found, json) = check((options, config, with_model, classes.as_ref()), pair, several, terminal)?;
         faulty |= found;
         told.push(json);
     }
@@ -93,15 +96,15 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
 /// Audits one source. Returns whether something was found that would stop or spoil a training, and all that was; of the only
 /// source it is printed.
 fn check(
-    (options, config, with_model): (&DataOptions, &Resolved, bool),
+    (options, config, with_model, classes): (&DataOptions, &Resolved, bool, Option<&Classes>),
     Pair { label, training: (training, own), held_out }: &Pair,
     several: bool,
     terminal: &Terminal,
 ) -> Result<(bool, Value), LaunchError> {
-    let (columns, classes) = (job::columns(config, own.as_ref())?, classifier::classes(config));
+    let columns = job::columns(config, own.as_ref())?;
     // Nothing is kept of what is tokenised here.
     let how = (training, config.training.packing);
-    let prepare = job::preparation(config, how, (&columns, classes.as_ref()), "".as_ref());
+    let prepare = job::preparation(config, how, (&columns, classes), "".as_ref());
     terminal.tell(&format!("reading {} …", training.written()));
     let held_out_columns = held_out.as_ref().map(|(_, own)| job::columns(config, own.as_ref())).transpose()?;
     let held_out = held_out.as_ref().map(|(sources, _)| sources).zip(held_out_columns.as_ref());

@@ -113,9 +113,10 @@ fn candidates(options: &EvaluateOptions, folder: &TempDir, terminal: &Terminal) 
         candidate.remarks.iter().for_each(|text| tell_once(text));
         candidates.push(candidate);
     }
+    let told =
+        |candidate: &Candidate| classifier::classes(&candidate.config).map(|classes| (classes.problem, classes.names));
     if let [first, others @ ..] = &candidates[..]
-        && let Some(other) =
-            others.iter().find(|other| classifier::classes(&other.config) != classifier::classes(&first.config))
+        && let Some(other) = others.iter().find(|other| told(other) != told(first))
     {
         let message =
             format!("{} and {} do not tell the same: classes, numbers or next tokens", first.name, other.name);

@@ -1,6 +1,6 @@
 //! What was measured: the object that `--json` prints, and the table of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
@@ -126,7 +126,10 @@ impl Report {
         if of_language {
             rows.extend([vec!["perplexity".to_owned()], vec!["tokens right".to_owned()]]);
         }
-        let names: Vec<&String> = first.map(|figures| figures.of_classifier.keys().collect()).unwrap_or_default();
+        // One that is not defined for a model is missing there alone.
+        let names: BTreeSet<&String> =
+            self.models.iter().flat_map(|model| model.figures.of_classifier.keys()).collect();
+        let names: Vec<&String> = names.into_iter().collect();
         rows.extend(names.iter().map(|name| vec![name.trim_start_matches("eval_").replace('_', " ")]));
         let labels: Vec<&String> =
             self.models.first().map(|model| model.figures.eval_loss_by_source.keys().collect()).unwrap_or_default();

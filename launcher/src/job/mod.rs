@@ -168,7 +168,7 @@ impl Job {
         let told = Told::of(control.contact(), metrics.as_ref().map(MetricsEndpoint::address), hosts.is_none());
         let told = ControlFile::write(run.control(), &told)?;
         run.create(config.num_processes, found.is_none())?;
-        classifier::keep(&mut config, &run)?;
+        classifier::keep(&mut config, &run, found.is_some())?;
         run.write_generation(generation)?;
         let tokenised;
         let prepared = match data {
@@ -356,7 +356,7 @@ pub(crate) fn columns(config: &Resolved, own: Option<&ColumnMapping>) -> Result<
     let mapping = own.or(training.column_mapping.as_ref());
     let mapping = mapping.map(ColumnMapping::pairs).cloned().unwrap_or_default();
     let columns = Columns::new(mapping, training.dataset_text_field.as_deref())?;
-    Ok(if classifier::classes(config).is_some() { columns.of_classifier() } else { columns })
+    Ok(if classifier::is_wanted(config) { columns.of_classifier() } else { columns })
 }
 
 /// How the job's rows, which are then packed or not, become tokens.

@@ -82,11 +82,13 @@ impl Classes {
         let count = self.names.len();
         let found = match label {
             Value::String(name) => self.names.iter().position(|known| known == name),
+            Value::Number(number) if self.is_called_otherwise(number) => {
+                let message = format!("`label` is {number}, and a class that is not number {number} is called so");
+                return Err(Fault::new(message, format!("give classes by their names, as text: \"{number}\"")));
+            }
             Value::Bool(yes) if count == 2 => Some(usize::from(*yes)),
             Value::Number(number) => {
-                let number = number
-                    .as_u64()
-                    .or(number.as_f64().filter(|it| it.fract() == 0.0 && *it >= 0.0).map(|it| it as u64));
+                let number = number.as_u64().or(whole(number));
                 number.and_then(|number| usize::try_from(number).ok()).filter(|&number| number < count)
             }
             other => {
@@ -107,6 +109,12 @@ impl Classes {
         })
     }
 
+    /// Whether another class than the one of this number is called like it.
+    fn is_called_otherwise(&self, number: &serde_json::Number) -> bool {
+        let called = self.names.iter().position(|name| *name == number.to_string());
+        called.is_some_and(|called| number.as_u64() != Some(called as u64))
+    }
+
     /// A list of classes, or of 0 and 1 for each class.
     fn several(&self, entries: &[Value]) -> Result<Vec<f32>, Fault> {
         let flag = |entry: &Value| match entry {
@@ -124,6 +132,14 @@ impl Classes {
         }
         Ok(values)
     }
+}
+
+/// No classifier tells nearly as many classes by their numbers.
+const MOST_CLASSES: u64 = 100_000;
+
+/// A number that is written as a fraction and is none.
+fn whole(number: &serde_json::Number) -> Option<u64> {
+    number.as_f64().filter(|number| number.fract() == 0.0 && (0.0..9e15).contains(number)).map(|number| number as u64)
 }
 
 const MULTI: &str = "a row of several classes has a list of their names or numbers, or 0 and 1 for each class there is";
@@ -146,9 +162,11 @@ pub struct FoundLabels {
     pub names: BTreeSet<String>,
     /// The largest whole number.
     pub largest: Option<u64>,
+    /// There are whole numbers below 0.
+    pub negative: bool,
     /// There are true and false.
     pub flags: bool,
-    /// There are numbers that are not whole, or below 0.
+    /// There are numbers that are not whole.
     pub numbers: bool,
     /// There are lists.
     pub lists: bool,
@@ -206,8 +224,9 @@ impl FoundLabels {
         match label {
             Value::String(name) => _ = self.names.insert(name.clone()),
             Value::Bool(_) => self.flags = true,
-            Value::Number(number) => match number.as_u64() {
+            Value::Number(number) => match number.as_u64().or(whole(number)) {
                 Some(number) => self.largest = self.largest.max(Some(number)),
+                None if number.as_f64().is_some_and(|number| number.fract() == 0.0) => self.negative = true,
                 None => self.numbers = true,
             },
             Value::Array(entries) => {
@@ -222,12 +241,12 @@ impl FoundLabels {
         }
     }
 
-    /// What such labels are told of, as transformers guesses: lists are several classes, numbers that are not whole are numbers,
-    /// all else is one class of several.
+    /// What such labels are told of: numbers that are not whole are numbers, lists of other things are several classes, all else is one
+    /// class of several.
     pub fn problem(&self) -> ProblemType {
         match (self.lists, self.numbers) {
-            (true, _) => ProblemType::MultiLabel,
-            (false, true) => ProblemType::Regression,
+            (_, true) => ProblemType::Regression,
+            (true, false) => ProblemType::MultiLabel,
             (false, false) => ProblemType::SingleLabel,
         }
     }
@@ -236,13 +255,20 @@ impl FoundLabels {
     /// least two. Of a regression one for each number.
     ///
     /// # Errors
-    /// [`DataError::Plan`] where there are names and numbers.
+    /// [`DataError::Plan`] where there are names and numbers, and for numbers that no class has.
     pub fn classes(&self, problem: ProblemType) -> Result<Vec<String>, DataError> {
         if problem != ProblemType::Regression && !self.names.is_empty() && (self.largest.is_some() || self.flags) {
             let name = self.names.first().map_or("", String::as_str);
             return Err(DataError::Plan {
                 message: format!("`label` is a number in some rows and a name (such as {name:?}) in others"),
                 hint: "give all classes by their names, or all by their numbers".into(),
+            });
+        }
+        if problem != ProblemType::Regression && (self.negative || self.largest.is_some_and(|it| it >= MOST_CLASSES)) {
+            let what = if self.negative { "below 0".to_owned() } else { format!("{MOST_CLASSES} or larger") };
+            return Err(DataError::Plan {
+                message: format!("there are labels that are {what}, and classes are numbered from 0"),
+                hint: "set problem_type: regression where labels are numbers; else give classes by their names".into(),
             });
         }
         let numbered = |count: u64| (0..count).map(|id| format!("LABEL_{id}")).collect();

@@ -14,6 +14,10 @@ fn a_class_is_given_by_its_name_or_its_number() {
     for wrong in [json!("YES"), json!(2), json!(-1), json!(0.5), json!([1]), json!({})] {
         assert!(classes.told(&wrong).is_err(), "{wrong}");
     }
+    let digits = self::classes(ProblemType::SingleLabel, &["0", "10", "2"]);
+    assert_eq!((digits.told(&json!(0)).unwrap(), digits.told(&json!("10")).unwrap()), (Told::Class(0), Told::Class(1)));
+    assert_eq!(digits.told(&json!(1)).unwrap(), Told::Class(1), "no class is called 1");
+    assert!(digits.told(&json!(10)).unwrap_err().message.contains("a class that is not number 10 is called so"));
     let fault = classes.told(&json!("maybe")).unwrap_err();
     assert_eq!(fault.message, "`label` is \"maybe\", and the model has 2 classes: no, yes");
 }
@@ -74,13 +78,18 @@ fn what_labels_are_is_seen_of_all_of_them() {
         (vec![json!(0), json!(0)], single, numbered(2)),
         (vec![json!(true), json!(false)], single, numbered(2)),
         (vec![json!(1), json!(0.5)], numbers, numbered(1)),
-        (vec![json!(-1)], numbers, numbered(1)),
+        (vec![json!(0.0), json!(2.0)], single, numbered(3)),
+        (vec![json!([0.5, 1]), json!([2, 3])], numbers, numbered(2)),
         (vec![json!(["b"]), json!([]), json!(["a", "b"])], several, names(&["a", "b"])),
         (vec![json!([0, 1, 0, 0]), json!([1, 1, 0, 0])], several, numbered(4)),
         (vec![json!([0]), json!([3, 1])], several, numbered(4)),
     ];
     for (labels, problem, names) in table {
         assert_eq!(found(&labels), (problem, names), "{labels:?}");
+    }
+    for (label, words) in [(json!(-1), "below 0"), (json!(u64::MAX), "100000 or larger")] {
+        let refused = found(&[label]).1.unwrap_err();
+        assert!(refused.contains(words) && refused.contains("problem_type: regression"), "{refused}");
     }
     let mixed = found(&[json!("a"), json!(1)]).1.unwrap_err();
     assert!(mixed.contains("a number in some rows and a name (such as \"a\") in others"), "{mixed}");

@@ -106,7 +106,10 @@ impl<'a> Encoder<'a> {
             });
         }
         if kind == RowKind::Classified && options.classes.is_none() {
-            unreachable!("columns of a classifier come with its classes");
+            return Err(DataError::Plan {
+                message: "the rows are those of a classifier, and the model's classes are not known".to_owned(),
+                hint: "set problem_type and num_labels, or name a model that is a classifier".to_owned(),
+            });
         }
         let templated = matches!(kind, RowKind::Conversations | RowKind::Exchanges);
         let needed = kind != RowKind::Tokens || model.join("tokenizer.json").exists();

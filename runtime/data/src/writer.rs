@@ -88,6 +88,8 @@ impl DatasetWriter {
         if self.classified[0] == 0 {
             self.supervised += supervised(labels) as u64;
         }
+        // Those of a classifier are no tokens.
+        let labels = if self.classified[0] == 0 { labels } else { &[] };
         let labels = labels.iter().map(|&label| label.max(0).unsigned_abs());
         self.largest = ids.iter().copied().chain(labels).fold(self.largest, u32::max);
         self.offsets.write_all(&self.tokens.to_le_bytes())?;

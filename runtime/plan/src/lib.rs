@@ -25,6 +25,7 @@ pub use layout::{ALIGNMENT, Layout, LayoutError, Mesh, PlacedLeaf, PlacedParamet
 pub use model::{
     Activation, Biases, Classifier, FileNames, Head, HeadInput, LayerAttention, ModelConfig, ModelConfigError,
     ModelUnits, Names, NormKind, NormPlacement, RopeConfig, RopeScaling, Segment, SegmentKind, label_names,
+    problem_type,
 };
 pub use planning::{
     Advice, Lever, Need, Plan, PlanInputs, PlannedDevice, RESERVE, Tried, plan, plan_all_stages, recommend,

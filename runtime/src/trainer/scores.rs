@@ -7,9 +7,8 @@ use zerofold_configs::ProblemType;
 use zerofold_data::Batch;
 use zerofold_plan::Head;
 
-/// Counts and sums over rows: of one class of several how often each was told in place of each (`true × labels + told`); of several
-/// classes rows, rows that are all right, and for each class hits, false alarms and misses; of numbers rows, and for each Σx, Σy, Σx²,
-/// Σy², Σxy of told x and true y.
+/// Counts and sums over rows: rows, rows that are all right, and for each class how often it was told rightly, told, and true; of numbers rows,
+/// and for each the means of told x and true y, Σ(x − x̄)², Σ(y − ȳ)², Σ(x − x̄)(y − ȳ) and Σ(x − y)², from which nothing that is constant seems to vary.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Scores {
     problem: ProblemType,
@@ -22,9 +21,8 @@ impl Scores {
     pub(super) fn of(head: Head) -> Option<Scores> {
         let Head::Classes { labels, problem } = head else { return None };
         let count = match problem {
-            ProblemType::SingleLabel => labels * labels,
-            ProblemType::MultiLabel => 2 + 3 * labels,
-            ProblemType::Regression => 1 + 5 * labels,
+            ProblemType::SingleLabel | ProblemType::MultiLabel => 2 + 3 * labels,
+            ProblemType::Regression => 1 + NUMBERS * labels,
         };
         Some(Scores { problem, labels, sums: vec![0.0; count] })
     }
@@ -38,7 +36,12 @@ impl Scores {
                 ProblemType::SingleLabel => {
                     // The first of those that are alike, as argmax has it; what is no number is never the largest.
                     let larger = |best: usize, at: usize| if told[at] > told[best] { at } else { best };
-                    self.sums[class as usize * self.labels + (1..self.labels).fold(0, larger)] += 1.0;
+                    let (told, truth) = ((1..self.labels).fold(0, larger), class as usize);
+                    self.add_class(told, told == truth, true, truth == told);
+                    if told != truth {
+                        self.add_class(truth, false, false, true);
+                    }
+                    self.add_row(told == truth);
                 }
                 ProblemType::MultiLabel => self.add_several(told, &batch.values[row * self.labels..][..self.labels]),
                 ProblemType::Regression => self.add_numbers(told, &batch.values[row * self.labels..][..self.labels]),
@@ -47,29 +50,35 @@ impl Scores {
         Ok(())
     }
 
-    fn add_several(&mut self, told: &[f32], truth: &[f32]) {
-        let (told, truth) = (told.iter().map(|logit| *logit > 0.0), truth.iter().map(|value| *value > 0.5));
-        let mut right = true;
-        for (class, pair) in told.zip(truth).enumerate() {
-            right &= pair.0 == pair.1;
-            match pair {
-                (true, true) => self.sums[2 + 3 * class] += 1.0,
-                (true, false) => self.sums[2 + 3 * class + 1] += 1.0,
-                (false, true) => self.sums[2 + 3 * class + 2] += 1.0,
-                (false, false) => {}
-            }
-        }
+    fn add_row(&mut self, right: bool) {
         self.sums[0] += 1.0;
         self.sums[1] += f64::from(u8::from(right));
     }
 
+    /// Counts a class that was told or true.
+    fn add_class(&mut self, class: usize, right: bool, told: bool, truth: bool) {
+        let counts = &mut self.sums[2 + 3 * class..][..3];
+        counts.iter_mut().zip([right, told, truth]).for_each(|(count, is)| *count += f64::from(u8::from(is)));
+    }
+
+    fn add_several(&mut self, told: &[f32], truth: &[f32]) {
+        let pairs = told.iter().map(|logit| *logit > 0.0).zip(truth.iter().map(|value| *value > 0.5));
+        let mut right = true;
+        for (class, (told, truth)) in pairs.enumerate() {
+            right &= told == truth;
+            self.add_class(class, told && truth, told, truth);
+        }
+        self.add_row(right);
+    }
+
     fn add_numbers(&mut self, told: &[f32], truth: &[f32]) {
-        self.sums[0] += 1.0;
         for (label, (&x, &y)) in told.iter().zip(truth).enumerate() {
             let (x, y) = (f64::from(x), f64::from(y));
-            let sums = &mut self.sums[1 + 5 * label..][..5];
-            sums.iter_mut().zip([x, y, x * x, y * y, x * y]).for_each(|(sum, value)| *sum += value);
+            let one = [x, y, 0.0, 0.0, 0.0, (x - y).powi(2)];
+            let rows = self.sums[0];
+            join(rows, &mut self.sums[1 + NUMBERS * label..][..NUMBERS], 1.0, &one);
         }
+        self.sums[0] += 1.0;
     }
 
     /// What this rank has to tell the others.
@@ -80,62 +89,79 @@ impl Scores {
     /// The figures of all ranks, by their names, from what each told. A figure that is not defined is left out.
     pub(super) fn figures<'a>(&self, ranks: impl Iterator<Item = &'a [f64]>) -> Vec<(&'static str, f64)> {
         let mut all = vec![0.0; self.sums.len()];
-        ranks.for_each(|rank| all.iter_mut().zip(rank).for_each(|(sum, own)| *sum += own));
+        for rank in ranks {
+            if self.problem == ProblemType::Regression {
+                let (before, rows) = (all[0], rank[0]);
+                let numbers = all[1..].chunks_exact_mut(NUMBERS).zip(rank[1..].chunks_exact(NUMBERS));
+                numbers.for_each(|(sums, own)| join(before, sums, rows, own));
+                all[0] += rows;
+            } else {
+                all.iter_mut().zip(rank).for_each(|(sum, own)| *sum += own);
+            }
+        }
+        let (rows, counts) = (all[0], all[1..].to_vec());
         let figures = match self.problem {
-            ProblemType::SingleLabel => of_confusion(&all, self.labels),
+            ProblemType::SingleLabel => of_classes(rows, &counts),
             ProblemType::MultiLabel => {
-                let total = |which: usize| all[2..].iter().skip(which).step_by(3).sum::<f64>();
-                vec![("accuracy", all[1] / all[0]), ("f1", f1(total(0), total(1), total(2)))]
+                let total = |which: usize| counts[1..].iter().skip(which).step_by(3).sum::<f64>();
+                vec![("accuracy", counts[0] / rows), ("f1", f1(total(0), total(1), total(2)))]
             }
             ProblemType::Regression => {
-                let of_label = |label: usize| pearson(all[0], &all[1 + 5 * label..][..5]);
-                let error: f64 = (0..self.labels).map(|label| squared_error(&all[1 + 5 * label..][..5])).sum();
-                let mean = (0..self.labels).map(of_label).sum::<f64>() / self.labels as f64;
-                vec![("mse", error / all[0] / self.labels as f64), ("pearson", mean)]
+                let mean =
+                    |of: &dyn Fn(&[f64]) -> f64| counts.chunks_exact(NUMBERS).map(of).sum::<f64>() / self.labels as f64;
+                let pearson = mean(&|sums| sums[4] / (sums[2].sqrt() * sums[3].sqrt()));
+                vec![("mse", mean(&|sums| sums[5] / rows)), ("pearson", pearson)]
             }
         };
         figures.into_iter().filter(|(_, value)| value.is_finite()).collect()
     }
 }
 
-/// 2 hits / (2 hits + false alarms + misses); 0 where there are none of them.
-fn f1(hits: f64, alarms: f64, misses: f64) -> f64 {
-    let all = 2.0 * hits + alarms + misses;
-    if all > 0.0 { 2.0 * hits / all } else { 0.0 }
+/// 2 hits / (told + true), which is 2 hits / (2 hits + false alarms + misses); 0 where there are none of them.
+fn f1(hits: f64, told: f64, truth: f64) -> f64 {
+    if told + truth > 0.0 { 2.0 * hits / (told + truth) } else { 0.0 }
 }
 
 /// Accuracy; F1 of the class 1 where there are two, else the mean over classes that occur or were told; Matthews' coefficient for any number
 /// of classes (Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient", 2004).
-fn of_confusion(counts: &[f64], labels: usize) -> Vec<(&'static str, f64)> {
-    let truth = |class: usize| counts[class * labels..][..labels].iter().sum::<f64>();
-    let told = |class: usize| counts.iter().skip(class).step_by(labels).sum::<f64>();
-    let hits = |class: usize| counts[class * labels + class];
-    let of_class = |class: usize| f1(hits(class), told(class) - hits(class), truth(class) - hits(class));
-    let (rows, right) = (counts.iter().sum::<f64>(), (0..labels).map(hits).sum::<f64>());
-    let f1 = match labels {
-        2 => of_class(1),
+fn of_classes(rows: f64, counts: &[f64]) -> Vec<(&'static str, f64)> {
+    let (right, classes) = (counts[0], || counts[1..].chunks_exact(3));
+    let of_class = |counts: &[f64]| f1(counts[0], counts[1], counts[2]);
+    let f1 = match classes().len() {
+        2 => classes().nth(1).map_or(f64::NAN, of_class),
         _ => {
-            let there: Vec<usize> = (0..labels).filter(|&class| truth(class) + told(class) > 0.0).collect();
-            there.iter().map(|&class| of_class(class)).sum::<f64>() / there.len() as f64
+            let there = || classes().filter(|counts| counts[1] + counts[2] > 0.0);
+            there().map(of_class).sum::<f64>() / there().count() as f64
         }
     };
-    let sum = |of: &dyn Fn(usize) -> f64| (0..labels).map(of).sum::<f64>();
-    let both = sum(&|class| truth(class) * told(class));
-    let (of_truth, of_told) = (sum(&|class| truth(class).powi(2)), sum(&|class| told(class).powi(2)));
-    let spread = ((rows * rows - of_truth) * (rows * rows - of_told)).sqrt();
-    let matthews = if spread > 0.0 { (right * rows - both) / spread } else { 0.0 };
+    let sum = |of: fn(&[f64]) -> f64| classes().map(of).sum::<f64>();
+    let both = sum(|counts| counts[1] * counts[2]);
+    let spread = (rows * rows - sum(|counts| counts[1].powi(2))) * (rows * rows - sum(|counts| counts[2].powi(2)));
+    let matthews = if spread > 0.0 { (right * rows - both) / spread.sqrt() } else { 0.0 };
     vec![("accuracy", right / rows), ("f1", f1), ("matthews_correlation", matthews)]
 }
 
-/// Pearson's coefficient from sums over so many rows.
-fn pearson(rows: f64, sums: &[f64]) -> f64 {
-    let [x, y, xx, yy, xy] = [0, 1, 2, 3, 4].map(|index| sums[index]);
-    (rows * xy - x * y) / ((rows * xx - x * x).sqrt() * (rows * yy - y * y).sqrt())
-}
+/// Of each number a classifier tells.
+const NUMBERS: usize = 6;
 
-/// Σ(x − y)².
-fn squared_error(sums: &[f64]) -> f64 {
-    sums[2] - 2.0 * sums[4] + sums[3]
+/// Adds means and sums over `rows` rows to those over `before` rows (Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for
+/// Computing Sample Variances", 1979).
+fn join(before: f64, sums: &mut [f64], rows: f64, own: &[f64]) {
+    if rows == 0.0 {
+        return;
+    }
+    let all = before + rows;
+    let (x, y) = (own[0] - sums[0], own[1] - sums[1]);
+    let shared = before * rows / all;
+    let moved = [
+        x * rows / all,
+        y * rows / all,
+        own[2] + x * x * shared,
+        own[3] + y * y * shared,
+        own[4] + x * y * shared,
+        own[5],
+    ];
+    sums.iter_mut().zip(moved).for_each(|(sum, more)| *sum += more);
 }
 
 #[cfg(test)]
@@ -186,5 +212,15 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn what_is_constant_has_no_correlation() {
+        let mut scores = Scores::of(Head::Classes { labels: 1, problem: ProblemType::Regression }).unwrap();
+        for _ in 0..1000 {
+            scores.add_numbers(&[0.1], &[0.7]);
+        }
+        let names: Vec<&str> = scores.figures([scores.sums()].into_iter()).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["mse"]);
     }
 }

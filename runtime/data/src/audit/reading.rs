@@ -244,7 +244,7 @@ impl Reading<'_> {
                 let learned = supervised(&labels);
                 self.truncation.supervised_tokens += (whole - learned) as u64;
                 self.supervised += learned as u64;
-                if learned > 0 {
+                if learned > 0 || told.is_some() {
                     self.first.get_or_insert((ids, labels, told));
                 }
             }
@@ -293,9 +293,8 @@ fn see((row, column): (Row, &str), known: Option<&Known<'_>>, max_length: u32) -
             Ok(mut row) => {
                 let told = encoder.told(&row);
                 if row.classified.is_some() {
-                    // What is told is never cut off, wherever it stands; only labels behind the first token are counted here.
+                    // What is told is never cut off, wherever it stands, and is no token.
                     row.labels.fill(IGNORED);
-                    row.labels.iter_mut().skip(1).take(1).for_each(|label| *label = 0);
                 }
                 Some(Tokens { ids: row.ids, labels: row.labels, ended: row.ended, told })
             }
@@ -323,7 +322,7 @@ fn of_tokens(tokens: &Tokens, max_length: u32, all_is_wrong: bool) -> Vec<(Findi
         let reason = "an answer ends without an end-of-turn token that is learned".to_owned();
         findings.push((FindingKind::Unended, reason));
     }
-    if learned == 0 {
+    if learned == 0 && tokens.told.is_none() {
         let reason = match supervised(&tokens.labels) {
             0 => "no token is supervised".to_owned(),
             all => format!("all {all} supervised tokens are behind max_length"),

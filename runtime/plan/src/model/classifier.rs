@@ -87,6 +87,17 @@ pub fn label_names(folder: &Path) -> Result<Option<Vec<String>>, ModelConfigErro
     Ok(named.filter(|names| names.iter().enumerate().any(|(id, name)| *name != format!("LABEL_{id}"))))
 }
 
+/// What a classifier tells, where its `config.json` says so in words.
+///
+/// # Errors
+/// A file that cannot be read, and a word that is none of transformers'.
+pub fn problem_type(folder: &Path) -> Result<Option<ProblemType>, ModelConfigError> {
+    let file = File::read(&folder.join("config.json"))?;
+    let Some(name) = file.optional_string("problem_type")? else { return Ok(None) };
+    let known = || format!("it must be one of {}", ProblemType::NAMES.join(", "));
+    ProblemType::from_name(&name).map(Some).ok_or_else(|| file.invalid("problem_type", known()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ mod published;
 mod rope;
 mod units;
 
-pub use classifier::{Classifier, label_names};
+pub use classifier::{Classifier, label_names, problem_type};
 pub use description::{
     Activation, Biases, Head, HeadInput, LayerAttention, ModelConfig, NormKind, NormPlacement, RopeConfig, RopeScaling,
 };
