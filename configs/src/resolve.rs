@@ -333,11 +333,11 @@ fn check_best(training: &Training, setting: Option<&Setting>) -> Result<(), Conf
     let refuse = |allowed: String, hint: &str| Err(setting.not_allowed(&allowed, Some(hint.to_owned())));
     if *eval_strategy == Strategy::No || eval_strategy != save_strategy {
         let allowed = format!("eval_strategy is {eval_strategy} and save_strategy is {save_strategy}");
-        return refuse(allowed, "checkpoints are compared by their held-out loss: give both the same, steps or epoch");
+        return refuse(allowed, "checkpoints are compared by their evaluations: give both the same, steps or epoch");
     }
     if *save_strategy == Strategy::Steps && !save_steps.is_multiple_of(*eval_steps) {
         let allowed = format!("eval_steps is {eval_steps} and save_steps is {save_steps}");
-        return refuse(allowed, "each checkpoint needs its held-out loss: make save_steps a multiple of eval_steps");
+        return refuse(allowed, "each checkpoint needs its evaluation: make save_steps a multiple of eval_steps");
     }
     Ok(())
 }

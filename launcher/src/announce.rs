@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use zerofold_configs::{
-    BackwardPrefetch, DeviceKind, Offload, Precision, ReshardAfterForward, Resolved, Stage, Training, UnitPolicy,
+    BackwardPrefetch, DeviceKind, Freeze, Offload, Precision, ReshardAfterForward, Resolved, Stage, Training,
+    UnitPolicy,
 };
 use zerofold_data::{Collator, DataReport, Items, Loss, Mixture, Prepared, Segment, StepPlan, TokenizedDataset};
 
@@ -19,6 +20,18 @@ const EXAMPLE_CHARACTERS: usize = 1500;
 const BRACKETS: (&str, &str, &str) = ("⟦", "\n", "⟧");
 /// The same as colour, which does not reach into the margin.
 const GREEN: (&str, &str, &str) = ("\x1b[32m", "\x1b[39m\n\x1b[32m", "\x1b[39m");
+
+/// So many classes are told with their rows.
+const CLASSES: usize = 12;
+
+/// How many rows are of each class of a classifier.
+fn classes(report: &DataReport) -> Option<String> {
+    let told: Vec<String> =
+        report.classes.iter().take(CLASSES).map(|(name, rows)| format!("{name} {}", format::count(*rows))).collect();
+    let more = report.classes.len().saturating_sub(CLASSES);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!told.is_empty()).then(|| format!("       rows of {}{more}", told.join(", ")))
+}
 
 /// One data set: its counts, and what the loss is taken on.
 pub fn data(prepared: &Prepared, took: Duration) -> Vec<String> {
@@ -46,6 +59,7 @@ pub fn data(prepared: &Prepared, took: Duration) -> Vec<String> {
         line.push_str(&format!("; {} left out: nothing supervised", format::plural(report.dropped as u64, "row")));
     }
     let mut lines = vec![line, format!("       {}", loss(report.loss))];
+    lines.extend(classes(report));
     if prepared.tidied.datasets > 0 {
         lines.push(format!(
             "       removed from cache: {} that no run used for 30 days ({})",
@@ -228,6 +242,8 @@ pub fn warning(config: &Resolved) -> Option<String> {
 pub fn cautions(config: &Resolved, rows: usize) -> Vec<String> {
     let sources = config.training.dataset.sources().len();
     let forgetting = zerofold_configs::forgetting(config.training.learning_rate, rows as u64, sources);
+    // A frozen model forgets nothing.
+    let forgetting = forgetting.filter(|_| config.training.freeze != Some(Freeze::AllButHead));
     let all = zerofold_configs::cautions(config).into_iter().chain(forgetting);
     all.map(|caution| format!("warning: {caution}")).collect()
 }

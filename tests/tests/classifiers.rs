@@ -259,7 +259,7 @@ fn what_does_not_fit_is_refused_in_words() {
     let scene = Scene::new();
     let model = scene.family("qwen3");
     let bert = fixture("classifiers/bert-pairs");
-    let table: [(&Path, &str, &str, &[&str]); 13] = [
+    let table: [(&Path, &str, &str, &[&str]); 14] = [
         (&model, r#"{"text": "a", "label": 1}"#, "", &["trains a language model", "set problem_type"]),
         (&model, r#"{"text": "a"}"#, "--num_labels 2", &["rows.jsonl:1", "no `label`"]),
         (&model, r#"{"label": 1}"#, "--num_labels 2", &["no `text`", "column_mapping"]),
@@ -278,6 +278,7 @@ fn what_does_not_fit_is_refused_in_words() {
             "--num_labels 3 --metric_for_best_model matthews_correlation",
             &["metric_for_best_model is matthews_correlation", "use one of loss, accuracy, f1"],
         ),
+        (&model, r#"{"text": "a", "label": [0, 1, 1]}"#, "--num_labels 4", &["names the class LABEL_1 twice"]),
         (&bert, r#"{"text": "w1", "label": 1}"#, "--packing true", &["packing is for language models"]),
         (&bert, r#"{"text": "w1", "label": 1}"#, "--max_length 2", &["max_length is 2", "adds 2 tokens"]),
         (
@@ -415,10 +416,19 @@ fn a_model_that_was_changed_is_read_anew() {
     let scene = Scene::new();
     let several = Several { scene: &scene, model: scene.copy(&zerofold_tests::model("tiny-llama"), "model") };
     scene.write("rows.jsonl", "{\"text\": \"the rain\", \"label\": [2]}\n{\"text\": \"rain\", \"label\": []}\n");
-    several.train("before", "").assert_done();
-    let other = zerofold_tests::model("tiny-llama-tied").join("model.safetensors");
     let name = "model.layers.0.mlp.up_proj.weight";
-    std::fs::copy(other, several.model.join("model.safetensors")).unwrap();
+    let (single, part) = (several.model.join("model.safetensors"), several.model.join("part.safetensors"));
+    let files = ModelFiles::open(&several.model).unwrap();
+    let weight_map: serde_json::Map<_, _> =
+        files.names().map(|name| (name.to_owned(), value!("part.safetensors"))).collect();
+    drop(files);
+    std::fs::rename(&single, &part).unwrap();
+    let index = value!({"metadata": {}, "weight_map": weight_map}).to_string();
+    std::fs::write(several.model.join("model.safetensors.index.json"), index).unwrap();
+    several.train("before", "").assert_done();
+    // A single file goes before an index.
+    std::fs::copy(&part, &single).unwrap();
+    zerofold_tests::change_weights(&several.model, name, 0..4, |weight| weight + 1.0);
     several.train("after", "").assert_done();
     assert_eq!(tensor(&scene.path("after/model"), name), tensor(&several.model, name));
     assert_ne!(tensor(&scene.path("after/model"), name), tensor(&scene.path("before/model"), name));
@@ -441,7 +451,7 @@ fn classifiers_are_evaluated_side_by_side() {
             assert_close(&format!("{at}, {figure}"), &report["models"][at][format!("eval_{figure}")], expected, 1e-3);
         }
     }
-    let other = fixture("classifiers/llama-several");
-    let refused = evaluate(&format!("{model} {}", other.display()));
-    assert!(refused.err.contains("do not tell the same"), "{refused}");
+    let (other, rows) = (fixture("classifiers/gemma2"), fixture("classifiers/gemma2/eval.jsonl"));
+    let refused = evaluate(&format!("{model} {} --dataset {}", other.display(), rows.display()));
+    refused.assert_failed(2, &["tells single_label_classification of contradicts, follows, neither, and "]);
 }

@@ -7,7 +7,7 @@ use crate::known::no_effect;
 use crate::registry::Section;
 use crate::settings::{Reader, Setting};
 use crate::training::Training;
-use crate::types::{Scheduler, Strategy, WarmupType};
+use crate::types::{PlateauMode, Scheduler, Strategy, WarmupType};
 use crate::value::FromValue;
 
 /// Reads the parameters of the schedule, and checks what goes together with them.
@@ -37,7 +37,24 @@ pub(crate) fn settle(reader: &mut Reader<'_>, training: &mut Training) -> Result
     training.lr_scheduler_type = ScheduleShape::read(scheduler, kwargs)?;
     check_end(reader, training, kwargs)?;
     settle_plateau(reader, training)?;
+    settle_direction(training, kwargs)?;
     settle_warmup(reader, training)
+}
+
+/// What is better of the figure that is followed is no choice: transformers' `mode` min of an accuracy would lower the rate whenever it rises.
+fn settle_direction(training: &mut Training, kwargs: Option<&Setting>) -> Result<(), ConfigError> {
+    let metric = training.metric_for_best_model;
+    let ScheduleShape::ReduceLrOnPlateau(rule) = &mut training.lr_scheduler_type else { return Ok(()) };
+    let right = if metric.greater_is_better() { PlateauMode::Max } else { PlateauMode::Min };
+    match kwargs.filter(|kwargs| rule.mode != right && kwargs.value.get("mode").is_some()) {
+        None => rule.mode = right,
+        Some(kwargs) => {
+            let message = format!("mode is {}, and metric_for_best_model is {metric}", rule.mode);
+            let hint = format!("leave mode out, or set it to {right}: it follows from metric_for_best_model");
+            return Err(kwargs.not_allowed(&message, Some(hint)));
+        }
+    }
+    Ok(())
 }
 
 /// A schedule that follows the held-out loss needs one, and has no warm-up, as in transformers.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use zerofold_checkpoint::ModelFiles;
 use zerofold_configs::{ColumnMapping, ProblemType, Resolved, Training};
-use zerofold_data::{Classes, FoundLabels, Sources, Tokenizer};
+use zerofold_data::{Classes, Columns, DataError, FoundLabels, Sources, Tokenizer};
 use zerofold_plan::{Classifier, Head, ModelConfig, label_names, problem_type};
 
 use crate::error::LaunchError;
@@ -124,8 +124,11 @@ pub(crate) fn settle(config: &mut Resolved, terminal: &Terminal) -> Result<(), L
             Ok((hub::sources(source, config, DataUse::Training)?, source.column_mapping.clone()))
         };
         let sources = config.training.dataset.sources().iter().map(of_source);
-        find(config, &sources.collect::<Result<Vec<_>, LaunchError>>()?)
+        find(config, &sources.collect::<Result<Vec<_>, LaunchError>>()?, FoundLabels::of)
     })?;
+    if let Some(note) = cap_length(config, &model) {
+        terminal.say(&note);
+    }
     if !model.causal && !config.training.padding_free {
         config.training.padding_free = true;
         terminal.say("note: rows lie end to end (padding_free): an encoder would see padding");
@@ -155,6 +158,17 @@ pub(crate) fn settle(config: &mut Resolved, terminal: &Terminal) -> Result<(), L
     Ok(())
 }
 
+/// Cuts rows of a classifier to the positions that its model has, as the tokenizer of such a model does. A note where that is less than
+/// `max_length`.
+pub(crate) fn cap_length(config: &mut Resolved, model: &ModelConfig) -> Option<String> {
+    let most = model.max_exact_length().and_then(|most| u32::try_from(most).ok()).filter(|_| is_wanted(config))?;
+    let length = config.training.max_length;
+    config.training.max_length = length.min(most);
+    (length > most).then(|| {
+        format!("note: rows are cut to the {most} tokens that the model has positions for (max_length is {length})")
+    })
+}
+
 /// The classes that rows are audited for; the model's weights need not be there. None where the job trains no classifier.
 ///
 /// # Errors
@@ -169,7 +183,8 @@ pub(crate) fn of_audit<'a>(
     let folder = &config.training.model_name_or_path;
     let (model, files) = (ModelConfig::read(folder)?, model_folder::weights(folder).ok());
     let sources: Vec<_> = sources.cloned().collect();
-    choose(config, &model, files.as_ref(), || find(config, &sources)).map(|choice| Some(choice.classes))
+    choose(config, &model, files.as_ref(), || find(config, &sources, FoundLabels::of_readable))
+        .map(|choice| Some(choice.classes))
 }
 
 /// Makes an evaluation of a classifier one of rows end to end, where the model sees padding.
@@ -186,6 +201,7 @@ pub(crate) fn settle_evaluation(config: &mut Resolved, model: &ModelConfig) -> R
         return Err(LaunchError::Model { path: folder, message, hint });
     }
     refuse_packing(config)?;
+    let _told_of_training = cap_length(config, model);
     config.training.padding_free |= !model.causal;
     Ok(())
 }
@@ -232,10 +248,14 @@ fn check_own(training: &Training, names: &[String]) -> Result<(), LaunchError> {
 }
 
 /// The labels of these rows.
-fn find(config: &Resolved, sources: &[(Sources, Option<ColumnMapping>)]) -> Result<FoundLabels, LaunchError> {
+fn find(
+    config: &Resolved,
+    sources: &[(Sources, Option<ColumnMapping>)],
+    look: fn(&Sources, &Columns) -> Result<FoundLabels, DataError>,
+) -> Result<FoundLabels, LaunchError> {
     let mut all: Option<FoundLabels> = None;
     for (sources, mapping) in sources {
-        let found = FoundLabels::of(sources, &job::columns(config, mapping.as_ref())?)?;
+        let found = look(sources, &job::columns(config, mapping.as_ref())?)?;
         all = Some(match all {
             Some(before) => before.and(found),
             None => found,

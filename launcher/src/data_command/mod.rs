@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use zerofold_configs::{Inputs, Outline, Resolved, outline};
 use zerofold_data::{Audit, Audited, Classes, Copied, FindingKind, NEARLY_THE_SAME, audit};
+use zerofold_plan::ModelConfig;
 
 use pairs::{Pair, pairs};
 
@@ -71,6 +72,10 @@ pub fn data(options: &DataOptions, terminal: &Terminal) -> Result<u8, LaunchErro
         chat_template::settle(config, terminal)?;
     } else if let Some(place) = chat_template_place(&outline) {
         terminal.complain(&format!("note: chat_template_path ({place}) has no effect without a model"));
+    }
+    if with_model && let Ok(model) = ModelConfig::read(&outline.resolved.training.model_name_or_path) {
+        let note = classifier::cap_length(&mut outline.resolved, &model);
+        note.iter().for_each(|note| terminal.tell(note));
     }
     let classes = match with_model {
         true => classifier::of_audit(&outline.resolved, pairs.iter().map(|pair| &pair.training))?,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use zerofold_configs::{Inputs, Outline, Resolved, outline};
 use zerofold_data::DataReport;
-use zerofold_plan::ModelConfig;
+use zerofold_plan::{Head, ModelConfig};
 
 use super::EvaluateOptions;
 use crate::error::LaunchError;
@@ -47,6 +47,7 @@ impl Candidate {
         hub::bring_data(&mut config, &[DataUse::HeldOut], None, terminal)?;
         let model = check(&config)?;
         classifier::settle_evaluation(&mut config, &model)?;
+        check_kind((options, &config), (&name, &model), first)?;
         chat_template::settle(&mut config, terminal)?;
         if let Some(step) = &config.initial_checkpoint {
             zerofold_checkpoint::verify(step)?;
@@ -107,6 +108,30 @@ fn configuration(options: &EvaluateOptions, name: Option<&str>, run: &RunFolder)
 fn set(inputs: &mut Inputs, name: &str, value: &str) {
     inputs.flags.retain(|(other, _)| other != name);
     inputs.flags.push((name.to_owned(), value.to_owned()));
+}
+
+/// Refuses models side by side that tell other things, and prompts for one that answers nothing.
+fn check_kind(
+    (options, config): (&EvaluateOptions, &Resolved),
+    (name, model): (&str, &ModelConfig),
+    first: Option<&Candidate>,
+) -> Result<(), LaunchError> {
+    if options.prompts.is_some() && model.head != Head::Language {
+        let message = format!("{name} is a {}, which answers no prompts", model.architecture);
+        return Err(LaunchError::usage(message, "leave --prompts out"));
+    }
+    let told = |config: &Resolved| classifier::classes(config).map(|classes| (classes.problem, classes.names));
+    match first.filter(|first| told(&first.config) != told(config)) {
+        None => Ok(()),
+        Some(first) => {
+            let words = |config: &Resolved| match told(config) {
+                None => "next tokens".to_owned(),
+                Some((problem, names)) => format!("{problem} of {}", names.join(", ")),
+            };
+            let message = format!("{} tells {}, and {name} tells {}", first.name, words(&first.config), words(config));
+            Err(LaunchError::usage(message, "evaluate models side by side that tell the same, in the same order"))
+        }
+    }
 }
 
 /// Checks the model's folder; returns its sizes.

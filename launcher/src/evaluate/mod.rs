@@ -21,7 +21,7 @@ use zerofold_data::Loss;
 
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::terminal::Terminal;
-use crate::{announce, classifier, format, job, signals};
+use crate::{announce, format, job, signals};
 use answers::Prompts;
 use candidate::Candidate;
 use report::Report;
@@ -113,16 +113,8 @@ fn candidates(options: &EvaluateOptions, folder: &TempDir, terminal: &Terminal) 
         candidate.remarks.iter().for_each(|text| tell_once(text));
         candidates.push(candidate);
     }
-    let told =
-        |candidate: &Candidate| classifier::classes(&candidate.config).map(|classes| (classes.problem, classes.names));
     if let [first, others @ ..] = &candidates[..]
-        && let Some(other) = others.iter().find(|other| told(other) != told(first))
-    {
-        let message =
-            format!("{} and {} do not tell the same: classes, numbers or next tokens", first.name, other.name);
-        return Err(LaunchError::usage(message, "evaluate models side by side that have the same labels, or none"));
-    }
-    if let [first, others @ ..] = &candidates[..]
+        && first.data.loss != Loss::Classes
         && let Some(other) = others.iter().find(|other| other.digest != first.digest)
     {
         terminal.complain(&format!(

@@ -53,6 +53,8 @@ impl Question {
                 (hub::shown(&config), classifier::model(&config)?)
             }
         };
+        let note = classifier::cap_length(&mut config, &model);
+        config.notes.extend(note);
         model_folder::check_layer_classes(&config, &model)?;
         model_folder::check_groups(&config, &model)?;
         config.notes.extend(model_folder::too_long("max_length is", config.training.max_length as usize, &model));

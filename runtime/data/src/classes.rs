@@ -52,6 +52,30 @@ impl Classes {
         }
     }
 
+    /// How many classes rows are counted of; none of a regression.
+    pub(crate) fn count(&self) -> usize {
+        if self.problem == ProblemType::Regression { 0 } else { self.names.len() }
+    }
+
+    /// Counts a row with these labels, or numbers, as one of its classes.
+    pub(crate) fn tally(&self, labels: &[i32], values: &[f32], rows: &mut [u64]) {
+        match self.problem {
+            ProblemType::SingleLabel => {
+                let class = labels.iter().find_map(|&label| usize::try_from(label).ok());
+                class.and_then(|class| rows.get_mut(class)).into_iter().for_each(|rows| *rows += 1);
+            }
+            ProblemType::MultiLabel => {
+                rows.iter_mut().zip(values).filter(|(_, value)| **value > 0.5).for_each(|(rows, _)| *rows += 1);
+            }
+            ProblemType::Regression => {}
+        }
+    }
+
+    /// The classes with so many rows each.
+    pub(crate) fn with_rows(&self, rows: &[u64]) -> Vec<(String, u64)> {
+        self.names.iter().cloned().zip(rows.iter().copied()).collect()
+    }
+
     /// What a row tells, in words: of labels that have one, or of numbers.
     pub(crate) fn words(&self, labels: &[i32], values: &[f32]) -> String {
         let name = |class: usize| self.names.get(class).cloned().unwrap_or_default();
@@ -64,7 +88,7 @@ impl Classes {
             ProblemType::MultiLabel => flagged().collect(),
             ProblemType::Regression => values.iter().map(f32::to_string).collect(),
         };
-        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+        if words.is_empty() { "(no class)".to_owned() } else { words.join(", ") }
     }
 
     fn as_many(&self, found: usize) -> Result<(), Fault> {
@@ -128,7 +152,11 @@ impl Classes {
         }
         let mut values = vec![0.0; self.names.len()];
         for entry in entries {
-            values[self.number(entry)?] = 1.0;
+            let class = self.number(entry)?;
+            if std::mem::replace(&mut values[class], 1.0) > 0.0 {
+                let message = format!("`label` names the class {} twice", self.names[class]);
+                return Err(Fault::new(message, MULTI));
+            }
         }
         Ok(values)
     }
@@ -182,6 +210,18 @@ impl FoundLabels {
     /// # Errors
     /// A row without one, or that cannot be read; no rows.
     pub fn of(sources: &Sources, columns: &Columns) -> Result<FoundLabels, DataError> {
+        FoundLabels::look(sources, columns, false)
+    }
+
+    /// The same of the rows that have one, of data that are to be audited.
+    ///
+    /// # Errors
+    /// Files that cannot be read; no rows.
+    pub fn of_readable(sources: &Sources, columns: &Columns) -> Result<FoundLabels, DataError> {
+        FoundLabels::look(sources, columns, true)
+    }
+
+    fn look(sources: &Sources, columns: &Columns, only_readable: bool) -> Result<FoundLabels, DataError> {
         let columns = columns.clone().of_classifier();
         let (mut found, mut rows, mut count) =
             (FoundLabels { all_flags: true, ..Self::default() }, RawRows::new(sources), 0);
@@ -194,7 +234,11 @@ impl FoundLabels {
             };
             let labels: Vec<Result<Value, _>> = chunk.rows.par_iter().with_min_len(SHARE).map(look).collect();
             for label in labels {
-                found.add(&label.map_err(|(file, number, fault)| rows.fault(file, number, fault))?);
+                match label {
+                    Ok(label) => found.add(&label),
+                    Err(_) if only_readable => {}
+                    Err((file, number, fault)) => return Err(rows.fault(file, number, fault)),
+                }
             }
             match chunk.error {
                 Some(error) => return Err(error),

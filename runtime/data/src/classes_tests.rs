@@ -38,7 +38,8 @@ fn several_classes_are_a_list_of_them_or_of_flags() {
     for (label, values) in table {
         assert_eq!(classes.told(&label).unwrap(), Told::Values(values.to_vec()), "{label}");
     }
-    for wrong in [json!("a"), json!(1), json!(["d"]), json!([3]), json!([0.5])] {
+    for wrong in [json!("a"), json!(1), json!(["d"]), json!([3]), json!([0.5]), json!([0, 1, 1, 1]), json!(["a", "a"])]
+    {
         assert!(classes.told(&wrong).is_err(), "{wrong}");
     }
 }

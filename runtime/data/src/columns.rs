@@ -39,7 +39,7 @@ pub(crate) const SHAPES: &str = "a row has `messages` ([{\"role\": …, \"conten
                                  `input_ids` (with `labels`); column_mapping names columns that are called otherwise";
 
 const CLASSIFIED: &str = "a row of a classifier has `text`, often a `text_pair`, and `label`; column_mapping names columns that are called \
-                          otherwise, such as text=sentence";
+                          otherwise, such as text=sentence,label=labels";
 
 /// What the rows of a data set are, by their columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -253,11 +253,17 @@ impl Columns {
             (Some(_), Some(label)) => Ok(label),
             (text, _) => {
                 let missing = if text.is_none() { "text" } else { "label" };
-                let names: Vec<&str> = row.keys().map(String::as_str).collect();
-                let message = format!(
-                    "no `{missing}`; found: {}",
-                    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
-                );
+                let called = self.called(missing).unwrap_or(missing);
+                let message = match row.contains_key(called) {
+                    true => format!("`{called}` is null"),
+                    false => {
+                        let names: Vec<&str> = row.keys().map(String::as_str).collect();
+                        format!(
+                            "no `{called}`; found: {}",
+                            if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+                        )
+                    }
+                };
                 Err(Fault::new(message, CLASSIFIED))
             }
         }

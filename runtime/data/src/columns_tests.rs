@@ -173,8 +173,7 @@ fn rows_of_a_classifier_are_texts_and_a_label() {
     assert_eq!(read(json!({"text": "t", "label": 1, "messages": []})), classified("t", None, json!(1)));
     let pair = json!({"text": "t", "text_pair": "u", "label": ["a"]});
     assert_eq!(read(pair), classified("t", Some("u"), json!(["a"])));
-    for (row, missing) in
-        [(json!({"text": "t", "label": null}), "no `label`; found: text, label"), (json!({"label": 1}), "no `text`")]
+    for (row, missing) in [(json!({"text": "t", "label": null}), "`label` is null"), (json!({"label": 1}), "no `text`")]
     {
         let told = read(row).unwrap_err();
         assert!(told.contains(missing) && told.contains("column_mapping"), "{told}");

@@ -69,10 +69,23 @@ fn sum(parts: &[Prepared]) -> Option<DataReport> {
         tokens: total(|report| report.tokens),
         supervised_tokens: total(|report| report.supervised_tokens),
         longest: reports().map(|report| report.longest).max().unwrap_or(0),
+        classes: sum_of_classes(reports()),
         warnings: reports().flat_map(|report| report.warnings.clone()).collect(),
         lessons: reports().flat_map(|report| report.lessons.clone()).collect(),
         ..first
     })
+}
+
+/// The rows of each class in all parts, which have the same classes.
+fn sum_of_classes<'a>(reports: impl Iterator<Item = &'a DataReport>) -> Vec<(String, u64)> {
+    let mut sums: Vec<(String, u64)> = Vec::new();
+    for (at, (name, rows)) in reports.flat_map(|report| report.classes.iter().enumerate()) {
+        match sums.get_mut(at) {
+            Some((_, sum)) => *sum += rows,
+            None => sums.push((name.clone(), *rows)),
+        }
+    }
+    sums
 }
 
 #[cfg(test)]

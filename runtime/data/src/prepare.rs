@@ -147,6 +147,8 @@ struct Preparation<'a> {
     unended: (usize, String),
     /// Rows whose prompt's tokens do not begin them, and where the first stands.
     split_tokens: (usize, String),
+    /// Rows of each class.
+    of_class: Vec<u64>,
     /// Ids and labels of the first row kept, and what a classifier tells of it.
     first: Option<(Vec<u32>, Vec<i32>, Option<String>)>,
 }
@@ -175,6 +177,7 @@ impl<'a> Preparation<'a> {
             stops: false,
             unended: (0, String::new()),
             split_tokens: (0, String::new()),
+            of_class: vec![0; options.classes.map_or(0, Classes::count)],
             first: None,
         })
     }
@@ -237,6 +240,9 @@ impl<'a> Preparation<'a> {
         self.truncated += usize::from(row.truncated);
         self.longest = self.longest.max(row.ids.len());
         self.stops |= row.stops;
+        if let (Some(classes), Some(classified)) = (self.options.classes, &row.classified) {
+            classes.tally(&row.labels, &classified.values, &mut self.of_class);
+        }
         if self.first.is_none() {
             let told = self.encoder.as_ref().and_then(|(encoder, _)| encoder.told(&row));
             self.first = Some((row.ids, row.labels, told));
@@ -272,6 +278,7 @@ impl<'a> Preparation<'a> {
             tokens: self.writer.tokens() as usize,
             supervised_tokens: self.writer.supervised() as usize,
             longest: self.longest,
+            classes: self.options.classes.map_or(Vec::new(), |classes| classes.with_rows(&self.of_class)),
             example,
             warnings: self.warnings(),
             lessons: self.lessons(encoder),
@@ -305,6 +312,17 @@ impl<'a> Preparation<'a> {
         if !ids.is_empty() && !self.stops {
             lessons
                 .push(format!("no supervised token ends a generation (ids {ids:?}): the model does not learn to stop"));
+        }
+        let classes = self.options.classes.map_or(Vec::new(), |classes| classes.with_rows(&self.of_class));
+        let without: Vec<&str> = classes.iter().filter(|(_, rows)| *rows == 0).map(|(name, _)| name.as_str()).collect();
+        if !without.is_empty() {
+            let (some, more) =
+                (without.iter().take(8).copied().collect::<Vec<_>>().join(", "), without.len().saturating_sub(8));
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            lessons.push(format!("no row is of {some}{more}: the model does not learn what is"));
+        }
+        if let [(only, _)] = classes.as_slice() {
+            lessons.push(format!("there is one class alone, {only}: nothing can be told apart"));
         }
         let (count, place) = &self.unended;
         if *count > 0 {

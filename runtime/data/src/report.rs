@@ -84,6 +84,9 @@ pub struct DataReport {
     pub supervised_tokens: usize,
     /// Tokens of the longest row kept.
     pub longest: usize,
+    /// Of a classifier that tells classes, each with its rows, in their order.
+    #[serde(default)]
+    pub classes: Vec<(String, u64)>,
     /// The first row kept, decoded, cut where supervision begins and ends.
     pub example: Vec<Segment>,
     /// Sentences about what is allowed but often a mistake.

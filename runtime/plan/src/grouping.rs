@@ -240,7 +240,8 @@ impl Grouping<'_> {
 
 fn check_patterns(key: &str, patterns: &NamePatterns, names: &[&str]) -> Result<(), GroupingError> {
     let Some(pattern) = patterns.unused(names) else { return Ok(()) };
-    let tied = pattern.starts_with("lm_head") && !names.iter().any(|name| name.starts_with("lm_head"));
+    let has = |begin: &str| names.iter().any(|name| name.starts_with(begin));
+    let tied = pattern.starts_with("lm_head") && !has("lm_head") && !has("score") && !has("classifier");
     let hint = match nearest(pattern, names.iter().copied()) {
         _ if tied => "its head is the embedding of tokens (tie_word_embeddings)".to_owned(),
         Some(near) => format!("did you mean {near}?"),
