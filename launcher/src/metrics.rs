@@ -317,6 +317,7 @@ mod tests {
             sources: sources.clone(),
             l2_toward_pretrained: Some(0.5),
             ewc_penalty: Some(0.25),
+            figures: vec![Figure { name: "accuracy".into(), value: 0.5 }],
             ..step(1)
         };
         metrics.step(&all).unwrap();
@@ -324,7 +325,8 @@ mod tests {
         metrics.model(0, &model).unwrap();
         let [id, revision, commit, config, split] = ["a/b", "main", "c", "default", "train"].map(str::to_owned);
         metrics.data(0, &HubData { id, revision, commit, config, split }).unwrap();
-        metrics.evaluation(&EvaluationRecord { sources, ..Default::default() }).unwrap();
+        let figures = vec![Figure { name: "accuracy".into(), value: 0.5 }];
+        metrics.evaluation(&EvaluationRecord { sources, figures, ..Default::default() }).unwrap();
         metrics.checkpoint(1, Path::new("checkpoints/step-00000001"), Some(Duration::from_secs(1))).unwrap();
         metrics.checkpoint_failed(1, "why").unwrap();
         metrics.restart(1, 2, "why").unwrap();

@@ -46,12 +46,12 @@ fn settle_direction(training: &mut Training, kwargs: Option<&Setting>) -> Result
     let metric = training.metric_for_best_model;
     let ScheduleShape::ReduceLrOnPlateau(rule) = &mut training.lr_scheduler_type else { return Ok(()) };
     let right = if metric.greater_is_better() { PlateauMode::Max } else { PlateauMode::Min };
-    match kwargs.filter(|kwargs| rule.mode != right && kwargs.value.get("mode").is_some()) {
+    let given = Given::of(Scheduler::ReduceLrOnPlateau, kwargs)?;
+    match given.find("mode").filter(|_| rule.mode != right) {
         None => rule.mode = right,
-        Some(kwargs) => {
-            let message = format!("mode is {}, and metric_for_best_model is {metric}", rule.mode);
+        Some((_, setting)) => {
             let hint = format!("leave mode out, or set it to {right}: it follows from metric_for_best_model");
-            return Err(kwargs.not_allowed(&message, Some(hint)));
+            return Err(setting.not_allowed(&format!("metric_for_best_model is {metric}"), Some(hint)));
         }
     }
     Ok(())

@@ -155,8 +155,6 @@ fn what_is_not_built_is_never_dropped() {
     let training = [
         "packing_strategy: bfd-requeue",
         "neftune_noise_alpha: 5",
-        "metric_for_best_model: eval_bleu",
-        "greater_is_better: true",
         "optim: adafactor",
         "use_peft: true",
         "lr_scheduler_type: greedy",

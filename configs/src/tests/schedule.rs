@@ -220,9 +220,9 @@ fn a_plateau_has_pytorchs_defaults_and_needs_evaluations() {
     let rule = PlateauRule::default();
     assert_eq!(plain.training.lr_scheduler_type, ScheduleShape::ReduceLrOnPlateau(rule));
     let given =
-        "{mode: max, factor: 0.5, patience: 0, threshold: 0.1, threshold_mode: abs, cooldown: 2, min_lr: 1e-6, eps: 0}";
+        "{mode: min, factor: 0.5, patience: 0, threshold: 0.1, threshold_mode: abs, cooldown: 2, min_lr: 1e-6, eps: 0}";
     let job = flags("reduce_lr_on_plateau", given).unwrap();
-    let (mode, threshold_mode) = (PlateauMode::Max, ThresholdMode::Absolute);
+    let (mode, threshold_mode) = (PlateauMode::Min, ThresholdMode::Absolute);
     let expected = PlateauRule {
         mode,
         factor: 0.5,
@@ -237,6 +237,15 @@ fn a_plateau_has_pytorchs_defaults_and_needs_evaluations() {
     assert_eq!(shape, ScheduleShape::ReduceLrOnPlateau(expected));
     let yaml = serde_yaml::to_string(&shape).unwrap();
     assert_eq!(serde_yaml::from_str::<ScheduleShape>(&yaml).unwrap(), shape, "{yaml}");
+
+    // Which way is better is no choice.
+    let refused = flags("reduce_lr_on_plateau", "{mode: max}").unwrap_err();
+    says(&refused, &["mode", "metric_for_best_model is loss", "leave mode out, or set it to min"]);
+    let lines = "  lr_scheduler_type: reduce_lr_on_plateau\n  eval_strategy: epoch\n  eval_dataset: e\n  metric_for_best_model: f1\n";
+    let ScheduleShape::ReduceLrOnPlateau(rule) = resolved("", lines).unwrap().training.lr_scheduler_type else {
+        panic!()
+    };
+    assert_eq!(rule.mode, PlateauMode::Max);
 
     let told = resolved("", "  lr_scheduler_type: reduce_lr_on_plateau\n").unwrap_err();
     says(

@@ -131,7 +131,7 @@ mod tests {
             |tag: &str| summary.value.iter().find(|value| value.tag == tag).and_then(|value| value.simple_value);
         assert_eq!((value("train/loss"), value("train/tokens_per_second")), (Some(0.0), Some(20.0)));
         assert_eq!((value("train/loss_scale"), value("train/none")), (Some(8.0), None));
-        let evaluation = [("eval/loss", 2.5), ("eval/mean_token_accuracy", 0.0), ("eval/runtime", 0.25)];
+        let evaluation = [("eval/loss", 2.5), ("eval/runtime", 0.25), ("eval/mean_token_accuracy", 0.0)];
         assert_eq!(first[3].what, Some(What::Summary(Summary::of(&evaluation))));
         assert!(first.iter().all(|event| event.wall_time > 1.7e9));
     }

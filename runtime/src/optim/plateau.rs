@@ -79,7 +79,10 @@ mod tests {
 
     /// The schedule of a job with these parameters.
     fn shape(kwargs: &str) -> ScheduleShape {
+        // Which way is better follows from what is judged by.
+        let metric = if kwargs.contains("max") { "accuracy" } else { "loss" };
         let flags = [
+            ("metric_for_best_model", metric),
             ("model_name_or_path", "m"),
             ("dataset", "d"),
             ("eval_dataset", "e"),

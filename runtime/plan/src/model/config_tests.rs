@@ -120,7 +120,7 @@ fn what_of_an_encoder_is_not_built_is_refused() {
         (r#""add_cross_attention": true"#, "add_cross_attention is true, which is not built yet"),
         (r#""chunk_size_feed_forward": 8"#, "chunk_size_feed_forward is 8, which is not built yet"),
         (r#""hidden_act": "relu""#, "hidden_act is \"relu\", which is not built yet"),
-        (r#""problem_type": "ranking""#, "problem_type is \"ranking\": it must be single_label_classification"),
+        (r#""problem_type": "ranking""#, "problem_type is \"ranking\": it must be one of single_label_classification"),
         (r#""id2label": []"#, "id2label is []"),
         (r#""classifier_dropout": 1.0"#, "classifier_dropout is 1.0"),
         (r#""layer_norm_eps": -1"#, "layer_norm_eps is -1"),
