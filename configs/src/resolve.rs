@@ -361,7 +361,7 @@ fn check_direction(training: &Training, setting: Option<&Setting>) -> Result<(),
         Some(setting) => {
             let way = if metric.greater_is_better() { "more" } else { "less" };
             let hint = Some("leave greater_is_better out: it follows from metric_for_best_model".to_owned());
-            Err(setting.not_allowed(&format!("metric_for_best_model is {metric}, of which {way} is better"), hint))
+            Err(setting.not_allowed(format!("metric_for_best_model is {metric}, of which {way} is better"), hint))
         }
     }
 }

@@ -101,6 +101,7 @@ choice! {
     }
 }
 
+#[expect(clippy::derivable_impls, reason = "choices are made by a macro that marks none of them")]
 impl Default for BestMetric {
     fn default() -> Self {
         BestMetric::Loss

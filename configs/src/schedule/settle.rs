@@ -51,7 +51,7 @@ fn settle_direction(training: &mut Training, kwargs: Option<&Setting>) -> Result
         None => rule.mode = right,
         Some((_, setting)) => {
             let hint = format!("leave mode out, or set it to {right}: it follows from metric_for_best_model");
-            return Err(setting.not_allowed(&format!("metric_for_best_model is {metric}"), Some(hint)));
+            return Err(setting.not_allowed(format!("metric_for_best_model is {metric}"), Some(hint)));
         }
     }
     Ok(())

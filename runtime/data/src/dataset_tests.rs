@@ -44,12 +44,10 @@ fn rows_of_a_classifier_are_mapped_as_they_were() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("train.safetensors");
     let mut writer = DatasetWriter::new(folder.path()).unwrap();
-    let rows: [(&[u32], &[i32], u32, [f32; 2]); 2] =
-        [(&[1, 2, 3], &[0, IGNORED, IGNORED], 2, [0.5, -1.0]), (&[4], &[0], 1, [1.0, 2.0])];
-    for (number, (ids, labels, second, values)) in rows.into_iter().enumerate() {
-        writer.classify(second, &values).unwrap();
-        writer.push(number as u64, ids, labels).unwrap();
-    }
+    writer.classify(2, &[0.5, -1.0]).unwrap();
+    writer.push(1, &[1, 2, 3], &[0, IGNORED, IGNORED]).unwrap();
+    writer.classify(1, &[1.0, 2.0]).unwrap();
+    writer.push(2, &[4], &[0]).unwrap();
     assert_eq!((writer.rows(), writer.supervised()), (2, 2));
     let (mapped, digest) = writer.finish(&path, &[file("a.jsonl", Unit::Line, 0)], BTreeMap::new()).unwrap();
     assert!(mapped.is_classified());

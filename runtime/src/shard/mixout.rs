@@ -135,7 +135,7 @@ mod tests {
     fn the_expectation_of_every_scale_is_one() {
         for probability in [0.1, 0.5, 0.9] {
             let steps = 2000;
-            let (mut sums, deviation) = (vec![0.0f64; NUMEL], (probability / (1.0 - probability) as f64).sqrt());
+            let (mut sums, deviation) = (vec![0.0f64; NUMEL], f64::sqrt(probability / (1.0 - probability)));
             for step in 1..=steps {
                 let scales = scales(Mask { probability, seed: 42, step }, "weight");
                 let mean = scales.iter().map(|&scale| f64::from(scale)).sum::<f64>() / NUMEL as f64;
