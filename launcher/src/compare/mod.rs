@@ -116,11 +116,12 @@ pub fn compare(options: &CompareOptions, terminal: &Terminal) -> Result<u8, Laun
         // All have the same model and data, so that the labels are looked for once.
         hub::bring_data(first, &[DataUse::Training], None, if options.quiet { &quiet } else { terminal })?;
         classifier::settle(first, &quiet)?;
-        let Training { model_name_or_path, padding_free, .. } = first.training.clone();
+        let Training { model_name_or_path, padding_free, max_length, .. } = first.training.clone();
         let data = first.hub_data.clone();
         for (_, config) in &mut series {
             config.training.model_name_or_path.clone_from(&model_name_or_path);
-            (config.training.padding_free, config.hub_data) = (padding_free, data.clone());
+            (config.training.padding_free, config.training.max_length) = (padding_free, max_length);
+            config.hub_data.clone_from(&data);
         }
     }
     let Some((_, first)) = series.first().cloned() else {

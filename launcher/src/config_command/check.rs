@@ -28,12 +28,11 @@ pub(super) fn check(inputs: &Inputs, terminal: &Terminal) -> Result<(), LaunchEr
         later.for_each(|note| terminal.result(&format!("note: {note}")));
     }
     let with_model = template(&mut config, with_model, terminal)? && with_model;
-    if with_model {
-        model_folder::check_metric(&config, &classifier::model(&config)?)?;
-    }
     let mut names = config.training.dataset.sources().iter().flat_map(|source| source.path.names());
     if with_model && !names.any(|name| HubName::meant(name).is_some()) {
         classifier::settle(&mut config, &Terminal::new(true))?;
+        // What it tells is known now.
+        model_folder::check_metric(&config, &classifier::model(&config)?)?;
     }
     let training = &config.training;
     let data =

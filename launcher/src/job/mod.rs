@@ -99,6 +99,7 @@ impl Job {
     ) -> Result<Job, LaunchError> {
         announce::warning(&config).iter().for_each(|text| terminal.complain(text));
         let model = check(&config)?;
+        model_folder::check_metric(&config, &model)?;
         let worker = find_worker()?;
         let run = RunFolder::new(absolute(&config.training.output_dir)?);
         let complain = |line: String| terminal.complain(&line);
@@ -311,7 +312,6 @@ pub(crate) fn check(config: &Resolved) -> Result<ModelConfig, LaunchError> {
     let model = classifier::model(config)?;
     model_folder::check_layer_classes(config, &model)?;
     model_folder::check_groups(config, &model)?;
-    model_folder::check_metric(config, &model)?;
     offload_folder::check(config)?;
     Ok(model)
 }

@@ -13,7 +13,8 @@ use crate::packing::Piece;
 pub struct Batch {
     /// Token ids, `rows * length` of them.
     pub input_ids: Vec<i64>,
-    /// `labels[t]` is the token that position `t` must predict (already shifted), −100 where nothing is learned.
+    /// `labels[t]` is the token that position `t` must predict (already shifted), −100 where nothing is learned; of a classifier the
+    /// class that position `t` must tell, or 0 where it tells [`Batch::values`].
     pub labels: Vec<i64>,
     /// The type of each token, as many as ids: 1 in the second of two texts, else 0. Empty where no row has a second text.
     pub token_types: Vec<i64>,
@@ -141,8 +142,7 @@ impl Batch {
         counts
     }
 
-    /// Puts a document with these ids and labels at `start`.
-    /// Those of a classifier stand where they are told.
+    /// Puts a document with these ids and labels at `start`. Labels of a classifier are not shifted.
     fn put(&mut self, start: usize, (ids, labels): (&[u32], &[i32]), classified: bool) {
         for (slot, &id) in self.input_ids[start..].iter_mut().zip(ids) {
             *slot = i64::from(id);

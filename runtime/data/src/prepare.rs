@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rayon::prelude::*;
+use zerofold_configs::ProblemType;
 
 use crate::cache;
 use crate::classes::Classes;
@@ -321,7 +322,8 @@ impl<'a> Preparation<'a> {
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             lessons.push(format!("no row is of {some}{more}: the model does not learn what is"));
         }
-        if let [(only, _)] = classes.as_slice() {
+        let of_one = self.options.classes.is_some_and(|classes| classes.problem == ProblemType::SingleLabel);
+        if let ([(only, _)], true) = (classes.as_slice(), of_one) {
             lessons.push(format!("there is one class alone, {only}: nothing can be told apart"));
         }
         let (count, place) = &self.unended;

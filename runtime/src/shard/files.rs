@@ -2,8 +2,10 @@
 
 use super::{ShardError, Shards};
 use crate::torch::float_slice_mut;
+use std::ops::Range;
 use tch::{Device, Kind, TchError, Tensor};
 use zerofold_checkpoint::{CheckpointError, STATES, Weights};
+use zerofold_plan::UnitLayout;
 
 /// Elements that are converted or copied at a time where a state is not float32 in host memory: as many bytes as are read
 /// from a file at a time.
@@ -12,7 +14,7 @@ pub(super) const CHUNK: usize = 1 << 18;
 /// Hands the float32 values of a flat tensor to `read`, piece by piece, with the range that each covers.
 pub fn for_each_float_chunk<E: From<ShardError>>(
     tensor: &Tensor,
-    mut read: impl FnMut(std::ops::Range<usize>, &[f32]) -> Result<(), E>,
+    mut read: impl FnMut(Range<usize>, &[f32]) -> Result<(), E>,
 ) -> Result<(), E> {
     let numel = tensor.numel();
     if is_float_in_host_memory(tensor) {
@@ -45,7 +47,7 @@ fn staging(from: Device, numel: usize) -> Result<Tensor, TchError> {
 /// Fills a flat tensor with float32 values that `write` puts down piece by piece for the range that it is given.
 pub fn fill_by_float_chunks<E: From<ShardError>>(
     tensor: &Tensor,
-    mut write: impl FnMut(std::ops::Range<usize>, &mut [f32]) -> Result<(), E>,
+    mut write: impl FnMut(Range<usize>, &mut [f32]) -> Result<(), E>,
 ) -> Result<(), E> {
     let numel = tensor.numel();
     if is_float_in_host_memory(tensor) {
@@ -62,6 +64,27 @@ pub fn fill_by_float_chunks<E: From<ShardError>>(
         part.and_then(|mut part| part.f_copy_(&Tensor::f_from_slice(values)?)).map_err(ShardError::from)?;
     }
     Ok(())
+}
+
+/// Fills a rank's shard of a unit, or its beginning, with a state of the unit's parameters.
+pub(super) fn fill_from(
+    tensor: &Tensor,
+    layout: &UnitLayout,
+    shard: &Range<usize>,
+    (weights, state): (&Weights, &str),
+) -> Result<(), ShardError> {
+    fill_by_float_chunks(tensor, |range, values| {
+        let wanted = shard.start + range.start..shard.start + range.end;
+        for parameter in layout.parameters() {
+            let (begin, end) = (parameter.begin.max(wanted.start), parameter.end.min(wanted.end));
+            if begin < end {
+                let elements = (begin - parameter.begin) as u64..(end - parameter.begin) as u64;
+                let target = &mut values[begin - wanted.start..end - wanted.start];
+                weights.read(&parameter.name, state, elements, target)?;
+            }
+        }
+        Ok(())
+    })
 }
 
 impl Shards {
@@ -85,18 +108,7 @@ impl Shards {
         for unit in &self.units {
             let shard = unit.layout.shard(self.place());
             for (state, tensor) in states.iter().zip(unit.own_state()?) {
-                fill_by_float_chunks(&tensor, |range, values| {
-                    let wanted = shard.start + range.start..shard.start + range.end;
-                    for parameter in unit.layout.parameters() {
-                        let (begin, end) = (parameter.begin.max(wanted.start), parameter.end.min(wanted.end));
-                        if begin < end {
-                            let elements = (begin - parameter.begin) as u64..(end - parameter.begin) as u64;
-                            let target = &mut values[begin - wanted.start..end - wanted.start];
-                            weights.read(&parameter.name, state, elements, target)?;
-                        }
-                    }
-                    Ok::<(), ShardError>(())
-                })?;
+                fill_from(&tensor, &unit.layout, &shard, (weights, state))?;
             }
         }
         self.share_state()

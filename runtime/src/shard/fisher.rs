@@ -4,9 +4,8 @@
 //! it is reduced: the sum over ranks is then one of squares. Each rank keeps its shard of what is ever trained, at every stage, in
 //! float32 where the masters lie.
 
-use super::files::fill_by_float_chunks;
+use super::files::fill_from;
 use super::{ShardError, Shards, Unit};
-use std::ops::Range;
 use tch::{Kind, Tensor};
 use zerofold_checkpoint::{FISHER, Weights};
 
@@ -58,18 +57,7 @@ impl Shards {
         let all = self.fisher_zeros()?;
         for (unit, fisher) in self.units.iter().zip(&all) {
             let shard = unit.layout.shard(self.place());
-            fill_by_float_chunks(fisher, |range: Range<usize>, values: &mut [f32]| {
-                let wanted = shard.start + range.start..shard.start + range.end;
-                for parameter in unit.layout.parameters() {
-                    let (begin, end) = (parameter.begin.max(wanted.start), parameter.end.min(wanted.end));
-                    if begin < end {
-                        let elements = (begin - parameter.begin) as u64..(end - parameter.begin) as u64;
-                        let target = &mut values[begin - wanted.start..end - wanted.start];
-                        weights.read(&parameter.name, FISHER, elements, target)?;
-                    }
-                }
-                Ok::<(), ShardError>(())
-            })?;
+            fill_from(fisher, &unit.layout, &shard, (weights, FISHER))?;
         }
         self.fisher = all;
         Ok(())

@@ -8,8 +8,6 @@
 use super::TrainError;
 use crate::torch::{Kernels, add, multiply};
 use tch::{Kind, Tensor};
-use zerofold_configs::ProblemType;
-use zerofold_plan::Head as ModelHead;
 
 /// Supervised tokens whose logits exist at once.
 const CHUNK: i64 = 512;
@@ -31,36 +29,10 @@ pub(super) struct Head<'a> {
     pub(super) weight: &'a Tensor,
     /// What is added to logits, where the head has a bias.
     pub(super) bias: Option<&'a Tensor>,
-    /// What is compared.
-    pub(super) criterion: Criterion,
     /// What logits are capped at: l becomes c · tanh(l / c).
     pub(super) softcap: Option<f64>,
     /// The share of a label's weight that all classes have evenly.
     pub(super) smoothing: f64,
-}
-
-/// What logits are compared with, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Criterion {
-    /// A class, by cross-entropy.
-    CrossEntropy,
-    /// For each class whether it is one, by binary cross-entropy, in the mean over classes; a hit has them all right.
-    BinaryCrossEntropy,
-    /// Numbers, by the squared error, in the mean over them; nothing is a hit.
-    SquaredError,
-}
-
-impl Criterion {
-    /// That of a model.
-    pub(super) fn of(head: ModelHead) -> Criterion {
-        match head {
-            ModelHead::Language | ModelHead::Classes { problem: ProblemType::SingleLabel, .. } => {
-                Criterion::CrossEntropy
-            }
-            ModelHead::Classes { problem: ProblemType::MultiLabel, .. } => Criterion::BinaryCrossEntropy,
-            ModelHead::Classes { problem: ProblemType::Regression, .. } => Criterion::SquaredError,
-        }
-    }
 }
 
 /// Which gradients are asked for.
@@ -75,12 +47,23 @@ pub(super) struct HeadGradients {
     pub(super) scale: f64,
 }
 
+/// What logits are compared with, and how.
+pub(super) enum Told {
+    /// The class of the target's id: cross-entropy.
+    Class,
+    /// For each class whether it is one, `[tokens, labels]` in float32: binary cross-entropy, in the mean over classes; a hit has them all
+    /// right.
+    Flags(Tensor),
+    /// Numbers `[tokens, labels]` in float32: the squared error, in the mean over them; nothing is a hit.
+    Numbers(Tensor),
+}
+
 /// What to predict.
 pub(super) struct Targets {
     /// Ids of tokens or classes `[tokens]`.
     pub(super) ids: Tensor,
-    /// Numbers `[tokens, labels]` in float32, where a classifier tells more than a class.
-    pub(super) values: Option<Tensor>,
+    /// What is told of each token.
+    pub(super) told: Told,
     /// How many sources of rows there are.
     pub(super) sources: i64,
     /// The source of each token `[tokens]`; none where there is one.
@@ -96,7 +79,7 @@ pub(super) fn head_loss(
     gradients: Option<&HeadGradients>,
     keeps_logits: bool,
 ) -> Result<HeadLoss, TrainError> {
-    let Head { weight, bias, softcap, smoothing, criterion } = *head;
+    let Head { weight, bias, softcap, smoothing } = *head;
     let tokens = hidden.size()[0];
     let mut kept = Vec::new();
     let of_hidden = gradients.is_some_and(|gradients| gradients.hidden);
@@ -117,11 +100,10 @@ pub(super) fn head_loss(
         if keeps_logits {
             kept.push(logits.f_to_kind(Kind::Float)?);
         }
-        let losses = match (criterion, &targets.values) {
-            (Criterion::CrossEntropy, _) | (_, None) => {
-                Kernels::default().cross_entropy(&logits, &target, scale, smoothing)?
-            }
-            (criterion, Some(values)) => compare(criterion, &logits, &values.f_narrow(0, begin, length)?, scale)?,
+        let losses = match &targets.told {
+            Told::Class => Kernels::default().cross_entropy(&logits, &target, scale, smoothing)?,
+            Told::Flags(flags) => against_flags(&logits, &flags.f_narrow(0, begin, length)?, scale)?,
+            Told::Numbers(numbers) => against_numbers(&logits, &numbers.f_narrow(0, begin, length)?, scale)?,
         };
         if let Some(slopes) = slopes {
             let _scaled = logits.shallow_clone().f_mul_(&slopes)?;
@@ -153,28 +135,36 @@ pub(super) fn head_loss(
     Ok(HeadLoss { sums, logits: logits.transpose()?, hidden_gradient })
 }
 
-/// Losses and hits of `logits` `[tokens, labels]` against numbers, float64 `[2, tokens]`. With a `scale` the gradient of the losses ×
-/// `scale`, computed in float32, takes the logits' place.
-fn compare(criterion: Criterion, logits: &Tensor, values: &Tensor, scale: Option<f64>) -> Result<Tensor, TrainError> {
+/// Losses and hits of `logits` `[tokens, labels]` against flags, float64 `[2, tokens]`. With a `scale` the gradient of the losses ×
+/// `scale` takes the logits' place.
+fn against_flags(logits: &Tensor, flags: &Tensor, scale: Option<f64>) -> Result<Tensor, TrainError> {
     let wide = logits.f_to_kind(Kind::Float)?;
-    let labels = values.size()[1] as f64;
-    let (losses, hits, slopes) = match criterion {
-        Criterion::CrossEntropy | Criterion::BinaryCrossEntropy => {
-            let losses = wide.f_binary_cross_entropy_with_logits::<Tensor>(values, None, None, tch::Reduction::None)?;
-            let right = wide.f_gt(0.0)?.f_eq_tensor(&values.f_gt(0.5)?)?;
-            (losses, right.f_all_dim(1, false)?.f_to_kind(Kind::Double)?, wide.f_sigmoid()?.f_sub(values)?)
-        }
-        Criterion::SquaredError => {
-            let error = wide.f_sub(values)?;
-            let hits = Tensor::f_zeros([values.size()[0]], (Kind::Double, logits.device()))?;
-            (error.f_square()?, hits, error.f_mul_scalar(2.0)?)
-        }
-    };
+    let losses = wide.f_binary_cross_entropy_with_logits::<Tensor>(flags, None, None, tch::Reduction::None)?;
+    let right = wide.f_gt(0.0)?.f_eq_tensor(&flags.f_gt(0.5)?)?.f_all_dim(1, false)?;
+    let slopes = wide.f_sigmoid()?.f_sub(flags)?;
+    mean_over_labels(logits, &losses, &slopes, scale, &right.f_to_kind(Kind::Double)?)
+}
+
+/// The same against numbers.
+fn against_numbers(logits: &Tensor, numbers: &Tensor, scale: Option<f64>) -> Result<Tensor, TrainError> {
+    let error = logits.f_to_kind(Kind::Float)?.f_sub(numbers)?;
+    let hits = Tensor::f_zeros([numbers.size()[0]], (Kind::Double, logits.device()))?;
+    mean_over_labels(logits, &error.f_square()?, &error.f_mul_scalar(2.0)?, scale, &hits)
+}
+
+/// Losses in the mean over labels with the hits; their slopes, computed in float32, × `scale` take the logits' place.
+fn mean_over_labels(
+    logits: &Tensor,
+    losses: &Tensor,
+    slopes: &Tensor,
+    scale: Option<f64>,
+    hits: &Tensor,
+) -> Result<Tensor, TrainError> {
     if let Some(scale) = scale {
-        logits.shallow_clone().f_copy_(&slopes.f_mul_scalar(scale / labels)?)?;
+        logits.shallow_clone().f_copy_(&slopes.f_mul_scalar(scale / losses.size()[1] as f64)?)?;
     }
     let losses = losses.f_mean_dim([1i64].as_slice(), false, Kind::Double)?;
-    Ok(Tensor::f_stack(&[losses, hits], 0)?)
+    Ok(Tensor::f_stack(&[&losses, hits], 0)?)
 }
 
 /// Caps logits in place; gives the slopes of the caps if they are wanted.
@@ -203,7 +193,7 @@ mod tests {
     use tch::{Device, Reduction};
 
     fn head(weight: &Tensor) -> Head<'_> {
-        Head { weight, bias: None, criterion: Criterion::CrossEntropy, softcap: None, smoothing: 0.0 }
+        Head { weight, bias: None, softcap: None, smoothing: 0.0 }
     }
 
     /// Against libtorch's own losses and autograd.
@@ -214,36 +204,41 @@ mod tests {
         let (rows, width, labels, scale) = (CHUNK + 9, 8, 3, 1.0 / 7.0);
         let flags = Tensor::randint(2, [rows, labels], options);
         let numbers = Tensor::randn([rows, labels], options);
-        for (criterion, values) in [(Criterion::BinaryCrossEntropy, flags), (Criterion::SquaredError, numbers)] {
+        for (of_numbers, values) in [(false, flags), (true, numbers)] {
             let hidden = Tensor::randn([rows, width], options).set_requires_grad(true);
             let weight = Tensor::randn([labels, width], options).set_requires_grad(true);
             let bias = Tensor::randn([labels], options).set_requires_grad(true);
             let logits = hidden.linear(&weight, Some(&bias));
-            let expected = match criterion {
-                Criterion::SquaredError => logits.mse_loss(&values, Reduction::None),
-                _ => logits.binary_cross_entropy_with_logits::<Tensor>(&values, None, None, Reduction::None),
+            let expected = match of_numbers {
+                true => logits.mse_loss(&values, Reduction::None),
+                false => logits.binary_cross_entropy_with_logits::<Tensor>(&values, None, None, Reduction::None),
             };
             let expected = expected.mean_dim([1i64].as_slice(), false, Kind::Float).sum(Kind::Float);
             (&expected * scale).backward();
             let [of_weight, of_bias] = [weight.zeros_like(), bias.zeros_like()].map(|sum| sum.detach());
             let loss = tch::no_grad(|| {
                 let ids = Tensor::zeros([rows], (Kind::Int64, Device::Cpu));
-                let targets = Targets { ids, values: Some(values.shallow_clone()), sources: 1, of_source: None };
+                let told = values.shallow_clone();
+                let told = if of_numbers { Told::Numbers(told) } else { Told::Flags(told) };
+                let targets = Targets { ids, told, sources: 1, of_source: None };
                 let (weight_sum, bias_sum) = (Some(of_weight.shallow_clone()), Some(of_bias.shallow_clone()));
                 let gradients = HeadGradients { weight: weight_sum, bias: bias_sum, hidden: true, scale };
-                let head = Head { bias: Some(&bias), criterion, ..head(&weight) };
+                let head = Head { bias: Some(&bias), ..head(&weight) };
                 let kept = head_loss(&hidden, &head, &targets, None, true).unwrap();
-                assert!(kept.logits.unwrap().allclose(&logits, 1e-5, 1e-5, false), "{criterion:?}");
+                assert!(kept.logits.unwrap().allclose(&logits, 1e-5, 1e-5, false), "of numbers: {of_numbers}");
                 head_loss(&hidden, &head, &targets, Some(&gradients), false).unwrap()
             });
             let (sum, hits) = (loss.sums.double_value(&[0, 0]), loss.sums.double_value(&[1, 0]));
-            assert!((sum - expected.double_value(&[])).abs() < 1e-4 * sum, "{criterion:?}");
+            assert!((sum - expected.double_value(&[])).abs() < 1e-4 * sum, "of numbers: {of_numbers}");
             let right = logits.gt(0.0).eq_tensor(&values.gt(0.5)).all_dim(1, false).sum(Kind::Double);
-            let right = if criterion == Criterion::SquaredError { 0.0 } else { right.double_value(&[]) };
-            assert_eq!(hits, right, "{criterion:?}");
-            assert!(of_weight.allclose(&weight.grad(), 1e-4, 1e-5, false), "{criterion:?}");
-            assert!(of_bias.allclose(&bias.grad(), 1e-4, 1e-5, false), "{criterion:?}");
-            assert!(loss.hidden_gradient.unwrap().allclose(&hidden.grad(), 1e-4, 1e-6, false), "{criterion:?}");
+            let right = if of_numbers { 0.0 } else { right.double_value(&[]) };
+            assert_eq!(hits, right, "of numbers: {of_numbers}");
+            assert!(of_weight.allclose(&weight.grad(), 1e-4, 1e-5, false), "of numbers: {of_numbers}");
+            assert!(of_bias.allclose(&bias.grad(), 1e-4, 1e-5, false), "of numbers: {of_numbers}");
+            assert!(
+                loss.hidden_gradient.unwrap().allclose(&hidden.grad(), 1e-4, 1e-6, false),
+                "of numbers: {of_numbers}"
+            );
         }
     }
 
@@ -262,7 +257,7 @@ mod tests {
         (&expected * scale).backward();
         let (loss, weight_gradient) = tch::no_grad(|| {
             let weight_gradient = Tensor::zeros([vocabulary, width], options);
-            let targets = Targets { ids: targets.shallow_clone(), values: None, sources: 1, of_source: None };
+            let targets = Targets { ids: targets.shallow_clone(), told: Told::Class, sources: 1, of_source: None };
             let weight_sum = Some(weight_gradient.shallow_clone());
             let gradients = HeadGradients { weight: weight_sum, bias: None, hidden: true, scale };
             let loss = head_loss(&hidden, &head(&weight), &targets, Some(&gradients), false).unwrap();
@@ -286,7 +281,7 @@ mod tests {
         let of_source = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).remainder(3);
         let losses =
             hidden.matmul(&weight.transpose(0, 1)).cross_entropy_loss::<Tensor>(&ids, None, Reduction::None, -100, 0.0);
-        let targets = Targets { ids, values: None, sources: 3, of_source: Some(of_source.shallow_clone()) };
+        let targets = Targets { ids, told: Told::Class, sources: 3, of_source: Some(of_source.shallow_clone()) };
         let sums = tch::no_grad(|| head_loss(&hidden, &head(&weight), &targets, None, false)).unwrap().sums;
         let broken = (tokens - 1) % 3;
         for source in 0..3 {

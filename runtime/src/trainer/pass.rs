@@ -2,7 +2,7 @@
 
 use super::TrainError;
 use super::inspect::Inspection;
-use super::loss::{Criterion, Head, HeadGradients, HeadLoss, Targets, head_loss};
+use super::loss::{Head, HeadGradients, HeadLoss, Targets, Told, head_loss};
 use super::segments::Segments;
 use crate::comm::{Activity, Phase};
 use crate::metrics::{Begun, Label, Track};
@@ -11,8 +11,9 @@ use crate::shard::Shards;
 use crate::torch::{add, add_rows, autograd_grad};
 use tch::{Kind, Tensor};
 use zerofold_checkpoint::fault;
-use zerofold_configs::BackwardPrefetch;
+use zerofold_configs::{BackwardPrefetch, ProblemType};
 use zerofold_data::Batch;
+use zerofold_plan::Head as ModelHead;
 
 /// A micro-batch as tensors.
 struct MicroBatch {
@@ -43,13 +44,7 @@ impl MicroBatch {
             positions: Tensor::from_slice(&positions).f_to_device(device)?,
             targets: Targets {
                 ids: Tensor::from_slice(&targets).f_to_device(device)?,
-                values: match Criterion::of(model.config.head) {
-                    Criterion::CrossEntropy => None,
-                    Criterion::BinaryCrossEntropy | Criterion::SquaredError => {
-                        let shape = [targets.len() as i64, model.config.head_rows() as i64];
-                        Some(Tensor::from_slice(&batch.values).f_view(shape)?.f_to_device(device)?)
-                    }
-                },
+                told: told(batch, targets.len(), model)?,
                 sources: batch.sources as i64,
                 of_source: match batch.sources {
                     0 | 1 => None,
@@ -62,6 +57,19 @@ impl MicroBatch {
             },
         })
     }
+}
+
+/// What is told of so many tokens of a batch.
+fn told(batch: &Batch, count: usize, model: &Transformer) -> Result<Told, TrainError> {
+    let values = || {
+        let shape = [count as i64, model.config.head_rows() as i64];
+        Ok::<Tensor, TrainError>(Tensor::from_slice(&batch.values).f_view(shape)?.f_to_device(model.device())?)
+    };
+    Ok(match model.config.head {
+        ModelHead::Language | ModelHead::Classes { problem: ProblemType::SingleLabel, .. } => Told::Class,
+        ModelHead::Classes { problem: ProblemType::MultiLabel, .. } => Told::Flags(values()?),
+        ModelHead::Classes { problem: ProblemType::Regression, .. } => Told::Numbers(values()?),
+    })
 }
 
 /// The source of each of these positions, which rise.
@@ -162,7 +170,7 @@ impl Pass<'_> {
         let span = self.begin(last, "forward");
         let rows = supervised_rows(&hidden, &batch)?;
         let input = self.model.head_input(self.leaves(last), &rows)?;
-        let is_classifier = self.model.config.head != zerofold_plan::Head::Language;
+        let is_classifier = self.model.config.head != ModelHead::Language;
         let loss = head_loss(&input, &self.head_of(self.leaves(last))?, &batch.targets, None, is_classifier)?;
         self.end(span);
         self.release_after_forward(last)?;
@@ -423,7 +431,6 @@ impl Pass<'_> {
         Ok(Head {
             weight: self.model.head(leaves)?,
             bias: leaves.get(1).filter(|_| own > 1),
-            criterion: Criterion::of(self.model.config.head),
             softcap: self.model.config.logit_softcap,
             smoothing: self.label_smoothing,
         })

@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use zerofold_data::TokenizedDataset;
 
-    /// Figures of rows that two ranks have, against scikit-learn 1.9 and SciPy 1.16 (`scripts/fixtures/classifiers.py`).
+    /// Figures of rows that two ranks have, against scikit-learn 1.9 and SciPy 1.17 (`scripts/fixtures/classifiers.py`).
     #[test]
     fn figures_are_those_of_scikit_learn() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/classifiers/scores.json");
