@@ -16,39 +16,79 @@ void mkldnn_matmul(const Tensor& left, const Tensor& right, const Tensor& result
 
 namespace zf {
 
+using at::Tensor;
+
 #if defined(__x86_64__)
 // Terms that oneDNN may add up in one go: it adds them one after the other, so long sums are less exact than those of MKL,
 // which adds up blocks. (SmolLM2's logits, root mean square from float64: 1.7e-5 without a bound, 1.3e-5 with this one, 1.15e-5
 // with 768 and with MKL; transformers' own 1.06e-5.)
 constexpr int64_t ONEDNN_SUM = 1024;
 
-// Whether oneDNN takes float32 on this processor: libtorch asks for AVX-512 whatever the type, and may be built without it.
-static bool onednn_takes_float32() {
-  static const bool takes = [] {
+// Whether oneDNN takes this type on this processor. libtorch asks for AVX-512 for float32 and bfloat16, for AVX512-FP16 or what is
+// newer for float16, and may be built without oneDNN.
+static bool onednn_takes(at::ScalarType type) {
+  static const auto tried = [](at::ScalarType type) {
     if (!at::hasMKLDNN()) return false;
-    auto one = at::ones({1, 1}), result = at::zeros({1, 1});
+    auto one = at::ones({1, 1}, type), result = at::zeros({1, 1}, type);
     try {
       at::native::mkldnn_matmul(one, one, result, 0.0f, 1.0f);
     } catch (const std::exception&) {
       return false;
     }
     return true;
-  }();
-  return takes;
+  };
+  static const bool float32 = tried(at::kFloat), bfloat16 = tried(at::kBFloat16), float16 = tried(at::kHalf);
+  return type == at::kFloat ? float32 : type == at::kBFloat16 ? bfloat16 : type == at::kHalf && float16;
+}
+
+// Rows and columns of a result, and terms of its sums, that are widened at a time (5 MiB).
+constexpr int64_t TILE = 512, TILE_TERMS = 1024;
+
+// A part of a matrix in float32, its elements in the same order.
+static Tensor widened(const Tensor& matrix, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+  auto part = matrix.narrow(0, row, rows).narrow(1, column, columns);
+  bool transposed = part.stride(0) == 1 && part.stride(1) != 1;
+  auto wide = (transposed ? part.t() : part).to(at::kFloat, false, false, at::MemoryFormat::Contiguous);
+  return transposed ? wide.t() : wide;
+}
+
+// Products of 16 bits on a processor without instructions for them, which libtorch leaves to plain loops: in float32, tile by tile.
+// Products of two such numbers are exact in float32, so this is what the instructions would do; sums are rounded once.
+static void multiply_widened(const Tensor& result, const Tensor& left, const Tensor& right, bool add) {
+  auto terms = left.size(1);
+  for (int64_t row = 0; row < result.size(0); row += TILE) {
+    auto rows = std::min(TILE, result.size(0) - row);
+    for (int64_t column = 0; column < result.size(1); column += TILE) {
+      auto columns = std::min(TILE, result.size(1) - column);
+      auto to = result.narrow(0, row, rows).narrow(1, column, columns);
+      auto sums = add ? to.to(at::kFloat) : at::empty({rows, columns}, result.options().dtype(at::kFloat));
+      for (int64_t begin = 0; begin < terms; begin += TILE_TERMS) {
+        auto count = std::min(TILE_TERMS, terms - begin);
+        multiply(sums, widened(left, row, rows, begin, count), widened(right, begin, count, column, columns),
+                 add || begin > 0);
+      }
+      to.copy_(sums);
+    }
+  }
 }
 #endif
 
-void multiply(const at::Tensor& result, const at::Tensor& left, const at::Tensor& right, bool add) {
+void multiply(const Tensor& result, const Tensor& left, const Tensor& right, bool add) {
 #if defined(__x86_64__)
-  // libtorch gives float32 to MKL, which leaves AVX-512 alone on processors that are not Intel's; oneDNN does not.
-  if (result.is_cpu() && result.scalar_type() == at::kFloat && result.numel() > 0 && left.size(1) > 0 &&
-      onednn_takes_float32()) {
-    for (int64_t begin = 0; begin < left.size(1); begin += ONEDNN_SUM) {
-      auto count = std::min(ONEDNN_SUM, left.size(1) - begin);
-      at::native::mkldnn_matmul(left.narrow(1, begin, count), right.narrow(0, begin, count), result,
-                                add || begin > 0 ? 1.0f : 0.0f, 1.0f);
+  if (result.is_cpu() && result.numel() > 0 && left.size(1) > 0) {
+    auto type = result.scalar_type();
+    // libtorch gives float32 to MKL, which leaves AVX-512 alone on processors that are not Intel's; oneDNN does not.
+    if (type == at::kFloat && onednn_takes(type)) {
+      for (int64_t begin = 0; begin < left.size(1); begin += ONEDNN_SUM) {
+        auto count = std::min(ONEDNN_SUM, left.size(1) - begin);
+        at::native::mkldnn_matmul(left.narrow(1, begin, count), right.narrow(0, begin, count), result,
+                                  add || begin > 0 ? 1.0f : 0.0f, 1.0f);
+      }
+      return;
     }
-    return;
+    if ((type == at::kBFloat16 || type == at::kHalf) && !onednn_takes(type)) {
+      return multiply_widened(result, left, right, add);
+    }
   }
 #endif
   auto into = result;
@@ -63,7 +103,6 @@ void multiply(const at::Tensor& result, const at::Tensor& left, const at::Tensor
 
 namespace {
 
-using at::Tensor;
 using namespace zf;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
