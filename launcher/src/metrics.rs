@@ -259,7 +259,7 @@ pub fn phase_seconds(record: &StepRecord) -> BTreeMap<String, f64> {
 }
 
 /// The loss of each source of rows by its label.
-fn loss_by_source(sources: &[SourceRecord]) -> BTreeMap<String, f64> {
+pub(crate) fn loss_by_source(sources: &[SourceRecord]) -> BTreeMap<String, f64> {
     sources.iter().map(|source| (source.label.clone(), source.loss)).collect()
 }
 

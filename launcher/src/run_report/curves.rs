@@ -1,6 +1,8 @@
 //! The curves of runs, by step and by time.
 
-use super::history::{Happened, Step, What};
+use std::collections::BTreeSet;
+
+use super::history::{Happened, Step, Told, What};
 use super::run::Run;
 use crate::format;
 use crate::page::axis::{Axis, short, unit};
@@ -21,20 +23,44 @@ enum Along {
     Time,
 }
 
-/// A curve's values at each step.
-type Figure = fn(&Step) -> f64;
+/// What charts show of rows, where a run tells it: the figure's name, the title, and what it is.
+const FIGURES: [(&str, &str, &str); 6] = [
+    ("mean_token_accuracy", "Tokens right", "The share of the supervised tokens that were the most probable ones"),
+    ("accuracy", "Accuracy", "The share of rows that were told right"),
+    ("f1", "F1", "Of held-out rows"),
+    ("matthews_correlation", "Matthews correlation", "Of held-out rows"),
+    ("mse", "Squared error", "The mean over held-out rows"),
+    ("pearson", "Pearson correlation", "Of held-out rows"),
+];
+
+/// A curve's values at each step; those that are not there are no numbers.
+type Figure = Box<dyn Fn(&Step) -> f64>;
+/// The values at each pass over held-out rows, of its loss and what else it told.
+type HeldOut = Box<dyn Fn(f64, &Told) -> Option<f64>>;
 
 /// What one chart shows.
 struct Shown {
-    title: &'static str,
+    title: String,
     about: String,
     figure: Figure,
     /// Divides every value.
     unit: f64,
     from_zero: bool,
     smooth: bool,
-    evaluations: bool,
+    held_out: Option<HeldOut>,
     planned: bool,
+}
+
+impl Shown {
+    fn new(title: &str, about: &str, figure: impl Fn(&Step) -> f64 + 'static) -> Self {
+        let (title, about, figure) = (title.to_owned(), about.to_owned(), Box::new(figure));
+        Shown { title, about, figure, unit: 1.0, from_zero: true, smooth: false, held_out: None, planned: false }
+    }
+
+    /// One that may be below zero, drawn of held-out rows too.
+    fn held_out(self, held_out: impl Fn(f64, &Told) -> Option<f64> + 'static) -> Self {
+        Shown { smooth: true, from_zero: false, held_out: Some(Box::new(held_out)), ..self }
+    }
 }
 
 /// All curves as HTML.
@@ -43,40 +69,39 @@ pub(super) fn curves(runs: &[Run]) -> String {
     let planned = runs.iter().filter_map(|run| run.plan.as_ref()).map(|plan| plan.planned.plan.total as f64);
     let most = steps().map(|step| step.live_bytes).chain(planned).filter(|bytes| bytes.is_finite()).fold(0.0, f64::max);
     let (bytes, bytes_name) = unit(most);
-    let shown = |title, about: &str, figure| Shown {
-        title,
-        about: about.to_owned(),
-        figure,
-        unit: 1.0,
-        from_zero: true,
-        smooth: false,
-        evaluations: false,
-        planned: false,
-    };
-    let charts = [
-        Shown { smooth: true, evaluations: true, from_zero: false, ..shown("Loss", "Nats a token", |step| step.loss) },
-        Shown {
-            smooth: true,
-            ..shown("Gradient norm", "Of the whole gradient, before clipping", |step| step.grad_norm)
-        },
-        Shown {
-            smooth: true,
-            ..shown("Speed", "Tokens a second, all ranks, without padding", |step| step.tokens_per_second)
-        },
-        shown("Learning rate", "Of each step", |step| step.learning_rate),
-        Shown {
-            unit: bytes,
-            planned: true,
-            ..shown("Memory", &format!("Most in tensors at once, of the rank with most, {bytes_name}"), |step| {
-                step.live_bytes
-            })
-        },
-        Shown {
-            smooth: true,
-            ..shown("Time of a step", "Seconds, evaluation and saving left out", |step| step.seconds)
-        },
-    ];
+    let memory = format!("Most in tensors at once, of the rank with most, {bytes_name}");
+    let smooth = |title, about, figure: fn(&Step) -> f64| Shown { smooth: true, ..Shown::new(title, about, figure) };
+    let mut charts = vec![Shown::new("Loss", "Nats a token", |step| step.loss).held_out(|loss, _| Some(loss))];
+    charts.extend(of_rows(runs));
+    charts.extend([
+        smooth("Gradient norm", "Of the whole gradient, before clipping", |step| step.grad_norm),
+        smooth("Speed", "Tokens a second, all ranks, without padding", |step| step.tokens_per_second),
+        Shown::new("Learning rate", "Of each step", |step| step.learning_rate),
+        Shown { unit: bytes, planned: true, ..Shown::new("Memory", &memory, |step| step.live_bytes) },
+        smooth("Time of a step", "Seconds, evaluation and saving left out", |step| step.seconds),
+    ]);
     charts.iter().map(|shown| chart(shown, runs)).collect()
+}
+
+/// The figures that are told of rows, and the losses by source where there are several.
+fn of_rows(runs: &[Run]) -> Vec<Shown> {
+    let steps = runs.iter().flat_map(|run| &run.history.steps).map(|step| &step.told);
+    let told: Vec<&Told> = steps.chain(runs.iter().flat_map(|run| run.history.evaluations().map(|it| it.2))).collect();
+    let figures = FIGURES.into_iter().filter(|(name, ..)| told.iter().any(|told| told.figures.contains_key(*name)));
+    let figures = figures.map(|(name, title, about)| {
+        let of = move |told: &Told| told.figures.get(name).copied();
+        Shown::new(title, about, move |step| of(&step.told).unwrap_or(f64::NAN)).held_out(move |_, told| of(told))
+    });
+    let sources: BTreeSet<&String> = told.iter().flat_map(|told| told.loss_by_source.keys()).collect();
+    let sources = sources.into_iter().map(|source| {
+        let of = |told: &Told, source: &String| told.loss_by_source.get(source).copied();
+        let (trained, held_out) = (source.clone(), source.clone());
+        Shown::new(&format!("Loss of {source}"), "Nats a token, of the rows of this source", move |step| {
+            of(&step.told, &trained).unwrap_or(f64::NAN)
+        })
+        .held_out(move |_, told| of(told, &held_out))
+    });
+    figures.chain(sources).collect()
 }
 
 fn chart(shown: &Shown, runs: &[Run]) -> String {
@@ -87,7 +112,7 @@ fn chart(shown: &Shown, runs: &[Run]) -> String {
         explain("key-faint", "each step".to_owned());
         explain("key-line", format!("mean of {window} steps"));
     }
-    if shown.evaluations && runs.iter().any(|run| run.history.evaluations().next().is_some()) {
+    if shown.held_out.is_some() && runs.iter().any(|run| run.history.evaluations().next().is_some()) {
         explain("key-dots", "held-out".to_owned());
     }
     if shown.planned && runs.iter().any(|run| run.plan.is_some()) {
@@ -101,7 +126,7 @@ fn chart(shown: &Shown, runs: &[Run]) -> String {
         let plot = plot(shown, runs, along, window);
         format!("<div class=\"{class}\">{}</div>", plot.html())
     });
-    let (title, about) = (shown.title, escape(&shown.about));
+    let (title, about) = (escape(&shown.title), escape(&shown.about));
     format!("<section class=\"card chart\"><h2>{title}</h2><p>{about}</p>{legend}{}</section>", plots.concat())
 }
 
@@ -136,8 +161,10 @@ fn plot(shown: &Shown, runs: &[Run], along: Along, window: Option<usize>) -> Plo
             }
             None => curves.push(curve(named(if runs.len() == 1 { "value" } else { "" }), Stroke::Line, points)),
         }
-        if shown.evaluations {
-            let points = run.history.evaluations().map(|(it, loss)| (x(it.step, it.at), loss)).collect();
+        if let Some(held_out) = &shown.held_out {
+            let evaluations = run.history.evaluations();
+            let points =
+                evaluations.filter_map(|(it, loss, told)| Some((x(it.step, it.at), held_out(loss, told)?))).collect();
             curves.push(curve(named("held-out"), Stroke::Dots, points));
         }
         if let Some(plan) = run.plan.as_ref().filter(|_| shown.planned) {
@@ -148,7 +175,7 @@ fn plot(shown: &Shown, runs: &[Run], along: Along, window: Option<usize>) -> Plo
         marks.extend(run_marks(run, colour, |it| x(it.step, it.at)));
     }
     let values = curves.iter().flat_map(|curve| &curve.points).map(|(_, y)| *y);
-    let vertical = Axis::over(values, shown.from_zero, shown.title, short);
+    let vertical = Axis::over(values, shown.from_zero, &shown.title, short);
     let along = if along == Along::Steps { "step" } else { "time" };
     Plot { label: format!("{} by {along}", shown.title), horizontal, vertical, curves, marks }
 }
@@ -189,7 +216,7 @@ fn run_marks(run: &Run, colour: usize, at: impl Fn(&Happened) -> f64) -> Vec<Mar
             }
             What::Restart(reason) => (true, format!("restart after step {}: {reason}", format::count(it.step))),
             What::Resumed => (true, format!("resumed after step {}", format::count(it.step))),
-            What::Evaluation(_) | What::FailedSave(_) => continue,
+            What::Evaluation(..) | What::FailedSave(_) => continue,
         };
         marks.push(Mark { at: at(it), colour, tall, words });
     }

@@ -22,6 +22,14 @@ pub(super) struct Step {
     pub(super) live_bytes: f64,
     pub(super) phases: BTreeMap<String, f64>,
     pub(super) skipped: bool,
+    pub(super) told: Told,
+}
+
+/// What is told of rows, of a step or held-out ones: figures by name, losses by source.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Told {
+    pub(super) figures: BTreeMap<String, f64>,
+    pub(super) loss_by_source: BTreeMap<String, f64>,
 }
 
 /// Something else that happened.
@@ -36,8 +44,8 @@ pub(super) struct Happened {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum What {
-    /// A pass over the held-out rows, and its loss.
-    Evaluation(f64),
+    /// A pass over the held-out rows: its loss, and what else it told.
+    Evaluation(f64, Told),
     /// A published checkpoint, and the seconds from its step to it, where they are known.
     Checkpoint(Option<f64>),
     /// A save that failed, and why.
@@ -110,10 +118,10 @@ impl History {
         Ok(History { steps: steps.into_values().collect(), happened })
     }
 
-    /// The held-out losses, with step and time.
-    pub(super) fn evaluations(&self) -> impl Iterator<Item = (&Happened, f64)> {
-        self.happened.iter().filter_map(|it| match it.what {
-            What::Evaluation(loss) => Some((it, loss)),
+    /// The passes over held-out rows, each with its loss and what else it told.
+    pub(super) fn evaluations(&self) -> impl Iterator<Item = (&Happened, f64, &Told)> {
+        self.happened.iter().filter_map(|it| match &it.what {
+            What::Evaluation(loss, told) => Some((it, *loss, told)),
             _ => None,
         })
     }
@@ -148,7 +156,17 @@ fn read_step(line: &Value, step: u64, clock: &mut Clock) -> Step {
         live_bytes: number("live_peak_bytes"),
         phases: phases.filter_map(|(phase, seconds)| Some((phase.clone(), seconds.as_f64()?))).collect(),
         skipped: line.get("skipped").is_some(),
+        told: read_told(line, ""),
     }
+}
+
+/// What a line tells of rows under names that begin so.
+fn read_told(line: &Value, begin: &str) -> Told {
+    let numbers = |object: &Value, begin: &str| -> BTreeMap<String, f64> {
+        let entries = object.as_object().into_iter().flatten();
+        entries.filter_map(|(key, value)| Some((key.strip_prefix(begin)?.to_owned(), value.as_f64()?))).collect()
+    };
+    Told { figures: numbers(line, begin), loss_by_source: numbers(&line[format!("{begin}loss_by_source")], "") }
 }
 
 /// What a line tells that is no step, and the seconds that it took.
@@ -156,7 +174,7 @@ fn read_what(line: &Value) -> Option<(What, f64)> {
     let words = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
     if let Some(loss) = line.get("eval_loss") {
         let seconds = line["eval_seconds"].as_f64().unwrap_or(0.0);
-        return Some((What::Evaluation(loss.as_f64().unwrap_or(f64::NAN)), seconds));
+        return Some((What::Evaluation(loss.as_f64().unwrap_or(f64::NAN), read_told(line, "eval_")), seconds));
     }
     let what = if line.get("checkpoint").is_some() {
         What::Checkpoint(line["seconds"].as_f64())
@@ -183,7 +201,8 @@ mod tests {
     #[test]
     fn a_run_is_put_together_from_its_lines() {
         let history = read(
-            "{\"step\":0,\"eval_loss\":3.0,\"eval_seconds\":2.0,\"time\":102.0}\n\
+            "{\"step\":0,\"eval_loss\":3.0,\"eval_f1\":0.5,\"eval_loss_by_source\":{\"eval_a\":1.0,\"b\":null},\
+              \"eval_seconds\":2.0,\"time\":102.0}\n\
              {\"step\":1,\"loss\":2.0,\"step_seconds\":1.0,\"phase_seconds\":{\"forward\":0.5},\"time\":103.0}\n\
              {\"step\":2,\"loss\":null,\"step_seconds\":1.0,\"skipped\":\"why\",\"time\":104.0}\n\
              {\"step\":1,\"checkpoint\":\"checkpoints/step-00000001\",\"seconds\":1.5,\"time\":104.5}\n\
@@ -194,10 +213,13 @@ mod tests {
         assert_eq!(history.steps.iter().map(|step| (step.step, step.at)).collect::<Vec<_>>(), [(1, 3.0), (2, 12.0)]);
         assert_eq!((history.steps[1].loss, history.steps[1].skipped), (1.5, false), "as it was done last");
         assert_eq!(history.steps[0].phases["forward"], 0.5);
-        let happened: Vec<_> = history.happened.iter().map(|it| (it.step, it.at, it.what.clone())).collect();
+        let (evaluation, _, told) = history.evaluations().next().unwrap();
+        assert_eq!((told.figures["f1"], &told.loss_by_source), (0.5, &[("eval_a".to_owned(), 1.0)].into()));
+        assert_eq!((evaluation.step, evaluation.at, &evaluation.what), (0, 2.0, &What::Evaluation(3.0, told.clone())));
+        let happened: Vec<_> = history.happened[1..].iter().map(|it| (it.step, it.at, it.what.clone())).collect();
         let restart = What::Restart("rank 1 was killed".to_owned());
         let checkpoint = What::Checkpoint(Some(1.5));
-        assert_eq!(happened, [(0, 2.0, What::Evaluation(3.0)), (1, 4.5, checkpoint), (1, 10.0, restart)]);
+        assert_eq!(happened, [(1, 4.5, checkpoint), (1, 10.0, restart)]);
         assert_eq!((history.seconds(), history.count(|what| matches!(what, What::Restart(_)))), (12.0, 1));
     }
 

@@ -120,7 +120,7 @@ fn row(run: &Run, index: usize) -> String {
         [first, .., last] => format!("{first:.4} → {last:.4}"),
     };
     let losses = finite(|step| step.loss);
-    let held_out: Vec<f64> = run.history.evaluations().map(|(_, loss)| loss).collect();
+    let held_out: Vec<f64> = run.history.evaluations().map(|(_, loss, _)| loss).collect();
     let peak = finite(|step| step.live_bytes).into_iter().fold(0.0, f64::max);
     let cells = [
         steps.last().map_or_else(|| "0".to_owned(), |step| format::count(step.step)),
@@ -165,7 +165,7 @@ fn events(runs: &[Run]) -> String {
                 What::Restart(reason) => (true, format!("begun again: {reason}")),
                 What::Resumed => (false, "another job went on from here".to_owned()),
                 What::FailedSave(reason) => (true, format!("a save failed: {reason}")),
-                What::Evaluation(_) | What::Checkpoint(_) => continue,
+                What::Evaluation(..) | What::Checkpoint(_) => continue,
             };
             rows.push(event_row(run, runs.len(), (it.step, it.at), bad, &words));
         }
@@ -210,7 +210,8 @@ mod tests {
 
     #[test]
     fn what_runs_say_is_shown_and_never_markup() {
-        let lines = "{\"step\":1,\"loss\":2.0,\"grad_norm\":null,\"tokens_per_second\":100.0,\"step_seconds\":0.5,\
+        let lines = "{\"step\":0,\"eval_loss\":3.0,\"eval_f1\":0.25,\"eval_loss_by_source\":{\"<i>\":2.5}}\n\
+                     {\"step\":1,\"loss\":2.0,\"grad_norm\":null,\"tokens_per_second\":100.0,\"step_seconds\":0.5,\
                      \"communication_seconds\":0.1,\"live_peak_bytes\":1048576,\"time\":10.0}\n\
                      {\"step\":1,\"restart\":2,\"reason\":\"<script>alert(1)</script>\",\"time\":12.0}\n\
                      {\"step\":1,\"checkpoint_failed\":\"a & b\",\"time\":12.0}\n";
@@ -226,8 +227,10 @@ mod tests {
         assert_eq!(text.matches("<script>").count(), 1, "its own");
         for part in [
             "<title>2 runs</title>",
-            "<td><i class=\"c0\"></i>&lt;b&gt;</td><td>1</td><td>2.5 s</td><td>2.0000</td><td>–</td><td>100</td><td>500 ms</td>\
+            "<td><i class=\"c0\"></i>&lt;b&gt;</td><td>1</td><td>2.5 s</td><td>2.0000</td><td>3.0000</td><td>100</td><td>500 ms</td>\
              <td>1.00 MiB</td><td>0</td><td>1</td>",
+            "<h2>F1</h2>",
+            "<h2>Loss of &lt;i&gt;</h2>",
             "begun again: &lt;script&gt;alert(1)&lt;/script&gt;",
             "a save failed: a &amp; b",
             "<dt>Folder</dt><dd>/runs/&quot;x&quot;</dd>",

@@ -1,6 +1,6 @@
 //! What is known of the job as a whole, kept where other threads can read it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -13,7 +13,7 @@ use zerofold_proto::v1::{
 
 use crate::control::Member;
 use crate::event::Event;
-use crate::metrics::{phase_name, phase_seconds, rate, seconds_of};
+use crate::metrics::{loss_by_source, phase_name, phase_seconds, rate, seconds_of};
 use crate::records::in_the_run_folder;
 
 /// Over so many steps the time left is estimated.
@@ -208,6 +208,8 @@ impl Job {
                 step: record.step,
                 eval_loss: record.loss,
                 eval_seconds: record.seconds,
+                eval_loss_by_source: loss_by_source(&record.sources),
+                eval_figures: figures_of(record),
             }),
             last_checkpoint: self.checkpoint.map(|Checkpoint { step, directory, published }| CheckpointStatus {
                 step,
@@ -238,7 +240,15 @@ fn step_status(record: &StepRecord) -> StepStatus {
         communication_seconds: record.communication_seconds,
         live_peak_bytes: record.live_peak_bytes,
         phase_seconds: phase_seconds(record),
+        loss_by_source: loss_by_source(&record.sources),
     }
+}
+
+/// Everything that an evaluation tells of held-out rows but the loss.
+fn figures_of(record: &EvaluationRecord) -> BTreeMap<String, f64> {
+    let accuracy = Some(record.mean_token_accuracy).filter(|share| !share.is_nan());
+    let accuracy = accuracy.map(|share| ("mean_token_accuracy".to_owned(), share));
+    record.figures.iter().map(|figure| (figure.name.clone(), figure.value)).chain(accuracy).collect()
 }
 
 /// When a checkpoint was published: its manifest comes last.

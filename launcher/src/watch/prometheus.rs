@@ -3,6 +3,7 @@
 //! Names follow Prometheus' conventions: base units, `_total` for what only grows while `launch` runs. docs/watching.md has
 //! the table.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use zerofold_proto::v1::{JobStatus, RankStatus, StatusReply};
@@ -87,6 +88,12 @@ impl Page {
         self.one("evaluation_loss", Gauge, "Held-out loss, in nats a token.", of(|it| it.eval_loss));
         self.one("evaluation_step", Gauge, "Optimizer steps before the newest evaluation.", of(|it| it.step as f64));
         self.one("evaluation_seconds", Gauge, "Time of the newest evaluation.", of(|it| it.eval_seconds));
+        if let Some(evaluation) = evaluation {
+            let sources = labelled("source", &evaluation.eval_loss_by_source);
+            self.family("evaluation_source_loss", Gauge, "Held-out loss of the rows of each source.", sources);
+            let figures = labelled("figure", &evaluation.eval_figures);
+            self.family("evaluation_figure", Gauge, "What else the newest evaluation told.", figures);
+        }
         let checkpoint = job.last_checkpoint.as_ref();
         let of = |figure: fn(&_) -> f64| checkpoint.map(figure);
         self.one("checkpoint_step", Gauge, "Step of the newest checkpoint.", of(|it| it.step as f64));
@@ -117,8 +124,13 @@ impl Page {
         ] {
             self.one(name, Gauge, help, Some(value));
         }
-        let phases = step.phase_seconds.iter().map(|(phase, seconds)| (vec![("phase", phase.clone())], *seconds));
-        self.family("phase_seconds", Gauge, "Its time by phase, of rank 0.", phases);
+        self.family(
+            "source_loss",
+            Gauge,
+            "Its loss, of the rows of each source.",
+            labelled("source", &step.loss_by_source),
+        );
+        self.family("phase_seconds", Gauge, "Its time by phase, of rank 0.", labelled("phase", &step.phase_seconds));
     }
 
     fn ranks(&mut self, ranks: &[RankStatus]) {
@@ -138,6 +150,11 @@ impl Page {
             self.family(name, Gauge, help, samples);
         }
     }
+}
+
+/// A sample for each entry, with its name as this label.
+fn labelled<'a>(label: &'static str, values: &'a BTreeMap<String, f64>) -> impl Iterator<Item = Sample> + 'a {
+    values.iter().map(move |(name, value)| (vec![(label, name.clone())], *value))
 }
 
 /// A number as Prometheus reads it.
@@ -166,6 +183,7 @@ mod tests {
             grad_norm: f64::INFINITY,
             learning_rate: 2e-5,
             phase_seconds: [("forward".to_owned(), 0.25)].into(),
+            loss_by_source: [("chat".to_owned(), 2.5)].into(),
             ..StepStatus::default()
         };
         let job = JobStatus {
@@ -175,7 +193,11 @@ mod tests {
             tokens: 12_345_678_901,
             remaining_seconds: Some(1.5),
             last_step: Some(step),
-            last_evaluation: Some(EvaluationStatus::default()),
+            last_evaluation: Some(EvaluationStatus {
+                eval_loss_by_source: [("code".to_owned(), 1.5)].into(),
+                eval_figures: [("f1".to_owned(), 0.5)].into(),
+                ..EvaluationStatus::default()
+            }),
             last_checkpoint: Some(CheckpointStatus { step: 2, time: 1.8e9, ..Default::default() }),
             ..JobStatus::default()
         };
@@ -193,6 +215,9 @@ mod tests {
             "\nzerofold_gradient_norm +Inf\n",
             "\nzerofold_learning_rate 0.00002\n",
             "\nzerofold_phase_seconds{phase=\"forward\"} 0.25\n",
+            "\nzerofold_source_loss{source=\"chat\"} 2.5\n",
+            "\nzerofold_evaluation_source_loss{source=\"code\"} 1.5\n",
+            "\nzerofold_evaluation_figure{figure=\"f1\"} 0.5\n",
             "# TYPE zerofold_rank_memory_bytes gauge\nzerofold_rank_memory_bytes{rank=\"0\",host=\"h\"} 0\n\
              zerofold_rank_memory_bytes{rank=\"1\",host=\"h\"} 0\n",
             "\nzerofold_rank_heard_seconds{rank=\"0\",host=\"h\"} 0.5\n",

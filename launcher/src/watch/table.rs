@@ -120,7 +120,12 @@ mod tests {
             elapsed_seconds: 65.0,
             remaining_seconds: Some(80.0),
             last_step: Some(step),
-            last_evaluation: Some(EvaluationStatus { step: 10, eval_loss: 1.5, eval_seconds: 2.0 }),
+            last_evaluation: Some(EvaluationStatus {
+                step: 10,
+                eval_loss: 1.5,
+                eval_seconds: 2.0,
+                ..Default::default()
+            }),
             last_checkpoint: Some(CheckpointStatus {
                 step: 10,
                 directory: "runs/zero3/checkpoints/step-00000010".to_owned(),

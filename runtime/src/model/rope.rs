@@ -43,6 +43,24 @@ pub fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Result<Vec<f32
             };
             plain.into_iter().map(stretch).collect()
         }
+        &RopeScaling::Yarn { factor, beta_fast, beta_slow, truncate, original_max_position_embeddings, .. } => {
+            // The place, among the elements of a head, of the frequency with so many turns in the original context.
+            let place = |turns: f64| {
+                let turned = turned as f64;
+                turned * (original_max_position_embeddings / (turns * std::f64::consts::TAU)).ln()
+                    / (2.0 * rope.theta.ln())
+            };
+            let (low, high) = (place(beta_fast), place(beta_slow));
+            let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+            let (low, high) = (low.max(0.0), high.min(turned as f64 - 1.0));
+            let high = if low == high { high + 0.001 } else { high };
+            let stretch = |(place, power): (usize, f32)| {
+                let divided = ((place as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+                let kept = 1.0 - divided;
+                (1.0 / (factor as f32 * power)) * (1.0 - kept) + (1.0 / power) * kept
+            };
+            Vec::<f32>::try_from(&powers)?.into_iter().enumerate().map(stretch).collect()
+        }
     })
 }
 

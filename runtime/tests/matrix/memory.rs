@@ -14,15 +14,15 @@ use zerofold_configs::{
     BackwardPrefetch, ElementType, ElementTypes, Inputs, NonFinite, Offload, ReshardAfterForward, ScheduleShape,
     Sharding, Stage, Training, UnitPolicy, WarmupType, resolve,
 };
-use zerofold_data::{Batch, Places, TokenizedDataset};
-use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, Plan, PlanInputs, PlannedDevice, plan};
+use zerofold_data::{Batch, Batching, Collator, Places, TokenizedDataset};
+use zerofold_plan::{Layout, Mesh, ModelConfig, ModelUnits, Plan, PlanInputs, PlannedDevice, UnitSpec, plan};
 use zerofold_runtime::comm::{Activity, Collectives, CommError, Pending, Traffic};
 use zerofold_runtime::metrics::Timeline;
 use zerofold_runtime::model::Transformer;
 use zerofold_runtime::optim::Schedule;
 use zerofold_runtime::shard::{Kinds, ShardOptions, Shards};
 use zerofold_runtime::torch::{AdamW, memory};
-use zerofold_runtime::trainer::{Requests, StepOptions, Trainer};
+use zerofold_runtime::trainer::{Requests, Rows, StepOptions, Trainer};
 
 /// Ranks of the measured jobs.
 const RANKS: usize = 2;
@@ -50,9 +50,10 @@ pub(crate) struct MemorySpec {
 impl MemorySpec {
     /// The section `training:` that says it.
     fn training(&self) -> Training {
-        let required = [("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o")];
+        let ewc = self.methods.iter().any(|(key, _)| key == "ewc_lambda").then_some(("ewc_dataset", "d"));
+        let required = [("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o")].into_iter().chain(ewc);
         let flags = required.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let flags = flags.into_iter().chain(self.methods.clone()).collect();
+        let flags = flags.chain(self.methods.clone()).collect();
         resolve(&Inputs { flags, ..Inputs::default() }).unwrap().training
     }
 
@@ -134,7 +135,12 @@ impl MemorySpec {
         let window = [batch.clone(), batch];
         let mut trainer = Trainer::new(model, segments, shards, activity, options);
         if training.keeps_pretrained() {
+            write_zeros(&units, &self.folder);
             trainer.keep_pretrained(&Weights::of_model(&self.folder).unwrap()).unwrap();
+        }
+        if training.estimates_fisher() {
+            let collator = Collator::new(&dataset, Batching::of(&training, false)).unwrap();
+            trainer.estimate_fisher(&Rows { dataset, collator }, RANKS).unwrap();
         }
         zerofold_runtime::torch::restart_peak(Device::Cpu);
         trainer.step(0, &window, Requests::default()).unwrap();
@@ -145,6 +151,23 @@ impl MemorySpec {
         let points = (0..POINTS).map(|point| all[point * (all.len() - 1) / (POINTS - 1)]).collect();
         Curve { live: points, live_peak: outcome.live_peak_bytes, ..Curve::default() }
     }
+}
+
+/// Writes the weights of a model, all zero, where they are not there yet.
+fn write_zeros(units: &[UnitSpec], folder: &Path) {
+    let path = folder.join("model.safetensors");
+    if path.exists() {
+        return;
+    }
+    let parameters = units.iter().flat_map(|unit| &unit.leaves).flat_map(|leaf| &leaf.parameters);
+    let zeros = parameters.map(|parameter| {
+        let shape: Vec<i64> = parameter.shape.iter().map(|&size| size as i64).collect();
+        (parameter.name.clone(), Tensor::zeros(shape, (Kind::BFloat16, Device::Cpu)))
+    });
+    // Ranks may write it at the same time.
+    let written = folder.join(format!("{}.tmp", std::process::id()));
+    Tensor::write_safetensors(&zeros.collect::<Vec<_>>(), &written).unwrap();
+    std::fs::rename(written, path).unwrap();
 }
 
 /// Collectives that look at the live bytes at every call.
@@ -270,6 +293,12 @@ pub(crate) fn check(all: bool, tally: &mut Tally) {
             }
         }
     };
+    // The weights that the job began with are kept beside the others, the Fisher information too.
+    for stage in [Stage::Zero, Stage::Two, Stage::Three] {
+        for method in [("l2_toward_pretrained", "0.01"), ("ewc_lambda", "1"), ("mixout_probability", "0.5")] {
+            check(SHAPES[0], 0.0, &format!("{} at stage {stage}", method.0), Sharding::of(stage), &[method]);
+        }
+    }
     // What is frozen is spared: below the head, in the lower layers, and in between.
     for shape in [SHAPES[0], SHAPES[1]] {
         for stage in [Stage::Two, Stage::Three] {

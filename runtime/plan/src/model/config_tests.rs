@@ -57,7 +57,16 @@ fn what_cannot_be_right_or_is_not_built_names_itself() {
         (r#""num_hidden_layers": null"#, "the key num_hidden_layers is missing"),
         (r#""rms_norm_eps": -1.0"#, "rms_norm_eps is -1.0"),
         (r#""rope_theta": 0"#, "rope_theta is 0: it must be larger than 0"),
-        (r#""rope_scaling": {"rope_type": "yarn", "factor": 4.0}"#, "rope_type is \"yarn\", which is not built yet"),
+        (
+            r#""rope_scaling": {"rope_type": "dynamic", "factor": 4.0}"#,
+            "rope_type is \"dynamic\", which is not built yet",
+        ),
+        (
+            r#""rope_scaling": {"rope_type": "yarn", "beta_fast": 0.5}"#,
+            "beta_fast is 0.5: it must be at least beta_slow = 1",
+        ),
+        (r#""rope_scaling": {"rope_type": "yarn", "mscale": -1}"#, "mscale is -1: it must be 0 or larger"),
+        (r#""rope_scaling": {"rope_type": "yarn", "truncate": 1}"#, "truncate is 1: it must be true or false"),
         (r#""rope_scaling": {"rope_type": "llama3"}"#, "low_freq_factor (of the rope scaling) is missing"),
         (r#""rope_scaling": "linear""#, "rope_scaling is \"linear\""),
         (r#""model_type": "mistral""#, "model_type is \"mistral\": architectures names LlamaForCausalLM"),

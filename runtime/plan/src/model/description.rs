@@ -212,6 +212,22 @@ pub enum RopeScaling {
         /// What cosines and sines are multiplied by.
         attention_factor: f64,
     },
+    /// YaRN (Peng et al., 2023): frequencies that turn often in the original context are kept, those that turn seldom divided by a
+    /// factor, those between interpolated by their place.
+    Yarn {
+        /// The divisor.
+        factor: f64,
+        /// Frequencies with so many turns or more in the original context are kept.
+        beta_fast: f64,
+        /// Those with so many or fewer are divided.
+        beta_slow: f64,
+        /// Whether these bounds are rounded outward to whole frequencies.
+        truncate: bool,
+        /// The original context in tokens.
+        original_max_position_embeddings: f64,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
+    },
 }
 
 impl RopeConfig {
@@ -228,7 +244,7 @@ impl RopeConfig {
     /// What cosines and sines are multiplied by.
     pub fn attention_factor(&self) -> f64 {
         match self.scaling {
-            RopeScaling::Long { attention_factor, .. } => attention_factor,
+            RopeScaling::Long { attention_factor, .. } | RopeScaling::Yarn { attention_factor, .. } => attention_factor,
             _ => 1.0,
         }
     }

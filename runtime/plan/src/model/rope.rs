@@ -123,9 +123,47 @@ impl File {
                     attention_factor,
                 }
             }
+            Some((_, Some("yarn"))) => self.yarn(parameters, original()?, defaults)?,
             Some((kind, _)) => {
-                return Err(self.not_built("rope_type", kind, "built are default, linear, llama3 and longrope"));
+                return Err(self.not_built("rope_type", kind, "built are default, linear, llama3, longrope and yarn"));
             }
+        })
+    }
+
+    fn yarn(
+        &self,
+        parameters: &Map<String, Value>,
+        original: f64,
+        defaults: RopeDefaults,
+    ) -> Result<RopeScaling, ModelConfigError> {
+        let number = |key: &str| match self.number_in(parameters, key)? {
+            Some(number) if number < 0.0 => Err(self.invalid_in(parameters, key, "it must be 0 or larger")),
+            number => Ok(number.filter(|&number| number > 0.0)),
+        };
+        let factor = number("factor")?.unwrap_or(defaults.max_position_embeddings as f64 / original);
+        let (beta_fast, beta_slow) = (number("beta_fast")?.unwrap_or(32.0), number("beta_slow")?.unwrap_or(1.0));
+        if beta_fast < beta_slow {
+            let reason = format!("it must be at least beta_slow = {beta_slow}");
+            return Err(self.invalid_in(parameters, "beta_fast", reason));
+        }
+        let temperature = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
+        let attention_factor = match (number("attention_factor")?, number("mscale")?, number("mscale_all_dim")?) {
+            (Some(attention_factor), ..) => attention_factor,
+            (None, Some(scale), Some(of_all)) => temperature(scale) / temperature(of_all),
+            (None, ..) => temperature(1.0),
+        };
+        let truncate = match parameters.get("truncate").filter(|value| !value.is_null()).map(Value::as_bool) {
+            None => true,
+            Some(Some(truncate)) => truncate,
+            Some(None) => return Err(self.invalid_in(parameters, "truncate", "it must be true or false")),
+        };
+        Ok(RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            truncate,
+            original_max_position_embeddings: original,
+            attention_factor,
         })
     }
 
