@@ -2,7 +2,7 @@
 
 use crate::types::choice;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 choice! {
     /// The type a model computes in when it generates.
@@ -85,6 +85,15 @@ fn default_dtype() -> ComputeDtype {
 }
 
 impl GenerateRequest {
+    /// The file in a job's folder that the ranks which answer a data set read it from.
+    pub const FILE: &'static str = "request.json";
+
+    /// The file in that folder that a rank writes its answers to, each as a line: the row's number, a tab, and an object as
+    /// [`GenerateRequest::output`] has it.
+    pub fn answers(folder: &Path, rank: usize) -> PathBuf {
+        folder.join(format!("answers-{rank}.jsonl"))
+    }
+
     /// A request for `model` with every option at its default: greedy, float32, 256 new tokens.
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {

@@ -2,7 +2,7 @@
 //! needs tensors is done by `worker`.
 //!
 //! ```text
-//! main → cli ─ generate → becomes `worker generate`
+//! main → cli ─ generate → becomes `worker generate`; a data set is answered by ranks of `worker answer`
 //!            ├ inspect, verify, diff, export → checkpoints and model folders on a disk
 //!            ├ push → a model folder into a repository of the Hugging Face hub
 //!            ├ status → what a run that is at work is doing
@@ -65,6 +65,7 @@ pub mod report;
 mod resume;
 pub mod run_folder;
 pub mod run_report;
+mod short_job;
 pub mod signals;
 pub mod store;
 pub mod supervise;

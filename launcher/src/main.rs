@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         Ok(Meant::Export(options)) => checkpoints::export(&options, &Terminal::new(false)),
         Ok(Meant::Push(options)) => hub::push(&options, &Terminal::new(false)),
         Ok(Meant::Evaluate(options)) => evaluate::evaluate(&options),
-        Ok(Meant::Generate(options)) => Err(generate::generate(*options, &Terminal::new(false))),
+        Ok(Meant::Generate(options)) => generate::generate(*options),
         Err(CliError::Launch(error)) => Err(error),
         Err(CliError::Clap(error)) => {
             let _ = error.print();

@@ -41,8 +41,8 @@ static bool onednn_takes(at::ScalarType type) {
   return type == at::kFloat ? float32 : type == at::kBFloat16 ? bfloat16 : type == at::kHalf && float16;
 }
 
-// Rows and columns of a result, and terms of its sums, that are widened at a time (5 MiB).
-constexpr int64_t TILE = 512, TILE_TERMS = 1024;
+// Rows and columns of a result, and terms of its sums, that are widened at a time (1.3 MiB).
+constexpr int64_t TILE = 384, TILE_TERMS = 256;
 
 // A part of a matrix in float32, its elements in the same order.
 static Tensor widened(const Tensor& matrix, int64_t row, int64_t rows, int64_t column, int64_t columns) {

@@ -5,7 +5,8 @@
 
 use crate::comm::{Activity, Phase};
 use crate::control::Control;
-use crate::device;
+use crate::device::{self, RankDevice};
+use crate::trainer::Trainer;
 use crate::worker::{
     Environment, WorkerError, as_rank, check_tokens, connect, first_weights, model_and_units, rows, trainer,
 };
@@ -32,26 +33,37 @@ fn evaluate_joined(
     control: &Control,
     activity: Arc<Activity>,
 ) -> Result<(), WorkerError> {
-    activity.enter(Phase::Loading);
-    let config = &without_optimizer(config);
-    // Held for as long as this rank computes.
-    let device = device::claim(&config.into(), environment.local_rank)?;
     let training = &config.training;
     let held_out = rows(&training.output_dir.join("data/eval.safetensors"), training, training.eval_packing)?;
-    activity.enter(Phase::Meeting);
-    let comm = connect(environment, config.backend, control, device.torch(), activity.clone())?;
-    activity.enter(Phase::Loading);
-    let (model, mut cut) = model_and_units(config, &training.model_name_or_path, comm.device())?;
-    freeze(&mut cut);
-    let mut trainer = trainer(config, (model, cut), comm, activity, NO_STEPS)?;
+    let (_device, mut trainer) = untrained(environment, config, control, activity)?;
     check_tokens(&held_out.dataset, trainer.model.config.vocab_size)?;
-    trainer.shards.load(&first_weights(config, &trainer.model.config)?)?;
     let evaluation = trainer.evaluate(&held_out, training.per_device_eval_batch_size as usize)?;
     if environment.identity.rank == 0 {
         control.report_evaluation(evaluation.record(training.eval_dataset.as_ref()));
     }
     control.leave(LeaveRequest::default())?;
     Ok(())
+}
+
+/// Meets the other ranks and loads the model, of which nothing is trained; with the device, which is to be held for as long as
+/// this rank computes.
+pub(crate) fn untrained(
+    environment: &Environment,
+    config: &Resolved,
+    control: &Control,
+    activity: Arc<Activity>,
+) -> Result<(RankDevice, Trainer), WorkerError> {
+    activity.enter(Phase::Loading);
+    let config = &without_optimizer(config);
+    let device = device::claim(&config.into(), environment.local_rank)?;
+    activity.enter(Phase::Meeting);
+    let comm = connect(environment, config.backend, control, device.torch(), activity.clone())?;
+    activity.enter(Phase::Loading);
+    let (model, mut cut) = model_and_units(config, &config.training.model_name_or_path, comm.device())?;
+    freeze(&mut cut);
+    let mut trainer = trainer(config, (model, cut), comm, activity, NO_STEPS)?;
+    trainer.shards.load(&first_weights(config, &trainer.model.config)?)?;
+    Ok((device, trainer))
 }
 
 /// The same configuration without what only an optimizer needs: masters in a wider type, and a place for them elsewhere.

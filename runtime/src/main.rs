@@ -18,6 +18,8 @@ enum Command {
     Train,
     /// Evaluate a model on held-out rows as the rank that the environment names.
     Evaluate,
+    /// Answer a data set as the rank that the environment names.
+    Answer,
     /// Generate text; the request is JSON as `launch generate` writes it.
     Generate {
         /// The request.
@@ -83,6 +85,9 @@ fn run(command: Command) -> anyhow::Result<bool> {
         Command::Train => zerofold_runtime::worker::train().map_err(|error| anyhow::Error::msg(error.to_string())),
         Command::Evaluate => {
             zerofold_runtime::evaluate::evaluate().map_err(|error| anyhow::Error::msg(error.to_string()))
+        }
+        Command::Answer => {
+            zerofold_runtime::generate::answer_as_rank().map_err(|error| anyhow::Error::msg(error.to_string()))
         }
         Command::Generate { request } => {
             let request = serde_json::from_str(&request).context("the request is not what `launch generate` writes")?;

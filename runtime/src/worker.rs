@@ -72,6 +72,9 @@ pub enum WorkerError {
     /// Training.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// Generating.
+    #[error("{0:#}")]
+    Generate(anyhow::Error),
     /// A bug.
     #[error("{0}\nhint: this is a bug of the worker; its log has more, and RUST_BACKTRACE=1 the way to it")]
     Panic(String),
@@ -85,6 +88,10 @@ impl WorkerError {
             WorkerError::Collective(error) => error.is_consequence(),
             WorkerError::Shard(error) => error.is_consequence(),
             WorkerError::Train(error) => error.is_consequence(),
+            WorkerError::Generate(error) => {
+                error.downcast_ref().is_some_and(TrainError::is_consequence)
+                    || error.downcast_ref().is_some_and(CommError::is_consequence)
+            }
             _ => false,
         }
     }

@@ -82,6 +82,59 @@ fn a_data_set_is_answered_and_compared() {
     assert_eq!(left, ["first.jsonl"], "no partial file stays");
 }
 
+/// The model is whole on one rank, sharded over two or three; rows stand side by side or alone.
+#[test]
+fn ranks_answer_as_one_does() {
+    let scene = Scene::new();
+    let questions =
+        ["Which train stops at the lake?", "Name a fruit.", "Why?", "Add 12 and 30.", "And then, what was it?"];
+    let row = |question: &&str| {
+        let messages = json!([{"role": "user", "content": question}, {"role": "assistant", "content": "never said"}]);
+        format!("{}\n", json!({"messages": messages}))
+    };
+    let data = scene.write("data.jsonl", questions.iter().map(row).collect::<String>());
+    let answers = |name: &str, before: &str, after: &str| {
+        let words = format!("{before} generate --max_new_tokens 24 {after}");
+        let job = scene.launch(&words).with("--model", model("tiny-llama")).with("--dataset", &data);
+        let path = scene.path(name);
+        let ended = job.with("--output", &path).run();
+        assert_eq!(text(&ended), "exact match 0/5 (0.0 %)", "{words}");
+        std::fs::read_to_string(path).unwrap()
+    };
+    let halves = "distributed_type: FSDP\nnum_processes: 3\nfsdp_config:\n  fsdp_version: 2\n  fsdp_auto_wrap_policy: \
+                  TRANSFORMER_BASED_WRAP\n  fsdp_transformer_layer_cls_to_wrap: LlamaAttention,LlamaMLP\n";
+    let halves = scene.write("halves.yaml", halves.to_owned());
+    let alone = answers("alone", "", "--per_device_eval_batch_size 1");
+    assert_eq!(alone.lines().count(), 5);
+    for (before, after) in [
+        ("", ""),
+        ("--nproc 2", "--zero_stage 3 --per_device_eval_batch_size 2"),
+        (&format!("--config {} --backend gloo", halves.display()), "--limit 9"),
+        ("--nproc 2 --zero_stage 0", ""),
+    ] {
+        assert_eq!(answers("others", before, after), alone, "{before} generate {after}");
+    }
+}
+
+#[test]
+fn what_ranks_cannot_answer_is_told() {
+    let scene = Scene::new();
+    let good = json!({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "x"}]});
+    let bad = json!({"messages": [{"role": "user", "content": "Hi"}]});
+    let data = scene.write("data.jsonl", format!("{good}\n{good}\n{good}\n{bad}\n"));
+    let job = |model_name: &str, data: &std::path::Path| {
+        let output = scene.path("folder/answers.jsonl");
+        let job =
+            scene.launch("--nproc 2 generate --max_new_tokens 4 --zero_stage 3").with("--model", model(model_name));
+        job.with("--dataset", data).with("--output", output).run()
+    };
+    job("tiny-llama", &data).assert_failed(1, &["rank 1", "line 4 of ", "data.jsonl: ", "no assistant turn", "hint: "]);
+    assert_eq!(std::fs::read_dir(scene.path("folder")).unwrap().count(), 0, "nothing is left of it");
+    job("tiny-llama", &scene.path("none.jsonl")).assert_failed(2, &["none.jsonl"]);
+    let ended = scene.launch("--nproc 2 generate --prompt Hi").with("--model", model("tiny-llama")).run();
+    ended.assert_failed(2, &["--nproc has no meaning for generate without --dataset", "hint: "]);
+}
+
 #[test]
 fn a_trained_model_is_an_ordinary_folder_that_generates() {
     let scene = Scene::new();

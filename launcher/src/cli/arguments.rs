@@ -5,9 +5,7 @@ use std::ops::RangeInclusive;
 use clap::builder::styling::AnsiColor;
 use clap::builder::{StyledStr, Styles};
 use clap::{Arg, ArgAction, Command, value_parser};
-use zerofold_configs::{
-    ComputeDtype, DefaultValue, DeviceKind, GenerateRequest, Group, KEYS, Key, Kind, flag_names, other_keys,
-};
+use zerofold_configs::{DefaultValue, DeviceKind, Group, KEYS, Key, Kind, flag_names, other_keys};
 use zerofold_plan::ModelConfig;
 
 use crate::compare::{DEFAULT_ROUNDS, DEFAULT_STEPS};
@@ -81,7 +79,7 @@ Examples:
 Every key of `launch train --help` is a flag here too; --backend takes a list. Nothing is evaluated, saved or exported.
 Writes compare.html (for any browser, without a network) and compare.json to --output_dir [default: runs/compare].";
 
-const GENERATE_EXAMPLES: &str = "\
+pub(super) const GENERATE_EXAMPLES: &str = "\
 Examples:
   launch generate --model FOLDER                        chat at the terminal
   launch generate --model FOLDER --chat \"Hello\"         one answer
@@ -129,7 +127,7 @@ pub(super) fn command() -> Command {
         .subcommand(super::config::command())
         .subcommand(super::data::command())
         .subcommand(super::evaluate::command())
-        .subcommand(generate())
+        .subcommand(super::generate::command())
         .subcommands(super::watching::commands())
         .subcommands(super::checkpoints::commands())
         .subcommand(doctor())
@@ -349,7 +347,7 @@ fn key_flag(key: &Key) -> Arg {
     if key.kind == Kind::Switch { bare_means_true(arg) } else { arg }
 }
 
-fn flag(name: &'static str) -> Arg {
+pub(super) fn flag(name: &'static str) -> Arg {
     let arg = Arg::new(name).long(name).allow_negative_numbers(true);
     if name.contains('_') { arg.alias(name.replace('_', "-")) } else { arg }
 }
@@ -358,70 +356,7 @@ fn bare_means_true(arg: Arg) -> Arg {
     arg.num_args(0..=1).default_missing_value("true")
 }
 
-fn generate() -> Command {
-    let defaults = GenerateRequest::new("");
-    let number = |name: &'static str, value: &'static str, help: &str, default: String| {
-        flag(name).value_name(value).help(format!("{help} [default: {default}]")).help_heading("Sampling")
-    };
-    Command::new("generate")
-        .about("Answer, continue or chat with a model")
-        .override_usage("launch generate --model NAME [OPTIONS]")
-        .after_help(GENERATE_EXAMPLES)
-        .args_override_self(true)
-        .arg(option("model", "NAME", "The model: a Hugging Face folder, or the hub's id owner/name").required(true))
-        .arg(super::checkpoints::model_revision())
-        .arg(option("prompt", "TEXT", "Continue this text").conflicts_with_all(["chat", "dataset"]))
-        .arg(
-            option("chat", "TEXT", "Answer this message by the chat template; without a text, chat")
-                .num_args(0..=1)
-                .default_missing_value("")
-                .conflicts_with("dataset"),
-        )
-        .arg(option("system", "TEXT", "The system message of the chat"))
-        .arg(option("dataset", "FILE", "Answer each example of a JSONL file with `messages`, and compare"))
-        .arg(option("output", "FILE", "Where the answers to --dataset are written, as JSONL").requires("dataset"))
-        .arg(
-            option("limit", "N", "At most so many examples of --dataset")
-                .value_parser(value_parser!(u64).range(1..))
-                .requires("dataset"),
-        )
-        .arg(
-            number("max_new_tokens", "N", "At most so many new tokens", defaults.max_new_tokens.to_string())
-                .value_parser(value_parser!(u32).range(1..)),
-        )
-        .arg(
-            number(
-                "temperature",
-                "X",
-                "Softmax temperature; 0 takes the likeliest token",
-                defaults.temperature.to_string(),
-            )
-            .value_parser(temperature),
-        )
-        .arg(
-            number("top_p", "X", "Sample among the likeliest tokens that hold this share", defaults.top_p.to_string())
-                .value_parser(top_p),
-        )
-        .arg(
-            number("top_k", "N", "Sample among so many likeliest tokens; 0 means all", defaults.top_k.to_string())
-                .value_parser(value_parser!(u32)),
-        )
-        .arg(number("seed", "N", "Seed of the sampling", defaults.seed.to_string()).value_parser(value_parser!(u64)))
-        .arg(
-            option("dtype", "NAME", format!("The type to compute in [default: {}]", defaults.dtype))
-                .value_parser(clap::builder::PossibleValuesParser::new(ComputeDtype::NAMES)),
-        )
-}
-
-fn temperature(text: &str) -> Result<f64, String> {
-    bounded(text, |number| number >= 0.0, "temperature is a number of 0 or more")
-}
-
-fn top_p(text: &str) -> Result<f64, String> {
-    bounded(text, |number| number > 0.0 && number <= 1.0, "top_p is a number above 0, at most 1")
-}
-
-fn bounded(text: &str, fits: impl Fn(f64) -> bool, words: &str) -> Result<f64, String> {
+pub(super) fn bounded(text: &str, fits: impl Fn(f64) -> bool, words: &str) -> Result<f64, String> {
     let number = text.trim().parse::<f64>().ok().filter(|number| number.is_finite() && fits(*number));
     number.ok_or_else(|| words.to_owned())
 }

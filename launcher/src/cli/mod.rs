@@ -137,10 +137,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Re
         Some(("config", after)) => Ok(Meant::Config(Box::new(config::meant(&matches, after)?))),
         Some(("data", after)) => Ok(Meant::Data(Box::new(data::meant(&matches, after)?))),
         Some(("evaluate", after)) => Ok(Meant::Evaluate(Box::new(evaluate::meant(&matches, after)?))),
-        Some(("generate", after)) => {
-            refuse_job_options(&matches, "generate")?;
-            Ok(Meant::Generate(Box::new(generate::meant(after, on_terminal)?)))
-        }
+        Some(("generate", after)) => Ok(Meant::Generate(Box::new(generate::meant(&matches, after, on_terminal)?))),
         Some((
             command @ ("status" | "report" | "checkpoint" | "inspect" | "verify" | "diff" | "export" | "push"),
             after,

@@ -182,7 +182,10 @@ fn config_takes_every_key_and_writes_to_files() {
 fn generate_asks_for_what_was_meant() {
     let request =
         |line: &str, on_terminal| match parse(line.split_whitespace().map(OsString::from), on_terminal).unwrap() {
-            Meant::Generate(options) => options.request,
+            Meant::Generate(options) => {
+                let dtype = options.dtype.unwrap_or(options.request.dtype);
+                zerofold_configs::GenerateRequest { dtype, ..options.request }
+            }
             other => panic!("{other:?}"),
         };
     let chat = request("launch generate --model m --chat Hello --temperature 0.7 --dtype bfloat16", false);
@@ -197,6 +200,19 @@ fn generate_asks_for_what_was_meant() {
     assert_eq!((data.limit, data.prompt, data.output), (Some(5), None, Some("o.jsonl".into())));
     assert!(error("launch generate --model m --prompt a --chat b").contains("cannot be used with"));
     assert!(error("launch generate --prompt a").contains("--model"));
+    assert!(error("launch generate --model m --dataset d --system s").contains("--system has no meaning with"));
+    assert!(error("launch --resume generate --model m --dataset d").contains("--resume has no meaning for generate"));
+    for line in ["launch generate --model m --bf16", "launch --config c.yaml generate --model m --prompt a"] {
+        assert!(error(line).contains("has no meaning for generate without --dataset\nhint: answer a data set"));
+    }
+    assert!(error("launch --seed 7 generate --model m --prompt a").contains("--seed stands before generate\nhint: "));
+    let line = "launch --nproc 2 generate --model m --dataset d --zero_stage 3 --seed 7 --per_device_eval_batch_size 4 \
+                --output o --limit 3";
+    let Ok(Meant::Generate(job)) = parse(line.split_whitespace().map(OsString::from), false) else { panic!("{line}") };
+    let mut keys: Vec<&str> = job.inputs.flags.iter().map(|(name, _)| name.as_str()).collect();
+    keys.sort_unstable();
+    assert_eq!((job.inputs.nproc, keys), (Some(2), vec!["per_device_eval_batch_size", "zero_stage"]));
+    assert_eq!((job.request.seed, job.request.dataset), (7, Some("d".into())));
     assert!(error("launch generate --model m --top_p 1.5").contains("top_p"));
 }
 

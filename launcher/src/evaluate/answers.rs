@@ -1,18 +1,18 @@
 //! What each model answers to the same prompts, by the code of `generate`.
 
+use std::ops::ControlFlow;
 use std::path::Path;
-use std::process::Command;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use zerofold_configs::{ComputeDtype, ElementType, GenerateRequest};
+use zerofold_configs::GenerateRequest;
 
 use super::EvaluateOptions;
 use super::candidate::Candidate;
 use crate::announce::harmless;
-use crate::errand;
 use crate::error::LaunchError;
-use crate::worker_command::find_worker;
+use crate::generate;
+use crate::short_job::ShortJobs;
 
 /// So many characters of a prompt and of an answer are shown; JSON has all of them.
 const SHOWN: usize = 600;
@@ -53,31 +53,33 @@ impl Prompts {
         }
     }
 
-    /// Lets each model answer all prompts, greedily. To be called on the main thread, which workers die with.
-    pub(super) fn answers(self, options: &EvaluateOptions, models: &[Candidate]) -> Result<Answers, LaunchError> {
-        let by_model = models.iter().map(|model| self.of_model(options, model)).collect::<Result<Vec<_>, _>>()?;
+    /// What a model answers to them, greedily; breaks as [`ShortJobs::run`] does.
+    pub(super) fn of_model(
+        &self,
+        options: &EvaluateOptions,
+        jobs: &ShortJobs,
+        model: &Candidate,
+    ) -> Result<ControlFlow<u8, Vec<String>>, LaunchError> {
+        let rows = model.run.root().join("prompts.jsonl");
+        let written = std::fs::write(&rows, self.0.iter().map(|prompt| row(prompt)).collect::<String>());
+        written.map_err(LaunchError::system(format!("write {}", rows.display())))?;
+        let request =
+            GenerateRequest { max_new_tokens: options.max_new_tokens, dataset: Some(rows), ..GenerateRequest::new("") };
+        let answered = generate::by_ranks(&request, &model.config, (jobs, &model.run))?;
+        let answer = |line: &String| {
+            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            line["answer"].as_str().unwrap_or_default().to_owned()
+        };
+        Ok(answered.map_continue(|lines| lines.iter().map(answer).collect()))
+    }
+
+    /// With what each model answered.
+    pub(super) fn answered(self, by_model: &[Vec<String>]) -> Answers {
         let answered = |(index, prompt): (usize, String)| {
             let answers = by_model.iter().map(|answers| answers.get(index).cloned().unwrap_or_default()).collect();
             Answered { prompt, answers }
         };
-        Ok(Answers(self.0.into_iter().enumerate().map(answered).collect()))
-    }
-
-    fn of_model(&self, options: &EvaluateOptions, model: &Candidate) -> Result<Vec<String>, LaunchError> {
-        let (rows, output) = (model.run.root().join("prompts.jsonl"), model.run.root().join("answers.jsonl"));
-        let written = std::fs::write(&rows, self.0.iter().map(|prompt| row(prompt)).collect::<String>());
-        written.map_err(LaunchError::system(format!("write {}", rows.display())))?;
-        let mut command = Command::new(find_worker()?);
-        let request = json!(request(options, model, (&rows, &output)));
-        command.arg("generate").arg(request.to_string());
-        errand::run(vec![command], options.timeout).map_err(|error| failure(model, &error))?;
-        let text =
-            std::fs::read_to_string(&output).map_err(LaunchError::system(format!("read {}", output.display())))?;
-        let answer = |line: &str| {
-            let line: Value = serde_json::from_str(line).unwrap_or_default();
-            line["answer"].as_str().unwrap_or_default().to_owned()
-        };
-        Ok(text.lines().map(answer).collect())
+        Answers(self.0.into_iter().enumerate().map(answered).collect())
     }
 }
 
@@ -85,28 +87,6 @@ impl Prompts {
 fn row(prompt: &str) -> String {
     let messages = json!([{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]);
     format!("{}\n", json!({ "messages": messages }))
-}
-
-fn request(options: &EvaluateOptions, model: &Candidate, (rows, output): (&Path, &Path)) -> GenerateRequest {
-    let config = &model.config;
-    GenerateRequest {
-        checkpoint: config.initial_checkpoint.clone(),
-        chat_template: config.chat_template.clone(),
-        eos_token: config.training.eos_token.clone(),
-        dataset: Some(rows.to_owned()),
-        output: Some(output.to_owned()),
-        max_new_tokens: options.max_new_tokens,
-        dtype: match config.element_types().compute {
-            ElementType::Bfloat16 => ComputeDtype::Bfloat16,
-            _ => ComputeDtype::Float32,
-        },
-        ..GenerateRequest::new(&config.training.model_name_or_path)
-    }
-}
-
-fn failure(model: &Candidate, error: &str) -> LaunchError {
-    let (message, hint) = error.split_once("\nhint: ").unwrap_or((error, "ZEROFOLD_LOG=debug tells more"));
-    LaunchError::Worker { message: format!("{} cannot answer: {message}", model.name), hint: hint.to_owned() }
 }
 
 impl Answers {

@@ -1,7 +1,7 @@
 //! The command `evaluate`: the held-out loss, perplexity and token accuracy of models on a data set. Nothing is trained.
 //!
 //! ```text
-//! EvaluateOptions ─ each model: Candidate (checked, brought, tokenised) ─ Runner (workers that load, evaluate, leave)
+//! EvaluateOptions ─ each model: Candidate (checked, brought, tokenised) ─ ShortJobs (workers that load, answer, evaluate, leave)
 //!                                                                       → Report ─┬ table
 //!                                                                                 └ JSON
 //! ```
@@ -9,10 +9,10 @@
 mod answers;
 mod candidate;
 mod report;
-mod run;
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -20,12 +20,12 @@ use zerofold_configs::Inputs;
 use zerofold_data::Loss;
 
 use crate::error::{EXIT_FAILED, LaunchError};
+use crate::short_job::{ShortJobs, over};
 use crate::terminal::Terminal;
-use crate::{announce, format, job, signals};
+use crate::{announce, format};
 use answers::Prompts;
 use candidate::Candidate;
 use report::Report;
-use run::{Ended, Runner};
 
 /// What the command line asks of `evaluate`.
 #[derive(Clone, Debug)]
@@ -58,32 +58,27 @@ pub fn evaluate(options: &EvaluateOptions) -> Result<u8, LaunchError> {
     let folder = tempfile::tempdir().map_err(LaunchError::system("make a temporary folder"))?;
     let prompts = options.prompts.as_deref().map(Prompts::read).transpose()?;
     let candidates = candidates(options, &folder, &terminal)?;
-    // While these are at work nobody listens for signals: Ctrl-C ends this process, and they die with it.
-    let answers = prompts.map(|prompts| prompts.answers(options, &candidates)).transpose()?;
-    let (events, received) = mpsc::channel();
-    signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
-    // Nothing is saved, so nothing is waited for once it is to stop.
-    let limits = job::limits(options.timeout, Duration::ZERO);
-    let runner = Runner { terminal: terminal.clone(), limits, events, received };
-    let mut records = Vec::new();
+    let jobs = ShortJobs::begin(terminal.clone(), options.timeout)?;
+    let (mut records, mut answers) = (Vec::new(), Vec::new());
     for candidate in &candidates {
-        match runner.run(candidate)? {
-            Ended::Evaluated(record) => records.push(record),
-            Ended::Stopped(signal) => {
-                terminal.complain(&format!(
-                    "stopped by {}; not all of it was evaluated, and nothing is told",
-                    signal.name()
-                ));
-                return Ok(signal.exit_code());
-            }
-            Ended::Failed(words) => {
-                terminal.complain(&words);
-                // The logs are in it.
-                let _kept = folder.keep();
-                return Ok(EXIT_FAILED);
+        if let Some(prompts) = &prompts {
+            match prompts.of_model(options, &jobs, candidate)? {
+                ControlFlow::Continue(of_model) => answers.push(of_model),
+                ControlFlow::Break(code) => return Ok(over(folder, code)),
             }
         }
+        match jobs.run("evaluate", &candidate.config, &candidate.run)? {
+            ControlFlow::Continue(Some(record)) => records.push(record),
+            ControlFlow::Continue(None) => {
+                let log = candidate.run.log(0);
+                let words = "error: the ranks finished without a word of what they measured";
+                terminal.complain(&format!("{words}\nlog: {}", log.display()));
+                return Ok(over(folder, EXIT_FAILED));
+            }
+            ControlFlow::Break(code) => return Ok(over(folder, code)),
+        }
     }
+    let answers = prompts.map(|prompts| prompts.answered(&answers));
     let report = Report::new(&candidates, &records, answers);
     match options.json {
         true => terminal.result(&serde_json::to_string_pretty(&report).unwrap_or_default()),

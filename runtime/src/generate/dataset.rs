@@ -1,15 +1,28 @@
-//! A data set answered: how many answers are exactly right.
+//! A data set answered by the ranks of a job: `worker answer`. Each rank has every so manieth row, and writes its answers to a file of its
+//! own, which `launch` puts together.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use zerofold_configs::GenerateRequest;
+use zerofold_configs::{GenerateRequest, Resolved};
 use zerofold_data::{ChatTemplate, Columns, Conversation, Message, Row, RowReader, Sources};
+use zerofold_proto::v1::LeaveRequest;
 
-use super::{Generator, print_piece};
+use super::generator::Prompt;
+use super::sequence::{Segmented, Visit};
+use super::{Generator, generator, template};
+use crate::comm::{Activity, Phase};
+use crate::control::Control;
+use crate::evaluate::untrained;
+use crate::model::Transformer;
+use crate::trainer::Trainer;
+use crate::worker::{Environment, WorkerError, as_rank};
 
 /// One line of the output.
 #[derive(Serialize)]
@@ -25,50 +38,107 @@ struct Answered<'a> {
     matches: bool,
 }
 
-/// Answers each row's conversation up to its last assistant turn, compares with that turn, and prints the share that is
-/// equal. With an output file, each answer is a line of it; the file appears when all are done.
+/// Answers as the rank that the environment names; tells whether its work is done. Where it is not, `launch` knows why and
+/// shows it.
 ///
 /// # Errors
-/// Rows without an assistant turn (file and line are named), an output that cannot be written, and what generating says.
-pub(super) fn run(
-    generator: &mut Generator,
-    template: &ChatTemplate,
-    path: &Path,
-    request: &GenerateRequest,
-) -> Result<()> {
-    let mut output = request.output.as_deref().map(Output::create).transpose()?;
-    let show_progress = std::io::stderr().is_terminal();
-    let (mut rows, mut matches) = (0usize, 0usize);
-    let (sources, columns) = (Sources::find(&[path.to_string_lossy()])?, Columns::default());
-    for row in RowReader::new(&sources, &columns).take(request.limit.unwrap_or(usize::MAX)) {
-        let (place, row) = row?;
-        let place = || place.clone();
-        let (conversation, expected) = split(row).with_context(place)?;
-        let prompt = template.render(&conversation, true).with_context(place)?;
-        let ids = generator.encode(&prompt, false)?;
-        let answer = generator.generate(&ids, &mut |_| Ok(())).with_context(place)?;
-        let matched = answer.trim() == expected.trim();
-        rows += 1;
-        matches += usize::from(matched);
-        if let Some(output) = &mut output {
-            output.write(&Answered { prompt: &prompt, answer: &answer, expected: &expected, matches: matched })?;
-        }
-        if show_progress {
-            eprint!("\r{rows} answered, {matches} exactly right");
-        }
-    }
-    if show_progress {
-        eprintln!();
-    }
-    if let Some(output) = output {
-        output.finish()?;
-    }
-    print_piece(&summary(matches, rows))
+/// What `launch` could not be told.
+pub fn answer() -> Result<bool, WorkerError> {
+    as_rank(answer_joined)
 }
 
-fn summary(matches: usize, rows: usize) -> String {
-    let share = if rows == 0 { 0.0 } else { 100.0 * matches as f64 / rows as f64 };
-    format!("exact match {matches}/{rows} ({share:.1} %)\n")
+fn answer_joined(
+    environment: &Environment,
+    config: &Resolved,
+    control: &Control,
+    activity: Arc<Activity>,
+) -> Result<(), WorkerError> {
+    let (_device, trainer) = untrained(environment, config, control, activity.clone())?;
+    let (rank, world_size) = (trainer.shards.comm().rank(), trainer.shards.comm().world_size());
+    activity.enter(Phase::Evaluation);
+    let _no_gradients = tch::no_grad_guard();
+    let folder = &config.training.output_dir;
+    let answer = || {
+        let text = std::fs::read_to_string(folder.join(GenerateRequest::FILE)).context("reading the request")?;
+        let request: GenerateRequest = serde_json::from_str(&text).context("reading the request")?;
+        let generator = generator(&request, Box::new(ShardedModel(trainer)))?;
+        let batch = config.training.per_device_eval_batch_size as usize;
+        Ranked { request: &request, rank, world_size, batch }.answer(generator, folder)
+    };
+    answer().map_err(WorkerError::Generate)?;
+    control.leave(LeaveRequest::default())?;
+    Ok(())
+}
+
+/// A model over the ranks' shards.
+struct ShardedModel(Trainer);
+
+impl Segmented for ShardedModel {
+    fn transformer(&self) -> &Transformer {
+        &self.0.model
+    }
+
+    fn each_segment(&mut self, visit: &mut Visit<'_>) -> Result<()> {
+        self.0.each_segment(visit)
+    }
+
+    fn any_rank(&self, busy: bool) -> Result<bool> {
+        let all = self.0.shards.comm().exchange(&[f64::from(busy)])?;
+        Ok(all.iter().any(|of_rank| of_rank[0] > 0.0))
+    }
+}
+
+/// What one rank is to answer.
+pub(super) struct Ranked<'a> {
+    pub(super) request: &'a GenerateRequest,
+    pub(super) rank: usize,
+    pub(super) world_size: usize,
+    /// Rows that are answered side by side.
+    pub(super) batch: usize,
+}
+
+impl Ranked<'_> {
+    /// Answers this rank's rows up to their last assistant turns, and compares with these turns. Each answer is a line of this rank's
+    /// file in the folder: the row's number, a tab, JSON.
+    ///
+    /// # Errors
+    /// Rows without an assistant turn (file and line are named), an output that cannot be written, and what generating says.
+    pub(super) fn answer(&self, mut generator: Generator, folder: &Path) -> Result<()> {
+        let template = template(self.request, &generator)?;
+        let path = GenerateRequest::answers(folder, self.rank);
+        let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        let mut output = BufWriter::new(file);
+        let dataset = self.request.dataset.as_deref().context("the request names no data set")?;
+        let (sources, columns) = (Sources::find(&[dataset.to_string_lossy()])?, Columns::default());
+        let rows = RowReader::new(&sources, &columns).take(self.request.limit.unwrap_or(usize::MAX));
+        let mut rows = rows.enumerate().filter(|(number, _)| number % self.world_size == self.rank);
+        // Prompts that are being answered, and what the answers should be.
+        let asked: RefCell<HashMap<u64, (String, String)>> = RefCell::default();
+        let mut next = || {
+            let Some((number, row)) = rows.next() else { return Ok(None) };
+            let (place, row) = row?;
+            let (number, place) = (number as u64, place.to_string());
+            let (text, expected) = prompt(&template, row).with_context(|| place.clone())?;
+            asked.borrow_mut().insert(number, (text.clone(), expected));
+            Ok(Some(Prompt { number, text, place }))
+        };
+        let mut done = |number: u64, answer: String| {
+            let (prompt, expected) = asked.borrow_mut().remove(&number).unwrap_or_default();
+            let matches = answer.trim() == expected.trim();
+            let answered = Answered { prompt: &prompt, answer: &answer, expected: &expected, matches };
+            let line = format!("{number}\t{}\n", serde_json::to_string(&answered)?);
+            // Flushed line by line: `launch` counts them.
+            let written = output.write_all(line.as_bytes()).and_then(|()| output.flush());
+            written.with_context(|| format!("cannot write {}", path.display()))
+        };
+        generator.answer_all(self.batch, &mut next, &mut done)
+    }
+}
+
+/// The prompt of a row, and what the answer should be.
+fn prompt(template: &ChatTemplate, row: Row) -> Result<(String, String)> {
+    let (conversation, expected) = split(row)?;
+    Ok((template.render(&conversation, true)?, expected))
 }
 
 /// The messages before the last assistant turn, and what that turn says.
@@ -83,41 +153,6 @@ fn split(row: Row) -> Result<(Conversation, String)> {
     let expected = messages[last].content().to_owned();
     messages.truncate(last);
     Ok((conversation, expected))
-}
-
-/// The output file, under another name until it is whole.
-struct Output {
-    path: PathBuf,
-    partial: PathBuf,
-    writer: BufWriter<File>,
-}
-
-impl Output {
-    fn create(path: &Path) -> Result<Self> {
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        }
-        let mut name = path.file_name().map(ToOwned::to_owned).unwrap_or_default();
-        name.push(".partial");
-        let partial = path.with_file_name(name);
-        let file = File::create(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
-        Ok(Output { path: path.to_owned(), partial, writer: BufWriter::new(file) })
-    }
-
-    fn write(&mut self, answered: &Answered<'_>) -> Result<()> {
-        let mut line = serde_json::to_string(answered)?;
-        line.push('\n');
-        // Flushed line by line, so that the partial file can be watched.
-        let written = self.writer.write_all(line.as_bytes()).and_then(|()| self.writer.flush());
-        written.with_context(|| format!("cannot write {}", self.partial.display()))
-    }
-
-    fn finish(self) -> Result<()> {
-        let whole = self.writer.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all());
-        whole
-            .and_then(|()| std::fs::rename(&self.partial, &self.path))
-            .with_context(|| format!("cannot write {}", self.path.display()))
-    }
 }
 
 #[cfg(test)]
@@ -140,11 +175,5 @@ mod tests {
         assert_eq!((texts, expected.as_str()), (vec!["one", "first", "two"], "second"));
         assert!(split(Row::Conversation(vec![message(Role::User, "one")].into())).is_err());
         assert!(split(Row::Tokens { input_ids: vec![1], labels: vec![1] }).is_err());
-    }
-
-    #[test]
-    fn the_summary_is_one_line() {
-        assert_eq!(summary(73, 100), "exact match 73/100 (73.0 %)\n");
-        assert_eq!(summary(0, 0), "exact match 0/0 (0.0 %)\n");
     }
 }

@@ -1,14 +1,15 @@
 //! Text from a model folder: `worker generate` and `worker logits`.
 //!
-//! [`run`] decides among four ways: a data set ([`dataset`]), a prompt, standard input, or a chat at the terminal
-//! ([`chat`]). All of them go through [`Generator`], which feeds tokens through the whole model ([`weights`]) with a
-//! key-value cache and chooses the next one ([`sample`]). The text goes to standard output, everything else to standard
-//! error.
+//! [`run`] decides among three ways: a prompt, standard input, or a chat at the terminal ([`chat`]); the text goes to standard output,
+//! everything else to standard error. A data set is answered by the ranks of a job ([`dataset`], `worker answer`), each with rows of
+//! its own. All of them go through [`Generator`], which feeds tokens through a model, whole in memory ([`weights`]) or sharded, with
+//! key-value caches ([`sequence`]) and chooses the next ones ([`sample`]).
 
 mod chat;
 mod dataset;
 mod generator;
 mod sample;
+mod sequence;
 mod weights;
 
 use std::io::{IsTerminal, Read, Write};
@@ -17,16 +18,18 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use tch::{Kind, Tensor};
 use zerofold_configs::{ComputeDtype, GenerateRequest};
-use zerofold_data::{ChatTemplate, Message, Role, TemplateSource};
+use zerofold_data::{ChatTemplate, Message, Role, TemplateSource, Tokenizer};
 
+pub use dataset::answer as answer_as_rank;
 pub use generator::{Generator, Options};
 pub use sample::{SampleOptions, Sampler};
+pub use sequence::{Segmented, Sequence, Visit, next_logits};
 pub use weights::WholeModel;
 
-/// Answers a request; the text goes to standard output.
+/// Answers a request that names no data set; the text goes to standard output.
 ///
 /// # Errors
-/// A request that contradicts itself, a model folder or data set that cannot be used, a prompt that is too long.
+/// A request that contradicts itself, a model folder that cannot be used, a prompt that is too long.
 pub fn run(request: &GenerateRequest) -> Result<()> {
     check(request)?;
     use_all_cores();
@@ -89,23 +92,8 @@ fn answer(request: &GenerateRequest) -> Result<()> {
         ComputeDtype::Float32 => Kind::Float,
         ComputeDtype::Bfloat16 => Kind::BFloat16,
     };
-    let options = Options {
-        max_new_tokens: request.max_new_tokens as usize,
-        sample: SampleOptions {
-            temperature: request.temperature,
-            top_k: request.top_k as usize,
-            top_p: request.top_p,
-            seed: request.seed,
-        },
-    };
-    let mut generator = Generator::load(&request.model, request.checkpoint.as_deref(), kind, options)?;
-    if let Some(token) = &request.eos_token {
-        generator.end_with(token)?;
-    }
-    if let Some(path) = &request.dataset {
-        let template = template(request, &generator)?;
-        return dataset::run(&mut generator, &template, path, request);
-    }
+    let model = WholeModel::load(&request.model, request.checkpoint.as_deref(), kind)?;
+    let mut generator = generator(request, Box::new(model))?;
     let prompt = match &request.prompt {
         Some(prompt) => prompt.clone(),
         None if std::io::stdin().is_terminal() => {
@@ -135,6 +123,24 @@ fn answer(request: &GenerateRequest) -> Result<()> {
     print_piece(&format!("{text}\n"))
 }
 
+/// A generator as the request asks for it.
+fn generator(request: &GenerateRequest, model: Box<dyn Segmented>) -> Result<Generator> {
+    let options = Options {
+        max_new_tokens: request.max_new_tokens as usize,
+        sample: SampleOptions {
+            temperature: request.temperature,
+            top_k: request.top_k as usize,
+            top_p: request.top_p,
+            seed: request.seed,
+        },
+    };
+    let mut generator = Generator::new(model, Tokenizer::load(&request.model)?, options)?;
+    if let Some(token) = &request.eos_token {
+        generator.end_with(token)?;
+    }
+    Ok(generator)
+}
+
 /// The chat template of the request, or the model's own.
 fn template(request: &GenerateRequest, generator: &Generator) -> Result<ChatTemplate> {
     let source = match &request.chat_template {
@@ -146,12 +152,6 @@ fn template(request: &GenerateRequest, generator: &Generator) -> Result<ChatTemp
 
 /// What a request must not say together.
 fn check(request: &GenerateRequest) -> Result<()> {
-    let conflict = |one: &str, other: &str| format!("{one} and {other} cannot be given together");
-    ensure!(request.dataset.is_none() || request.prompt.is_none(), conflict("a prompt", "a data set"));
-    ensure!(
-        request.dataset.is_some() || (request.output.is_none() && request.limit.is_none()),
-        "output and limit belong to a data set\nhint: add --dataset FILE.jsonl, or redirect standard output"
-    );
     ensure!(
         request.system.is_none() || request.chat || request.prompt.is_none(),
         "a system message needs the chat template\nhint: add --chat"

@@ -8,7 +8,8 @@ use zerofold_checkpoint::{STATES, Weights};
 use zerofold_configs::UnitPolicy;
 use zerofold_plan::{LeafSpec, ModelUnits, Segment, SegmentKind, UnitSpec};
 
-use crate::model::{LayerCache, ModelConfig, Transformer, model_weights};
+use super::sequence::{Segmented, Visit};
+use crate::model::{ModelConfig, Transformer, model_weights};
 
 /// Elements that are read and converted at a time.
 const CHUNK: usize = 1 << 22;
@@ -62,11 +63,6 @@ impl WholeModel {
         Ok(WholeModel { model, units, segments })
     }
 
-    /// Empty caches, one per decoder block.
-    pub fn empty_caches(&self) -> Vec<LayerCache> {
-        (0..self.model.config.num_hidden_layers).map(|_| LayerCache::new()).collect()
-    }
-
     /// The logits `[B, T, vocabulary]` of token ids `[B, T]`, in the compute type; of an encoder `[B, labels]`.
     ///
     /// # Errors
@@ -93,34 +89,6 @@ impl WholeModel {
         Ok(x)
     }
 
-    /// The logits after the last of `ids`, which follow what the caches hold; one float32 per token of the vocabulary.
-    ///
-    /// # Errors
-    /// No ids, ids outside the vocabulary, and what libtorch says.
-    pub fn next_logits(&self, ids: &[u32], caches: &mut [LayerCache]) -> Result<Vec<f32>> {
-        ensure!(!ids.is_empty(), "there is no token to go on from\nhint: give a prompt that is not empty");
-        let vocab_size = self.model.config.vocab_size;
-        if let Some(outside) = ids.iter().find(|id| **id as usize >= vocab_size) {
-            anyhow::bail!(
-                "token id {outside} is outside the model's vocabulary of {vocab_size}\nhint: tokenizer and model do not belong together"
-            );
-        }
-        let ids: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
-        let input_ids = Tensor::f_from_slice(&ids)?.f_unsqueeze(0)?;
-        let begin = caches.first().map_or(0, LayerCache::length);
-        let mut x = self.model.embed_from(self.embedding(), &input_ids, begin)?;
-        for segment in &self.segments {
-            if let SegmentKind::Block(layer) = segment.kind
-                && let Some(cache) = caches.get_mut(layer)
-            {
-                x = self.model.block_cached(layer, self.leaves(segment), &x, cache)?;
-            }
-        }
-        let last = x.f_narrow(1, ids.len() as i64 - 1, 1)?;
-        let logits = self.head(&last)?.f_to_kind(Kind::Float)?.f_view(-1)?;
-        Ok(Vec::<f32>::try_from(&logits)?)
-    }
-
     fn leaves(&self, segment: &Segment) -> &[Tensor] {
         self.units.get(segment.unit).and_then(|unit| unit.get(segment.leaves.clone())).unwrap_or_default()
     }
@@ -132,6 +100,20 @@ impl WholeModel {
     fn head(&self, x: &Tensor) -> Result<Tensor> {
         let leaves = self.segments.last().map(|segment| self.leaves(segment)).unwrap_or_default();
         Ok(self.model.logits(leaves, x)?)
+    }
+}
+
+impl Segmented for WholeModel {
+    fn transformer(&self) -> &Transformer {
+        &self.model
+    }
+
+    fn each_segment(&mut self, visit: &mut Visit<'_>) -> Result<()> {
+        self.segments.iter().try_for_each(|segment| visit(&self.model, segment.kind, self.leaves(segment)))
+    }
+
+    fn any_rank(&self, busy: bool) -> Result<bool> {
+        Ok(busy)
     }
 }
 

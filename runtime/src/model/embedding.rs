@@ -50,15 +50,7 @@ impl Transformer {
         self.embed_at(leaves, (input_ids, types), |length| self.positions(0, length, documents))
     }
 
-    /// The same of tokens of type 0 at the positions from `begin` on.
-    ///
-    /// # Errors
-    /// As [`Transformer::embed`].
-    pub fn embed_from(&self, leaves: &[Tensor], input_ids: &Tensor, begin: i64) -> Result<Tensor, ModelError> {
-        self.embed_at(leaves, (input_ids, None), |length| self.positions(begin, length, None))
-    }
-
-    fn embed_at(
+    pub(super) fn embed_at(
         &self,
         leaves: &[Tensor],
         (input_ids, token_types): (&Tensor, Option<&Tensor>),

@@ -14,6 +14,7 @@
 
 mod attention;
 mod cache;
+mod cached;
 mod documents;
 mod embedding;
 mod error;
@@ -25,6 +26,7 @@ mod transformer;
 
 pub use attention::Kernel;
 pub use cache::LayerCache;
+pub use cached::Continued;
 pub use documents::Documents;
 pub use embedding::EmbeddingLeaves;
 pub use error::ModelError;

@@ -13,7 +13,7 @@ use super::attention::{Attending, Attention, Kernel, Way};
 use super::documents::Documents;
 use super::leaves::{AttentionWeights, Leaves, Linear, MlpWeights, Norm};
 use super::rope::{Rope, Tables};
-use super::{LayerCache, ModelConfig, ModelError};
+use super::{ModelConfig, ModelError};
 use crate::torch::{Gate, HeadLayout, Kernels, linear, linear_transposed};
 
 /// A model; it holds no weights.
@@ -24,13 +24,13 @@ pub struct Transformer {
     pub(super) device: Device,
     /// The model's rotary embeddings, and last one that turns nothing.
     ropes: Vec<Rope>,
-    attention: Attention,
-    kernels: Kernels,
+    pub(super) attention: Attention,
+    pub(super) kernels: Kernels,
 }
 
 /// The shares that a pass drops.
 #[derive(Clone, Copy, Default)]
-struct Dropout {
+pub(super) struct Dropout {
     attention: f64,
     hidden: f64,
     embedding: f64,
@@ -189,52 +189,34 @@ impl Transformer {
             Some(documents) => {
                 documents.check(x)?;
                 let tables = &documents.tables[self.rope(pass.layer)];
-                let parts = self.query_key_value(&weights, x, tables, by.way.layout())?;
+                let parts = self.turned(&self.projected(&weights, x)?, tables, by.way.layout())?;
                 self.attention.by_document(&by, &parts, &documents.lengths)?
             }
             None => {
                 let (_, length, _) = x.size3()?;
                 self.check_length(length)?;
-                let tables = self.ropes[self.rope(pass.layer)].tables(0, length)?;
-                let parts = self.query_key_value(&weights, x, &tables, by.way.layout())?;
+                let tables = self.tables(pass.layer, 0, length)?;
+                let parts = self.turned(&self.projected(&weights, x)?, &tables, by.way.layout())?;
                 self.attention.among(&by, &parts)?
             }
         };
-        self.add_to_residual(x, self.linear(&attended, &weights.output)?, weights.norm_after, pass.dropout.hidden)
+        self.add_attended(x, &attended, weights, pass.dropout.hidden)
     }
 
-    /// One block on the positions that follow those in `cache`, which then holds these too. For generation: no gradients.
-    ///
-    /// # Errors
-    /// As [`Transformer::segment`].
-    pub fn block_cached(
+    /// `x` plus what the output layer makes of what was attended to.
+    pub(super) fn add_attended(
         &self,
-        layer: usize,
-        leaves: &[Tensor],
         x: &Tensor,
-        cache: &mut LayerCache,
+        attended: &Tensor,
+        weights: AttentionWeights<'_>,
+        dropout: f64,
     ) -> Result<Tensor, ModelError> {
-        let mut leaves = Leaves::new(SegmentKind::Block(layer), leaves);
-        let weights = AttentionWeights::take(&mut leaves, &self.config)?;
-        let (_, length, _) = x.size3()?;
-        let begin = cache.length();
-        self.check_length(begin + length)?;
-        let tables = self.ropes[self.rope(layer)].tables(begin, length)?;
-        let window = self.config.layer(layer).window.map(|window| window as i64);
-        let by = Attending { way: self.attention.way(self.kernels, 0.0), window, dropout: 0.0 };
-        let layout = if begin == 0 { by.way.layout() } else { HeadLayout::ByPosition };
-        let parts = self.query_key_value(&weights, x, &tables, layout)?;
-        let [query, key, value] = &parts;
-        let (all_keys, all_values) = cache.append(key, value)?;
-        let attended = if begin == 0 {
-            self.attention.among(&by, &parts)?
-        } else {
-            self.attention.cached(query, &all_keys, &all_values, window)?
-        };
-        let x = self.add_to_residual(x, self.linear(&attended, &weights.output)?, weights.norm_after, 0.0)?;
-        let output = self.mlp(&mut leaves, &x, Dropout::default())?;
-        leaves.end()?;
-        Ok(output)
+        self.add_to_residual(x, self.linear(attended, &weights.output)?, weights.norm_after, dropout)
+    }
+
+    /// The tables of a layer's `length` positions from `begin` on.
+    pub(super) fn tables(&self, layer: usize, begin: i64, length: i64) -> Result<Tables, ModelError> {
+        self.ropes[self.rope(layer)].tables(begin, length)
     }
 
     pub(super) fn check_length(&self, length: i64) -> Result<(), ModelError> {
@@ -267,21 +249,25 @@ impl Transformer {
         })
     }
 
-    /// Query `[B, heads, T, D]` (of another shape if grouped), key and value `[B, key_value_heads, T, D]`, the first two turned
+    /// Query, key and value side by side, `[B, T, (heads + 2 key_value_heads) × D]`, before they are turned.
+    pub(super) fn projected(&self, weights: &AttentionWeights<'_>, x: &Tensor) -> Result<Tensor, ModelError> {
+        let projected = self.linear(&self.norm_before(&weights.norm, x)?, &weights.qkv)?;
+        match &weights.head_norms {
+            Some(norms) => self.norm_heads(&projected, norms),
+            None => Ok(projected),
+        }
+    }
+
+    /// Of these query `[B, heads, T, D]` (of another shape if grouped), key and value `[B, key_value_heads, T, D]`, the first two turned
     /// by their positions.
-    fn query_key_value(
+    pub(super) fn turned(
         &self,
-        weights: &AttentionWeights<'_>,
-        x: &Tensor,
+        projected: &Tensor,
         tables: &Tables,
         layout: HeadLayout,
     ) -> Result<[Tensor; 3], ModelError> {
         let heads = (self.config.num_attention_heads as i64, self.config.num_key_value_heads as i64);
-        let mut projected = self.linear(&self.norm_before(&weights.norm, x)?, &weights.qkv)?;
-        if let Some(norms) = &weights.head_norms {
-            projected = self.norm_heads(&projected, norms)?;
-        }
-        Ok(self.kernels.rotary(&projected, (&tables.cosines, &tables.sines), heads, layout)?)
+        Ok(self.kernels.rotary(projected, (&tables.cosines, &tables.sines), heads, layout)?)
     }
 
     /// Norms each head of queries and of keys; values stay as they are.
@@ -295,7 +281,7 @@ impl Transformer {
         Ok(Tensor::f_cat(&[query, key, value], 2)?.f_view([rows, length, width])?)
     }
 
-    fn mlp(&self, leaves: &mut Leaves<'_>, x: &Tensor, dropout: Dropout) -> Result<Tensor, ModelError> {
+    pub(super) fn mlp(&self, leaves: &mut Leaves<'_>, x: &Tensor, dropout: Dropout) -> Result<Tensor, ModelError> {
         let weights = MlpWeights::take(leaves, &self.config)?;
         let inner = self.linear(&self.norm_before(&weights.norm, x)?, &weights.up)?;
         let inner = match (self.config.gated, self.config.activation) {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::model::{Continued, LayerCache};
 use zerofold_configs::UnitPolicy;
 use zerofold_plan::{LeafSpec, ModelUnits, Segment};
 
@@ -70,15 +71,40 @@ impl Whole {
         x
     }
 
-    pub(in crate::model) fn logits_cached(&self, input_ids: &Tensor, caches: &mut [LayerCache]) -> Tensor {
+    /// Empty caches of so many sequences.
+    pub(in crate::model) fn caches(&self, sequences: usize) -> Vec<Vec<LayerCache>> {
+        let of_one = || (0..self.model.config.num_hidden_layers).map(|_| LayerCache::new()).collect();
+        std::iter::repeat_with(of_one).take(sequences).collect()
+    }
+
+    /// The logits of the next tokens of sequences, each of which has a cache for every layer.
+    pub(in crate::model) fn logits_continued(&self, next: &[Tensor], caches: &mut [Vec<LayerCache>]) -> Vec<Tensor> {
         let [embedding, hidden @ .., head] = &self.segments[..] else { panic!("segments") };
-        let begin = caches[0].length();
-        let mut x = self.model.embed_from(self.leaves(embedding), input_ids, begin).expect("an embedding");
-        let blocks = hidden.iter().filter(|segment| matches!(segment.kind, SegmentKind::Block(_)));
-        for (layer, (segment, cache)) in blocks.zip(caches).enumerate() {
-            x = self.model.block_cached(layer, self.leaves(segment), &x, cache).expect("a block");
+        let lengths: Vec<i64> = next.iter().map(|ids| ids.size()[0]).collect();
+        let spans: Vec<(i64, i64)> = caches.iter().map(|it| it[0].length()).zip(lengths.iter().copied()).collect();
+        let ids = Tensor::cat(next, 0).unsqueeze(0);
+        let mut x = self.model.embed_continued(self.leaves(embedding), &ids, spans).expect("an embedding");
+        for segment in hidden {
+            let layer = match segment.kind {
+                SegmentKind::Block(layer) => layer,
+                _ => 0,
+            };
+            let mut sequences: Vec<Continued<'_>> = caches
+                .iter_mut()
+                .zip(&lengths)
+                .map(|(caches, &length)| Continued { length, cache: &mut caches[layer] })
+                .collect();
+            x = self
+                .model
+                .segment_continued(segment.kind, self.leaves(segment), &x, &mut sequences)
+                .expect("a segment");
         }
-        self.model.logits(self.leaves(head), &x).expect("logits")
+        let last = self.model.last_logits(self.leaves(head), &x, &lengths).expect("logits");
+        let all = self.model.logits(self.leaves(head), &x).expect("logits").squeeze_dim(0);
+        let each = all.split_with_sizes(&lengths, 0);
+        let ends = Tensor::stack(&each.iter().map(|of| of.get(-1)).collect::<Vec<_>>(), 0);
+        assert!(largest_difference(&ends, &last) < 1e-5, "the last logits of each");
+        each
     }
 }
 
@@ -136,19 +162,22 @@ fn a_cache_changes_nothing() {
         let whole = Whole::read(name, Kind::Float);
         let (input_ids, logits) = expected(name);
         let length = input_ids.size()[1];
+        let rows = input_ids.size()[0];
+        let mut caches = whole.caches(rows as usize);
+        let check = |caches: &mut Vec<Vec<LayerCache>>, begin: i64, length: i64| {
+            let next: Vec<Tensor> = (0..rows).map(|row| input_ids.get(row).narrow(0, begin, length)).collect();
+            let found = Tensor::stack(&whole.logits_continued(&next, caches), 0);
+            let difference = largest_difference(&found, &logits.narrow(1, begin, length));
+            assert!(difference < 1e-4, "{name}: {length} positions from {begin} on differ by {difference}");
+        };
         // A prompt, single tokens, and several at once after others, as in a second question of a chat.
-        let mut caches: Vec<LayerCache> =
-            (0..whole.model.config.num_hidden_layers).map(|_| LayerCache::new()).collect();
         for (begin, end) in [(0, 9), (9, 10), (10, 11), (11, 24), (24, length)] {
-            let part = whole.logits_cached(&input_ids.narrow(1, begin, end - begin), &mut caches);
-            let difference = largest_difference(&part, &logits.narrow(1, begin, end - begin));
-            assert!(difference < 1e-4, "{name}: positions {begin}..{end} differ by {difference}");
+            check(&mut caches, begin, end - begin);
         }
         // Back to position 9, then the same again.
-        caches.iter_mut().for_each(|cache| cache.truncate(9));
-        let again = whole.logits_cached(&input_ids.narrow(1, 9, 4), &mut caches);
-        assert!(largest_difference(&again, &logits.narrow(1, 9, 4)) < 1e-4, "{name}: after going back");
-        assert_eq!(caches[0].length(), 13);
+        caches.iter_mut().flatten().for_each(|cache| cache.truncate(9));
+        check(&mut caches, 9, 4);
+        assert_eq!(caches[0][0].length(), 13);
     }
 }
 
@@ -157,11 +186,12 @@ fn a_cache_grows_past_its_first_room() {
     let _guard = tch::no_grad_guard();
     let whole = Whole::read("tiny-llama-tied", Kind::Float);
     let input_ids = Tensor::arange(300, (Kind::Int64, Device::Cpu)).remainder(64).view([1, 300]);
-    let mut caches: Vec<LayerCache> = (0..whole.model.config.num_hidden_layers).map(|_| LayerCache::new()).collect();
-    let _prompt = whole.logits_cached(&input_ids.narrow(1, 0, 250), &mut caches);
-    let parts: Vec<Tensor> =
-        (250..300).map(|at| whole.logits_cached(&input_ids.narrow(1, at, 1), &mut caches)).collect();
-    let difference = largest_difference(&Tensor::cat(&parts, 1), &whole.logits(&input_ids).narrow(1, 250, 50));
+    let mut caches = whole.caches(1);
+    let mut part =
+        |begin, length| whole.logits_continued(&[input_ids.get(0).narrow(0, begin, length)], &mut caches).remove(0);
+    let _prompt = part(0, 250);
+    let parts: Vec<Tensor> = (250..300).map(|at| part(at, 1)).collect();
+    let difference = largest_difference(&Tensor::cat(&parts, 0), &whole.logits(&input_ids).get(0).narrow(0, 250, 50));
     assert!(difference < 1e-4, "differ by {difference}");
 }
 

@@ -1,5 +1,6 @@
 //! The loss on held-out rows.
 
+use super::pass::Visit;
 use super::run::{Rows, figure, named};
 use super::scores::Scores;
 use super::step::{SourceLoss, token_accuracy};
@@ -55,6 +56,14 @@ impl Evaluation {
 }
 
 impl Trainer {
+    /// Calls `visit` with the kind and the gathered leaves of each segment, in the order of forward. Every rank does so at the same time.
+    ///
+    /// # Errors
+    /// What gathering says, and what `visit` returns.
+    pub fn each_segment<E: From<TrainError>>(&mut self, visit: &mut Visit<'_, E>) -> Result<(), E> {
+        self.pass_with(None, None).each_segment(visit)
+    }
+
     /// The token-weighted mean loss over `held_out`, `batch_size` rows or packs at a time on each rank. All ranks run equally
     /// many batches, since each may gather parameters; a rank without rows runs an empty one.
     pub fn evaluate(&mut self, held_out: &Rows, batch_size: usize) -> Result<Evaluation, TrainError> {

@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 use zerofold_checkpoint::fault;
 use zerofold_configs::{BackwardPrefetch, ProblemType};
 use zerofold_data::Batch;
-use zerofold_plan::Head as ModelHead;
+use zerofold_plan::{Head as ModelHead, SegmentKind};
 
 /// A micro-batch as tensors.
 struct MicroBatch {
@@ -81,6 +81,9 @@ fn sources(batch: &Batch, positions: &[i64]) -> Vec<i64> {
     };
     positions.iter().map(source).collect()
 }
+
+/// What is called with a segment's kind and its leaves.
+pub(super) type Visit<'a, E> = dyn FnMut(&Transformer, SegmentKind, &[Tensor]) -> Result<(), E> + 'a;
 
 /// A segment's input and, unless it is recomputed, its output with the graph between them.
 struct Saved {
@@ -152,6 +155,16 @@ impl Pass<'_> {
             self.embed_backward(&batch, &gradient)?;
         }
         Ok(loss)
+    }
+
+    /// Calls `visit` with the kind and the gathered leaves of each segment, in the order of forward.
+    pub(super) fn each_segment<E: From<TrainError>>(&mut self, visit: &mut Visit<'_, E>) -> Result<(), E> {
+        for index in 0..self.segments.all.len() {
+            self.gather_for_forward(index)?;
+            visit(self.model, self.segments.all[index].kind, self.leaves(index))?;
+            self.release_after_forward(index)?;
+        }
+        Ok(())
     }
 
     /// The summed loss and hits of a micro-batch by source, without gradients, and of a classifier its logits.

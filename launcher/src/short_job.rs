@@ -1,79 +1,102 @@
-//! One evaluation: the ranks of one membership, watched until they have left.
+//! Work that ranks do and leave, without steps and checkpoints: an evaluation, answers to a data set. One membership, watched until
+//! all of it have left.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
 
+use tempfile::TempDir;
+use zerofold_configs::Resolved;
 use zerofold_proto::v1::EvaluationRecord;
 
-use super::candidate::Candidate;
 use crate::checkpoint_publisher::publish_parts;
 use crate::control::{ControlError, ControlOptions, ControlPlane, Listen};
 use crate::environment as env;
-use crate::error::LaunchError;
+use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::{Event, StopSignal};
 use crate::hosts::nccl_interface;
-use crate::report;
+use crate::run_folder::RunFolder;
 use crate::supervise::{Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::view::Story;
 use crate::worker_command::{FIRST_GENERATION, JobEnvironment, LocalRanks, find_worker};
+use crate::{job, report, signals};
 
-/// How an evaluation ended.
-pub(super) enum Ended {
-    /// Well.
-    Evaluated(EvaluationRecord),
-    /// By a signal.
-    Stopped(StopSignal),
-    /// Badly; this is what to tell.
-    Failed(String),
+/// The end of a command whose temporary folder this is: where something failed, the logs in it stay.
+pub(crate) fn over(folder: TempDir, code: u8) -> u8 {
+    if code == EXIT_FAILED {
+        let _kept = folder.keep();
+    }
+    code
 }
 
-/// What all evaluations have in common.
-pub(super) struct Runner {
-    pub(super) terminal: Arc<Terminal>,
-    pub(super) limits: Limits,
-    pub(super) events: Sender<Event>,
-    pub(super) received: Receiver<Event>,
+/// What several of them, one after the other, have in common.
+pub(crate) struct ShortJobs {
+    terminal: Arc<Terminal>,
+    limits: Limits,
+    events: Sender<Event>,
+    received: Receiver<Event>,
 }
 
-impl Runner {
-    /// Evaluates one model. To be called on the main thread, which workers die with.
-    pub(super) fn run(&self, candidate: &Candidate) -> Result<Ended, LaunchError> {
+impl ShortJobs {
+    /// Listens for signals from now on; a rank may take so long to join, and be silent.
+    pub(crate) fn begin(terminal: Arc<Terminal>, silence: Duration) -> Result<Self, LaunchError> {
+        let (events, received) = mpsc::channel();
+        signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
+        // Nothing is saved, so nothing is waited for once it is to stop.
+        Ok(ShortJobs { terminal, limits: job::limits(silence, Duration::ZERO), events, received })
+    }
+
+    /// Runs `worker COMMAND` as every rank of this configuration, whose folder is there. Continues with what was measured, if anything
+    /// was; breaks with the exit code where it was stopped or failed, which is told then. To be called on the main thread, which workers
+    /// die with.
+    pub(crate) fn run(
+        &self,
+        command: &str,
+        config: &Resolved,
+        run: &RunFolder,
+    ) -> Result<ControlFlow<u8, Option<EvaluationRecord>>, LaunchError> {
         // The last one may have left words that it was too late for; a signal is never too late.
         let late = self.received.try_iter().find_map(|event| match event {
             Event::Signal(signal) => Some(signal),
             _ => None,
         });
         if let Some(signal) = late {
-            return Ok(Ended::Stopped(signal));
+            return Ok(self.stopped(signal));
         }
-        let config = &candidate.config;
         let listen = Listen::loopback(config.main_process_port).map_err(ControlError::from)?;
         let publish = Arc::new(|directory: &Path, parts| publish_parts(None, directory, parts));
         let options = ControlOptions::new(listen, config.num_processes, FIRST_GENERATION, publish);
         let control = ControlPlane::start(options, self.events.clone())?;
-        let mut workers = self.spawn(candidate, &control)?;
+        let mut workers = self.spawn((command, config, run), &control)?;
         let mut seen = Seen { terminal: &self.terminal, record: None, stopping: false };
         let (verdict, facts) = supervise(&mut workers, &control, &self.received, &self.limits, &mut seen);
-        Ok(match (verdict, facts.stop, seen.record) {
-            (Verdict::Failed { first, others }, ..) => {
+        Ok(match (verdict, facts.stop) {
+            (Verdict::Failed { first, others }, _) => {
                 let story = Story::default();
-                let (first, others, facts, run) = (&first, &others[..], &facts, &candidate.run);
+                let (first, others, facts) = (&first, &others[..], &facts);
                 let failed = report::Failed { first, others, facts, story: &story, run, arguments: &[] };
-                Ended::Failed(report::failure(&failed))
+                self.terminal.complain(&report::failure(&failed));
+                ControlFlow::Break(EXIT_FAILED)
             }
-            (Verdict::Stopped(signal), ..) | (Verdict::Completed, Some((_, signal)), _) => Ended::Stopped(signal),
-            (Verdict::Completed, None, Some(record)) => Ended::Evaluated(record),
-            (Verdict::Completed, None, None) => Ended::Failed(format!(
-                "error: the ranks finished without a word of what they measured\nlog: {}",
-                candidate.run.log(0).display()
-            )),
+            (Verdict::Stopped(signal), _) | (Verdict::Completed, Some((_, signal))) => self.stopped(signal),
+            (Verdict::Completed, None) => ControlFlow::Continue(seen.record),
         })
     }
 
-    fn spawn(&self, candidate: &Candidate, control: &ControlPlane) -> Result<Vec<Worker>, LaunchError> {
-        let (config, worker, file) = (&candidate.config, find_worker()?, candidate.run.config());
+    fn stopped<T>(&self, signal: StopSignal) -> ControlFlow<u8, T> {
+        self.terminal.complain(&format!("stopped by {}; what was done so far is not told", signal.name()));
+        ControlFlow::Break(signal.exit_code())
+    }
+
+    fn spawn(
+        &self,
+        (command, config, run): (&str, &Resolved, &RunFolder),
+        control: &ControlPlane,
+    ) -> Result<Vec<Worker>, LaunchError> {
+        let (worker, file) = (find_worker()?, run.config());
         let environment = JobEnvironment {
             worker: &worker,
             world_size: config.num_processes,
@@ -88,10 +111,10 @@ impl Runner {
             timeout: self.limits.silence,
         };
         let spawn = |rank| {
-            let mut command = environment.command("evaluate", rank);
+            let mut command = environment.command(command, rank);
             command.envs(nccl_interface(config.device, None));
             command.env(env::LOG_FORMAT, self.terminal.format().name());
-            let log = candidate.run.log(rank);
+            let log = run.log(rank);
             Worker::spawn(rank, &mut command, &log, self.terminal.clone(), self.events.clone())
         };
         // A rank that cannot be started ends the others: their handles are dropped.
