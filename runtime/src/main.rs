@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         // It was told already.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", zerofold_runtime::worker::told(&error));
             ExitCode::FAILURE
         }
     }

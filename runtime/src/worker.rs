@@ -73,11 +73,20 @@ pub enum WorkerError {
     #[error(transparent)]
     Train(#[from] TrainError),
     /// Generating.
-    #[error("{0:#}")]
+    #[error("{}", told(.0))]
     Generate(anyhow::Error),
     /// A bug.
     #[error("{0}\nhint: this is a bug of the worker; its log has more, and RUST_BACKTRACE=1 the way to it")]
     Panic(String),
+}
+
+/// An error with its causes in one line, but for those that it tells itself.
+pub fn told(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |told, cause| match cause.to_string() {
+        cause if told.is_empty() => cause,
+        cause if told.contains(&cause) => told,
+        cause => format!("{told}: {cause}"),
+    })
 }
 
 impl WorkerError {

@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use zerofold_configs::{ComputeDtype, GenerateRequest, HubName, Inputs, Outline, Resolved, outline};
+use zerofold_data::{Columns, RowReader, Sources};
 use zerofold_plan::{Head, ModelConfig};
 
 use super::GenerateOptions;
@@ -92,6 +93,9 @@ fn configuration(options: &GenerateOptions, run: &RunFolder, terminal: &Terminal
         let hint = "download it (`hf download --repo-type dataset OWNER/NAME`) and name its file";
         return Err(LaunchError::usage(message, hint));
     }
+    // What cannot be read is told before the model is loaded.
+    let (sources, columns) = (Sources::find(&[&dataset])?, Columns::default());
+    let _first = RowReader::new(&sources, &columns).next().transpose()?;
     let mut inputs = options.inputs.clone();
     set(&mut inputs, "output_dir", &run.root().display().to_string());
     set(&mut inputs, "model_name_or_path", &request.model.display().to_string());
