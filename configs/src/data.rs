@@ -301,6 +301,13 @@ impl DataNames {
         let name = |value: &Value| text(value).filter(|text| !text.is_empty());
         match value {
             Value::Sequence(names) if !names.is_empty() => names.iter().map(name).collect::<Option<_>>().map(DataNames),
+            // A flag has a list as text; one name in brackets is a pattern.
+            Value::String(text) if text.trim_start().starts_with('[') && text.contains(',') => {
+                match serde_yaml::from_str::<Value>(text) {
+                    Ok(list @ Value::Sequence(_)) => DataNames::from_value(&list),
+                    _ => name(value).map(|name| DataNames(vec![name])),
+                }
+            }
             _ => name(value).map(|name| DataNames(vec![name])),
         }
     }

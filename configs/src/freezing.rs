@@ -36,7 +36,11 @@ impl NamePatterns {
         };
         let patterns: Vec<String> = match value {
             Value::Sequence(patterns) => patterns.iter().map(words).collect::<Result<_, _>>()?,
-            // A flag has several with commas between them.
+            // A flag has several with commas between them, or a list as text.
+            Value::String(text) if text.trim_start().starts_with('[') => match serde_yaml::from_str::<Value>(text) {
+                Ok(list @ Value::Sequence(_)) => return NamePatterns::read(&list),
+                _ => vec![text.trim().to_owned()],
+            },
             _ => words(value)?.split(',').map(|pattern| pattern.trim().to_owned()).collect(),
         };
         NamePatterns::try_from(patterns)

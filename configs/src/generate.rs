@@ -1,7 +1,8 @@
-//! What `launch generate` asks of `worker generate`: one JSON argument.
+//! What `launch generate` asks of `worker generate`, as one JSON argument, and of `worker answer`, as a file in the job's folder.
 
 use crate::types::choice;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 choice! {
@@ -42,7 +43,10 @@ pub struct GenerateRequest {
     /// A JSONL file with `messages`: each example is answered and compared with its own last assistant message.
     #[serde(default)]
     pub dataset: Option<PathBuf>,
-    /// Where the answers to the data set are written, as JSONL.
+    /// Names of the data set's columns: the name here to the name there.
+    #[serde(default)]
+    pub column_mapping: BTreeMap<String, String>,
+    /// Where `launch` writes the answers to the data set, as JSONL.
     #[serde(default)]
     pub output: Option<PathBuf>,
     /// At most so many examples of the data set.
@@ -63,7 +67,7 @@ pub struct GenerateRequest {
     /// The seed of the sampling.
     #[serde(default = "default_seed")]
     pub seed: u64,
-    /// The type to compute in.
+    /// The type to compute in; ranks go by their configuration, as they do for `checkpoint`.
     #[serde(default = "default_dtype")]
     pub dtype: ComputeDtype,
 }
@@ -105,6 +109,7 @@ impl GenerateRequest {
             chat: false,
             system: None,
             dataset: None,
+            column_mapping: BTreeMap::new(),
             output: None,
             limit: None,
             max_new_tokens: default_max_new_tokens(),

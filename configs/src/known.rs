@@ -143,7 +143,7 @@ const FSDP: &[Known] = &[
     known("fsdp_forward_prefetch", ANY, NoEffect("")),
     known("fsdp_use_orig_params", ANY, NoEffect("")),
     known("fsdp_cpu_ram_efficient_loading", ANY, NoEffect("")),
-    known("fsdp_sync_module_states", ANY, NoEffect("")),
+    known("fsdp_sync_module_states", &["true"], NoEffect("every rank reads the model's files itself")),
     known("fsdp_ignored_modules", NO, NotBuilt("every parameter is trained and sharded: remove fsdp_ignored_modules")),
 ];
 

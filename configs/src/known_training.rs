@@ -19,6 +19,9 @@ const METRICS: Role = NoEffect("metrics go to output_dir/metrics.jsonl, every st
 const LOADER: Role = NoEffect("the data is tokenised once, before the training");
 const DDP: Role = NoEffect("it is an option of PyTorch's DDP");
 const CUDA: Role = NoEffect("memory that libtorch keeps is used again by the next step");
+const STREAMED: Role = NoEffect(
+    "data are always read row by row and tokenised into a file that is mapped, so they may be larger than memory",
+);
 const RESUME: Role = NotBuilt("use the flag --resume");
 const ATTENTION: Role =
     NoEffect("the kernel of attention is chosen by device and type: flash attention on GPUs, our own on the CPU");
@@ -33,8 +36,8 @@ pub(crate) const TRAINING: &[Known] = &[
     known("dataset_num_proc", ANY, NO_EFFECT_SILENT),
     known("dataset_batch_size", ANY, NO_EFFECT_SILENT),
     known("dataset_kwargs", NO, REMOVE),
-    known("dataset_streaming", NO, REMOVE),
-    known("streaming", NO, REMOVE),
+    known("dataset_streaming", NO, STREAMED),
+    known("streaming", NO, STREAMED),
     known("test_split_size", NONE, NotBuilt("eval_dataset is the path of the held-out data")),
     known("shuffle_dataset", NO, NotBuilt("use train_sampling_strategy: random")),
     known("group_by_length", &[], Used),

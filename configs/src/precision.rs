@@ -49,10 +49,13 @@ pub(crate) fn types(reader: &mut Reader<'_>) -> Result<Types, ConfigError> {
         };
         reader.notes.push(format!(
             "{} ({}): computing is in {computing} and masters stay float32, where TRL would keep and update the weights \
-             themselves in {}; master_dtype: bfloat16 does that",
+             themselves in {}",
             dtype.setting.equation(),
             dtype.setting.place,
-            if dtype.value == Precision::Fp16 { "float16" } else { "bfloat16" }
+            match dtype.value {
+                Precision::Fp16 => "float16, which is not built",
+                _ => "bfloat16; master_dtype: bfloat16 does that",
+            }
         ));
     }
     Ok(Types {

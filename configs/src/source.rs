@@ -197,7 +197,8 @@ fn add(
     match settings.in_layer(section, known, layer) {
         // One key under two spellings; the same spelling twice is no YAML, and the last one holds elsewhere.
         Some(other) if (layer == Layer::File || other.original != setting.original) && other.value != setting.value => {
-            Err(other.conflict(&setting, format!("{key} is another spelling of {known}: keep one")))
+            let former = if key == known { other.original.as_ref().map_or(key, |it| it.path.as_str()) } else { key };
+            Err(other.conflict(&setting, format!("{former} is another spelling of {known}: keep one")))
         }
         _ => {
             if renamed.is_some() {

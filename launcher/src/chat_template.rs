@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use zerofold_checkpoint::Manifest;
-use zerofold_configs::Resolved;
+use zerofold_configs::{Resolved, nearest};
 use zerofold_data::{TemplateSource, today, trained_template_digest};
 
 use crate::error::LaunchError;
@@ -19,6 +19,7 @@ pub(crate) fn settle(config: &mut Resolved, terminal: &Terminal) -> Result<(), L
     let model = config.training.model_name_or_path.clone();
     let before = digest(config);
     if let Some(name) = config.training.chat_template_path.clone() {
+        check_name(&name)?;
         let builtin = name.to_str().is_some_and(TemplateSource::is_builtin);
         let place = match builtin {
             true => name.clone(),
@@ -44,6 +45,19 @@ pub(crate) fn settle(config: &mut Resolved, terminal: &Terminal) -> Result<(), L
     let source = source(config.chat_template.as_deref(), &model);
     config.template_date = source.filter(TemplateSource::tells_the_day).map(|_| today());
     Ok(())
+}
+
+/// Refuses a name that is nearly that of a built-in template and names nothing here, before the hub is asked for it.
+pub(crate) fn check_name(name: &Path) -> Result<(), LaunchError> {
+    let names = TemplateSource::builtin_names();
+    let word = name.to_str().filter(|word| !word.contains('/') && !names.contains(word) && !name.exists());
+    match word.and_then(|word| Some((word, nearest(word, names.iter().copied())?))) {
+        None => Ok(()),
+        Some((word, near)) => Err(LaunchError::usage(
+            format!("chat_template_path is {word}: there is no such file, and no built-in template of this name"),
+            format!("did you mean {near}? built in are {}", names.join(", ")),
+        )),
+    }
 }
 
 /// Makes a job that goes on from a checkpoint tell its template the day that the job before told: else its rows would be others.

@@ -80,6 +80,18 @@ pub(crate) fn settle(mut config: Resolved) -> Result<Resolved, LaunchError> {
     Ok(config)
 }
 
+/// What is to be told where a checkpoint was trained in another type than is computed in now: its masters are not rounded then as they
+/// were, which shows in small models' losses.
+pub(crate) fn other_type(config: &Resolved) -> Option<String> {
+    let before = configuration(&open_step(config.initial_checkpoint.as_deref()?).ok()?).ok()?;
+    let (before, now) = (before.element_types().compute, config.element_types().compute);
+    (before != now).then(|| {
+        format!(
+            "it was trained and evaluated in {before}, and is evaluated in {now} here; --mixed_precision says in which"
+        )
+    })
+}
+
 /// The configuration of the job that saved a checkpoint: what its manifest tells, else what lies in its run's folder.
 pub(crate) fn configuration(found: &Found) -> Result<Resolved, LaunchError> {
     if let Some(job) = &found.manifest.job {

@@ -13,6 +13,9 @@ use zerofold_launcher::{
     run_report, train, watch,
 };
 
+#[global_allocator]
+static ALLOCATOR: zerofold_data::Allocator = zerofold_data::Allocator;
+
 fn main() -> ExitCode {
     let began = Instant::now();
     let meant = cli::parse(std::env::args_os(), std::io::stdin().is_terminal());

@@ -110,10 +110,10 @@ pub fn weights(folder: &Path) -> Result<ModelFiles, CheckpointError> {
 /// A sentence about rows of `tokens` tokens where the model was made for shorter ones; `what` is what is so long, with its
 /// verb.
 pub fn too_long(what: &str, tokens: usize, model: &ModelConfig) -> Option<String> {
-    let most = model.max_position_embeddings;
+    let most = model.context();
     (tokens > most).then(|| {
         format!(
-            "{what} {tokens} tokens, and the model's max_position_embeddings is {most}: it was made for no longer rows; set \
+            "{what} {tokens} tokens, and the model's context is {most} (config.json): it was made for no longer rows; set \
              max_length to {most} or less"
         )
     })
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(too_long("rows have up to", 4096, &model), None);
         let told = too_long("rows have up to", 4097, &model).unwrap();
         assert!(
-            told.starts_with("rows have up to 4097 tokens, and the model's max_position_embeddings is 4096"),
+            told.starts_with("rows have up to 4097 tokens, and the model's context is 4096 (config.json)"),
             "{told}"
         );
     }

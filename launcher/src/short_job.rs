@@ -8,7 +8,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 use tempfile::TempDir;
-use zerofold_configs::Resolved;
+use zerofold_configs::{Inputs, Outline, Resolved, outline};
+use zerofold_plan::ModelConfig;
 use zerofold_proto::v1::EvaluationRecord;
 
 use crate::checkpoint_publisher::publish_parts;
@@ -17,19 +18,54 @@ use crate::environment as env;
 use crate::error::{EXIT_FAILED, LaunchError};
 use crate::event::{Event, StopSignal};
 use crate::hosts::nccl_interface;
+use crate::hub::{self, Extent};
 use crate::run_folder::RunFolder;
 use crate::supervise::{Limits, Observer, Verdict, Worker, supervise};
 use crate::terminal::Terminal;
 use crate::view::Story;
 use crate::worker_command::{FIRST_GENERATION, JobEnvironment, LocalRanks, find_worker};
-use crate::{job, report, signals};
+use crate::{job, model_folder, report, signals};
 
-/// The end of a command whose temporary folder this is: where something failed, the logs in it stay.
-pub(crate) fn over(folder: TempDir, code: u8) -> u8 {
+/// The exit code of a command whose temporary folder this is: where something failed, what lies in it stays, the logs above all.
+pub(crate) fn keep_if_failed(folder: TempDir, code: u8) -> u8 {
     if code == EXIT_FAILED {
         let _kept = folder.keep();
     }
     code
+}
+
+/// The configuration that these inputs make, of a job that needs neither training data nor a folder of its own; `what` it does.
+///
+/// # Errors
+/// As of any configuration, and one of several hosts.
+pub(crate) fn configuration(inputs: &Inputs, what: &str) -> Result<Outline, LaunchError> {
+    let outline = outline(inputs)?;
+    match outline.topology.is_alone() {
+        true => Ok(outline),
+        false => Err(LaunchError::usage(
+            format!("{what} on one host, and this job has several"),
+            "leave --nnodes and num_machines out; --nproc says how many processes there are",
+        )),
+    }
+}
+
+/// Says a key as if it were a flag.
+pub(crate) fn set(inputs: &mut Inputs, name: &str, value: &str) {
+    inputs.flags.retain(|(other, _)| other != name);
+    inputs.flags.push((name.to_owned(), value.to_owned()));
+}
+
+/// Brings the model here, be it of a run, a checkpoint or the hub, and checks its folder; returns its sizes.
+///
+/// # Errors
+/// It is not there, or cannot be used.
+pub(crate) fn bring_model(config: &mut Resolved, terminal: &Terminal) -> Result<ModelConfig, LaunchError> {
+    hub::bring(config, None, Extent::Whole, terminal)?;
+    let folder = &config.training.model_name_or_path;
+    model_folder::check(folder)?;
+    let model = ModelConfig::read(folder)?;
+    model_folder::check_layer_classes(config, &model)?;
+    Ok(model)
 }
 
 /// What several of them, one after the other, have in common.
@@ -47,6 +83,11 @@ impl ShortJobs {
         signals::listen(events.clone()).map_err(LaunchError::system("listen for signals"))?;
         // Nothing is saved, so nothing is waited for once it is to stop.
         Ok(ShortJobs { terminal, limits: job::limits(silence, Duration::ZERO), events, received })
+    }
+
+    /// Where is told what happens.
+    pub(crate) fn terminal(&self) -> &Arc<Terminal> {
+        &self.terminal
     }
 
     /// Runs `worker COMMAND` as every rank of this configuration, whose folder is there. Continues with what was measured, if anything

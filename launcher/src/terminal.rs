@@ -110,6 +110,11 @@ impl Terminal {
         self.start_bar("{bytes}/{total_bytes} {bar:10} {bytes_per_sec} {eta} {wide_msg}", bytes, 0);
     }
 
+    /// Shows a line that counts something whose end is not known, in these words. Does nothing where there is no terminal.
+    pub fn start_count(&self, words: &str) {
+        self.start_bar(&format!("{{pos}} {words}"), 0, 0);
+    }
+
     fn start_bar(&self, template: &str, total: u64, done: u64) {
         if !self.live {
             return;

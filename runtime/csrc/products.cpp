@@ -53,7 +53,7 @@ static Tensor widened(const Tensor& matrix, int64_t row, int64_t rows, int64_t c
 }
 
 // Products of 16 bits on a processor without instructions for them, which libtorch leaves to plain loops: in float32, tile by tile.
-// Products of two such numbers are exact in float32, so this is what the instructions would do; sums are rounded once.
+// Products of two such numbers are exact in float32 within its range, so this is what the instructions would do; sums are rounded once.
 static void multiply_widened(const Tensor& result, const Tensor& left, const Tensor& right, bool add) {
   auto terms = left.size(1);
   for (int64_t row = 0; row < result.size(0); row += TILE) {

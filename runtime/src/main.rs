@@ -52,6 +52,9 @@ enum Command {
     },
 }
 
+#[global_allocator]
+static ALLOCATOR: zerofold_data::Allocator = zerofold_data::Allocator;
+
 fn main() -> ExitCode {
     print_messages();
     keep_freed_memory();

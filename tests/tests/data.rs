@@ -21,6 +21,21 @@ fn tokenised(path: &Path) -> Vec<(Vec<i64>, Vec<i64>)> {
     offsets.windows(2).map(|ends| (ids[ends[0]..ends[1]].to_vec(), labels[ends[0]..ends[1]].to_vec())).collect()
 }
 
+/// Sixty lines that double a text are few steps, and all memory there is.
+#[test]
+fn a_template_that_takes_all_memory_ends_the_program_with_words() {
+    let scene = Scene::new();
+    for bomb in [
+        "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ messages }}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ messages }}",
+    ] {
+        let template = scene.write("bomb.jinja", bomb);
+        let job = scene.launch("data check").with("--data", fixture("data/chat.jsonl"));
+        let ended = job.with("--model", model("tiny-llama")).with("--chat_template_path", template).run();
+        ended.assert_failed(1, &["chat template", "more than 1024 MiB of memory", "hint: "]);
+    }
+}
+
 #[test]
 fn conversations_become_the_ids_and_masks_of_transformers() {
     let scene = Scene::new();

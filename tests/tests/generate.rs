@@ -103,7 +103,7 @@ fn ranks_answer_as_one_does() {
     };
     let halves = "distributed_type: FSDP\nnum_processes: 3\nfsdp_config:\n  fsdp_version: 2\n  fsdp_auto_wrap_policy: \
                   TRANSFORMER_BASED_WRAP\n  fsdp_transformer_layer_cls_to_wrap: LlamaAttention,LlamaMLP\n";
-    let halves = scene.write("halves.yaml", halves.to_owned());
+    let halves = scene.write("halves.yaml", halves);
     let alone = answers("alone", "", "--per_device_eval_batch_size 1");
     assert_eq!(alone.lines().count(), 5);
     for (before, after) in [
@@ -131,6 +131,16 @@ fn what_ranks_cannot_answer_is_told() {
     job("tiny-llama", &data).assert_failed(1, &["rank 1", "line 4 of ", "data.jsonl: ", "no assistant turn", "hint: "]);
     assert_eq!(std::fs::read_dir(scene.path("folder")).unwrap().count(), 0, "nothing is left of it");
     job("tiny-llama", &scene.path("none.jsonl")).assert_failed(2, &["none.jsonl"]);
+    let kept = std::fs::read(&data).unwrap();
+    let refused = |data: &std::path::Path, output: &std::path::Path| {
+        let job = scene.launch("generate --max_new_tokens 4").with("--model", model("tiny-llama"));
+        job.with("--dataset", data).with("--output", output).run()
+    };
+    refused(&data, &data).assert_failed(2, &["is the data set itself", "hint: name another file"]);
+    assert_eq!(std::fs::read(&data).unwrap(), kept);
+    refused(&data, &scene.path("folder")).assert_failed(2, &["is a folder", "hint: name a file in it"]);
+    let texts = scene.write("texts.jsonl", "{\"text\": \"a\"}\n");
+    refused(&texts, &scene.path("o.jsonl")).assert_failed(2, &["texts.jsonl", "no conversation with an answer"]);
     let ended = scene.launch("--nproc 2 generate --prompt Hi").with("--model", model("tiny-llama")).run();
     ended.assert_failed(2, &["--nproc has no meaning for generate without --dataset", "hint: "]);
 }

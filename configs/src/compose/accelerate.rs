@@ -43,10 +43,17 @@ pub(super) fn compose(outline: &Outline) -> Composed {
     let resolved = outline.resolved.written();
     let others = resolved.iter().filter(|written| !silent(written) && !outline.missing.contains(&written.key));
     let named = |left: &LeftOut, all: &[LeftOut]| all.iter().any(|told| told.setting == left.setting);
-    let others: Vec<LeftOut> =
-        others.map(|written| LeftOut::of(written, SCRIPT)).filter(|left| !named(left, &left_out)).collect();
+    let others: Vec<LeftOut> = others
+        .map(|written| LeftOut::of(written, reason(written.key)))
+        .filter(|left| !named(left, &left_out))
+        .collect();
     left_out.extend(others);
     Composed { text: text(top, sections), left_out }
+}
+
+/// Why a key stands nowhere in the file.
+fn reason(key: &str) -> &'static str {
+    if key == "fsdp_backward_prefetch" { "fsdp_version 2 has no such key: it always gathers ahead" } else { SCRIPT }
 }
 
 fn text(top: BTreeMap<&str, Value>, mut sections: BTreeMap<&str, BTreeMap<&str, Value>>) -> String {

@@ -21,6 +21,8 @@ fn patterns_come_as_a_list_or_with_commas() {
     assert_eq!(patterns.unused(&["model.embed_tokens.weight"]), Some("model.layers.0.*"));
     let flag = with_flags(TRAINING, &[("freeze", "model.embed_tokens.*, model.layers.0.*")], &[]).unwrap();
     assert_eq!(flag.training, list);
+    let as_list = with_flags(TRAINING, &[("freeze", "[model.embed_tokens.*, 'model.layers.0.*']")], &[]).unwrap();
+    assert_eq!(as_list.training.freeze, flag.training.freeze);
     assert_eq!(training("  freeze: all_but_head\n").freeze, Some(Freeze::AllButHead));
     assert_eq!(training("  freeze: none\n").freeze, None);
     for training in [list, training("  freeze: all_but_head\n"), training("")] {

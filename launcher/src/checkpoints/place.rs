@@ -50,6 +50,11 @@ impl Place {
         {
             return Ok(Place::Model(path.to_owned()));
         }
+        let model = path.join("model");
+        if path.join("config.resolved.yaml").exists() && model.join("config.json").exists() {
+            let message = format!("the run {shown} has no checkpoint");
+            return Err(LaunchError::usage(message, format!("the model that it wrote is {}", model.display())));
+        }
         let message = match path.join("config.resolved.yaml").exists() {
             true => format!("the run {shown} has no checkpoint"),
             false => format!("{shown} is neither a checkpoint nor a run nor a model folder"),

@@ -79,14 +79,6 @@ Examples:
 Every key of `launch train --help` is a flag here too; --backend takes a list. Nothing is evaluated, saved or exported.
 Writes compare.html (for any browser, without a network) and compare.json to --output_dir [default: runs/compare].";
 
-pub(super) const GENERATE_EXAMPLES: &str = "\
-Examples:
-  launch generate --model FOLDER                        chat at the terminal
-  launch generate --model FOLDER --chat \"Hello\"         one answer
-  launch generate --model FOLDER --prompt \"Once upon\"   continue a text
-  launch generate --model FOLDER --dataset held-out.jsonl --output answers.jsonl
-      answer each example, and compare with the answer that stands there";
-
 /// The option whose value may be left out, and what it is then, by its name with `_` or `-`.
 pub(super) fn value_when_bare(name: &str) -> Option<&'static str> {
     let name = name.replace('-', "_");
@@ -112,7 +104,7 @@ pub(super) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .styles(styles)
         .max_term_width(110)
-        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] cost [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch config ACTION [OPTIONS]\n       launch data check [OPTIONS]\n       launch [OPTIONS] evaluate [MODEL]... [OPTIONS]\n       launch generate --model NAME [OPTIONS]\n       launch status RUN [OPTIONS]\n       launch report RUN... [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]\n       launch token [FILE]")
+        .override_usage("launch [OPTIONS] train [OPTIONS]\n       launch [OPTIONS] plan [OPTIONS]\n       launch [OPTIONS] cost [OPTIONS]\n       launch [OPTIONS] compare [OPTIONS]\n       launch config ACTION [OPTIONS]\n       launch data check [OPTIONS]\n       launch [OPTIONS] evaluate [MODEL]... [OPTIONS]\n       launch [OPTIONS] generate --model NAME [OPTIONS]\n       launch status RUN [OPTIONS]\n       launch report RUN... [OPTIONS]\n       launch checkpoint RUN\n       launch inspect PATH [OPTIONS]\n       launch verify PATH... [OPTIONS]\n       launch diff A B [OPTIONS]\n       launch export CHECKPOINT --output DIR [OPTIONS]\n       launch push FOLDER --repo OWNER/NAME [OPTIONS]\n       launch doctor [OPTIONS]\n       launch bench [OPTIONS]\n       launch token [FILE]")
         .after_help(EXAMPLES)
         .allow_external_subcommands(true)
         .subcommand_required(true)
@@ -344,7 +336,12 @@ fn key_flag(key: &Key) -> Arg {
     };
     let help = format!("{}{names}{default}", key.help);
     let arg = flag(key.name).value_name(value.to_owned()).help(help).help_heading(key.group.title());
-    if key.kind == Kind::Switch { bare_means_true(arg) } else { arg }
+    match key.kind {
+        Kind::Switch => bare_means_true(arg),
+        // Each names more.
+        Kind::Freeze => arg.action(ArgAction::Append),
+        _ => arg,
+    }
 }
 
 pub(super) fn flag(name: &'static str) -> Arg {

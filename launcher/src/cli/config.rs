@@ -32,6 +32,7 @@ pub(super) fn command() -> Command {
             .args_override_self(true)
             .args(configuration_options())
             .args(key_flags(true))
+            .mut_arg("model_name_or_path", |arg| arg.alias("model"))
     };
     let output = |command: Command| {
         command

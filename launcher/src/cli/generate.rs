@@ -4,10 +4,20 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, value_parser};
 use zerofold_configs::{ComputeDtype, GenerateRequest};
 
-use super::arguments::{GENERATE_EXAMPLES, bounded, configuration_options, flag, key_flags, option, waiting_options};
+use super::arguments::{bounded, configuration_options, flag, key_flags, option, waiting_options};
 use super::train;
 use crate::error::LaunchError;
 use crate::generate::GenerateOptions;
+
+const EXAMPLES: &str = "\
+Examples:
+  launch generate --model FOLDER                        chat at the terminal
+  launch generate --model FOLDER --chat \"Hello\"         one answer
+  launch generate --model FOLDER --prompt \"Once upon\"   continue a text
+  launch generate --model FOLDER --dataset held-out.jsonl --output answers.jsonl
+      answer each example, and compare with the answer that stands there
+  launch --nproc 2 generate --model runs/zero3 --dataset held-out.jsonl --zero_stage 3
+      by two processes that share the model; every key of `launch train --help` is a flag here too";
 
 /// Options of a training that mean nothing here.
 const OF_A_TRAINING: [&str; 4] = ["resume", "grace", "max-restarts", "log-format"];
@@ -18,11 +28,11 @@ fn own() -> Command {
     let number = |name: &'static str, value: &'static str, help: &str, default: String| {
         flag(name).value_name(value).help(format!("{help} [default: {default}]")).help_heading("Sampling")
     };
-    let [timeout, ..] = waiting_options();
+    let [timeout, _, quiet] = waiting_options();
     let command = Command::new("generate")
         .about("Answer, continue or chat with a model")
         .override_usage("launch [OPTIONS] generate --model NAME [OPTIONS]")
-        .after_help(GENERATE_EXAMPLES)
+        .after_help(EXAMPLES)
         .args_override_self(true)
         .arg(option("model", "NAME", "The model: a Hugging Face folder, or the hub's id owner/name").required(true))
         .arg(super::checkpoints::model_revision())
@@ -69,10 +79,10 @@ fn own() -> Command {
         )
         .arg(number("seed", "N", "Seed of the sampling", defaults.seed.to_string()).value_parser(value_parser!(u64)))
         .arg(
-            option("dtype", "NAME", format!("The type to compute in [default: {}]", defaults.dtype))
+            option("dtype", "NAME", format!("The type to compute in [default: {}, or as the configuration of --dataset says]", defaults.dtype))
                 .value_parser(clap::builder::PossibleValuesParser::new(ComputeDtype::NAMES)),
         );
-    command.arg(timeout)
+    command.args([timeout, quiet])
 }
 
 pub(super) fn command() -> Command {
@@ -139,13 +149,26 @@ pub(super) fn meant(
         return Err(LaunchError::usage(format!("--{name} stands before generate"), hint));
     }
     inputs.flags.retain(|(name, _)| !own.contains(name));
+    let names_model =
+        inputs.flags.iter().find(|(name, _)| ["model_name_or_path", "output_dir"].contains(&name.as_str()));
+    if let Some((name, value)) = names_model {
+        let hint = "the model is --model, and what it answers goes to --output FILE";
+        return Err(LaunchError::usage(format!("--{name} {value} has no meaning for generate"), hint));
+    }
+    let waits = [before, matches].iter().any(|it| it.value_source("timeout") == Some(ValueSource::CommandLine));
     let of_a_job = inputs.config.as_ref().map(|_| "config").or(inputs.nproc.map(|_| "nproc"));
     let of_a_job =
         of_a_job.or(inputs.set.first().map(|_| "set")).or(inputs.flags.first().map(|(name, _)| name.as_str()));
+    let of_a_job = of_a_job.or(waits.then_some("timeout"));
     if let Some(name) = of_a_job.filter(|_| request.dataset.is_none()) {
         let hint =
             "answer a data set, or `launch evaluate MODEL --prompts FILE`, which answers by several processes too";
         return Err(LaunchError::usage(format!("--{name} has no meaning for generate without --dataset"), hint));
+    }
+    let of_data = [("output", request.output.is_some()), ("limit", request.limit.is_some())];
+    if let Some((name, _)) = of_data.iter().find(|(_, given)| *given && request.dataset.is_none()) {
+        let hint = "add --dataset FILE, or redirect standard output";
+        return Err(LaunchError::usage(format!("--{name} belongs to a data set"), hint));
     }
     if request.system.is_some() && request.dataset.is_some() {
         let hint = "the system message of a row is one of its messages";
@@ -160,5 +183,6 @@ pub(super) fn meant(
         model_revision: text("model_revision"),
         inputs,
         timeout: train::Patience::of(before, matches).timeout,
+        quiet: before.get_flag("quiet") || matches.get_flag("quiet"),
     })
 }

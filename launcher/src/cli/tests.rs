@@ -205,6 +205,9 @@ fn generate_asks_for_what_was_meant() {
     for line in ["launch generate --model m --bf16", "launch --config c.yaml generate --model m --prompt a"] {
         assert!(error(line).contains("has no meaning for generate without --dataset\nhint: answer a data set"));
     }
+    assert!(error("launch generate --model m --prompt a --output o").contains("--output belongs to a data set"));
+    assert!(error("launch generate --model m --prompt a --timeout 9").contains("--timeout has no meaning"));
+    assert!(error("launch --model_name_or_path x generate --model m --dataset d").contains("the model is --model"));
     assert!(error("launch --seed 7 generate --model m --prompt a").contains("--seed stands before generate\nhint: "));
     let line = "launch --nproc 2 generate --model m --dataset d --zero_stage 3 --seed 7 --per_device_eval_batch_size 4 \
                 --output o --limit 3";

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
-use zerofold_configs::{Inputs, flag_names};
+use zerofold_configs::{Inputs, Kind, flag_names};
 
 use super::last;
 use crate::environment::MAX_RESTARTS;
@@ -74,7 +74,18 @@ impl Patience {
 pub(super) fn inputs(before: &ArgMatches, after: &ArgMatches) -> Result<Inputs, LaunchError> {
     let set =
         [before, after].iter().filter_map(|matches| matches.get_many::<String>("set")).flatten().cloned().collect();
-    let flags = flag_names().into_iter().filter_map(|name| Some((name.to_owned(), last(name, before, after)?.clone())));
+    let value = |name: &str| match zerofold_configs::KEYS.iter().find(|key| key.name == name).map(|key| key.kind) {
+        Some(Kind::Freeze) => {
+            let typed = |matches: &ArgMatches| -> Vec<String> {
+                let values = matches.try_get_many::<String>(name).ok().flatten();
+                values.map(|values| values.cloned().collect()).unwrap_or_default()
+            };
+            let all = [typed(before), typed(after)].concat();
+            (!all.is_empty()).then(|| all.join(","))
+        }
+        _ => last(name, before, after).cloned(),
+    };
+    let flags = flag_names().into_iter().filter_map(|name| Some((name.to_owned(), value(name)?)));
     Ok(Inputs {
         config: last("config", before, after).cloned(),
         set,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use zerofold_configs::{DataSource, Dataset, HubName, Inputs, Outline, Resolved, outline};
 use zerofold_data::{ChatTemplate, Columns, Sources, SpecialTokens, TemplateSource, Tokenizer, first_row};
+use zerofold_plan::ModelConfig;
 
 use crate::error::LaunchError;
 use crate::hub::{DataUse, is_repository};
@@ -26,6 +27,7 @@ pub(super) fn check(inputs: &Inputs, terminal: &Terminal) -> Result<(), LaunchEr
         config = initial_model::settle(config)?;
         let later = config.notes.iter().filter(|note| !outline.resolved.notes.contains(note));
         later.for_each(|note| terminal.result(&format!("note: {note}")));
+        model_folder::check_layer_classes(&config, &ModelConfig::read(&config.training.model_name_or_path)?)?;
     }
     let with_model = template(&mut config, with_model, terminal)? && with_model;
     let mut names = config.training.dataset.sources().iter().flat_map(|source| source.path.names());
@@ -57,6 +59,7 @@ fn template(config: &mut Resolved, with_model: bool, terminal: &Terminal) -> Res
     }
     let Some(name) = config.training.chat_template_path.clone() else { return Ok(true) };
     let shown = name.display();
+    chat_template::check_name(&name)?;
     let builtin = name.to_str().is_some_and(TemplateSource::is_builtin);
     if !builtin && is_repository(&name) {
         terminal.result(&format!("template  {shown}: taken from the hub, which is not asked here"));

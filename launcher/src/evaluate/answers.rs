@@ -65,12 +65,14 @@ impl Prompts {
         written.map_err(LaunchError::system(format!("write {}", rows.display())))?;
         let request =
             GenerateRequest { max_new_tokens: options.max_new_tokens, dataset: Some(rows), ..GenerateRequest::new("") };
-        let answered = generate::by_ranks(&request, &model.config, (jobs, &model.run))?;
+        if let ControlFlow::Break(code) = generate::by_ranks(&request, &model.config, (jobs, &model.run))? {
+            return Ok(ControlFlow::Break(code));
+        }
         let answer = |line: &String| {
             let line: Value = serde_json::from_str(line).unwrap_or_default();
             line["answer"].as_str().unwrap_or_default().to_owned()
         };
-        Ok(answered.map_continue(|lines| lines.iter().map(answer).collect()))
+        Ok(ControlFlow::Continue(generate::answers(&model.run, &model.config)?.iter().map(answer).collect()))
     }
 
     /// With what each model answered.

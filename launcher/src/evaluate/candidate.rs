@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use zerofold_configs::{Inputs, Outline, Resolved, outline};
+use zerofold_configs::{Outline, Resolved};
 use zerofold_data::DataReport;
 use zerofold_plan::{Head, ModelConfig};
 
 use super::EvaluateOptions;
 use crate::error::LaunchError;
-use crate::hub::{self, DataUse, Extent};
+use crate::hub::{self, DataUse};
 use crate::run_folder::RunFolder;
+use crate::short_job::{self, set};
 use crate::terminal::Terminal;
 use crate::{chat_template, classifier, format, initial_model, job, model_folder};
 
@@ -43,9 +44,9 @@ impl Candidate {
         let name = config.training.model_name_or_path.display().to_string();
         config = initial_model::settle(config)?;
         let mut remarks: Vec<String> = config.notes.iter().map(|note| format!("note: {note}")).collect();
-        hub::bring(&mut config, None, Extent::Whole, terminal)?;
+        remarks.extend(initial_model::other_type(&config).map(|note| format!("note: {name}: {note}")));
+        let model = short_job::bring_model(&mut config, terminal)?;
         hub::bring_data(&mut config, &[DataUse::HeldOut], None, terminal)?;
-        let model = check(&config)?;
         classifier::settle_evaluation(&mut config, &model)?;
         check_kind((options, &config), (&name, &model), first)?;
         chat_template::settle(&mut config, terminal)?;
@@ -86,13 +87,7 @@ fn configuration(options: &EvaluateOptions, name: Option<&str>, run: &RunFolder)
         set(&mut inputs, "dataset", data);
         set(&mut inputs, "eval_dataset", data);
     }
-    let Outline { resolved, topology, missing, .. } = outline(&inputs)?;
-    if !topology.is_alone() {
-        return Err(LaunchError::usage(
-            "an evaluation runs on one host, and this job has several",
-            "leave --nnodes and num_machines out; --nproc says how many processes there are",
-        ));
-    }
+    let Outline { resolved, missing, .. } = short_job::configuration(&inputs, "an evaluation runs")?;
     if missing.contains(&"model_name_or_path") {
         let hint =
             "name a model folder, a run, a checkpoint or a model of the hub: launch evaluate MODEL --dataset FILE";
@@ -103,11 +98,6 @@ fn configuration(options: &EvaluateOptions, name: Option<&str>, run: &RunFolder)
         return Err(LaunchError::usage("evaluate needs held-out data", hint));
     }
     Ok(resolved)
-}
-
-fn set(inputs: &mut Inputs, name: &str, value: &str) {
-    inputs.flags.retain(|(other, _)| other != name);
-    inputs.flags.push((name.to_owned(), value.to_owned()));
 }
 
 /// Refuses models side by side that tell other things, and prompts for one that answers nothing.
@@ -132,13 +122,4 @@ fn check_kind(
             Err(LaunchError::usage(message, "evaluate models side by side that tell the same, in the same order"))
         }
     }
-}
-
-/// Checks the model's folder; returns its sizes.
-fn check(config: &Resolved) -> Result<ModelConfig, LaunchError> {
-    let folder = &config.training.model_name_or_path;
-    model_folder::check(folder)?;
-    let model = ModelConfig::read(folder)?;
-    model_folder::check_layer_classes(config, &model)?;
-    Ok(model)
 }

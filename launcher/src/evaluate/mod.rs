@@ -20,7 +20,7 @@ use zerofold_configs::Inputs;
 use zerofold_data::Loss;
 
 use crate::error::{EXIT_FAILED, LaunchError};
-use crate::short_job::{ShortJobs, over};
+use crate::short_job::{ShortJobs, keep_if_failed};
 use crate::terminal::Terminal;
 use crate::{announce, format};
 use answers::Prompts;
@@ -64,7 +64,7 @@ pub fn evaluate(options: &EvaluateOptions) -> Result<u8, LaunchError> {
         if let Some(prompts) = &prompts {
             match prompts.of_model(options, &jobs, candidate)? {
                 ControlFlow::Continue(of_model) => answers.push(of_model),
-                ControlFlow::Break(code) => return Ok(over(folder, code)),
+                ControlFlow::Break(code) => return Ok(keep_if_failed(folder, code)),
             }
         }
         match jobs.run("evaluate", &candidate.config, &candidate.run)? {
@@ -73,9 +73,9 @@ pub fn evaluate(options: &EvaluateOptions) -> Result<u8, LaunchError> {
                 let log = candidate.run.log(0);
                 let words = "error: the ranks finished without a word of what they measured";
                 terminal.complain(&format!("{words}\nlog: {}", log.display()));
-                return Ok(over(folder, EXIT_FAILED));
+                return Ok(keep_if_failed(folder, EXIT_FAILED));
             }
-            ControlFlow::Break(code) => return Ok(over(folder, code)),
+            ControlFlow::Break(code) => return Ok(keep_if_failed(folder, code)),
         }
     }
     let answers = prompts.map(|prompts| prompts.answered(&answers));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use zerofold_configs::{ComputeDtype, GenerateRequest, Inputs};
 
-pub(crate) use dataset::by_ranks;
+pub(crate) use dataset::{answers, by_ranks};
 
 use crate::error::LaunchError;
 use crate::hub::{Extent, ModelName};
@@ -30,6 +30,8 @@ pub struct GenerateOptions {
     pub inputs: Inputs,
     /// How long a rank may take to join, and be silent.
     pub timeout: Duration,
+    /// Only errors and the result of a data set.
+    pub quiet: bool,
 }
 
 /// The longest argument that Linux hands to a program, with its final zero byte.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use zerofold_checkpoint::{Found, StorageProof};
 use zerofold_configs::{ColumnMapping, Resolved, Training};
 use zerofold_data::{
-    Batching, Classes, Collator, Columns, DataReport, Items, Prepare, Prepared, Sampling, Sources, StepPlan,
+    Batching, Classes, Collator, Columns, DataReport, Items, Prepare, Prepared, RowKind, Sampling, Sources, StepPlan,
     StepPlanOptions, TokenizedDataset, join, prepare,
 };
 use zerofold_plan::ModelConfig;
@@ -399,6 +399,7 @@ pub(crate) fn tokenise(
             (hub::sources(source, config, which)?, columns(config, source.column_mapping.as_ref())?);
         let prepared = prepare(&preparation(config, (&sources, packing), (&columns, classes.as_ref()), &cache));
         let prepared = prepared.map_err(cache_folder::tokenising)?;
+        check_loss(config, &prepared.report)?;
         announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
         for warning in announce::warnings(&prepared.report, which, told) {
             terminal.complain(&format!("warning: {}: {warning}", sources.written()));
@@ -406,6 +407,19 @@ pub(crate) fn tokenise(
         parts.push(prepared);
     }
     join(parts, &cache).map_err(cache_folder::tokenising)
+}
+
+/// Refuses `assistant_only_loss: true` that was asked for where rows have no assistant, as TRL does; it is the default for those that have.
+fn check_loss(config: &Resolved, report: &DataReport) -> Result<(), LaunchError> {
+    let place = config.provenance.get("assistant_only_loss").filter(|place| *place != "default");
+    let has_assistant = matches!(report.kind, RowKind::Conversations | RowKind::Exchanges);
+    match place.filter(|_| config.training.assistant_only_loss && !has_assistant) {
+        None => Ok(()),
+        Some(place) => Err(LaunchError::usage(
+            format!("{place}: assistant_only_loss is true, but {} have no assistant", report.kind.words()),
+            "leave it out: it is the default for rows of messages alone",
+        )),
+    }
 }
 
 /// The tokens that attend to each other at most.

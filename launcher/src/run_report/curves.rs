@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::history::{Happened, Step, Told, What};
+use super::history::{FIGURES, Happened, Step, Told, What};
 use super::run::Run;
 use crate::format;
 use crate::page::axis::{Axis, short, unit};
@@ -22,16 +22,6 @@ enum Along {
     Steps,
     Time,
 }
-
-/// What charts show of rows, where a run tells it: the figure's name, the title, and what it is.
-const FIGURES: [(&str, &str, &str); 6] = [
-    ("mean_token_accuracy", "Tokens right", "The share of the supervised tokens that were the most probable ones"),
-    ("accuracy", "Accuracy", "The share of rows that were told right"),
-    ("f1", "F1", "Of held-out rows"),
-    ("matthews_correlation", "Matthews correlation", "Of held-out rows"),
-    ("mse", "Squared error", "The mean over held-out rows"),
-    ("pearson", "Pearson correlation", "Of held-out rows"),
-];
 
 /// A curve's values at each step; those that are not there are no numbers.
 type Figure = Box<dyn Fn(&Step) -> f64>;
@@ -71,7 +61,10 @@ pub(super) fn curves(runs: &[Run]) -> String {
     let (bytes, bytes_name) = unit(most);
     let memory = format!("Most in tensors at once, of the rank with most, {bytes_name}");
     let smooth = |title, about, figure: fn(&Step) -> f64| Shown { smooth: true, ..Shown::new(title, about, figure) };
-    let mut charts = vec![Shown::new("Loss", "Nats a token", |step| step.loss).held_out(|loss, _| Some(loss))];
+    let mut charts = vec![
+        Shown::new("Loss", "Nats a token; of a classifier the mean over rows", |step| step.loss)
+            .held_out(|loss, _| Some(loss)),
+    ];
     charts.extend(of_rows(runs));
     charts.extend([
         smooth("Gradient norm", "Of the whole gradient, before clipping", |step| step.grad_norm),

@@ -25,7 +25,19 @@ pub(super) struct Step {
     pub(super) told: Told,
 }
 
-/// What is told of rows, of a step or held-out ones: figures by name, losses by source.
+/// The figures that are told of rows, where a run tells them: the name, a title, and what it is.
+pub(super) const FIGURES: [(&str, &str, &str); 8] = [
+    ("mean_token_accuracy", "Tokens right", "The share of the supervised tokens that were the most probable ones"),
+    ("accuracy", "Accuracy", "The share of rows that were told right"),
+    ("f1", "F1", "Of held-out rows"),
+    ("matthews_correlation", "Matthews correlation", "Of held-out rows"),
+    ("mse", "Squared error", "The mean over held-out rows"),
+    ("pearson", "Pearson correlation", "Of held-out rows"),
+    ("l2_toward_pretrained", "L2 toward the pretrained weights", "What is added to the loss"),
+    ("ewc_penalty", "EWC", "What is added to the loss for the distance that the Fisher information measures"),
+];
+
+/// What is told of rows, of a step or held-out ones: [`FIGURES`] by name, losses by source.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Told {
     pub(super) figures: BTreeMap<String, f64>,
@@ -162,11 +174,13 @@ fn read_step(line: &Value, step: u64, clock: &mut Clock) -> Step {
 
 /// What a line tells of rows under names that begin so.
 fn read_told(line: &Value, begin: &str) -> Told {
-    let numbers = |object: &Value, begin: &str| -> BTreeMap<String, f64> {
-        let entries = object.as_object().into_iter().flatten();
-        entries.filter_map(|(key, value)| Some((key.strip_prefix(begin)?.to_owned(), value.as_f64()?))).collect()
-    };
-    Told { figures: numbers(line, begin), loss_by_source: numbers(&line[format!("{begin}loss_by_source")], "") }
+    let figures = FIGURES.iter().filter_map(|(name, ..)| {
+        let value = line[format!("{begin}{name}")].as_f64()?;
+        Some(((*name).to_owned(), value))
+    });
+    let by_source = line[format!("{begin}loss_by_source")].as_object().into_iter().flatten();
+    let by_source = by_source.filter_map(|(label, loss)| Some((label.clone(), loss.as_f64()?)));
+    Told { figures: figures.collect(), loss_by_source: by_source.collect() }
 }
 
 /// What a line tells that is no step, and the seconds that it took.

@@ -241,6 +241,10 @@ fn step_status(record: &StepRecord) -> StepStatus {
         live_peak_bytes: record.live_peak_bytes,
         phase_seconds: phase_seconds(record),
         loss_by_source: loss_by_source(&record.sources),
+        penalties: [("l2_toward_pretrained", record.l2_toward_pretrained), ("ewc_penalty", record.ewc_penalty)]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect(),
     }
 }
 

@@ -124,6 +124,7 @@ impl Page {
         ] {
             self.one(name, Gauge, help, Some(value));
         }
+        self.family("penalty", Gauge, "What was added to its loss.", labelled("of", &step.penalties));
         self.family(
             "source_loss",
             Gauge,
@@ -154,7 +155,9 @@ impl Page {
 
 /// A sample for each entry, with its name as this label.
 fn labelled<'a>(label: &'static str, values: &'a BTreeMap<String, f64>) -> impl Iterator<Item = Sample> + 'a {
-    values.iter().map(move |(name, value)| (vec![(label, name.clone())], *value))
+    // A source of which a step has no row has no loss.
+    let told = values.iter().filter(|(_, value)| !value.is_nan());
+    told.map(move |(name, value)| (vec![(label, name.clone())], *value))
 }
 
 /// A number as Prometheus reads it.
@@ -183,7 +186,8 @@ mod tests {
             grad_norm: f64::INFINITY,
             learning_rate: 2e-5,
             phase_seconds: [("forward".to_owned(), 0.25)].into(),
-            loss_by_source: [("chat".to_owned(), 2.5)].into(),
+            loss_by_source: [("chat".to_owned(), 2.5), ("code".to_owned(), f64::NAN)].into(),
+            penalties: [("ewc_penalty".to_owned(), 0.5)].into(),
             ..StepStatus::default()
         };
         let job = JobStatus {
@@ -215,7 +219,8 @@ mod tests {
             "\nzerofold_gradient_norm +Inf\n",
             "\nzerofold_learning_rate 0.00002\n",
             "\nzerofold_phase_seconds{phase=\"forward\"} 0.25\n",
-            "\nzerofold_source_loss{source=\"chat\"} 2.5\n",
+            "\nzerofold_source_loss{source=\"chat\"} 2.5\n# HELP",
+            "\nzerofold_penalty{of=\"ewc_penalty\"} 0.5\n",
             "\nzerofold_evaluation_source_loss{source=\"code\"} 1.5\n",
             "\nzerofold_evaluation_figure{figure=\"f1\"} 0.5\n",
             "# TYPE zerofold_rank_memory_bytes gauge\nzerofold_rank_memory_bytes{rank=\"0\",host=\"h\"} 0\n\

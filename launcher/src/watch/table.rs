@@ -37,7 +37,11 @@ fn job(job: &JobStatus) -> Vec<String> {
             step.loss, step.grad_norm, step.learning_rate
         );
         if let Some(evaluation) = &job.last_evaluation {
-            line.push_str(&format!("; held-out {:.4} after step {}", evaluation.eval_loss, evaluation.step));
+            line.push_str(&format!("; held-out {:.4}", evaluation.eval_loss));
+            for (name, value) in evaluation.eval_figures.iter().filter(|(name, _)| *name != "mean_token_accuracy") {
+                line.push_str(&format!(", {name} {value:.4}"));
+            }
+            line.push_str(&format!(" after step {}", evaluation.step));
         }
         lines.push(line);
         let waited = 100.0 * step.communication_seconds / step.step_seconds;

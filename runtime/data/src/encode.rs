@@ -278,7 +278,7 @@ impl<'a> Encoder<'a> {
         }
         let encoded = tokenizer.encode_with_offsets(&full.text).map_err(|error| mask::fault_of(error, CHANGE))?;
         let spans = mask::assistant_spans(template, tokenizer.markers(), conversation, &full)?;
-        let labels = mask::labels(&encoded, &full.text, &spans, IGNORED)?;
+        let labels = mask::labels(&encoded, &full.text, (&spans, template.has_generation_marks()), IGNORED)?;
         let ended = |span: &Range<usize>| mask::marker_at_end(&full.text[span.clone()], tokenizer.markers()).is_some();
         Ok(Tokens { ended: spans.iter().all(ended), ..Tokens::new(encoded.ids, labels) })
     }

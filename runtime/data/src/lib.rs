@@ -18,6 +18,7 @@
 //! it by a [`StepPlan`], which gives the same global order of rows (or packs) for every number of ranks. [`fn@audit`] goes the same way up to
 //! the labels, and tells what is wrong with the rows.
 
+mod allocator;
 mod audit;
 mod batch;
 mod cache;
@@ -51,6 +52,7 @@ mod writer;
 #[cfg(test)]
 mod testing;
 
+pub use allocator::Allocator;
 pub use audit::{
     Audit, AuditReport, Audited, Copied, DataAudit, Dropped, Example, Finding, FindingKind, LengthBar, LengthUnit,
     Lengths, NEARLY_THE_SAME, SHINGLE_WORDS, SHORT_WORDS, Truncation, audit, check_copy,

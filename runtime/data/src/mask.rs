@@ -140,19 +140,30 @@ fn end_of_turn(text: &str, markers: &[String]) -> usize {
     if marker_at_end(trimmed, markers).is_some() { trimmed.len() } else { text.len() }
 }
 
-/// A label for each token: its id where it lies in one of the `spans`, −100 elsewhere.
-pub(crate) fn labels(encoded: &Encoded, text: &str, spans: &[Range<usize>], ignored: i32) -> Result<Vec<i32>, Fault> {
+/// A label for each token: its id where it lies in one of the `spans`, −100 elsewhere. A token that reaches into a span or out of it by
+/// white space alone is the span's where the template itself has `marked` it, as transformers counts; else it is refused.
+pub(crate) fn labels(
+    encoded: &Encoded,
+    text: &str,
+    (spans, marked): (&[Range<usize>], bool),
+    ignored: i32,
+) -> Result<Vec<i32>, Fault> {
+    let blank = |range: Range<usize>| range.is_empty() || text.get(range).is_some_and(|text| text.trim().is_empty());
     let mut remaining = spans.iter().peekable();
     let mut labels = Vec::with_capacity(encoded.ids.len());
     for (&id, &(first, after)) in encoded.ids.iter().zip(&encoded.offsets) {
         while remaining.next_if(|span| span.end <= first).is_some() {}
         let label = match remaining.peek() {
             Some(span) if span.start <= first && after <= span.end => label_of(id)?,
+            Some(span) if marked && span.start < after && blank(first..span.start) && blank(span.end..after) => {
+                label_of(id)?
+            }
             Some(span) if span.start < after => {
                 let token = text.get(first..after).unwrap_or_default();
                 let message = format!("the token {token:?} stands half in and half outside the assistant's answer");
                 let hint = "often white space at the start of an answer that melts with what the template writes before \
-                            it: remove it, or set assistant_only_loss: false";
+                            it: remove it, mark what is to be learned by {% generation %} in the template, or set \
+                            assistant_only_loss: false";
                 return Err(Fault::new(message, hint));
             }
             _ => ignored,

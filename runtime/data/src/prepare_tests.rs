@@ -282,12 +282,18 @@ fn conversations_whose_answers_cannot_be_told_are_refused() {
         (unmarked, &row(&["Q", "A"]), "train.jsonl:1: the chat template marks nothing of this conversation"),
         ("{{ messages[0].content }}", &row(&["Q", "A"]), "leaves nothing of messages[1] after the prompt before it"),
         (testing::CHATML, &row(&["Q", "  the"]), "train.jsonl:1: the token \"\\n \" stands half in and half outside"),
-        (testing::MARKED, &row(&["Q", "  the"]), "train.jsonl:1: the token \"\\n \" stands half in and half outside"),
     ];
     for (template, rows, expected) in cases {
         let error = Setting::new(template, rows).prepare(1024, true).unwrap_err();
         assert!(error.contains(expected) && error.contains("\nhint: "), "{error}");
     }
+}
+
+/// As transformers counts: the template says what is to be learned, and a token cannot be learned by half.
+#[test]
+fn white_space_that_melts_with_what_a_template_marks_is_learned_with_it() {
+    let prepared = Setting::new(testing::MARKED, &row(&["Q", "  the"])).prepare(1024, true).unwrap();
+    assert!(shown(&prepared).ends_with("<|im_start|>assistant⟦\n  the<|im_end|>⟧\n"), "{}", shown(&prepared));
 }
 
 #[test]

@@ -242,7 +242,13 @@ fn check_patterns(key: &str, patterns: &NamePatterns, names: &[&str]) -> Result<
     let Some(pattern) = patterns.unused(names) else { return Ok(()) };
     let has = |begin: &str| names.iter().any(|name| name.starts_with(begin));
     let tied = pattern.starts_with("lm_head") && !has("lm_head") && !has("score") && !has("classifier");
-    let hint = match nearest(pattern, names.iter().copied()) {
+    // A pattern for many names is near the beginning of some.
+    let written = pattern.trim_end_matches(['*', '.']);
+    let depth = written.split('.').count();
+    let beginning = |name: &&str| name.match_indices('.').nth(depth - 1).map_or(name.len(), |(end, _)| end);
+    let beginnings = names.iter().map(|name| &name[..beginning(name)]);
+    let near = nearest(written, beginnings).map(|near| format!("{near}{}", &pattern[written.len()..]));
+    let hint = match near {
         _ if tied => "its head is the embedding of tokens (tie_word_embeddings)".to_owned(),
         Some(near) => format!("did you mean {near}?"),
         None => {

@@ -21,7 +21,7 @@ use crate::comm::{Activity, Phase};
 use crate::control::Control;
 use crate::evaluate::untrained;
 use crate::model::Transformer;
-use crate::trainer::Trainer;
+use crate::trainer::{TrainError, Trainer};
 use crate::worker::{Environment, WorkerError, as_rank};
 
 /// One line of the output.
@@ -43,7 +43,7 @@ struct Answered<'a> {
 ///
 /// # Errors
 /// What `launch` could not be told.
-pub fn answer() -> Result<bool, WorkerError> {
+pub fn answer_as_rank() -> Result<bool, WorkerError> {
     as_rank(answer_joined)
 }
 
@@ -53,37 +53,47 @@ fn answer_joined(
     control: &Control,
     activity: Arc<Activity>,
 ) -> Result<(), WorkerError> {
-    let (_device, trainer) = untrained(environment, config, control, activity.clone())?;
+    let (_device, mut trainer) = untrained(environment, config, control, activity.clone())?;
     let (rank, world_size) = (trainer.shards.comm().rank(), trainer.shards.comm().world_size());
     activity.enter(Phase::Evaluation);
     let _no_gradients = tch::no_grad_guard();
     let folder = &config.training.output_dir;
-    let answer = || {
+    // What loading left under way among the ranks is waited for, also by one that has no row.
+    trainer.each_segment(&mut |_, _, _| Ok::<(), TrainError>(()))?;
+    let sharded = config.sharding.stage.shards_parameters();
+    let answers = || {
         let text = std::fs::read_to_string(folder.join(GenerateRequest::FILE)).context("reading the request")?;
         let request: GenerateRequest = serde_json::from_str(&text).context("reading the request")?;
-        let generator = generator(&request, Box::new(ShardedModel(trainer)))?;
+        let generator = generator(&request, Box::new(ShardedModel { trainer, sharded }))?;
         let batch = config.training.per_device_eval_batch_size as usize;
         Ranked { request: &request, rank, world_size, batch }.answer(generator, folder)
     };
-    answer().map_err(WorkerError::Generate)?;
+    answers().map_err(WorkerError::Generate)?;
     control.leave(LeaveRequest::default())?;
     Ok(())
 }
 
 /// A model over the ranks' shards.
-struct ShardedModel(Trainer);
+struct ShardedModel {
+    trainer: Trainer,
+    /// Whether parameters are gathered, by all ranks at the same time.
+    sharded: bool,
+}
 
 impl Segmented for ShardedModel {
     fn transformer(&self) -> &Transformer {
-        &self.0.model
+        &self.trainer.model
     }
 
     fn each_segment(&mut self, visit: &mut Visit<'_>) -> Result<()> {
-        self.0.each_segment(visit)
+        self.trainer.each_segment(visit)
     }
 
     fn any_rank(&self, busy: bool) -> Result<bool> {
-        let all = self.0.shards.comm().exchange(&[f64::from(busy)])?;
+        if !self.sharded {
+            return Ok(busy);
+        }
+        let all = self.trainer.shards.comm().exchange(&[f64::from(busy)])?;
         Ok(all.iter().any(|of_rank| of_rank[0] > 0.0))
     }
 }
@@ -109,7 +119,8 @@ impl Ranked<'_> {
         let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         let mut output = BufWriter::new(file);
         let dataset = self.request.dataset.as_deref().context("the request names no data set")?;
-        let (sources, columns) = (Sources::find(&[dataset.to_string_lossy()])?, Columns::default());
+        let (sources, columns) =
+            (Sources::find(&[dataset.to_string_lossy()])?, Columns::new(self.request.column_mapping.clone(), None)?);
         let rows = RowReader::new(&sources, &columns).take(self.request.limit.unwrap_or(usize::MAX));
         let mut rows = rows.enumerate().filter(|(number, _)| number % self.world_size == self.rank);
         // Prompts that are being answered, and what the answers should be.

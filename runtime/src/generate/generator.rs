@@ -4,8 +4,11 @@ use anyhow::{Context, Result, ensure};
 use zerofold_data::{SpecialTokens, Tokenizer};
 use zerofold_plan::Head;
 
-use super::sequence::{Segmented, Sequence, next_logits};
+use super::sequence::{Segmented, Sequence, check_ids, next_logits};
 use super::{SampleOptions, Sampler};
+
+/// Where prompts that begin together have so many tokens, no other begins beside them: memory grows with the tokens of a pass.
+const MOST_FRESH: usize = 2048;
 
 /// How a [`Generator`] goes about it.
 #[derive(Clone, Copy, Debug)]
@@ -125,9 +128,14 @@ impl Generator {
     ) -> Result<()> {
         let (mut open, mut more) = (Vec::new(), true);
         loop {
-            while more && open.len() < batch.max(1) {
+            let mut fresh = 0;
+            while more && open.len() < batch.max(1) && fresh < MOST_FRESH {
                 match next()? {
-                    Some(prompt) => open.push(self.open(prompt)?),
+                    Some(prompt) => {
+                        let (answer, tokens) = self.open(prompt)?;
+                        fresh += tokens;
+                        open.push(answer);
+                    }
                     None => more = false,
                 }
             }
@@ -151,22 +159,23 @@ impl Generator {
         }
     }
 
-    fn open(&self, prompt: Prompt) -> Result<Open> {
+    /// An answer that begins, and how many tokens its prompt has.
+    fn open(&self, prompt: Prompt) -> Result<(Open, usize)> {
         let Prompt { number, text, place } = prompt;
         let open = || {
             let ids = self.encode(&text, false)?;
-            let room = self.room_after(ids.len())?;
-            let sample = SampleOptions { seed: self.options.sample.seed.wrapping_add(number), ..self.options.sample };
-            Ok::<_, anyhow::Error>((Sequence::new(ids), Sampler::new(sample)?, room))
+            check_ids(&ids, self.model.transformer().config.vocab_size)?;
+            Ok::<_, anyhow::Error>((self.room_after(ids.len())?, ids))
         };
-        let (sequence, sampler, room) = open().with_context(|| place.clone())?;
-        Ok(Open { number, place, sequence, sampler, tokens: Vec::new(), room, ended: false })
+        let (room, ids) = open().with_context(|| place.clone())?;
+        let (tokens, sampler) = (ids.len(), Sampler::new(self.options.sample)?.of_stream(number));
+        let sequence = Sequence::new(ids);
+        Ok((Open { number, place, sequence, sampler, tokens: Vec::new(), room, ended: false }, tokens))
     }
 
     /// How many tokens may follow a prompt of so many.
     fn room_after(&self, prompt: usize) -> Result<usize> {
-        let config = &self.model.transformer().config;
-        let context = config.max_exact_length().unwrap_or(usize::MAX).min(config.max_position_embeddings);
+        let context = self.model.transformer().config.context();
         ensure!(
             prompt < context,
             "the prompt has {prompt} tokens, and the model's context holds {context}\nhint: shorten the prompt"

@@ -20,7 +20,7 @@ use tch::{Kind, Tensor};
 use zerofold_configs::{ComputeDtype, GenerateRequest};
 use zerofold_data::{ChatTemplate, Message, Role, TemplateSource, Tokenizer};
 
-pub use dataset::answer as answer_as_rank;
+pub use dataset::answer_as_rank;
 pub use generator::{Generator, Options};
 pub use sample::{SampleOptions, Sampler};
 pub use sequence::{Segmented, Sequence, Visit, next_logits};
@@ -152,6 +152,10 @@ fn template(request: &GenerateRequest, generator: &Generator) -> Result<ChatTemp
 
 /// What a request must not say together.
 fn check(request: &GenerateRequest) -> Result<()> {
+    ensure!(
+        request.dataset.is_none() && request.output.is_none() && request.limit.is_none(),
+        "a data set is answered by ranks\nhint: launch generate --dataset FILE starts them"
+    );
     ensure!(
         request.system.is_none() || request.chat || request.prompt.is_none(),
         "a system message needs the chat template\nhint: add --chat"

@@ -41,6 +41,12 @@ impl Sampler {
         Ok(Sampler { options, random: ChaCha8Rng::seed_from_u64(seed) })
     }
 
+    /// The same from another stream of the seed, independent of all others.
+    pub fn of_stream(mut self, stream: u64) -> Self {
+        self.random.set_stream(stream);
+        self
+    }
+
     /// Chooses a token; `logits` holds one value per token of the vocabulary.
     ///
     /// # Errors

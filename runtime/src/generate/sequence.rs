@@ -59,6 +59,17 @@ impl Sequence {
     }
 }
 
+/// Refuses tokens that the model does not have, and none at all.
+pub(super) fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
+    ensure!(!ids.is_empty(), "there is no token to go on from\nhint: give a prompt that is not empty");
+    match ids.iter().find(|id| **id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(outside) => anyhow::bail!(
+            "token id {outside} is outside the model's vocabulary of {vocab_size}\nhint: tokenizer and model do not belong together"
+        ),
+    }
+}
+
 /// The logits after the last token of each sequence, one float32 for each token of the vocabulary; they are all seen then. Without any
 /// sequence the segments are gone through for the other ranks' sake.
 ///
@@ -72,12 +83,7 @@ pub fn next_logits(model: &mut dyn Segmented, sequences: &mut [&mut Sequence]) -
     let (config, device) = (&model.transformer().config, model.transformer().device());
     let (vocab_size, layers) = (config.vocab_size, config.num_hidden_layers);
     for sequence in sequences.iter_mut() {
-        ensure!(!sequence.feed.is_empty(), "there is no token to go on from\nhint: give a prompt that is not empty");
-        if let Some(outside) = sequence.feed.iter().find(|id| **id as usize >= vocab_size) {
-            anyhow::bail!(
-                "token id {outside} is outside the model's vocabulary of {vocab_size}\nhint: tokenizer and model do not belong together"
-            );
-        }
+        check_ids(&sequence.feed, vocab_size)?;
         sequence.caches.resize_with(layers, LayerCache::new);
     }
     let spans: Vec<(i64, i64)> = sequences.iter().map(|it| (it.seen.len() as i64, it.feed.len() as i64)).collect();
@@ -85,25 +91,18 @@ pub fn next_logits(model: &mut dyn Segmented, sequences: &mut [&mut Sequence]) -
     let ids: Vec<i64> = sequences.iter().flat_map(|it| &it.feed).map(|id| i64::from(*id)).collect();
     let ids = Tensor::f_from_slice(&ids)?.f_unsqueeze(0)?.f_to_device(device)?;
     let (mut x, mut logits) = (Tensor::new(), Tensor::new());
+    let going = sequences.iter_mut().zip(&lengths);
+    let mut going: Vec<Continued<'_>> =
+        going.map(|(sequence, &length)| Continued { length, caches: &mut sequence.caches }).collect();
     model.each_segment(&mut |transformer, kind, leaves| {
         match kind {
-            SegmentKind::Embedding => x = transformer.embed_continued(leaves, &ids, spans.iter().copied())?,
+            SegmentKind::Embedding => x = transformer.embed_continued(leaves, &ids, &spans)?,
             SegmentKind::Head => logits = transformer.last_logits(leaves, &x, &lengths)?,
-            kind => {
-                let (SegmentKind::Block(layer) | SegmentKind::Attention(layer) | SegmentKind::Mlp(layer)) = kind else {
-                    x = transformer.segment(kind, leaves, &x, None)?;
-                    return Ok(());
-                };
-                let mut continued: Vec<Continued<'_>> = sequences
-                    .iter_mut()
-                    .zip(&lengths)
-                    .map(|(sequence, &length)| Continued { length, cache: &mut sequence.caches[layer] })
-                    .collect();
-                x = transformer.segment_continued(kind, leaves, &x, &mut continued)?;
-            }
+            kind => x = transformer.segment_continued(kind, leaves, &x, &mut going)?,
         }
         Ok(())
     })?;
+    drop(going);
     for sequence in sequences {
         sequence.seen.append(&mut sequence.feed);
     }

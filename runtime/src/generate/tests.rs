@@ -186,7 +186,8 @@ fn requests_that_contradict_themselves_and_broken_folders_are_refused() {
         change(&mut request);
         format!("{:#}", run(&request).expect_err("refused"))
     };
-    let table: [(Change, &str); 4] = [
+    let table: [(Change, &str); 5] = [
+        (|request| request.dataset = Some("rows.jsonl".into()), "a data set is answered by ranks"),
         (|request| request.system = Some("Be brief".to_owned()), "hint: add --chat"),
         (|request| request.temperature = -1.0, "temperature is -1"),
         (|request| request.prompt = Some("word ".repeat(600)), "the model's context holds 512"),

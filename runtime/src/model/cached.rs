@@ -9,13 +9,13 @@ use super::transformer::Dropout;
 use super::{LayerCache, ModelError, Transformer};
 use crate::torch::HeadLayout;
 
-/// One of several sequences that go on side by side, end to end in one row: how many tokens of it lie there, and what a layer has
+/// One of several sequences that go on side by side, end to end in one row: how many tokens of it lie there, and what the layers have
 /// seen of it before.
 pub struct Continued<'a> {
     /// Tokens of it in the row.
     pub length: i64,
-    /// The layer's cache of it.
-    pub cache: &'a mut LayerCache,
+    /// The cache of each layer.
+    pub caches: &'a mut [LayerCache],
 }
 
 impl Transformer {
@@ -28,15 +28,16 @@ impl Transformer {
         &self,
         leaves: &[Tensor],
         input_ids: &Tensor,
-        sequences: impl IntoIterator<Item = (i64, i64)>,
+        sequences: &[(i64, i64)],
     ) -> Result<Tensor, ModelError> {
-        let positions = sequences.into_iter().map(|(begin, length)| self.positions(begin, length, None));
-        let positions = positions.collect::<Result<Vec<_>, _>>()?;
-        self.embed_at(leaves, (input_ids, None), |_| Ok(Tensor::f_cat(&positions, 0)?))
+        self.embed_at(leaves, (input_ids, None), |_| {
+            let positions = sequences.iter().map(|&(begin, length)| self.positions(begin, length, None));
+            Ok(Tensor::f_cat(&positions.collect::<Result<Vec<_>, _>>()?, 0)?)
+        })
     }
 
     /// What a segment between embedding and head makes of the tokens of `sequences`, end to end in `[1, T, H]`, which follow those that
-    /// each one's cache of the segment's layer holds, and are in it then. No gradients.
+    /// each one's cache of the segment's layer holds, and are in it then. No gradients. Every sequence has a cache for every layer.
     ///
     /// # Errors
     /// As [`Transformer::segment`].
@@ -72,7 +73,8 @@ impl Transformer {
         let by = Attending { way: self.attention.way(self.kernels, 0.0), window, dropout: 0.0 };
         let projected = self.projected(&weights, x)?;
         let (mut attended, mut at) = (Vec::with_capacity(sequences.len()), 0);
-        for Continued { length, cache } in sequences {
+        for Continued { length, caches } in sequences {
+            let cache = &mut caches[layer];
             let begin = cache.length();
             self.check_length(begin + *length)?;
             let layout = if begin == 0 { by.way.layout() } else { HeadLayout::ByPosition };

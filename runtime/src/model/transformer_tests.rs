@@ -83,17 +83,10 @@ impl Whole {
         let lengths: Vec<i64> = next.iter().map(|ids| ids.size()[0]).collect();
         let spans: Vec<(i64, i64)> = caches.iter().map(|it| it[0].length()).zip(lengths.iter().copied()).collect();
         let ids = Tensor::cat(next, 0).unsqueeze(0);
-        let mut x = self.model.embed_continued(self.leaves(embedding), &ids, spans).expect("an embedding");
+        let mut x = self.model.embed_continued(self.leaves(embedding), &ids, &spans).expect("an embedding");
         for segment in hidden {
-            let layer = match segment.kind {
-                SegmentKind::Block(layer) => layer,
-                _ => 0,
-            };
-            let mut sequences: Vec<Continued<'_>> = caches
-                .iter_mut()
-                .zip(&lengths)
-                .map(|(caches, &length)| Continued { length, cache: &mut caches[layer] })
-                .collect();
+            let mut sequences: Vec<Continued<'_>> =
+                caches.iter_mut().zip(&lengths).map(|(caches, &length)| Continued { length, caches }).collect();
             x = self
                 .model
                 .segment_continued(segment.kind, self.leaves(segment), &x, &mut sequences)

@@ -148,6 +148,11 @@ impl Unit {
         Ok(unit)
     }
 
+    /// Elements that are trained now.
+    pub fn trained(&self) -> usize {
+        self.trained
+    }
+
     /// Makes room for the gradient, if there is something to be trained and none yet; gives it up where there is nothing.
     fn make_gradient(&mut self, shard_axis: &dyn Collectives) -> Result<(), ShardError> {
         let numel = if self.stage.shards_gradients() { self.layout.shard_numel } else { self.layout.numel };

@@ -2,6 +2,7 @@
 
 use super::run::shown;
 use super::{TrainError, Trainer};
+use crate::shard::{Shards, Unit};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use zerofold_checkpoint::{Found, Weights};
@@ -54,8 +55,18 @@ impl Trainer {
     /// Trains what is to be trained after so many openings of gradual unfreezing, from the step after `finished` ones on. Every
     /// rank calls it. Nothing is closed again.
     pub fn open(&mut self, openings: u32, finished: u64) -> Result<(), TrainError> {
+        let trained = |shards: &Shards| shards.units.iter().map(Unit::trained).sum::<usize>();
+        let before = trained(&self.shards);
         self.shards.open(openings, finished - self.state.skipped)?;
         self.segments.look_again(&self.shards.units);
+        let now = trained(&self.shards);
+        if now > before && finished > 0 && self.shards.comm().rank() == 0 {
+            tracing::info!(
+                "from step {} on {now} parameters are trained, {} more than before",
+                finished + 1,
+                now - before
+            );
+        }
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The model's chat template, rendered as transformers renders it.
 //!
 //! Chat templates are Jinja2 with Python's string methods, some functions of transformers' own and a `generation` tag;
-//! [`python`] supplies what a template may expect of Python, [`generation`] the tag, [`bounds`] an end. [`builtin`] has
+//! [`python`] supplies what a template may expect of Python, [`generation`] the tag, [`bounds`] and [`watch`] an end. [`builtin`] has
 //! templates of our own for models without one.
 
 mod bounds;
@@ -14,10 +14,12 @@ mod methods;
 mod python;
 mod source;
 mod values;
+mod watch;
 
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
+use std::sync::Arc;
 
 use minijinja::{Environment, Value};
 
@@ -29,6 +31,7 @@ use crate::model_files::SpecialTokens;
 pub use clock::today;
 pub(crate) use context::Context;
 pub use source::{TemplateSource, trained_template_digest};
+pub(crate) use watch::end_without_memory;
 
 const NAME: &str = "chat_template";
 
@@ -36,6 +39,7 @@ const NAME: &str = "chat_template";
 pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
+    place: Arc<Path>,
     special: SpecialTokens,
     marked: bool,
 }
@@ -93,7 +97,7 @@ impl ChatTemplate {
             Ok(added) => added.map_err(|error| broken(bounds::describe(&error)))?,
             Err(_) => return Err(broken(PANICKED.to_string())),
         }
-        Ok(ChatTemplate { environment, source, special, marked: is_marked })
+        Ok(ChatTemplate { environment, source, place: place.into(), special, marked: is_marked })
     }
 
     /// Lets `strftime_now` tell the beginning of this day ([`today`]), whenever the template is rendered.
@@ -172,11 +176,13 @@ impl ChatTemplate {
         let template = self.environment.get_template(NAME).map_err(|error| fault(bounds::describe(&error)))?;
         let variables = context.variables(count, add_generation_prompt, &self.special);
         bounds::begin();
+        let watched = watch::Watched::begin(&self.place);
         let mut output = bounds::BoundedText::default();
         // A template must not end the program: the engine takes some slices and numbers for impossible.
         let rendered = panic::catch_unwind(AssertUnwindSafe(|| {
             template.render_captured_to(Value::from_iter(variables), &mut output).map(|_| ())
         }));
+        drop(watched);
         match rendered {
             Ok(rendered) => rendered.map_err(|error| fault(bounds::describe(&error)))?,
             Err(_) => return Err(fault(PANICKED.to_string())),

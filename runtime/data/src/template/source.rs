@@ -99,6 +99,11 @@ impl TemplateSource {
         digest(&self.text)
     }
 
+    /// The names of the built-in templates.
+    pub fn builtin_names() -> Vec<&'static str> {
+        builtin::names()
+    }
+
     /// Whether `name` is that of a built-in template, so that no model of the hub is meant.
     pub fn is_builtin(name: &str) -> bool {
         builtin::find(name).is_some()

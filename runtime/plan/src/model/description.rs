@@ -312,6 +312,18 @@ impl ModelConfig {
         }
     }
 
+    /// The longest sequence in tokens that the model was made for, or stretched to.
+    pub fn context(&self) -> usize {
+        let stretched = |rope: &RopeConfig| match rope.scaling {
+            RopeScaling::Yarn { factor, original_max_position_embeddings, .. } => {
+                (factor * original_max_position_embeddings) as usize
+            }
+            _ => 0,
+        };
+        let context = self.ropes.iter().map(stretched).fold(self.max_position_embeddings, usize::max);
+        self.max_exact_length().map_or(context, |longest| longest.min(context))
+    }
+
     /// The longest sequence in tokens that is computed as the model means it; none when every length is.
     pub fn max_exact_length(&self) -> Option<usize> {
         let of_ropes = self.ropes.iter().filter_map(|rope| match rope.scaling {

@@ -2,9 +2,27 @@
 //! (`rope_parameters`).
 
 use serde_json::{Map, Value};
+use zerofold_configs::nearest;
 
 use super::file::File;
 use super::{ModelConfigError, RopeConfig, RopeScaling};
+
+/// What YaRN has in its object.
+const YARN: [&str; 13] = [
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "finetuned",
+];
 
 /// What a family has where its file leaves it out, and what it allows.
 #[derive(Clone, Copy)]
@@ -140,7 +158,20 @@ impl File {
             Some(number) if number < 0.0 => Err(self.invalid_in(parameters, key, "it must be 0 or larger")),
             number => Ok(number.filter(|&number| number > 0.0)),
         };
-        let factor = number("factor")?.unwrap_or(defaults.max_position_embeddings as f64 / original);
+        if let Some(key) = parameters.keys().find(|key| !YARN.contains(&key.as_str())) {
+            let hint = match nearest(key, YARN) {
+                Some(near) => format!("did you mean {near}? YaRN has {}", YARN.join(", ")),
+                None => format!("YaRN has {}", YARN.join(", ")),
+            };
+            return Err(self.not_built(key, &parameters[key], hint));
+        }
+        let stretch = defaults.max_position_embeddings as f64 / original;
+        let factor = match number("factor")? {
+            Some(factor) if factor < 1.0 => return Err(self.invalid_in(parameters, "factor", "it must be at least 1")),
+            Some(factor) => factor,
+            None if stretch > 1.0 => stretch,
+            None => return Err(self.missing("factor (of the rope scaling)")),
+        };
         let (beta_fast, beta_slow) = (number("beta_fast")?.unwrap_or(32.0), number("beta_slow")?.unwrap_or(1.0));
         if beta_fast < beta_slow {
             let reason = format!("it must be at least beta_slow = {beta_slow}");
