@@ -222,7 +222,7 @@ fn offloading_has_a_stage_and_host_memory_counts_beside_gpus() {
 #[test]
 fn rows_beyond_the_positions_of_the_model_are_noted() {
     let out = answered(&["plan", "--model", "llama-7b", "--max_length", "8192"]);
-    assert!(out.contains("note: max_length is 8192 tokens, and the model's max_position_embeddings is 4096"), "{out}");
+    assert!(out.contains("note: max_length is 8192 tokens, and the model's context is 4096"), "{out}");
 }
 
 #[test]
