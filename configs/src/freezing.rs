@@ -34,13 +34,14 @@ impl NamePatterns {
             let words = text(value).filter(|text| !text.is_empty());
             words.ok_or_else(|| format!("{} is no pattern", written(value)))
         };
+        let as_list = |text: &str| serde_yaml::from_str::<Value>(text).ok().filter(Value::is_sequence);
+        // A flag has a list as text; another pattern may begin with a bracket too.
+        if let Some(list) = value.as_str().filter(|text| text.trim_start().starts_with('[')).and_then(as_list) {
+            return NamePatterns::read(&list);
+        }
         let patterns: Vec<String> = match value {
             Value::Sequence(patterns) => patterns.iter().map(words).collect::<Result<_, _>>()?,
-            // A flag has several with commas between them, or a list as text.
-            Value::String(text) if text.trim_start().starts_with('[') => match serde_yaml::from_str::<Value>(text) {
-                Ok(list @ Value::Sequence(_)) => return NamePatterns::read(&list),
-                _ => vec![text.trim().to_owned()],
-            },
+            // Or several with commas between them.
             _ => words(value)?.split(',').map(|pattern| pattern.trim().to_owned()).collect(),
         };
         NamePatterns::try_from(patterns)

@@ -128,7 +128,7 @@ impl ShortJobs {
     }
 
     fn stopped<T>(&self, signal: StopSignal) -> ControlFlow<u8, T> {
-        self.terminal.complain(&format!("stopped by {}; what was done so far is not told", signal.name()));
+        self.terminal.complain(&format!("stopped by {} before all was done", signal.name()));
         ControlFlow::Break(signal.exit_code())
     }
 

@@ -36,6 +36,26 @@ fn a_template_that_takes_all_memory_ends_the_program_with_words() {
     }
 }
 
+/// A run's own configuration says it, so it cannot be refused.
+#[test]
+fn assistant_only_loss_of_rows_without_an_assistant_is_told_and_changes_nothing() {
+    let scene = Scene::new();
+    let texts = scene.write("texts.jsonl", "{\"text\": \"The boat is late.\"}\n".repeat(8));
+    let train = |run: &str, words: &str| {
+        let job = scene.launch(&format!("train --max_steps 1 {words}")).with("--model", model("tiny-llama"));
+        let ended = job.with("--dataset", &texts).with("--output_dir", scene.path(run)).run();
+        ended.assert_done();
+        ended
+    };
+    assert!(!train("run", "").err.contains("assistant_only_loss"));
+    let told = "has no effect: texts have no assistant";
+    assert!(train("asked", "--assistant_only_loss true").err.contains(told));
+    let config = scene.path("run/config.resolved.yaml");
+    let again = scene.launch("evaluate").with("--config", config).with("--dataset", &texts).run();
+    again.assert_done();
+    assert!(again.err.contains(told), "{again}");
+}
+
 #[test]
 fn conversations_become_the_ids_and_masks_of_transformers() {
     let scene = Scene::new();

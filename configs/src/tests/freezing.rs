@@ -23,6 +23,8 @@ fn patterns_come_as_a_list_or_with_commas() {
     assert_eq!(flag.training, list);
     let as_list = with_flags(TRAINING, &[("freeze", "[model.embed_tokens.*, 'model.layers.0.*']")], &[]).unwrap();
     assert_eq!(as_list.training.freeze, flag.training.freeze);
+    let bracket = with_flags(TRAINING, &[("freeze", "[ab]*.weight, model.*")], &[]).unwrap().training.freeze;
+    assert!(matches!(bracket, Some(Freeze::Named(patterns)) if patterns.any("b.weight") && patterns.any("model.x")));
     assert_eq!(training("  freeze: all_but_head\n").freeze, Some(Freeze::AllButHead));
     assert_eq!(training("  freeze: none\n").freeze, None);
     for training in [list, training("  freeze: all_but_head\n"), training("")] {

@@ -50,16 +50,16 @@ impl Place {
         {
             return Ok(Place::Model(path.to_owned()));
         }
-        let model = path.join("model");
-        if path.join("config.resolved.yaml").exists() && model.join("config.json").exists() {
-            let message = format!("the run {shown} has no checkpoint");
-            return Err(LaunchError::usage(message, format!("the model that it wrote is {}", model.display())));
+        if !path.join("config.resolved.yaml").exists() {
+            let message = format!("{shown} is neither a checkpoint nor a run nor a model folder");
+            return Err(LaunchError::usage(message, WHAT_TO_GIVE));
         }
-        let message = match path.join("config.resolved.yaml").exists() {
-            true => format!("the run {shown} has no checkpoint"),
-            false => format!("{shown} is neither a checkpoint nor a run nor a model folder"),
+        let model = path.join("model");
+        let hint = match model.join("config.json").exists() {
+            true => format!("the model that it wrote is {}", model.display()),
+            false => WHAT_TO_GIVE.to_owned(),
         };
-        Err(LaunchError::usage(message, WHAT_TO_GIVE))
+        Err(LaunchError::usage(format!("the run {shown} has no checkpoint"), hint))
     }
 
     /// The same, with the newest published step in place of a run.

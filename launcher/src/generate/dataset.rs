@@ -138,6 +138,12 @@ fn configuration(options: &GenerateOptions, run: &RunFolder, terminal: &Terminal
     if let Some(revision) = &options.model_revision {
         set(&mut inputs, "model_revision", revision);
     }
+    let of_types = ["bf16", "fp16", "mixed_precision"];
+    let typed = inputs.flags.iter().find(|(name, _)| of_types.contains(&name.as_str()));
+    if let (Some(dtype), Some((name, value))) = (options.dtype, typed) {
+        let message = format!("--dtype {dtype} and --{name} {value} both say the type to compute in");
+        return Err(LaunchError::usage(message, "give one of the two"));
+    }
     match options.dtype {
         Some(ComputeDtype::Bfloat16) => set(&mut inputs, "bf16", "true"),
         Some(ComputeDtype::Float32) => ["bf16", "fp16"].iter().for_each(|key| set(&mut inputs, key, "false")),

@@ -399,7 +399,9 @@ pub(crate) fn tokenise(
             (hub::sources(source, config, which)?, columns(config, source.column_mapping.as_ref())?);
         let prepared = prepare(&preparation(config, (&sources, packing), (&columns, classes.as_ref()), &cache));
         let prepared = prepared.map_err(cache_folder::tokenising)?;
-        check_loss(config, &prepared.report)?;
+        if let Some(words) = no_assistant(config, &prepared.report) {
+            terminal.complain(&format!("warning: {}: {words}", sources.written()));
+        }
         announce::data(&prepared, began.elapsed()).iter().for_each(|line| terminal.say(line));
         for warning in announce::warnings(&prepared.report, which, told) {
             terminal.complain(&format!("warning: {}: {warning}", sources.written()));
@@ -409,17 +411,15 @@ pub(crate) fn tokenise(
     join(parts, &cache).map_err(cache_folder::tokenising)
 }
 
-/// Refuses `assistant_only_loss: true` that was asked for where rows have no assistant, as TRL does; it is the default for those that have.
-fn check_loss(config: &Resolved, report: &DataReport) -> Result<(), LaunchError> {
-    let place = config.provenance.get("assistant_only_loss").filter(|place| *place != "default");
+/// What is to be told where `assistant_only_loss: true` was said and rows have no assistant: it has no effect then. TRL refuses that; here a
+/// run's own configuration says it of every data set.
+fn no_assistant(config: &Resolved, report: &DataReport) -> Option<String> {
+    let place = config.provenance.get("assistant_only_loss").filter(|place| *place != "default")?;
     let has_assistant = matches!(report.kind, RowKind::Conversations | RowKind::Exchanges);
-    match place.filter(|_| config.training.assistant_only_loss && !has_assistant) {
-        None => Ok(()),
-        Some(place) => Err(LaunchError::usage(
-            format!("{place}: assistant_only_loss is true, but {} have no assistant", report.kind.words()),
-            "leave it out: it is the default for rows of messages alone",
-        )),
-    }
+    (config.training.assistant_only_loss && !has_assistant).then(|| {
+        let kind = report.kind.words();
+        format!("assistant_only_loss is true ({place}) and has no effect: {kind} have no assistant")
+    })
 }
 
 /// The tokens that attend to each other at most.

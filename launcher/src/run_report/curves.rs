@@ -105,7 +105,11 @@ fn chart(shown: &Shown, runs: &[Run]) -> String {
         explain("key-faint", "each step".to_owned());
         explain("key-line", format!("mean of {window} steps"));
     }
-    if shown.held_out.is_some() && runs.iter().any(|run| run.history.evaluations().next().is_some()) {
+    let is_drawn = |held_out: &HeldOut| {
+        let mut evaluations = runs.iter().flat_map(|run| run.history.evaluations());
+        evaluations.any(|(_, loss, told)| held_out(loss, told).is_some())
+    };
+    if shown.held_out.as_ref().is_some_and(is_drawn) {
         explain("key-dots", "held-out".to_owned());
     }
     if shown.planned && runs.iter().any(|run| run.plan.is_some()) {

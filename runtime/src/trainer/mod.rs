@@ -6,6 +6,7 @@ mod export;
 mod fisher;
 mod inspect;
 mod loss;
+mod micro_batch;
 mod pass;
 mod run;
 mod saving;

@@ -2,85 +2,19 @@
 
 use super::TrainError;
 use super::inspect::Inspection;
-use super::loss::{Head, HeadGradients, HeadLoss, Targets, Told, head_loss};
+use super::loss::{Head, HeadGradients, HeadLoss, head_loss};
+use super::micro_batch::MicroBatch;
 use super::segments::Segments;
 use crate::comm::{Activity, Phase};
 use crate::metrics::{Begun, Label, Track};
-use crate::model::{Documents, Transformer};
+use crate::model::Transformer;
 use crate::shard::Shards;
 use crate::torch::{add, add_rows, autograd_grad};
 use tch::{Kind, Tensor};
 use zerofold_checkpoint::fault;
-use zerofold_configs::{BackwardPrefetch, ProblemType};
+use zerofold_configs::BackwardPrefetch;
 use zerofold_data::Batch;
 use zerofold_plan::{Head as ModelHead, SegmentKind};
-
-/// A micro-batch as tensors.
-struct MicroBatch {
-    /// Token ids `[rows, length]`.
-    input_ids: Tensor,
-    /// Their types, likewise; none where all are of type 0.
-    token_types: Option<Tensor>,
-    /// Where, in `[rows × length]`, supervised targets are.
-    positions: Tensor,
-    /// The supervised targets.
-    targets: Targets,
-    /// Where the one row holds documents end to end.
-    documents: Option<Documents>,
-}
-
-impl MicroBatch {
-    fn new(batch: &Batch, model: &Transformer) -> Result<Self, TrainError> {
-        let device = model.device();
-        let shape = [batch.rows as i64, batch.length as i64];
-        let supervised = batch.labels.iter().enumerate().filter(|(_, label)| **label >= 0);
-        let (positions, targets): (Vec<i64>, Vec<i64>) = supervised.map(|(at, &label)| (at as i64, label)).unzip();
-        Ok(MicroBatch {
-            input_ids: Tensor::from_slice(&batch.input_ids).f_view(shape)?.f_to_device(device)?,
-            token_types: match batch.token_types.as_slice() {
-                types if types.is_empty() || model.config.token_types < 2 => None,
-                types => Some(Tensor::from_slice(types).f_view(shape)?.f_to_device(device)?),
-            },
-            positions: Tensor::from_slice(&positions).f_to_device(device)?,
-            targets: Targets {
-                ids: Tensor::from_slice(&targets).f_to_device(device)?,
-                told: told(batch, targets.len(), model)?,
-                sources: batch.sources as i64,
-                of_source: match batch.sources {
-                    0 | 1 => None,
-                    _ => Some(Tensor::from_slice(&sources(batch, &positions)).f_to_device(device)?),
-                },
-            },
-            documents: match batch.documents.as_slice() {
-                [] => None,
-                lengths => Some(model.documents(lengths)?),
-            },
-        })
-    }
-}
-
-/// What is told of so many tokens of a batch.
-fn told(batch: &Batch, count: usize, model: &Transformer) -> Result<Told, TrainError> {
-    let values = || {
-        let shape = [count as i64, model.config.head_rows() as i64];
-        Ok::<Tensor, TrainError>(Tensor::from_slice(&batch.values).f_view(shape)?.f_to_device(model.device())?)
-    };
-    Ok(match model.config.head {
-        ModelHead::Language | ModelHead::Classes { problem: ProblemType::SingleLabel, .. } => Told::Class,
-        ModelHead::Classes { problem: ProblemType::MultiLabel, .. } => Told::Flags(values()?),
-        ModelHead::Classes { problem: ProblemType::Regression, .. } => Told::Numbers(values()?),
-    })
-}
-
-/// The source of each of these positions, which rise.
-fn sources(batch: &Batch, positions: &[i64]) -> Vec<i64> {
-    let mut spans = batch.spans().peekable();
-    let source = |&position: &i64| {
-        while spans.next_if(|(span, _)| span.end <= position as usize).is_some() {}
-        spans.peek().map_or(0, |(_, source)| *source as i64)
-    };
-    positions.iter().map(source).collect()
-}
 
 /// What is called with a segment's kind and its leaves.
 pub(super) type Visit<'a, E> = dyn FnMut(&Transformer, SegmentKind, &[Tensor]) -> Result<(), E> + 'a;
@@ -181,7 +115,7 @@ impl Pass<'_> {
         }
         self.gather_for_forward(last)?;
         let span = self.begin(last, "forward");
-        let rows = supervised_rows(&hidden, &batch)?;
+        let rows = batch.supervised(&hidden)?;
         let input = self.model.head_input(self.leaves(last), &rows)?;
         let is_classifier = self.model.config.head != ModelHead::Language;
         let loss = head_loss(&input, &self.head_of(self.leaves(last))?, &batch.targets, None, is_classifier)?;
@@ -292,7 +226,7 @@ impl Pass<'_> {
         self.prefetch_backward(index, BackwardPrefetch::Pre)?;
         let span = self.begin(index, "forward");
         let is_lowest = self.segments.lowest == index;
-        let rows = supervised_rows(hidden, batch)?.f_set_requires_grad(!is_lowest)?;
+        let rows = batch.supervised(hidden)?.f_set_requires_grad(!is_lowest)?;
         let leaves: Vec<Tensor> = self.leaves(index).iter().map(Tensor::shallow_clone).collect();
         let seed = self.seed.map(|seed| seed.wrapping_add(index as u64));
         let input = tch::with_grad(|| match seed {
@@ -448,10 +382,4 @@ impl Pass<'_> {
             smoothing: self.label_smoothing,
         })
     }
-}
-
-/// The hidden states `[supervised, H]` at the supervised positions.
-fn supervised_rows(hidden: &Tensor, batch: &MicroBatch) -> Result<Tensor, TrainError> {
-    let width = *hidden.size().last().unwrap_or(&1);
-    Ok(hidden.f_view([-1, width])?.f_index_select(0, &batch.positions)?)
 }

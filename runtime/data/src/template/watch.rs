@@ -17,12 +17,15 @@ const PAGE: u64 = 4096;
 /// After so long without a rendering nobody looks any more.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// The rendering of one thread.
+/// The renderings of one thread.
 struct Rendering {
     /// Counts up when one begins and when it ends: odd while it lasts.
     count: AtomicU64,
     /// The template's place.
     place: Mutex<Arc<Path>>,
+    /// The count when it was last looked at, and the memory at which this one was first seen; of who looks alone.
+    seen: AtomicU64,
+    before: AtomicU64,
 }
 
 thread_local! {
@@ -39,18 +42,12 @@ pub(super) struct Watched(Arc<Rendering>);
 impl Watched {
     /// A rendering of the template from this place begins.
     pub(super) fn begin(place: &Arc<Path>) -> Watched {
-        let own = OWN.with_borrow_mut(|own| {
-            let new = || {
-                let rendering = Arc::new(Rendering { count: AtomicU64::new(0), place: Mutex::new(place.clone()) });
-                ALL.lock().unwrap_or_else(PoisonError::into_inner).push(rendering.clone());
-                rendering
-            };
-            own.get_or_insert_with(new).clone()
-        });
+        let own = OWN.with_borrow_mut(|own| own.get_or_insert_with(|| Rendering::of_thread(place)).clone());
         *own.place.lock().unwrap_or_else(PoisonError::into_inner) = place.clone();
-        own.count.fetch_add(1, Ordering::Release);
-        if !LOOKING.swap(true, Ordering::AcqRel) {
-            std::thread::spawn(look);
+        own.count.fetch_add(1, Ordering::SeqCst);
+        // Where no thread can be had nobody looks, and templates are bounded by fuel alone.
+        if !LOOKING.swap(true, Ordering::SeqCst) && std::thread::Builder::new().spawn(look).is_err() {
+            LOOKING.store(false, Ordering::SeqCst);
         }
         Watched(own)
     }
@@ -58,51 +55,76 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        self.0.count.fetch_add(1, Ordering::Release);
+        self.0.count.fetch_add(1, Ordering::SeqCst);
     }
+}
+
+impl Rendering {
+    fn of_thread(place: &Arc<Path>) -> Arc<Rendering> {
+        let (count, place) = (AtomicU64::new(0), Mutex::new(place.clone()));
+        let new = Arc::new(Rendering { count, place, seen: AtomicU64::new(0), before: AtomicU64::new(0) });
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of threads that have ended are nobody else's.
+        all.retain(|rendering| Arc::strong_count(rendering) > 1);
+        all.push(new.clone());
+        new
+    }
+
+    fn lasts(&self) -> bool {
+        !self.count.load(Ordering::SeqCst).is_multiple_of(2)
+    }
+
+    /// Looks at it: whether anything happened since the last look, or lasts. Ends the program where it takes too much.
+    fn look(&self) -> bool {
+        let count = self.count.load(Ordering::SeqCst);
+        let is_new = self.seen.swap(count, Ordering::SeqCst) != count;
+        if count.is_multiple_of(2) {
+            return is_new;
+        }
+        let memory = memory();
+        if is_new {
+            self.before.store(memory, Ordering::SeqCst);
+        } else if memory > self.before.load(Ordering::SeqCst).saturating_add(MOST_GROWTH) {
+            end(self);
+        }
+        true
+    }
+}
+
+fn all() -> Vec<Arc<Rendering>> {
+    ALL.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Looks at all renderings until there has been none for a while.
 fn look() {
-    // Of each rendering that lasts: its count, and the memory at which it was first seen.
-    let mut lasting: Vec<(u64, u64)> = Vec::new();
-    let mut last_seen = Instant::now();
-    while last_seen.elapsed() < IDLE {
-        std::thread::sleep(LOOK);
-        let all = ALL.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        lasting.resize(all.len(), (0, 0));
-        for (rendering, (seen, before)) in all.iter().zip(&mut lasting) {
-            let count = rendering.count.load(Ordering::Acquire);
-            if count % 2 == 0 {
-                // Many short ones: somebody is at work.
-                if count != *seen {
-                    (*seen, last_seen) = (count, Instant::now());
-                }
-                continue;
-            }
-            last_seen = Instant::now();
-            let memory = memory();
-            if count != *seen {
-                (*seen, *before) = (count, memory);
-            } else if memory > before.saturating_add(MOST_GROWTH) {
-                end(rendering);
+    loop {
+        let mut last = Instant::now();
+        while last.elapsed() < IDLE {
+            std::thread::sleep(LOOK);
+            // Not `any`: each is looked at.
+            if all().iter().filter(|rendering| rendering.look()).count() > 0 {
+                last = Instant::now();
             }
         }
+        LOOKING.store(false, Ordering::SeqCst);
+        // One that began just now saw somebody looking; unless another looks already, it is looked after.
+        if !all().iter().any(|rendering| rendering.lasts()) || LOOKING.swap(true, Ordering::SeqCst) {
+            return;
+        }
     }
-    LOOKING.store(false, Ordering::Release);
 }
 
 /// Ends the program where this thread renders a template: an allocation has just failed, and nothing here allocates.
 pub(crate) fn end_without_memory() {
     let own = OWN.try_with(|own| own.try_borrow().ok().and_then(|own| own.clone())).ok().flatten();
-    if let Some(rendering) = own.filter(|it| it.count.load(Ordering::Acquire) % 2 == 1) {
+    if let Some(rendering) = own.filter(|rendering| rendering.lasts()) {
         end(&rendering);
     }
 }
 
 fn end(rendering: &Rendering) -> ! {
     // Several threads may come here: one tells it.
-    if TOLD.swap(true, Ordering::AcqRel) {
+    if TOLD.swap(true, Ordering::SeqCst) {
         loop {
             std::thread::park();
         }
