@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use zerofold_checkpoint::{Dtype, SafetensorsReader};
-use zerofold_tests::{Job, Metrics, Scene, assert_close, fixture, json, model};
+use zerofold_tests::{Curve, Job, Metrics, Scene, assert_close, fixture, json, model};
 
 const MODEL: &str = "tiny-llama";
 
@@ -130,6 +130,38 @@ fn mixout_is_of_training_alone() {
         let words = format!("--nproc 2 --max_steps 1 --eval_on_start true --save_strategy no {held_out}");
         job.with("--output_dir", &again).words(&words).run().assert_done();
         assert_eq!(Metrics::of(&again).evaluations()[0]["eval_loss"], last, "stage {stage}");
+    }
+}
+
+/// The masks of PyTorch's own modules, foretold from seed, step, micro-batch and rank. Expected values:
+/// scripts/fixtures/dropout.py.
+#[test]
+fn what_is_dropped_is_what_pytorch_drops() {
+    let expected = json(&fixture("dropout.json"));
+    let pytorch = |curve: &serde_json::Value| Curve::of(&expected["recipe"], &curve["steps"]);
+    for (name, curve) in expected["curves"].as_object().unwrap() {
+        let scene = Scene::new();
+        let (kind, named) = name.split_once('/').unwrap();
+        let (folder, rows) = match kind {
+            "families" => (scene.family(named), fixture("families/rows.jsonl")),
+            _ => (scene.copy(&fixture(name), named), fixture(name).join("train.jsonl")),
+        };
+        let mut config = json(&folder.join("config.json"));
+        config.as_object_mut().unwrap().extend(curve["config"].as_object().unwrap().clone());
+        std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        for (run, words) in [
+            ("stage-0", "--zero_stage 0"),
+            ("stage-3", "--zero_stage 3"),
+            ("recomputed", "--zero_stage 3 --gradient_checkpointing true"),
+        ] {
+            let job = scene.launch("train --train_sampling_strategy sequential --save_strategy no").words(words);
+            let job = job.with("--model_name_or_path", &folder).with("--dataset", &rows);
+            let job = job.with("--output_dir", scene.path(run)).words(&pytorch(curve).flags());
+            let job = job.words("--per_device_train_batch_size 1").with("--seed", expected["seed"].to_string());
+            let job = job.with("--gradient_accumulation_steps", expected["gradient_accumulation_steps"].to_string());
+            job.with("--nproc", expected["ranks"].to_string()).run().assert_done();
+            pytorch(curve).assert_equals(&format!("{name}, {run}"), &Metrics::of(&scene.path(run)), 1e-5);
+        }
     }
 }
 

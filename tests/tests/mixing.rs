@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use zerofold_tests::{Job, Metrics, Scene, assert_close, fixture};
+use zerofold_tests::{Curve, Job, Metrics, Scene, assert_close, fixture, json};
 
 const MODEL: &str = "tiny-llama";
 
@@ -112,6 +112,42 @@ fn the_loss_of_a_step_is_that_of_its_sources() {
             let (rows, chat) = (loss(step, "loss_by_source", "rows"), loss(step, "loss_by_source", "chat"));
             let all = step["loss"].as_f64().unwrap();
             assert!(rows.is_nan() || chat.is_nan() || (rows.min(chat)..=rows.max(chat)).contains(&all), "{step}");
+        }
+    }
+}
+
+/// Rows of every step, shares and losses of each source, against plain PyTorch. Expected values: scripts/fixtures/mixing.py.
+#[test]
+fn a_mixture_is_learned_as_in_pytorch() {
+    let expected = json(&fixture("mixing.json"));
+    let scene = Scene::new();
+    for (name, curve) in expected["curves"].as_object().unwrap() {
+        // Of each file as many rows as the fixture took.
+        let mut sources = Vec::new();
+        for (place, (label, file)) in expected["sources"].as_object().unwrap().iter().enumerate() {
+            let text = std::fs::read_to_string(fixture(file.as_str().unwrap())).unwrap();
+            let most = curve["rows"][place].as_u64().map_or(usize::MAX, |rows| rows as usize);
+            let path =
+                scene.write(&format!("{name}-{label}.jsonl"), text.lines().take(most).collect::<Vec<_>>().join("\n"));
+            let weight = curve["weights"].get(place).map_or(String::new(), |weight| format!(", weight: {weight}"));
+            sources.push(format!("{{path: {}, label: {label}{weight}}}", path.display()));
+        }
+        let sources = format!("[{}]", sources.join(", "));
+        let pytorch = Curve::of(&expected["recipe"], &curve["steps"]);
+        for (words, about) in [
+            ("--zero_stage 0 --per_device_train_batch_size 8", "stage 0"),
+            ("--nproc 2 --zero_stage 3 --per_device_train_batch_size 2 --gradient_accumulation_steps 2", "stage 3"),
+        ] {
+            let about = format!("{name}, {about}");
+            let mut job = train(&scene, &about, &format!("--train_sampling_strategy sequential {words}"), &sources);
+            job = job.words(&pytorch.flags());
+            for key in ["stopping_strategy", "mixing_temperature"] {
+                if let Some(value) = curve.get(key) {
+                    job = job.with(&format!("--{key}"), value.to_string().trim_matches('"'));
+                }
+            }
+            job.run().assert_done();
+            pytorch.assert_equals(&about, &Metrics::of(&scene.path(&about)), 1e-5);
         }
     }
 }

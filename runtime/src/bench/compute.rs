@@ -94,6 +94,7 @@ mod tests {
 
     #[test]
     fn one_rank_measures_without_others() {
+        let _alone = crate::torch::generator_of_this_test(11);
         let stream = Stream::borrowed(std::ptr::null_mut());
         let bench = Bench { comm: Rc::new(Single::new(Device::Cpu).unwrap()), stream, quick: true };
         let rate = product(&bench, ElementType::Float32, [64, 32, 16]).unwrap();

@@ -108,6 +108,7 @@ fn a_row_alone_is_the_same() {
 
 #[test]
 fn libtorchs_operations_products_and_16_bits_stay_near() {
+    let _alone = crate::torch::generator_of_this_test(0);
     for encoder in Encoder::all() {
         let (logits, hidden) = (&encoder.expected["logits"], encoder.end_to_end("last_hidden_state"));
         let scale = logits.abs().max().double_value(&[]);
@@ -145,6 +146,7 @@ fn in_training(encoder: &Encoder, whole: &Whole, seed: u64) -> Tensor {
 
 #[test]
 fn what_is_dropped_follows_from_the_seed() {
+    let _alone = crate::torch::generator_of_this_test(0);
     let encoder = Encoder::named("bert");
     let mut whole = encoder.whole(Kind::Float);
     whole.model.config.embedding_dropout = 0.5;
@@ -166,6 +168,7 @@ fn what_is_dropped_follows_from_the_seed() {
 /// BERT drops of what the head is given; RoBERTa also of what the linear layer before it is given.
 #[test]
 fn the_heads_dropout_is_that_of_its_family() {
+    let _alone = crate::torch::generator_of_this_test(0);
     for (name, drops_input) in [("bert", false), ("roberta", true)] {
         let encoder = Encoder::named(name);
         let mut whole = encoder.whole(Kind::Float);

@@ -127,6 +127,7 @@ fn libtorchs_operations_and_16_bits_stay_near() {
 
 #[test]
 fn what_a_rank_drops_follows_from_its_seed() {
+    let _alone = crate::torch::generator_of_this_test(0);
     let folder = PathBuf::from(FIXTURES).join("families/gpt2");
     let mut whole = Whole::in_folder(&folder, Kind::Float);
     whole.model.config.hidden_dropout = 0.5;

@@ -52,6 +52,7 @@ fn a_unit_is_never_gathered_into_a_buffer_in_use() {
 /// nothing: so each weight in turn is spoilt between forward and backward, and the gradient has to notice.
 #[test]
 fn backward_sees_every_weight_through_the_flat_parameter() {
+    let _alone = crate::torch::generator_of_this_test(8);
     for compute in [Kind::Float, Kind::BFloat16] {
         let (model, mut shards) = loaded(Stage::Three, compute);
         shards.gather(1).unwrap();

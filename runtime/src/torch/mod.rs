@@ -32,6 +32,17 @@ pub(crate) fn checked(status: c_int) -> Result<(), ShimError> {
     Err(ShimError(text.lines().next().unwrap_or("unknown error").to_string()))
 }
 
+/// Libtorch's generator, seeded, for one test alone while the result lives: a program has one, and tests run side by side.
+#[cfg(test)]
+#[must_use]
+pub(crate) fn generator_of_this_test(seed: i64) -> std::sync::MutexGuard<'static, ()> {
+    static GENERATOR: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    // A test that failed leaves nothing behind that the next one would not seed.
+    let alone = GENERATOR.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    tch::manual_seed(seed);
+    alone
+}
+
 /// The handle under which a tensor crosses to the shim.
 pub(crate) fn handle(tensor: &Tensor) -> *mut c_void {
     tensor.as_ptr().cast_mut().cast()

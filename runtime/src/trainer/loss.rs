@@ -199,7 +199,7 @@ mod tests {
     /// Against libtorch's own losses and autograd.
     #[test]
     fn classifiers_have_the_losses_and_gradients_of_libtorch() {
-        tch::manual_seed(5);
+        let _alone = crate::torch::generator_of_this_test(5);
         let options = (Kind::Float, Device::Cpu);
         let (rows, width, labels, scale) = (CHUNK + 9, 8, 3, 1.0 / 7.0);
         let flags = Tensor::randint(2, [rows, labels], options);
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn loss_and_gradients_equal_autograds() {
-        tch::manual_seed(3);
+        let _alone = crate::torch::generator_of_this_test(3);
         let options = (Kind::Float, Device::Cpu);
         // More tokens than one chunk holds.
         let (tokens, width, vocabulary) = (CHUNK + 88, 16, 40);
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn each_source_has_the_loss_of_its_own_tokens() {
-        tch::manual_seed(4);
+        let _alone = crate::torch::generator_of_this_test(4);
         let options = (Kind::Float, Device::Cpu);
         let (tokens, width, vocabulary) = (CHUNK + 88, 8, 20);
         let (hidden, weight) = (Tensor::randn([tokens, width], options), Tensor::randn([vocabulary, width], options));
