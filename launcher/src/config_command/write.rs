@@ -13,6 +13,9 @@ use crate::terminal::Terminal;
 pub(super) fn write(inputs: &Inputs, form: Form, target: &Target, terminal: &Terminal) -> Result<(), LaunchError> {
     let outline = outline(inputs)?;
     let composed = compose(&outline, form, inputs)?;
+    for note in &outline.resolved.notes {
+        terminal.complain(&format!("note: {note}"));
+    }
     for left_out in &composed.left_out {
         terminal.complain(&left_out.to_string());
     }

@@ -97,7 +97,7 @@ fn hint(cause: &Cause) -> Option<&'static str> {
     match cause {
         Cause::Ended(Ending::Signal(libc::SIGKILL)) => Some(
             "the kernel kills what uses too much memory (`dmesg | tail` tells): try a higher ZeRO stage, fewer ranks, a \
-             smaller per_device_train_batch_size or gradient_checkpointing",
+             smaller per_device_train_batch_size (per_device_eval_batch_size, where nothing is trained) or gradient_checkpointing",
         ),
         Cause::Ended(Ending::Signal(libc::SIGILL)) => {
             Some("this processor lacks an instruction that libtorch was built with")

@@ -9,6 +9,9 @@ use crate::message::{Conversation, Message, parse_messages, parse_tools, parse_v
 use crate::rows::{Row, kind};
 use crate::tokens::parse_tokens;
 
+/// Columns of what a model of text cannot see.
+const PICTURES: [&str; 2] = ["image", "images"];
+
 /// Columns that change what a row means and that are not carried out: better refused than overlooked.
 const UNSUPPORTED: [&str; 4] = ["completion_mask", "assistant_masks", "position_ids", "seq_lengths"];
 
@@ -136,6 +139,14 @@ impl Columns {
         row.get(self.called(name)?).filter(|value| !value.is_null())
     }
 
+    /// Takes a column out of a row, where no other name stands for it.
+    fn take(&self, row: &mut Map<String, Value>, name: &str) -> Option<Value> {
+        let there = self.called(name)?;
+        let shared = self.mapping.values().filter(|other| *other == there).count() > 1;
+        let value = row.get_mut(there).filter(|value| !value.is_null())?;
+        Some(if shared { value.clone() } else { std::mem::take(value) })
+    }
+
     /// Whether a row says what is learned of its tokens.
     pub(crate) fn has_labels(&self, row: &Map<String, Value>) -> bool {
         self.get(row, "labels").is_some()
@@ -147,6 +158,16 @@ impl Columns {
         if let Some(name) = UNSUPPORTED.iter().find(|name| has(name)) {
             let message = format!("the column `{name}` is not supported");
             return Err(Fault::new(message, "remove the column if the rows mean the same without it"));
+        }
+        let shows =
+            |name: &&&str| self.get(row, name).is_some_and(|value| value.as_array().is_none_or(|all| !all.is_empty()));
+        if let Some(name) = PICTURES.iter().find(shows) {
+            let hint = "take such rows out; where the texts mean the same without, take the column out, or name the others in \
+                        column_mapping";
+            return Err(Fault::new(
+                format!("the column `{name}` holds pictures, and only models of text are trained"),
+                hint,
+            ));
         }
         if self.classified {
             return self.classified(row).map(|_| Shape::Classified);
@@ -178,11 +199,7 @@ impl Columns {
                 "`labels` without `input_ids`",
                 "labels belong to tokens: remove the column, or give both",
             )),
-            [] => {
-                let names: Vec<&str> = row.keys().map(String::as_str).collect();
-                let found = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-                Err(Fault::new(format!("no columns to learn from; found: {found}"), SHAPES))
-            }
+            [] => Err(self.nothing_to_learn_from(row)),
             several => {
                 let named: Vec<&str> = several.iter().map(|shape| shape.words()).collect();
                 let first = several[0].columns()[0];
@@ -190,6 +207,21 @@ impl Columns {
                 let hint = format!("column_mapping takes the columns that it names alone, such as {first}={first}");
                 Err(Fault::new(message, hint))
             }
+        }
+    }
+
+    /// What is wrong with a row of no shape: a column that the mapping misspells, or what there is instead.
+    fn nothing_to_learn_from(&self, row: &Map<String, Value>) -> Fault {
+        let named =
+            |(name, value): (&String, &Value)| if value.is_null() { format!("{name} (null)") } else { name.clone() };
+        let found = row.iter().map(named).collect::<Vec<_>>().join(", ");
+        let found = if found.is_empty() { "none" } else { &found };
+        match self.mapping.iter().find(|(_, there)| !row.contains_key(there.as_str())) {
+            Some((here, there)) => Fault::new(
+                format!("no column `{there}`, which column_mapping takes as `{here}`; found: {found}"),
+                "after each `=` of column_mapping stands a column of the data set",
+            ),
+            None => Fault::new(format!("no columns to learn from; found: {found}"), SHAPES),
         }
     }
 
@@ -211,34 +243,40 @@ impl Columns {
         }
     }
 
-    /// A row of a known shape.
-    pub(crate) fn parse(&self, shape: Shape, row: &Map<String, Value>) -> Result<Row, Fault> {
-        let get = |name: &str| self.get(row, name);
-        let value = |name: &str| get(name).unwrap_or(&Value::Null);
+    /// A row of a known shape. What it is made of is taken out of the columns, whose names stay.
+    pub(crate) fn parse(&self, shape: Shape, row: &mut Map<String, Value>) -> Result<Row, Fault> {
         match shape {
-            Shape::Messages => Ok(Row::Conversation(self.conversation(row, "messages")?)),
-            Shape::Conversations => Ok(Row::Conversation(self.conversation(row, "conversations")?)),
-            Shape::Completion => match (value("prompt"), value("completion")) {
-                (Value::String(prompt), Value::String(completion)) => {
-                    Ok(Row::Completion { prompt: prompt.clone(), completion: completion.clone() })
+            Shape::Messages | Shape::Conversations => {
+                let name = shape.columns()[0];
+                let messages = self.take(row, name).unwrap_or_default();
+                Ok(Row::Conversation(self.conversation(row, name, messages)?))
+            }
+            Shape::Completion => {
+                let parts = ["prompt", "completion"].map(|name| self.take(row, name).unwrap_or_default());
+                match parts {
+                    [Value::String(prompt), Value::String(completion)] => Ok(Row::Completion { prompt, completion }),
+                    [prompt @ Value::Array(_), completion @ Value::Array(_)] => Ok(Row::Exchange {
+                        prompt: self.conversation(row, "prompt", prompt)?,
+                        completion: messages(completion, "completion")?,
+                    }),
+                    [prompt, completion] => {
+                        let message =
+                            format!("`prompt` is {} and `completion` is {}", kind(&prompt), kind(&completion));
+                        Err(Fault::new(message, "both are texts, or both are arrays of messages"))
+                    }
                 }
-                (Value::Array(_), Value::Array(_)) => Ok(Row::Exchange {
-                    prompt: self.conversation(row, "prompt")?,
-                    completion: self.messages(row, "completion")?,
-                }),
-                (prompt, completion) => {
-                    let message = format!("`prompt` is {} and `completion` is {}", kind(prompt), kind(completion));
-                    Err(Fault::new(message, "both are texts, or both are arrays of messages"))
-                }
-            },
+            }
             Shape::Instruction => self.instruction(row),
             Shape::Text => Ok(Row::Text(self.text(row, "text")?.unwrap_or_default())),
-            Shape::Tokens => parse_tokens(value("input_ids"), get("labels"), get("attention_mask")),
-            Shape::Classified => Ok(Row::Classified {
-                text: self.text(row, "text")?.unwrap_or_default(),
-                pair: self.text(row, "text_pair")?,
-                label: self.label(row)?,
-            }),
+            Shape::Tokens => {
+                let get = |name: &str| self.get(row, name);
+                parse_tokens(get("input_ids").unwrap_or(&Value::Null), get("labels"), get("attention_mask"))
+            }
+            Shape::Classified => {
+                let label = self.label(row)?;
+                let text = self.text(row, "text")?.unwrap_or_default();
+                Ok(Row::Classified { text, pair: self.text(row, "text_pair")?, label })
+            }
         }
     }
 
@@ -270,15 +308,15 @@ impl Columns {
     }
 
     /// A column of text; none where it is missing or empty.
-    fn text(&self, row: &Map<String, Value>, name: &str) -> Result<Option<String>, Fault> {
-        match self.get(row, name) {
+    fn text(&self, row: &mut Map<String, Value>, name: &str) -> Result<Option<String>, Fault> {
+        match self.take(row, name) {
             None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-            Some(other) => Err(Fault::new(format!("expected `{name}` to be a text, found {}", kind(other)), SHAPES)),
+            Some(Value::String(text)) => Ok(Some(text).filter(|text| !text.is_empty())),
+            Some(other) => Err(Fault::new(format!("expected `{name}` to be a text, found {}", kind(&other)), SHAPES)),
         }
     }
 
-    fn instruction(&self, row: &Map<String, Value>) -> Result<Row, Fault> {
+    fn instruction(&self, row: &mut Map<String, Value>) -> Result<Row, Fault> {
         let has = |name: &str| self.get(row, name).is_some();
         if has("response") && has("output") {
             return Err(Fault::new("the row has both `response` and `output`", "keep the one that is to be learned"));
@@ -288,7 +326,8 @@ impl Columns {
         {
             return Err(Fault::new("the column `history` is not supported", "write the turns as `messages`"));
         }
-        let response = self.text(row, if has("response") { "response" } else { "output" })?;
+        let response = if has("response") { "response" } else { "output" };
+        let response = self.text(row, response)?;
         Ok(Row::Instruction {
             system: self.text(row, "system")?,
             instruction: self.text(row, "instruction")?.unwrap_or_default(),
@@ -298,29 +337,13 @@ impl Columns {
     }
 
     /// The messages of a column, with the tools and variables beside them.
-    fn conversation(&self, row: &Map<String, Value>, name: &str) -> Result<Conversation, Fault> {
+    fn conversation(&self, row: &Map<String, Value>, name: &str, value: Value) -> Result<Conversation, Fault> {
         let column = |name: &str| self.get(row, name).unwrap_or(&Value::Null);
         Ok(Conversation {
-            messages: self.messages(row, name)?,
+            messages: messages(value, name)?,
             tools: parse_tools(column("tools"))?,
             template_variables: parse_variables(column("chat_template_kwargs"))?,
         })
-    }
-
-    /// The messages of a column, in either of the two forms that there are.
-    fn messages(&self, row: &Map<String, Value>, name: &str) -> Result<Vec<Message>, Fault> {
-        let value = self.get(row, name).unwrap_or(&Value::Null);
-        let from_value = |entry: &Value| entry.get("from").is_some_and(|from| !from.is_null());
-        let messages = match value {
-            Value::Array(entries) if entries.iter().any(from_value) => {
-                let converted = entries.iter().enumerate().map(|(index, entry)| of_from_value(index, entry));
-                parse_messages(&Value::Array(
-                    converted.collect::<Result<_, _>>().map_err(|fault| renamed(fault, name))?,
-                ))
-            }
-            _ => parse_messages(value),
-        };
-        messages.map_err(|fault| renamed(fault, name))
     }
 
     /// Adds to `unused` the names of the columns that a row of this shape does not use.
@@ -332,6 +355,19 @@ impl Columns {
             }
         }
     }
+}
+
+/// The messages of the column `name`, in either of the two forms that there are.
+fn messages(value: Value, name: &str) -> Result<Vec<Message>, Fault> {
+    let from_value = |entry: &Value| entry.get("from").is_some_and(|from| !from.is_null());
+    let messages = match value {
+        Value::Array(entries) if entries.iter().any(from_value) => {
+            let converted = entries.iter().enumerate().map(|(index, entry)| of_from_value(index, entry));
+            converted.collect::<Result<_, _>>().and_then(|entries| parse_messages(Value::Array(entries)))
+        }
+        value => parse_messages(value),
+    };
+    messages.map_err(|fault| renamed(fault, name))
 }
 
 /// What [`parse_messages`] says of `messages`, of the column it was.

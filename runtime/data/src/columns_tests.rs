@@ -11,8 +11,8 @@ fn columns(mapping: &[(&str, &str)], text_field: Option<&str>) -> Columns {
 }
 
 fn parse(columns: &Columns, row: Value) -> Result<Row, String> {
-    let Value::Object(row) = row else { panic!("a row is an object") };
-    let parsed = columns.shape(&row).and_then(|shape| columns.parse(shape, &row));
+    let Value::Object(mut row) = row else { panic!("a row is an object") };
+    let parsed = columns.shape(&row).and_then(|shape| columns.parse(shape, &mut row));
     parsed.map_err(|fault| format!("{}\nhint: {}", fault.message, fault.hint))
 }
 
@@ -107,6 +107,23 @@ fn columns_can_be_called_otherwise() {
     mapped.note_unused(Shape::Completion, &row, &mut unused);
     assert_eq!(unused.iter().collect::<Vec<_>>(), ["messages", "text"]);
 
+    // One column for two names.
+    let learned = columns(&[("input_ids", "ids"), ("labels", "ids")], None);
+    let tokens = Row::Tokens { input_ids: vec![1, 2], labels: vec![1, 2] };
+    assert_eq!(parse(&learned, json!({"ids": [1, 2]})), Ok(tokens));
+    let echoed = columns(&[("prompt", "t"), ("completion", "t")], None);
+    let twice = Row::Completion { prompt: "a".into(), completion: "a".into() };
+    assert_eq!(parse(&echoed, json!({"t": "a"})), Ok(twice));
+    let misspelt = parse(&mapped, json!({"questoin": "q", "answer": "a"})).unwrap_err();
+    let told = "no column `question`, which column_mapping takes as `prompt`; found: questoin, answer";
+    assert!(misspelt.contains(told), "{misspelt}");
+    let shown = parse(&Columns::default(), json!({"text": "t", "images": ["a.png"]})).unwrap_err();
+    assert!(shown.contains("the column `images` holds pictures"), "{shown}");
+    assert_eq!(parse(&Columns::default(), json!({"text": "t", "images": []})), Ok(Row::Text("t".into())));
+    assert_eq!(parse(&columns(&[("text", "t")], None), json!({"t": "t", "image": "a.png"})), Ok(Row::Text("t".into())));
+    let null = parse(&Columns::default(), json!({"text": null})).unwrap_err();
+    assert!(null.contains("no columns to learn from; found: text (null)"), "{null}");
+
     let field = columns(&[], Some("content"));
     assert_eq!(parse(&field, json!({"content": "c", "text": "t"})), Ok(Row::Text("c".into())));
     assert!(parse(&field, json!({"text": "t"})).is_err());
@@ -162,10 +179,10 @@ fn rows_that_do_not_say_what_they_are_are_refused() {
 fn rows_of_a_classifier_are_texts_and_a_label() {
     let columns = Columns::default().of_classifier();
     let read = |row: Value| {
-        let row = row.as_object().unwrap().clone();
+        let mut row = row.as_object().unwrap().clone();
         let shape = columns.shape(&row).map_err(|fault| format!("{}\nhint: {}", fault.message, fault.hint))?;
         assert_eq!(shape, Shape::Classified);
-        columns.parse(shape, &row).map_err(|fault| fault.message)
+        columns.parse(shape, &mut row).map_err(|fault| fault.message)
     };
     let classified = |text: &str, pair: Option<&str>, label: Value| {
         Ok(Row::Classified { text: text.into(), pair: pair.map(str::to_owned), label })

@@ -84,6 +84,11 @@ impl Message {
         &self.fields
     }
 
+    /// One of the fields.
+    pub(crate) fn field(&self, name: &str) -> Option<&Value> {
+        field(&self.fields, name)
+    }
+
     /// Whether it calls a tool.
     pub(crate) fn calls_tools(&self) -> bool {
         has_calls(&self.fields)
@@ -95,7 +100,7 @@ impl Message {
     }
 
     fn text(&self, name: &str) -> &str {
-        self.fields.get(name).and_then(Value::as_str).unwrap_or_default()
+        self.field(name).and_then(Value::as_str).unwrap_or_default()
     }
 }
 
@@ -116,10 +121,15 @@ impl From<Vec<Message>> for Conversation {
     }
 }
 
+/// A field of a message. There are few, so that looking at each is faster than a hash.
+fn field<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    fields.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
 /// The messages of a column as `messages`: at least one.
-pub(crate) fn parse_messages(value: &Value) -> Result<Vec<Message>, Fault> {
+pub(crate) fn parse_messages(value: Value) -> Result<Vec<Message>, Fault> {
     let Value::Array(entries) = value else {
-        return Err(Fault::new(format!("expected `messages` to be an array, found {}", kind(value)), SHAPES));
+        return Err(Fault::new(format!("expected `messages` to be an array, found {}", kind(&value)), SHAPES));
     };
     if entries.is_empty() {
         return Err(Fault::new(
@@ -127,16 +137,16 @@ pub(crate) fn parse_messages(value: &Value) -> Result<Vec<Message>, Fault> {
             "a conversation has at least a user's and an assistant's message",
         ));
     }
-    entries.iter().enumerate().map(|(index, entry)| parse_message(index, entry)).collect()
+    entries.into_iter().enumerate().map(|(index, entry)| parse_message(index, entry)).collect()
 }
 
-fn parse_message(index: usize, entry: &Value) -> Result<Message, Fault> {
+fn parse_message(index: usize, entry: Value) -> Result<Message, Fault> {
     let hint = "a message is {\"role\": \"system\", \"user\", \"assistant\" or \"tool\", \"content\": \"text\"}";
     let fault = |message: String| Err(Fault::new(format!("messages[{index}]: {message}"), hint));
-    let Value::Object(fields) = entry else {
-        return fault(format!("expected an object, found {}", kind(entry)));
+    let Value::Object(mut fields) = entry else {
+        return fault(format!("expected an object, found {}", kind(&entry)));
     };
-    match fields.get("role") {
+    match field(&fields, "role") {
         Some(Value::String(role)) if !role.is_empty() => {}
         Some(value) => return fault(format!("expected `role` to be a name, found {}", shown(value))),
         None => {
@@ -144,13 +154,13 @@ fn parse_message(index: usize, entry: &Value) -> Result<Message, Fault> {
             return fault(format!("expected `role` and `content`, found the fields: {}", names.join(", ")));
         }
     }
-    if let Some(name) = WEIGHTS.iter().find(|name| fields.get(**name).is_some_and(|value| !value.is_null())) {
+    if let Some(name) = WEIGHTS.iter().find(|name| field(&fields, name).is_some_and(|value| !value.is_null())) {
         let message = format!("messages[{index}]: the field `{name}` is not supported");
         let hint = "which messages are learned from is decided by their role: all of the assistant's are";
         return Err(Fault::new(message, hint));
     }
-    let mut fields = without_nulls(fields);
-    match fields.get("content") {
+    drop_nulls(&mut fields);
+    match field(&fields, "content") {
         Some(Value::String(_)) => {}
         Some(Value::Array(parts)) => {
             let text = parts.iter().enumerate().map(|(part, value)| text_of_part(index, part, value));
@@ -169,8 +179,8 @@ fn parse_message(index: usize, entry: &Value) -> Result<Message, Fault> {
 
 /// A message without content says something all the same where it calls a tool.
 fn has_calls(fields: &Map<String, Value>) -> bool {
-    fields.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
-        || fields.get("function_call").is_some_and(Value::is_object)
+    field(fields, "tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
+        || field(fields, "function_call").is_some_and(Value::is_object)
 }
 
 fn says(value: &Value, text: &str) -> bool {
@@ -185,7 +195,7 @@ fn says(value: &Value, text: &str) -> bool {
 fn check_calls(index: usize, fields: &Map<String, Value>) -> Result<(), Fault> {
     let hint = "tool_calls is [{\"type\": \"function\", \"function\": {\"name\": …, \"arguments\": {…}}}, …]";
     let fault = |message: String| Err(Fault::new(format!("messages[{index}]: {message}"), hint));
-    let Some(calls) = fields.get("tool_calls") else { return Ok(()) };
+    let Some(calls) = field(fields, "tool_calls") else { return Ok(()) };
     let Value::Array(calls) = calls else {
         return fault(format!("expected `tool_calls` to be an array, found {}", kind(calls)));
     };
@@ -212,7 +222,7 @@ fn text_of_part(index: usize, part: usize, value: &Value) -> Result<String, Faul
 
 /// What was thought, under the names that templates read, as transformers does.
 fn with_reasoning(fields: Map<String, Value>) -> Map<String, Value> {
-    let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)).cloned() else {
+    let Some(reasoning) = REASONING.iter().find_map(|name| field(&fields, name)).cloned() else {
         return fields;
     };
     let mut all = Map::new();
@@ -240,7 +250,11 @@ pub(crate) fn parse_tools(value: &Value) -> Result<Vec<Value>, Fault> {
             Some(index) => {
                 Err(Fault::new(format!("tools[{index}]: expected an object, found {}", kind(&tools[index])), hint))
             }
-            None => Ok(tools.iter().map(value_without_nulls).collect()),
+            None => {
+                let mut tools = tools.clone();
+                tools.iter_mut().for_each(drop_nulls_of);
+                Ok(tools)
+            }
         },
         other => Err(Fault::new(format!("expected `tools` to be an array, found {}", kind(other)), hint)),
     }
@@ -261,19 +275,21 @@ pub(crate) fn parse_variables(value: &Value) -> Result<Map<String, Value>, Fault
         let message = format!("chat_template_kwargs: `{name}` has its own place");
         return Err(Fault::new(message, "messages and tools are columns; the others are not for rows to choose"));
     }
-    Ok(without_nulls(variables))
+    let mut variables = variables.clone();
+    drop_nulls(&mut variables);
+    Ok(variables)
 }
 
-fn without_nulls(fields: &Map<String, Value>) -> Map<String, Value> {
-    let present = fields.iter().filter(|(_, value)| !value.is_null());
-    present.map(|(name, value)| (name.clone(), value_without_nulls(value))).collect()
+fn drop_nulls(fields: &mut Map<String, Value>) {
+    fields.retain(|_, value| !value.is_null());
+    fields.values_mut().for_each(drop_nulls_of);
 }
 
-fn value_without_nulls(value: &Value) -> Value {
+fn drop_nulls_of(value: &mut Value) {
     match value {
-        Value::Object(fields) => Value::Object(without_nulls(fields)),
-        Value::Array(items) => Value::Array(items.iter().map(value_without_nulls).collect()),
-        other => other.clone(),
+        Value::Object(fields) => drop_nulls(fields),
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls_of),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

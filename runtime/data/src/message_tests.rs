@@ -6,9 +6,9 @@ use super::*;
 use crate::columns::Columns;
 
 fn parse(row: Value) -> Result<Conversation, String> {
-    let Value::Object(row) = row else { panic!("a row is an object") };
+    let Value::Object(mut row) = row else { panic!("a row is an object") };
     let columns = Columns::default();
-    let parsed = columns.shape(&row).and_then(|shape| columns.parse(shape, &row));
+    let parsed = columns.shape(&row).and_then(|shape| columns.parse(shape, &mut row));
     let row = parsed.map_err(|fault| format!("{}\nhint: {}", fault.message, fault.hint))?;
     row.into_conversation().ok_or_else(|| "no conversation".to_owned())
 }

@@ -348,18 +348,18 @@ fn count_first((count, first): &mut (usize, String), place: &str) {
 
 /// The shape of a row, and the row.
 pub(crate) fn read(columns: &Columns, row: &RawRow) -> Result<(Shape, crate::rows::Row), Fault> {
-    let object = parse_object(row.content.clone())?;
+    let mut object = parse_object(row.content.clone())?;
     let shape = columns.shape(&object)?;
-    Ok((shape, columns.parse(shape, &object)?))
+    Ok((shape, columns.parse(shape, &mut object)?))
 }
 
 fn encode_share(rows: &mut [Option<RawRow>], columns: &Columns, encoder: &Encoder<'_>, expected: &Expected) -> Share {
     let mut share = Share::default();
     for RawRow { file, number, content } in rows.iter_mut().filter_map(Option::take) {
-        let encoded = parse_object(content).and_then(|object| {
+        let encoded = parse_object(content).and_then(|mut object| {
             let shape = columns.shape(&object)?;
             expected.check(shape)?;
-            let encoded = encoder.encode(columns.parse(shape, &object)?)?;
+            let encoded = encoder.encode(columns.parse(shape, &mut object)?)?;
             columns.note_unused(shape, &object, &mut share.unused);
             Ok(encoded)
         });

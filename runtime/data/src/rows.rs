@@ -1,5 +1,10 @@
 //! Rows one after another, each with its place; all rows of a data set are of one shape.
 
+use std::fmt;
+
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::map::Entry;
 use serde_json::{Map, Value};
 
 use crate::columns::{Columns, SHAPES, Shape};
@@ -100,13 +105,13 @@ impl<'a> RowReader<'a> {
 
     fn read(&mut self, row: RawRow) -> Result<(String, Row), DataError> {
         let RawRow { file, number, content } = row;
-        let parsed = parse_object(content).and_then(|object| {
+        let parsed = parse_object(content).and_then(|mut object| {
             let shape = self.columns.shape(&object)?;
             match &self.expected {
                 Some(expected) => expected.check(shape)?,
                 None => self.expected = Some(Expected { shape, place: self.place(file, number) }),
             }
-            self.columns.parse(shape, &object)
+            self.columns.parse(shape, &mut object)
         });
         match parsed {
             Ok(row) => Ok((self.place(file, number), row)),
@@ -165,7 +170,10 @@ impl Expected {
 pub(crate) fn parse_object(content: RawContent) -> Result<Map<String, Value>, Fault> {
     let value = match content {
         RawContent::Value(value) => value,
-        RawContent::Json(text) => serde_json::from_slice(text.trim_ascii_end()).map_err(broken_json)?,
+        RawContent::Json(text) => {
+            let Unambiguous(value) = serde_json::from_slice(text.trim_ascii_end()).map_err(broken_json)?;
+            value
+        }
     };
     match value {
         Value::Object(columns) => Ok(columns),
@@ -174,6 +182,75 @@ pub(crate) fn parse_object(content: RawContent) -> Result<Map<String, Value>, Fa
             Err(Fault::new("expected an object, found an array", hint))
         }
         other => Err(Fault::new(format!("expected an object, found {}", kind(&other)), SHAPES)),
+    }
+}
+
+/// A value in which no object has a key twice: of two values one would go unread.
+struct Unambiguous(Value);
+
+impl<'de> Deserialize<'de> for Unambiguous {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Unambiguous, D::Error> {
+        deserializer.deserialize_any(UnambiguousVisitor).map(Unambiguous)
+    }
+}
+
+struct UnambiguousVisitor;
+
+impl<'de> Visitor<'de> for UnambiguousVisitor {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(Unambiguous(item)) = items.next_element()? {
+            array.push(item);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            let Unambiguous(value) = entries.next_value()?;
+            match object.entry(key) {
+                Entry::Vacant(place) => _ = place.insert(value),
+                Entry::Occupied(place) => {
+                    return Err(A::Error::custom(format!("the key `{}` stands twice in one object", place.key())));
+                }
+            }
+        }
+        Ok(Value::Object(object))
     }
 }
 

@@ -58,6 +58,14 @@ fn faults_name_file_and_line_and_what_was_found() {
         ),
         ("\"text\"".into(), "train.jsonl:1: expected an object, found a string\nhint: "),
         (
+            "{\"text\": \"a\", \"text\": \"b\"}".into(),
+            "train.jsonl:1:26: broken JSON: the key `text` stands twice in one object\n",
+        ),
+        (
+            message("\"role\": \"user\", \"content\": \"x\", \"role\": \"user\""),
+            "the key `role` stands twice in one object\n",
+        ),
+        (
             format!("{good}{{\"text\": \"a\", \"id\": 1}}"),
             "train.jsonl:2: this row has `text`, but line 1 of train.jsonl has `messages`\nhint: ",
         ),

@@ -249,7 +249,8 @@ impl Trainer {
             self.look_for_plateau(value);
         }
         if job.control.identity().rank == 0 {
-            let without_gain = match self.is_patient_no_longer(&job.config.training) {
+            let ends_early = finished < job.plan.total_steps() && self.is_patient_no_longer(&job.config.training);
+            let without_gain = match ends_early {
                 true => self.state.patience.evaluations,
                 false => 0,
             };

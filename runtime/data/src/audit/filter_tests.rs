@@ -27,7 +27,7 @@ fn conversation(messages: &[(Role, &str)]) -> Row {
 
 /// As a file has them.
 fn of_json(messages: serde_json::Value) -> Row {
-    let messages = crate::message::parse_messages(&messages).unwrap();
+    let messages = crate::message::parse_messages(messages).unwrap();
     Row::Conversation(Conversation::from(messages))
 }
 

@@ -167,10 +167,10 @@ impl Reading<'_> {
         let shares = chunk.par_chunks_mut(SHARE).map(|share| {
             let examined = share.iter_mut().filter_map(Option::take).map(|row| {
                 let (file, number) = (row.file, row.number);
-                let seen = parse_object(row.content).and_then(|object| {
+                let seen = parse_object(row.content).and_then(|mut object| {
                     let shape = columns.shape(&object)?;
                     known.iter().try_for_each(|known| known.expected.check(shape))?;
-                    Ok((columns.parse(shape, &object)?, shape.columns()[0]))
+                    Ok((columns.parse(shape, &mut object)?, shape.columns()[0]))
                 });
                 (file, number, seen.map(|row| see(row, known.as_ref(), max_length)))
             });

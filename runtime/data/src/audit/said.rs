@@ -22,6 +22,16 @@ pub(super) enum Piece<'a> {
     Call(&'a Value),
 }
 
+impl Piece<'_> {
+    /// Bytes of a text.
+    fn bytes(&self) -> usize {
+        match self {
+            Piece::Given(text) | Piece::Answer(text) => text.len(),
+            Piece::Call(_) => 0,
+        }
+    }
+}
+
 /// The words of a row, as hashes of their lower-case forms, in their order.
 ///
 /// System messages and the tools that may be called are no part of it: often they are the same in all rows, and long. Nor are
@@ -36,9 +46,12 @@ pub(super) struct Words {
 
 impl Words {
     pub(super) fn of(row: &Row) -> Words {
-        let mut words = Words::default();
-        let mut buffer = String::new();
-        for piece in pieces(row) {
+        let (mut words, mut buffer) = (Words::default(), String::new());
+        let pieces = pieces(row);
+        let bytes: usize = pieces.iter().map(Piece::bytes).sum();
+        // A word has about six.
+        words.all.reserve(bytes / 5);
+        for piece in pieces {
             let begin = words.all.len();
             let own = match piece {
                 Piece::Given(text) => {
@@ -97,10 +110,9 @@ fn of_message(message: &Message) -> Vec<Piece<'_>> {
 
 /// The functions that a message calls, with their arguments. What a call is known by is not among it.
 fn calls(message: &Message) -> Vec<&Value> {
-    let fields = message.fields();
-    let listed = fields.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+    let listed = message.field("tool_calls").and_then(Value::as_array).into_iter().flatten();
     let listed = listed.map(|call| call.get("function").unwrap_or(call));
-    listed.chain(fields.get("function_call")).collect()
+    listed.chain(message.field("function_call")).collect()
 }
 
 /// What equal rows have in common.
@@ -141,6 +153,9 @@ struct Canonical {
 impl Canonical {
     fn of(row: &Row) -> Canonical {
         let mut canonical = Canonical::default();
+        // Texts, and about as much as stands between them.
+        let bytes: usize = pieces(row).iter().map(|piece| piece.bytes() + 64).sum();
+        canonical.bytes.reserve(bytes + 64);
         match row {
             Row::Conversation(conversation) => canonical.add_conversation(conversation, &[]),
             Row::Exchange { prompt, completion } => canonical.add_conversation(prompt, completion),
@@ -223,12 +238,18 @@ impl Canonical {
 /// A text in lower case, with one blank for any white space, and without a full stop at its end. Signs stay: -5 is not 5.
 fn folded(text: &str) -> String {
     let lower = text.to_lowercase();
-    let words: Vec<&str> = lower.split_whitespace().collect();
-    let mut text = words.join(" ");
-    if text.ends_with('.') {
-        text.pop();
+    let mut folded = String::with_capacity(lower.len());
+    // Runs without white space are copied as they are; most are parted by one blank.
+    for run in lower.split(char::is_whitespace).filter(|run| !run.is_empty()) {
+        if !folded.is_empty() {
+            folded.push(' ');
+        }
+        folded.push_str(run);
     }
-    text
+    if folded.ends_with('.') {
+        folded.pop();
+    }
+    folded
 }
 
 fn add_count(bytes: &mut Vec<u8>, count: usize) {
@@ -312,7 +333,7 @@ mod tests {
     use crate::message::{parse_messages, parse_tools, parse_variables};
 
     fn conversation(messages: Value) -> Conversation {
-        parse_messages(&messages).unwrap().into()
+        parse_messages(messages).unwrap().into()
     }
 
     fn identity(row: &Row) -> Identity {

@@ -4,10 +4,10 @@
 //! their Jaccard similarity, |A ∩ B| / |A ∪ B|. Their sketches agree at a place with about that probability.
 //!
 //! The sketch is that of Dahlgaard, Knudsen and Thorup, "Fast Similarity Sketching" (FOCS 2017): in round *i* an element *x*
-//! has the hash *h = mix(x + i γ)*, *mix* being the finaliser of SplitMix64 and *γ* its increment. Its upper 7 bits name a place (from
-//! round 128 on, place *i* − 128), its lower 56 bits are a value, and each place keeps the least (round, value). Rounds go on until
-//! every place is filled: one for long rows, some dozens for short ones, 256 at most. It costs the time of about one hash a
-//! shingle, where the classical MinHash takes 128, and estimates as well.
+//! has a hash of 32 bits, half *i mod 2* of *mix(x + ⌊i / 2⌋ γ)*, *mix* being the finaliser of SplitMix64 and *γ* its increment. Its upper
+//! 7 bits name a place (from round 128 on, place *i* − 128), its lower 24 bits are a value, and each place keeps the least (round, value).
+//! Rounds go on until every place is filled: two for long rows, some dozens for short ones, 256 at most. It costs the time of about one
+//! hash a shingle, where the classical MinHash takes 128, and estimates as well.
 //!
 //! One byte of each place is kept, as in Li and König, "b-Bit Minwise Hashing" (WWW 2010): places that differ agree by
 //! chance once in 256 times, which the estimate takes off again. Its standard deviation is at most
@@ -44,20 +44,18 @@ impl Sketch {
         if elements.is_empty() {
             return Sketch::NONE;
         }
-        let mut places = [u64::MAX; PLACES];
-        let mut empty = PLACES;
-        for round in 0..2 * PLACES as u64 {
+        let mut places = [u32::MAX; PLACES];
+        for pair in 0..PLACES as u32 {
             for &element in elements {
-                let hash = mix(element.wrapping_add(round.wrapping_mul(GAMMA)));
-                let place = match round.checked_sub(PLACES as u64) {
-                    None => (hash >> 57) as usize,
-                    Some(place) => place as usize,
-                };
-                let value = (round << 56) | (hash & ((1 << 56) - 1));
-                empty -= usize::from(places[place] == u64::MAX);
-                places[place] = places[place].min(value);
+                let hash = mix(element.wrapping_add(u64::from(pair).wrapping_mul(GAMMA)));
+                for (round, hash) in [(2 * pair, hash as u32), (2 * pair + 1, (hash >> 32) as u32)] {
+                    let place = round.checked_sub(PLACES as u32).unwrap_or(hash >> 25) as usize;
+                    let value = round << 24 | hash & 0xFF_FFFF;
+                    places[place] = places[place].min(value);
+                }
             }
-            if empty == 0 {
+            // None is empty. All are looked at, which takes less than counting while they are filled.
+            if places.iter().fold(0, |largest, &value| largest.max(value)) < u32::MAX {
                 break;
             }
         }

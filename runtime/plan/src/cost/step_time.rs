@@ -9,7 +9,7 @@ use crate::layout::{Layout, LayoutError, Mesh};
 use crate::model::{ModelUnits, SegmentKind};
 use crate::planning::{GatherBuffers, PlanInputs};
 use serde::Serialize;
-use zerofold_configs::{ReshardAfterForward, Stage};
+use zerofold_configs::{ReshardAfterForward, Stage, Training};
 
 /// A job whose time is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -147,6 +147,12 @@ fn unit_wires(inputs: &CostInputs<'_>, assumed: &Assumptions, layout: &Layout) -
         ReshardAfterForward::Always(_) => shards,
     };
     let gathered = if job.sharding.stage == Stage::Zero { types.accumulate } else { types.compute };
+    // Mixed parameters come from the shards at stage 0 too.
+    let publishes = match job.sharding.stage {
+        Stage::Zero => job.training.is_some_and(Training::mixes),
+        Stage::One | Stage::Two => true,
+        Stage::Three => false,
+    };
     let of = |group: &Group, element: usize| -> Vec<Wire> {
         layout.units.iter().map(|unit| group.collective((unit.numel * element) as f64, assumed)).collect()
     };
@@ -154,6 +160,7 @@ fn unit_wires(inputs: &CostInputs<'_>, assumed: &Assumptions, layout: &Layout) -
         gather: of(&shards, gathered.bytes()),
         gather_in_group: of(&small, gathered.bytes()),
         reduce: of(&shards, types.reduce.bytes()),
+        publish: if publishes { of(&shards, types.compute.bytes()) } else { Vec::new() },
     }
 }
 

@@ -38,6 +38,8 @@ pub(super) struct UnitWires {
     pub(super) gather_in_group: Vec<Wire>,
     /// Of each unit.
     pub(super) reduce: Vec<Wire>,
+    /// Of each unit, of which parameters are gathered before the window; empty where none are.
+    pub(super) publish: Vec<Wire>,
 }
 
 /// What is done in a window, and how.
@@ -104,10 +106,8 @@ fn elapse_by(window: &Window<'_>, buffers: GatherBuffers, different: usize) -> E
         ready: vec![0.0; units],
         reduced: Vec::new(),
     };
-    if matches!(window.stage, Stage::One | Stage::Two) {
-        for unit in 0..units {
-            clock.gather(unit, Gather::All);
-        }
+    for (unit, &wire) in window.wires.publish.iter().enumerate() {
+        clock.send(unit, wire);
     }
     let tasks = tasks(window.visits);
     let count = window.micro_batches.clamp(1, different);
@@ -205,6 +205,11 @@ impl Clock<'_> {
             Gather::All => self.window.wires.gather[unit],
             Gather::Group => self.window.wires.gather_in_group[unit],
         };
+        self.send(unit, wire);
+    }
+
+    /// A unit's weights are sent from now on, or from when the wire is free.
+    fn send(&mut self, unit: usize, wire: Wire) {
         self.elapsed.gather = self.elapsed.gather + wire;
         self.wire = self.wire.max(self.now) + wire.seconds;
         self.ready[unit] = self.wire;
@@ -236,7 +241,18 @@ mod tests {
     }
 
     /// Three units (embedding, a block, head): forward 1 s and backward 2 s each, gathers and reductions of these seconds.
-    fn run(stage: Stage, [gather, reduce]: [f64; 2], prefetch: BackwardPrefetch, micro_batches: usize) -> Elapsed {
+    fn run(stage: Stage, wires: [f64; 2], prefetch: BackwardPrefetch, micro_batches: usize) -> Elapsed {
+        let publishes = matches!(stage, Stage::One | Stage::Two);
+        run_publishing(publishes, stage, wires, prefetch, micro_batches)
+    }
+
+    fn run_publishing(
+        publishes: bool,
+        stage: Stage,
+        [gather, reduce]: [f64; 2],
+        prefetch: BackwardPrefetch,
+        micro_batches: usize,
+    ) -> Elapsed {
         let layout = layout(1);
         let units = layout.units.len();
         assert_eq!(units, 3);
@@ -246,6 +262,7 @@ mod tests {
             gather: vec![seconds(gather); units],
             gather_in_group: vec![seconds(gather); units],
             reduce: vec![seconds(reduce); units],
+            publish: vec![seconds(gather); if publishes { units } else { 0 }],
         };
         let window = Window { stage, prefetch, visits: &visits, wires: &wires, micro_batches };
         elapse(&window, GatherBuffers::new(ReshardAfterForward::Always(true), &layout))
@@ -261,6 +278,9 @@ mod tests {
         // Stage 0: reductions hide behind 9 s but for the last; then three gathers.
         assert_eq!(total(Stage::Zero, [0.5, 0.5], 1), 9.0 + 0.5 + 1.5);
         assert_eq!(total(Stage::Zero, [0.5, 0.5], 2), 18.0 + 0.5 + 1.5);
+        // Where parameters are mixed they are gathered before, too; the first gather is waited for.
+        let mixed = run_publishing(true, Stage::Zero, [0.5, 0.5], pre, 2);
+        assert_eq!((mixed.seconds, mixed.gather.seconds), (0.5 + 18.0 + 0.5 + 1.5, 3.0));
         // Stages 1 and 2: the first gather is waited for, then one hides behind each forward.
         assert_eq!(total(Stage::One, [0.5, 0.5], 1), 0.5 + 9.0 + 0.5);
         assert_eq!(total(Stage::Two, [2.0, 0.0], 1), 2.0 + 2.0 + 2.0 + 1.0 + 6.0);
@@ -283,6 +303,7 @@ mod tests {
             gather: vec![seconds(1.0); 5],
             gather_in_group: vec![seconds(1.0); 5],
             reduce: vec![seconds(0.5); 5],
+            publish: Vec::new(),
         };
         let total = |prefetch| {
             let window = Window { stage: Stage::Three, prefetch, visits: &visits, wires: &wires, micro_batches: 1 };
@@ -301,12 +322,13 @@ mod tests {
         let layout = layout(1);
         let visits: Vec<Visit> =
             (0..3).map(|unit| Visit { unit, forward: 1.0, backward: 2.0, is_embedding: unit == 0 }).collect();
-        let wires = UnitWires {
-            gather: vec![seconds(0.7); 3],
-            gather_in_group: vec![seconds(0.7); 3],
-            reduce: vec![seconds(1.1); 3],
-        };
         for stage in [Stage::Zero, Stage::One, Stage::Two, Stage::Three] {
+            let wires = UnitWires {
+                gather: vec![seconds(0.7); 3],
+                gather_in_group: vec![seconds(0.7); 3],
+                reduce: vec![seconds(1.1); 3],
+                publish: vec![seconds(0.7); if matches!(stage, Stage::One | Stage::Two) { 3 } else { 0 }],
+            };
             let window =
                 Window { stage, prefetch: BackwardPrefetch::Pre, visits: &visits, wires: &wires, micro_batches: 7 };
             let by = |different| {

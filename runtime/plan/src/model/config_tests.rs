@@ -34,6 +34,10 @@ fn both_spellings_of_rope_mean_the_same() {
     let five = llama(&format!(r#""rope_parameters": {{"rope_theta": 500000.0, "rope_type": "llama3", {factors}}}"#));
     let (four, five) = (four.expect("transformers 4").ropes.remove(0), five.expect("transformers 5").ropes.remove(0));
     assert_eq!(four, five);
+    let both = llama(&format!(
+        r#""rope_parameters": {{"rope_theta": 500000.0, "rope_type": "llama3"}}, "rope_scaling": {{"rope_type": "llama3", {factors}}}"#
+    ));
+    assert_eq!(both.expect("both, alike").ropes[0], five);
     let expected = RopeScaling::Llama3 {
         factor: 8.0,
         low_freq_factor: 1.0,
@@ -74,6 +78,10 @@ fn what_cannot_be_right_or_is_not_built_names_itself() {
         (r#""rope_scaling": {"rope_type": "yarn", "factor": 0.5}"#, "factor is 0.5: it must be at least 1"),
         (r#""rope_scaling": {"rope_type": "yarn", "factor": 4, "beta_fst": 1}"#, "did you mean beta_fast?"),
         (r#""rope_scaling": {"rope_type": "llama3"}"#, "low_freq_factor (of the rope scaling) is missing"),
+        (
+            r#""rope_parameters": {"rope_type": "linear", "factor": 2}, "rope_scaling": {"rope_type": "linear", "factor": 4}"#,
+            "rope_parameters has factor: 2; keep what the model was trained with",
+        ),
         (r#""rope_scaling": "linear""#, "rope_scaling is \"linear\""),
         (r#""model_type": "mistral""#, "model_type is \"mistral\": architectures names LlamaForCausalLM"),
         (r#""num_hidden_layers": 10001"#, "num_hidden_layers is 10001: it must be at most 10000"),

@@ -43,12 +43,24 @@ impl File {
         self.rope_of(&self.rope_parameters()?, "rope_theta", defaults)
     }
 
-    /// The object that holds them: as in transformers, a filled `rope_scaling` goes before `rope_parameters`.
+    /// The object that holds them: `rope_parameters`, or `rope_scaling` as it was called before, when theta stood beside it. Both
+    /// may be there, as long as they say the same; transformers passes over the first then.
     pub(super) fn rope_parameters(&self) -> Result<Map<String, Value>, ModelConfigError> {
         let mut parameters = Map::new();
         for key in ["rope_parameters", "rope_scaling"] {
             match self.get(key) {
-                Some(Value::Object(object)) if !object.is_empty() => parameters = object.clone(),
+                Some(Value::Object(object)) if !object.is_empty() => {
+                    let differs =
+                        |(name, value): &(&String, &Value)| object.get(*name).is_some_and(|other| other != *value);
+                    if let Some((name, value)) = parameters.iter().find(differs) {
+                        let reason =
+                            format!("rope_parameters has {name}: {value}; keep what the model was trained with");
+                        return Err(self.invalid(key, reason));
+                    }
+                    let theta = parameters.remove_entry("rope_theta");
+                    parameters = theta.into_iter().collect();
+                    parameters.extend(object.clone());
+                }
                 Some(Value::Object(_)) | None => {}
                 Some(_) => return Err(self.invalid(key, "it must be an object or null")),
             }
