@@ -34,7 +34,6 @@ pub(crate) fn checked(status: c_int) -> Result<(), ShimError> {
 
 /// Libtorch's generator, seeded, for one test alone while the result lives: a program has one, and tests run side by side.
 #[cfg(test)]
-#[must_use]
 pub(crate) fn generator_of_this_test(seed: i64) -> std::sync::MutexGuard<'static, ()> {
     static GENERATOR: std::sync::Mutex<()> = std::sync::Mutex::new(());
     // A test that failed leaves nothing behind that the next one would not seed.
