@@ -1,5 +1,6 @@
 //! What to be warned of before a training begins: settings that are allowed and seldom meant.
 
+use crate::freezing::Freeze;
 use crate::resolved::Resolved;
 use crate::schedule::ScheduleShape;
 use crate::training::Training;
@@ -38,7 +39,15 @@ pub fn cautions(config: &Resolved) -> Vec<String> {
         ));
     }
     warnings.extend(phases(training));
-    if rate > FAR * USUAL_RATE && training.eval_strategy == Strategy::No {
+    if training.eval_dataset.is_some() && training.eval_strategy == Strategy::No && !training.eval_on_start {
+        warnings.push(format!(
+            "eval_dataset ({}) is never evaluated: eval_strategy is no; --eval_strategy epoch evaluates after each epoch",
+            place("eval_dataset")
+        ));
+    }
+    // A head that is trained alone takes higher ones.
+    let whole = training.freeze != Some(Freeze::AllButHead);
+    if whole && rate > FAR * USUAL_RATE && training.eval_strategy == Strategy::No {
         warnings.push(format!(
             "learning_rate is {rate} ({}), far above the 1e-5 to 5e-5 of full fine-tuning, and nothing is evaluated on the \
              way: give held-out data (--eval_dataset PATH --eval_strategy steps), or a lower rate",
@@ -46,6 +55,18 @@ pub fn cautions(config: &Resolved) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// The warning for a warm-up that takes all of `total` steps.
+pub fn endless_warmup(training: &Training, total: u64) -> Option<String> {
+    let warmup = training.warmup_steps_of(total);
+    (total > 1 && warmup >= total && training.lr_scheduler_type != ScheduleShape::Constant).then(|| {
+        format!(
+            "the warm-up takes {warmup} steps, and the run has {total}: the learning rate rises to the end and never reaches \
+             {}; warmup_ratio 0.06 to 0.1 is usual",
+            training.learning_rate
+        )
+    })
 }
 
 /// What is seldom meant of the phases of warmup_stable_decay, where the number of steps is known.
@@ -70,9 +91,12 @@ fn phases(training: &Training) -> Option<String> {
 }
 
 /// The warning for the case in which a model forgets most: a high rate, few rows, and one source of data alone, all
-/// three together. `learning_rate` is the highest rate, `rows` are those of all `sources` of training data together.
-pub fn forgetting(learning_rate: f64, rows: u64, sources: usize) -> Option<String> {
-    (learning_rate > USUAL_RATE && rows < SMALL && sources < 2).then(|| {
+/// three together, and nothing else against it. `rows` are those of all sources of training data together.
+pub fn forgetting(training: &Training, rows: u64) -> Option<String> {
+    let learning_rate = training.learning_rate;
+    // A frozen model forgets nothing.
+    let held = training.keeps_pretrained() || training.freeze == Some(Freeze::AllButHead);
+    (learning_rate > USUAL_RATE && rows < SMALL && training.dataset.sources().len() < 2 && !held).then(|| {
         format!(
             "learning_rate is {learning_rate}, above the 1e-5 to 5e-5 of full fine-tuning, and all {rows} rows are of one \
              source: the model may forget what it knew; lower the rate, add rows, or mix in a share of general data"
@@ -85,11 +109,16 @@ mod tests {
     use super::*;
     use crate::{Inputs, resolve};
 
-    fn warnings(flags: &[(&str, &str)]) -> Vec<String> {
+    fn resolved(flags: &[(&str, &str)]) -> Resolved {
         let required = [("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o")];
-        let all = required.iter().chain(flags);
+        let missing = |(name, _): &&(&str, &str)| !flags.iter().any(|(other, _)| other == name);
+        let all = required.iter().filter(missing).chain(flags);
         let flags = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        cautions(&resolve(&Inputs { flags, ..Inputs::default() }).unwrap())
+        resolve(&Inputs { flags, ..Inputs::default() }).unwrap()
+    }
+
+    fn warnings(flags: &[(&str, &str)]) -> Vec<String> {
+        cautions(&resolved(flags))
     }
 
     #[test]
@@ -110,11 +139,36 @@ mod tests {
     }
 
     #[test]
-    fn forgetting_takes_all_three() {
-        let told = forgetting(1e-4, 999, 1).unwrap();
+    fn forgetting_takes_all_three_and_nothing_against_it() {
+        let of = |flags: &[(&str, &str)], rows| forgetting(&resolved(flags).training, rows);
+        let high = ("learning_rate", "1e-4");
+        let told = of(&[high], 999).unwrap();
         assert!(told.contains("0.0001") && told.contains("999 rows"), "{told}");
-        for (rate, rows, sources) in [(5e-5, 999, 1), (1e-4, 1000, 1), (1e-4, 999, 2)] {
-            assert_eq!(forgetting(rate, rows, sources), None, "{rate} {rows} {sources}");
+        assert_eq!(of(&[("learning_rate", "5e-5")], 999), None);
+        assert_eq!(of(&[high], 1000), None);
+        for against in [
+            ("dataset", "[{path: a}, {path: b}]"),
+            ("freeze", "all_but_head"),
+            ("l2_toward_pretrained", "0.1"),
+            ("mixout_probability", "0.5"),
+        ] {
+            assert_eq!(of(&[high, against], 999), None, "{against:?}");
         }
+    }
+
+    #[test]
+    fn held_out_rows_that_nobody_looks_at_and_a_warm_up_without_end_are_told() {
+        let warm = ("warmup_ratio", "0.06");
+        let told = warnings(&[warm, ("eval_dataset", "e")]);
+        assert!(
+            told.len() == 1 && told[0].contains("eval_dataset (flag --eval_dataset) is never evaluated"),
+            "{told:?}"
+        );
+        assert_eq!(warnings(&[warm, ("eval_dataset", "e"), ("eval_on_start", "true")]), Vec::<String>::new());
+        assert_eq!(warnings(&[warm, ("learning_rate", "1e-2"), ("freeze", "all_but_head")]), Vec::<String>::new());
+        let training = resolved(&[("warmup_steps", "20")]).training;
+        let told = endless_warmup(&training, 10).unwrap();
+        assert!(told.contains("takes 20 steps, and the run has 10"), "{told}");
+        assert_eq!(endless_warmup(&training, 21), None);
     }
 }

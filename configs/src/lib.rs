@@ -66,7 +66,7 @@ mod written;
 #[cfg(test)]
 mod tests;
 
-pub use cautions::{cautions, forgetting};
+pub use cautions::{cautions, endless_warmup, forgetting};
 pub use compose::{Composed, Form, LeftOut, compose};
 pub use data::{ColumnMapping, DataNames, DataSource, Dataset};
 pub use error::ConfigError;

@@ -120,7 +120,7 @@ keys! {
         lr_scheduler_type: ScheduleShape = "linear", Allowed::Any, Optimizer;
         /// Optimizer steps of warm-up; a number below 1 is a share of all steps
         warmup_steps: f64 = "0", NOT_NEGATIVE, Optimizer;
-        /// Share of all steps that warms up; warmup_steps goes before it
+        /// Share of all steps that warms up, in place of warmup_steps
         warmup_ratio: f64 = "0", Allowed::Between(0.0, 1.0), Optimizer;
         /// How the learning rate rises in the warm-up: log is DeepSpeed's default
         warmup_type: WarmupType = "linear", Allowed::Any, Optimizer;

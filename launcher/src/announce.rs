@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use zerofold_configs::{
-    BackwardPrefetch, DeviceKind, Freeze, Offload, Precision, ReshardAfterForward, Resolved, Stage, Training,
-    UnitPolicy,
+    BackwardPrefetch, DeviceKind, Offload, Precision, ReshardAfterForward, Resolved, Stage, Training, UnitPolicy,
 };
 use zerofold_data::{Collator, DataReport, Items, Loss, Mixture, Prepared, Segment, StepPlan, TokenizedDataset};
 
@@ -240,10 +239,7 @@ pub fn warning(config: &Resolved) -> Option<String> {
 
 /// What is allowed and seldom meant: in the configuration, and together with `rows` rows of training data.
 pub fn cautions(config: &Resolved, rows: usize) -> Vec<String> {
-    let sources = config.training.dataset.sources().len();
-    let forgetting = zerofold_configs::forgetting(config.training.learning_rate, rows as u64, sources);
-    // A frozen model forgets nothing.
-    let forgetting = forgetting.filter(|_| config.training.freeze != Some(Freeze::AllButHead));
+    let forgetting = zerofold_configs::forgetting(&config.training, rows as u64);
     let all = zerofold_configs::cautions(config).into_iter().chain(forgetting);
     all.map(|caution| format!("warning: {caution}")).collect()
 }

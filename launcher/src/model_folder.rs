@@ -42,9 +42,52 @@ pub fn check(path: &Path) -> Result<(), LaunchError> {
             false => fail("it has no model.safetensors", "download the weights too".to_owned()),
         };
     }
-    ModelFiles::open(path)?;
-    Ok(())
+    let files = ModelFiles::open(path)?;
+    match ModelConfig::read(path) {
+        Ok(model) => check_weights(files, &model),
+        // What is wrong with it is told where it is needed.
+        Err(_) => Ok(()),
+    }
 }
+
+/// Checks that the files hold as many layers as config.json says, and that a head which it says is tied is the embedding.
+fn check_weights(files: ModelFiles, model: &ModelConfig) -> Result<(), LaunchError> {
+    let path = files.directory().to_owned();
+    let fail =
+        |message: String, hint: &str| Err(LaunchError::Model { path: path.clone(), message, hint: hint.to_owned() });
+    let (said, found) = (model.num_hidden_layers, model.layers_in(files.names()));
+    if found > 0 && found != said {
+        return fail(
+            format!("config.json says num_hidden_layers: {said}, and the weights have {found} layers"),
+            "copy both from the same model",
+        );
+    }
+    let Some([head, embedding]) = model.tied_names().filter(|[head, _]| files.contains(head)) else { return Ok(()) };
+    let files = files.renamed(&naming(model));
+    let (one, other) = (files.entry(&head)?, files.entry(&embedding)?);
+    let mut differs = one.shape != other.shape || one.dtype != other.dtype;
+    let count: usize = one.shape.iter().product();
+    let (mut left, mut right) = (vec![0.0; COMPARED.min(count)], vec![0.0; COMPARED.min(count)]);
+    let mut begin = 0;
+    while begin < count && !differs {
+        let end = count.min(begin + COMPARED);
+        let (left, right) = (&mut left[..end - begin], &mut right[..end - begin]);
+        files.read_f32(&head, begin..end, left)?;
+        files.read_f32(&embedding, begin..end, right)?;
+        differs = left.iter().zip(&*right).any(|(left, right)| left.to_bits() != right.to_bits());
+        begin = end;
+    }
+    match differs {
+        false => Ok(()),
+        true => fail(
+            format!("config.json says tie_word_embeddings: true, and {head} is another matrix than {embedding}"),
+            "set tie_word_embeddings: false where the head was trained by itself; else take that tensor out of the files",
+        ),
+    }
+}
+
+/// Elements that are compared at a time.
+const COMPARED: usize = 1 << 22;
 
 /// Checks that the model has the layer classes that the configuration names.
 ///
@@ -99,12 +142,14 @@ pub fn check_metric(config: &Resolved, model: &ModelConfig) -> Result<(), Launch
 pub fn weights(folder: &Path) -> Result<ModelFiles, CheckpointError> {
     let files = ModelFiles::open(folder)?;
     Ok(match ModelConfig::read(folder) {
-        Ok(config) => {
-            let FileNames { parameters, prefix, old_ends, ignored } = config.file_names();
-            files.renamed(&Naming { parameters, prefix, old_ends, ignored })
-        }
+        Ok(config) => files.renamed(&naming(&config)),
         Err(_) => files,
     })
+}
+
+fn naming(model: &ModelConfig) -> Naming {
+    let FileNames { parameters, prefix, old_ends, ignored } = model.file_names();
+    Naming { parameters, prefix, old_ends, ignored }
 }
 
 /// A sentence about rows of `tokens` tokens where the model was made for shorter ones; `what` is what is so long, with its

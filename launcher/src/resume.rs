@@ -148,7 +148,10 @@ fn changes(found: &Found, config: &Resolved) -> Vec<String> {
         let Some(before) = job.configuration["training"].get(key) else { continue };
         if before != now && !TOLD_ELSEWHERE.contains(&key.as_str()) {
             let words = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            changes.push(format!("{key} {} → {}", words(before), words(now)));
+            // The Fisher information goes on with the run.
+            let without = ["ewc_dataset", "ewc_samples"].contains(&key.as_str()) && config.training.estimates_fisher();
+            let remark = if without { " (without effect: the Fisher information is the checkpoint's)" } else { "" };
+            changes.push(format!("{key} {} → {}{remark}", words(before), words(now)));
         }
     }
     changes

@@ -5,8 +5,9 @@ use zerofold_plan::{LeafSpec, ModelConfig, ModelUnits};
 
 use crate::format;
 
-/// Lines for the start of a run and for a plan; none where all of the model is trained from the start.
-pub(crate) fn lines(config: &Resolved, model: &ModelConfig) -> Vec<String> {
+/// Lines for the start of a run and for a plan; none where all of the model is trained from the start. `last` is the epoch of the last
+/// step and the steps before it, where they are known.
+pub(crate) fn lines(config: &Resolved, model: &ModelConfig, last: Option<(u64, u64)>) -> Vec<String> {
     let mut cut = ModelUnits::new(model, config.sharding.units);
     // What does not fit was refused before.
     if cut.group(&config.training).is_err() {
@@ -17,7 +18,8 @@ pub(crate) fn lines(config: &Resolved, model: &ModelConfig) -> Vec<String> {
         let counted = leaves.filter(|leaf| openings.is_none_or(|openings| leaf.group.is_trained(openings)));
         counted.map(|leaf| LeafSpec::numel(leaf) as u64).sum::<u64>()
     };
-    let (start, end, all) = (count(Some(0)), count(Some(u32::MAX)), count(None));
+    let openings = last.map(|(epoch, steps)| config.training.openings(epoch, steps));
+    let (start, end, all) = (count(Some(0)), count(Some(openings.unwrap_or(u32::MAX))), count(None));
     if start == all {
         return Vec::new();
     }
@@ -36,6 +38,13 @@ pub(crate) fn lines(config: &Resolved, model: &ModelConfig) -> Vec<String> {
         (Strategy::Steps, Some(steps)) => Some(format::plural(u64::from(steps), "step")),
         _ => None,
     };
+    if end < count(Some(u32::MAX)) {
+        let times = match openings {
+            Some(0) | None => "no layer opens before the run ends".to_owned(),
+            Some(openings) => format!("the run ends after {}", format::plural(u64::from(openings), "opening")),
+        };
+        lines.push(format!("       warning: {times}: what lies lower is never trained"));
+    }
     lines.extend(often.map(|often| format!("       first {first}, every {often} the next lower layer")));
     let head = cut.segments.last().and_then(|head| cut.units[head.unit].leaves.get(head.leaves.start));
     if model.ties_head() && head.is_some_and(|leaf| leaf.group.is_trained(0)) {

@@ -85,7 +85,10 @@ fn check_looks_at_template_end_of_turn_and_columns() {
     };
     refused("", &["chat.jsonl:1: no columns to learn from; found: talk", "column_mapping names columns"]);
     refused("--column_mapping massages=talk", &["column_mapping names `massages`, which is no column"]);
-    refused("--column_mapping messages=tolk", &["chat.jsonl:1: no columns to learn from; found: talk"]);
+    refused(
+        "--column_mapping messages=tolk",
+        &["chat.jsonl:1: no column `tolk`, which column_mapping takes as `messages`; found: talk"],
+    );
     let mapped = "--column_mapping messages=talk";
     refused(&format!("{mapped} --chat_template_path ./none.jinja"), &["there is no such chat template"]);
     refused(&format!("{mapped} --chat_template_path broken.jinja"), &["broken.jinja: chat template: "]);
@@ -142,6 +145,28 @@ fn files_are_written_and_never_overwritten_unasked() {
     assert_eq!((code, out.as_str()), (0, ""), "{error}");
     assert_has(&error, &["left out: training.learning_rate: 0.0001, because ", "wrote job.yaml"]);
     assert_has(&std::fs::read_to_string(folder.path().join("job.yaml")).unwrap(), &["distributed_type: DEEPSPEED\n"]);
+}
+
+/// A file for other machines does not follow this one.
+#[test]
+fn what_was_written_for_gpus_stays_so_where_there_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let accelerate = |text: &str| {
+        std::fs::write(folder.path().join("job.yaml"), text).unwrap();
+        let (code, out, error) = config(folder.path(), "convert --config job.yaml --to accelerate");
+        assert_eq!(code, 0, "{error}");
+        out
+    };
+    let plain = accelerate("distributed_type: MULTI_GPU\nnum_processes: 2\n");
+    assert_has(&plain, &["distributed_type: MULTI_GPU\n", "use_cpu: false\n"]);
+    let fsdp = "distributed_type: FSDP\nnum_processes: 2\nfsdp_config:\n  fsdp_version: 1\n  fsdp_offload_params: true\n  \
+                fsdp_activation_checkpointing: false\n";
+    assert_has(&accelerate(fsdp), &["fsdp_offload_params: true\n", "fsdp_activation_checkpointing: false\n"]);
+    let offloads = "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config:\n  zero_stage: 2\n  \
+                    offload_optimizer_device: cpu\n";
+    assert_has(&accelerate(offloads), &["offload_optimizer_device: cpu\n"]);
+    let of_cpu = accelerate("distributed_type: MULTI_CPU\nnum_processes: 2\n");
+    assert_has(&of_cpu, &["distributed_type: MULTI_CPU\n", "use_cpu: true\n"]);
 }
 
 #[test]

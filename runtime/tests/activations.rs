@@ -126,6 +126,7 @@ fn inputs(
         offload_optimizer: false,
         device,
         receives: false,
+        copies: false,
         training: None,
     }
 }

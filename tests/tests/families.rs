@@ -67,3 +67,27 @@ fn what_a_model_does_not_have_is_refused_before_it_is_trained() {
         .run();
     ended.assert_failed(1, &["holds tensors that the model of its config.json does not have", "q_proj.bias"]);
 }
+
+/// Weights and config.json that are not of one model, told before anything starts.
+#[test]
+fn a_configuration_of_another_model_is_refused() {
+    let scene = Scene::new();
+    for (key, value, told) in [
+        ("tie_word_embeddings", "true", "lm_head.weight is another matrix than model.embed_tokens.weight"),
+        ("num_hidden_layers", "4", "config.json says num_hidden_layers: 4, and the weights have 3 layers"),
+    ] {
+        let model = scene.copy(&zerofold_tests::model("tiny-llama"), key);
+        let mut config = json(&model.join("config.json"));
+        config[key] = serde_json::from_str(value).unwrap();
+        std::fs::write(model.join("config.json"), config.to_string()).unwrap();
+        let train = scene.launch("train --max_steps 1").with("--output_dir", scene.path("run"));
+        let train = train.with("--model_name_or_path", &model).with("--dataset", fixture("data/rows.jsonl"));
+        train.run().assert_failed(2, &[told, "hint: "]);
+        let evaluate = scene.launch("evaluate").adjust(|command| _ = command.arg(&model));
+        evaluate.with("--dataset", fixture("data/rows.jsonl")).run().assert_failed(2, &[told]);
+    }
+    // A copy of the embedding is what other programs write.
+    let model = scene.copy(&zerofold_tests::model("tiny-llama-tied"), "tied");
+    let ended = scene.launch("train --max_steps 1 --save_strategy no").with("--model_name_or_path", &model);
+    ended.with("--dataset", fixture("data/rows.jsonl")).with("--output_dir", scene.path("done")).run().assert_done();
+}

@@ -129,7 +129,9 @@ fn fsdp(
     let written = resolved.written();
     let find = |key: &str| written.iter().find(|written| written.key == key);
     let section = sections.entry(Section::Fsdp.name()).or_default();
-    section.insert("fsdp_activation_checkpointing", resolved.gradient_checkpointing.into());
+    // Left to the training script where nobody asked for it.
+    let asked = resolved.provenance.get("gradient_checkpointing").is_some_and(|place| place != crate::written::DEFAULT);
+    section.insert("fsdp_activation_checkpointing", (asked && resolved.gradient_checkpointing).into());
     section.insert("fsdp_cpu_ram_efficient_loading", true.into());
     section.entry("fsdp_offload_params").or_insert_with(|| false.into());
     section.entry("fsdp_auto_wrap_policy").or_insert_with(|| resolved.wrap_policy().name().into());

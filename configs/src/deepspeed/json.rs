@@ -42,7 +42,7 @@ impl<'de> serde::Deserialize<'de> for Members<'de> {
 impl<'a> Source<'a> {
     /// The members of `object`, which is the whole text or the value of one of its members.
     pub(super) fn members(self, outer: &str, object: &'a str) -> Result<Vec<(String, &'a str)>, ConfigError> {
-        let Members(members) = serde_json::from_str(object).map_err(|error| self.syntax(&error.to_string()))?;
+        let Members(members) = serde_json::from_str(object).map_err(|error| self.broken(object, &error))?;
         let mut seen: HashSet<&str> = HashSet::new();
         for (name, value) in &members {
             if !seen.insert(name) {
@@ -67,6 +67,18 @@ impl<'a> Source<'a> {
     pub(super) fn place(self, value: &str) -> String {
         let (line, column) = self.line_and_column(value);
         format!("{}:{line}:{column}", self.file)
+    }
+
+    /// What is wrong with an object, with its place.
+    fn broken(self, object: &str, error: &serde_json::Error) -> ConfigError {
+        let text = error.to_string();
+        let message = text.split(" at line ").next().unwrap_or(&text);
+        let line = object.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
+        let comment = ["//", "/*", "#"].iter().any(|sign| line.trim_start().starts_with(sign));
+        let remark = if comment { "; JSON has no comments: take them out" } else { "" };
+        let (first, _) = self.line_and_column(object);
+        let file = format!("{}:{}:{}", self.file, first + error.line().max(1) - 1, error.column());
+        ConfigError::Syntax { file, message: format!("{message}{remark}") }
     }
 
     pub(super) fn syntax(self, message: &str) -> ConfigError {

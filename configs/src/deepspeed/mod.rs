@@ -66,10 +66,12 @@ impl Entry {
 /// Whether a configuration file is a DeepSpeed JSON. Accelerate reads files of its own keys in JSON too, and the
 /// trainers read theirs.
 pub(crate) fn is_json(file: &str, text: &str) -> bool {
-    if !text.trim_start().starts_with('{') {
-        return false;
-    }
     let named = file.to_lowercase().ends_with(".json");
+    let begin = text.trim_start();
+    if !begin.starts_with('{') {
+        // A comment before it is refused in JSON's words.
+        return named && (begin.starts_with("//") || begin.starts_with("/*"));
+    }
     let Ok(members) = (Source { file, text }).members("", text) else { return named };
     let ours = |name: &str| {
         let section = Section::ALL.into_iter().any(|section| section != Section::Top && section.name() == name);
@@ -233,7 +235,11 @@ fn same(one: &Value, other: &Value) -> bool {
 /// Every key of the JSON, by its whole path; unknown and repeated ones are errors.
 fn entries(source: Source<'_>) -> Result<Vec<Entry>, ConfigError> {
     let mut found = Vec::new();
-    if !source.text.trim_start().starts_with('{') {
+    let begin = source.text.trim_start();
+    if begin.starts_with("//") || begin.starts_with("/*") {
+        return Err(source.syntax("JSON has no comments: take them out"));
+    }
+    if !begin.starts_with('{') {
         return Err(source.syntax("a DeepSpeed configuration is an object, {\"key\": value, …}"));
     }
     collect(source, "", source.text, &mut found)?;

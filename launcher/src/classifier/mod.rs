@@ -279,7 +279,9 @@ fn of_data(
         return Ok((if named { names } else { numbered(count) }, problem));
     }
     let what = if problem == ProblemType::Regression { "numbers (problem_type is regression)" } else { "labels" };
-    let message = format!("num_labels is {count}, and the data have {} {what}", names.len());
+    let largest = found.places.largest.as_ref().filter(|_| !named && problem != ProblemType::Regression);
+    let place = largest.map_or(String::new(), |place| format!(" (the last of them in {place})"));
+    let message = format!("num_labels is {count}, and the data have {} {what}{place}", names.len());
     Err(LaunchError::usage(
         message,
         "leave num_labels out, or make it as many; classes without a row are given by number",

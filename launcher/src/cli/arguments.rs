@@ -92,6 +92,12 @@ pub(super) fn value_when_bare(name: &str) -> Option<&'static str> {
     }
 }
 
+/// Whether the option of this name, with `_` or `-`, is true or false.
+pub(super) fn is_switch(name: &str) -> bool {
+    let name = name.replace('-', "_");
+    KEYS.iter().any(|key| key.name == name && key.kind == Kind::Switch)
+}
+
 /// The whole command line.
 pub(super) fn command() -> Command {
     let styles = Styles::styled()

@@ -127,7 +127,7 @@ impl From<LaunchError> for CliError {
 
 /// Reads a command line, program name first. `on_terminal` tells whether a person can type on standard input.
 pub fn parse(words: impl IntoIterator<Item = OsString>, on_terminal: bool) -> Result<Meant, CliError> {
-    let words = leave_out_steps(attach_commands(words.into_iter().collect()));
+    let words = say_no(leave_out_steps(attach_commands(words.into_iter().collect())));
     let matches = arguments::command().try_get_matches_from(words)?;
     match matches.subcommand() {
         Some(("train", after)) => Ok(Meant::Train(Box::new(train::meant(&matches, after)?))),
@@ -187,6 +187,17 @@ fn attach_commands(mut words: Vec<OsString>) -> Vec<OsString> {
         };
         if next_is_command {
             words[index] = format!("{word}={default}").into();
+        }
+    }
+    words
+}
+
+/// `--no_gradient_checkpointing` is `--gradient_checkpointing=false`, as transformers' parser has it for what is true by default.
+fn say_no(mut words: Vec<OsString>) -> Vec<OsString> {
+    for word in &mut words {
+        let name = word.to_str().and_then(|word| word.strip_prefix("--no_").or(word.strip_prefix("--no-")));
+        if let Some(name) = name.filter(|name| arguments::is_switch(name)) {
+            *word = format!("--{name}=false").into();
         }
     }
     words

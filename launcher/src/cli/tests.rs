@@ -50,6 +50,12 @@ fn every_key_is_a_flag_in_both_spellings() {
             assert_eq!(options.inputs.flags, [(key.name.to_owned(), "1".to_owned())]);
         }
     }
+    // As transformers' parser has it for what is true by default; a key of its own that begins so stays what it is.
+    let options = train("launch train --no_gradient_checkpointing --no-eval-on-start --no_cuda");
+    let expected = [("gradient_checkpointing", "false"), ("eval_on_start", "false"), ("no_cuda", "true")];
+    for (name, value) in expected {
+        assert!(options.inputs.flags.contains(&(name.into(), value.into())), "{name}: {:?}", options.inputs.flags);
+    }
     let options = train("launch train --max_steps -1 --bf16 --learning-rate 1e-5");
     let expected = [("learning_rate", "1e-5"), ("max_steps", "-1"), ("bf16", "true")];
     for (name, value) in expected {

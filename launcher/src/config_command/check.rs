@@ -114,10 +114,10 @@ fn data(
         let found = Sources::find(&local).map_err(|error| {
             let key = which.key();
             let place = config.provenance.get(key).map_or("default", String::as_str);
-            LaunchError::usage(
-                format!("{place}: {key}: {error}"),
-                "paths are relative to the folder that launch is started in",
-            )
+            let text = error.to_string();
+            let relative = "paths are relative to the folder that launch is started in";
+            let (message, hint) = text.split_once("\nhint: ").unwrap_or((&text, relative));
+            LaunchError::usage(format!("{place}: {key}: {message}"), hint)
         })?;
         let sizes = found.files().iter().filter_map(|file| std::fs::metadata(file.path()).ok());
         let (files, bytes) = (found.files().len() as u64, sizes.map(|metadata| metadata.len()).sum());

@@ -11,7 +11,16 @@ use crate::error::LaunchError;
 use crate::terminal::Terminal;
 
 pub(super) fn write(inputs: &Inputs, form: Form, target: &Target, terminal: &Terminal) -> Result<(), LaunchError> {
-    let outline = outline(inputs)?;
+    // Another program's file is for other machines too: read as on one that has GPUs, where nothing but this machine says otherwise.
+    let elsewhere = Inputs { devices: inputs.devices.max(1), ..inputs.clone() };
+    let (outline, inputs) = match form {
+        Form::Zerofold => (outline(inputs)?, inputs),
+        Form::Accelerate | Form::DeepSpeed => match outline(&elsewhere) {
+            Ok(outline) => (outline, &elsewhere),
+            // A backend that is for the CPU, say.
+            Err(_) => (outline(inputs)?, inputs),
+        },
+    };
     let composed = compose(&outline, form, inputs)?;
     for note in &outline.resolved.notes {
         terminal.complain(&format!("note: {note}"));

@@ -222,6 +222,15 @@ fn data(options: &CostOptions, question: &Question, notes: &mut Vec<String>) -> 
             "time is that of training every parameter: what freezing spares is counted in memory alone".to_owned(),
         );
     }
+    if training.mixes() {
+        notes.push("of mixout, the gathering at stage 0 is counted, and not the drawing of masks".to_owned());
+    }
+    if training.estimates_fisher() {
+        notes.push(format!(
+            "the estimate of the Fisher information ({} rows, once) is not counted",
+            training.ewc_samples
+        ));
+    }
     Ok((data, length as usize))
 }
 

@@ -79,6 +79,10 @@ fn of_data(title: &str, audit: &DataAudit) -> Vec<String> {
     };
     let kind = audit.kind.map_or(String::new(), |kind| format!(", {}", kind.words()));
     let mut lines = vec![format!("{title:9}{}: {}{files}{kind}", audit.source, format::plural(audit.rows, "row"))];
+    if !audit.unused_columns.is_empty() {
+        let names = announce::harmless(&audit.unused_columns.join(", "), REASON);
+        lines.push(format!("columns  nothing is made of these, as nothing is in `train`: {names} (column_mapping can say what they are)"));
+    }
     if let Some(loss) = audit.loss {
         lines.push(format!("{:9}{}", "", announce::loss(loss)));
     }
@@ -157,10 +161,7 @@ fn amount(audit: &DataAudit) -> String {
     );
     let meant = match good {
         ..WELL_CHOSEN => {
-            format!(
-                "fewer than that: more rows of this quality help, and a high learning rate on so few makes a model \
-                     forget ({known})"
-            )
+            format!("{known}; more rows of this quality help, and a high learning rate on so few makes a model forget")
         }
         WELL_CHOSEN..POORER => {
             format!("enough, if they are well chosen: {known}, so look at what is found below before you add more")

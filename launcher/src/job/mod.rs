@@ -213,7 +213,10 @@ impl Job {
         let on_machine = hosts.as_ref().map_or(config.num_processes, |hosts| hosts.own_ranks().on_machine);
         let header = announce::header((&config, on_machine), &run, &plan, (&prepared.dataset, &collator));
         header.iter().for_each(|line| terminal.say(line));
-        trained::lines(&config, &model).iter().for_each(|line| terminal.say(line));
+        let last = plan.total_steps().saturating_sub(1);
+        let warmup = zerofold_configs::endless_warmup(&config.training, plan.total_steps());
+        warmup.iter().for_each(|text| terminal.complain(&format!("warning: {text}")));
+        trained::lines(&config, &model, Some((plan.epoch_at(last), last))).iter().for_each(|line| terminal.say(line));
         prediction.iter().for_each(|prediction| terminal.say(&prediction.words()));
         if let Some(metrics) = &metrics {
             terminal.say(&format!("watch  http://{}/metrics", metrics.address()));

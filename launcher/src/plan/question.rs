@@ -46,6 +46,13 @@ impl Question {
         }
         let device = if for_gpus { PlannedDevice::Gpu } else { config.device.into() };
         let (name, model) = match published {
+            Some((name, _)) if config.training.num_labels.is_some() || config.training.problem_type.is_some() => {
+                let key = if config.training.num_labels.is_some() { "num_labels" } else { "problem_type" };
+                return Err(LaunchError::usage(
+                    format!("{key} is set, and the published shape {name} is that of a language model"),
+                    "give the folder of a classifier, or of a model to make one of: --model_name_or_path FOLDER",
+                ));
+            }
             Some((name, model)) => (name.clone(), model.clone()),
             None => {
                 config = settle(config)?;
@@ -120,7 +127,7 @@ impl Question {
                 },
             ),
         ];
-        lines.extend(trained::lines(&self.config, &self.model));
+        lines.extend(trained::lines(&self.config, &self.model, None));
         lines
     }
 }

@@ -300,6 +300,7 @@ mod tests {
             offload_optimizer: false,
             device: zerofold_plan::PlannedDevice::Cpu,
             receives: false,
+            copies: false,
             training: None,
         });
         let plan = Plan { total: 114 << 20, loading_peak: 0, sent_bytes_per_step: 500 << 20, ..plan.unwrap() };

@@ -10,7 +10,7 @@ use crate::columns::Columns;
 use crate::error::{DataError, Fault};
 use crate::prepare::SHARE;
 use crate::rows::{kind, no_row, parse_object};
-use crate::source::{RawRow, RawRows, Sources};
+use crate::source::{RawRow, RawRows, Sources, Unit};
 
 /// The classes that rows are of, and how the model is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -202,6 +202,40 @@ pub struct FoundLabels {
     pub longest: usize,
     /// All lists are as long, and hold 0 and 1 alone.
     pub all_flags: bool,
+    /// Where they were seen, for errors.
+    pub places: LabelPlaces,
+}
+
+/// Rows in which labels of a kind were seen, as they are named before a message.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LabelPlaces {
+    /// The first name, and its row.
+    pub name: Option<(String, String)>,
+    /// The first whole number.
+    pub number: Option<String>,
+    /// The largest whole number.
+    pub largest: Option<String>,
+    /// The first number below 0.
+    pub negative: Option<String>,
+    /// The first list, and how many entries it has.
+    pub list: Option<(String, usize)>,
+    /// The first list of another length.
+    pub other_list: Option<(String, usize)>,
+}
+
+impl LabelPlaces {
+    fn and(self, other: LabelPlaces, other_has_larger: bool) -> LabelPlaces {
+        let differs = |(_, entries): &(String, usize)| self.list.as_ref().is_some_and(|(_, first)| first != entries);
+        let other_list = self.other_list.or(other.list.clone().filter(differs)).or(other.other_list);
+        LabelPlaces {
+            name: self.name.or(other.name),
+            number: self.number.or(other.number),
+            largest: if other_has_larger { other.largest } else { self.largest },
+            negative: self.negative.or(other.negative),
+            list: self.list.or(other.list),
+            other_list,
+        }
+    }
 }
 
 impl FoundLabels {
@@ -230,12 +264,22 @@ impl FoundLabels {
             count += chunk.rows.len();
             let look = |row: &RawRow| {
                 let label = parse_object(row.content.clone()).and_then(|object| columns.label(&object));
-                label.map_err(|fault| (row.file, row.number, fault))
+                match label {
+                    Ok(label) => Ok((label, row.file, row.number)),
+                    Err(fault) => Err((row.file, row.number, fault)),
+                }
             };
-            let labels: Vec<Result<Value, _>> = chunk.rows.par_iter().with_min_len(SHARE).map(look).collect();
+            let labels: Vec<Result<(Value, usize, u64), _>> =
+                chunk.rows.par_iter().with_min_len(SHARE).map(look).collect();
             for label in labels {
                 match label {
-                    Ok(label) => found.add(&label),
+                    Ok((label, file, number)) => {
+                        let place = || {
+                            let unit = rows.units().get(file).copied().unwrap_or(Unit::Line);
+                            unit.place(&sources.files()[file].shown(), number)
+                        };
+                        found.add(&label, &place);
+                    }
                     Err(_) if only_readable => {}
                     Err((file, number, fault)) => return Err(rows.fault(file, number, fault)),
                 }
@@ -254,32 +298,56 @@ impl FoundLabels {
     pub fn and(mut self, other: FoundLabels) -> FoundLabels {
         self.all_flags &= other.all_flags && (self.longest == other.longest || !self.lists || !other.lists);
         self.names.extend(other.names);
+        self.places = self.places.and(other.places, other.largest > self.largest);
         self.largest = self.largest.max(other.largest);
         self.longest = self.longest.max(other.longest);
         FoundLabels {
             flags: self.flags | other.flags,
             numbers: self.numbers | other.numbers,
             lists: self.lists | other.lists,
+            negative: self.negative | other.negative,
             ..self
         }
     }
 
-    fn add(&mut self, label: &Value) {
+    fn add(&mut self, label: &Value, place: &dyn Fn() -> String) {
+        let places = &mut self.places;
         match label {
-            Value::String(name) => _ = self.names.insert(name.clone()),
-            Value::Bool(_) => self.flags = true,
+            Value::String(name) => {
+                places.name.get_or_insert_with(|| (name.clone(), place()));
+                if !self.names.contains(name) {
+                    self.names.insert(name.clone());
+                }
+            }
+            Value::Bool(_) => {
+                places.number.get_or_insert_with(place);
+                self.flags = true;
+            }
             Value::Number(number) => match number.as_u64().or(whole(number)) {
-                Some(number) => self.largest = self.largest.max(Some(number)),
-                None if number.as_f64().is_some_and(|number| number.fract() == 0.0) => self.negative = true,
+                Some(number) => {
+                    places.number.get_or_insert_with(place);
+                    if self.largest.is_none_or(|largest| number > largest) {
+                        places.largest = Some(place());
+                        self.largest = Some(number);
+                    }
+                }
+                None if number.as_f64().is_some_and(|number| number.fract() == 0.0) => {
+                    places.negative.get_or_insert_with(place);
+                    self.negative = true;
+                }
                 None => self.numbers = true,
             },
             Value::Array(entries) => {
+                let (_, first) = places.list.get_or_insert_with(|| (place(), entries.len()));
+                if *first != entries.len() {
+                    places.other_list.get_or_insert_with(|| (place(), entries.len()));
+                }
                 self.all_flags &= !self.lists || self.longest == entries.len();
                 self.all_flags &=
                     entries.iter().all(|entry| entry.is_boolean() || matches!(entry.as_f64(), Some(0.0 | 1.0)));
                 self.lists = true;
                 self.longest = self.longest.max(entries.len());
-                entries.iter().for_each(|entry| self.add(entry));
+                entries.iter().for_each(|entry| self.add(entry, place));
             }
             Value::Null | Value::Object(_) => {}
         }
@@ -302,17 +370,36 @@ impl FoundLabels {
     /// [`DataError::Plan`] where there are names and numbers, and for numbers that no class has.
     pub fn classes(&self, problem: ProblemType) -> Result<Vec<String>, DataError> {
         if problem != ProblemType::Regression && !self.names.is_empty() && (self.largest.is_some() || self.flags) {
-            let name = self.names.first().map_or("", String::as_str);
+            let (name, named) = self.places.name.clone().unwrap_or_default();
+            let numbered = self.places.number.clone().unwrap_or_default();
             return Err(DataError::Plan {
-                message: format!("`label` is a number in some rows and a name (such as {name:?}) in others"),
+                message: format!(
+                    "`label` is a number in some rows ({numbered}) and a name in others ({named}: {name:?})"
+                ),
                 hint: "give all classes by their names, or all by their numbers".into(),
             });
         }
         if problem != ProblemType::Regression && (self.negative || self.largest.is_some_and(|it| it >= MOST_CLASSES)) {
-            let what = if self.negative { "below 0".to_owned() } else { format!("{MOST_CLASSES} or larger") };
+            let (what, place) = match self.negative {
+                true => ("below 0".to_owned(), &self.places.negative),
+                false => (format!("{MOST_CLASSES} or larger"), &self.places.largest),
+            };
+            let place = place.as_deref().unwrap_or_default();
             return Err(DataError::Plan {
-                message: format!("there are labels that are {what}, and classes are numbered from 0"),
+                message: format!("there are labels that are {what} ({place}), and classes are numbered from 0"),
                 hint: "set problem_type: regression where labels are numbers; else give classes by their names".into(),
+            });
+        }
+        // Lists of more than two entries, of which none is another than 0 and 1, name no classes.
+        let flags = self.largest.is_none_or(|largest| largest < 2) && self.names.is_empty() && self.longest > 2;
+        if let (ProblemType::MultiLabel, true, Some((one, first)), Some((other, second))) =
+            (problem, flags, &self.places.list, &self.places.other_list)
+        {
+            return Err(DataError::Plan {
+                message: format!("`label` is of {first} flags in {one}, and of {second} in {other}"),
+                hint:
+                    "all rows have as many, one for each class; or a list of the classes' names or numbers, each once"
+                        .into(),
             });
         }
         let numbered = |count: u64| (0..count).map(|id| format!("LABEL_{id}")).collect();

@@ -92,8 +92,20 @@ fn what_labels_are_is_seen_of_all_of_them() {
         let refused = found(&[label]).1.unwrap_err();
         assert!(refused.contains(words) && refused.contains("problem_type: regression"), "{refused}");
     }
-    let mixed = found(&[json!("a"), json!(1)]).1.unwrap_err();
-    assert!(mixed.contains("a number in some rows and a name (such as \"a\") in others"), "{mixed}");
+    for (labels, words) in [
+        (
+            vec![json!("a"), json!(1)],
+            ["a number in some rows (", "rows.jsonl:2) and a name in others (", "rows.jsonl:1: \"a\")"],
+        ),
+        (vec![json!(1), json!(-1)], ["labels that are below 0 (", "rows.jsonl:2)", "numbered from 0"]),
+        (
+            vec![json!([1, 0]), json!([1, 0, 1])],
+            ["`label` is of 2 flags in ", "rows.jsonl:1, and of 3 in ", "rows.jsonl:2"],
+        ),
+    ] {
+        let refused = found(&labels).1.unwrap_err();
+        assert!(words.iter().all(|word| refused.contains(word)), "{refused}");
+    }
 }
 
 #[test]

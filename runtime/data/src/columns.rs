@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 
 use crate::error::{DataError, Fault};
-use crate::message::{Conversation, Message, parse_messages, parse_tools, parse_variables};
+use crate::message::{Conversation, Message, Role, parse_messages, parse_tools, parse_variables};
 use crate::rows::{Row, kind};
 use crate::tokens::parse_tokens;
 
@@ -13,7 +13,7 @@ use crate::tokens::parse_tokens;
 const PICTURES: [&str; 2] = ["image", "images"];
 
 /// Columns that change what a row means and that are not carried out: better refused than overlooked.
-const UNSUPPORTED: [&str; 4] = ["completion_mask", "assistant_masks", "position_ids", "seq_lengths"];
+const UNSUPPORTED: [&str; 5] = ["completion_mask", "assistant_masks", "loss_mask", "position_ids", "seq_lengths"];
 
 /// Every column that is known, by its name here.
 const NAMES: [&str; 18] = [
@@ -77,9 +77,9 @@ impl Shape {
     /// All columns that a row of this shape may have.
     pub(crate) fn columns(self) -> &'static [&'static str] {
         match self {
-            Shape::Messages => &["messages", "tools", "chat_template_kwargs"],
-            Shape::Conversations => &["conversations", "tools", "chat_template_kwargs"],
-            Shape::Completion => &["prompt", "completion", "tools", "chat_template_kwargs"],
+            Shape::Messages => &["messages", "system", "tools", "chat_template_kwargs"],
+            Shape::Conversations => &["conversations", "system", "tools", "chat_template_kwargs"],
+            Shape::Completion => &["prompt", "completion", "system", "tools", "chat_template_kwargs"],
             Shape::Instruction => &["instruction", "input", "response", "output", "system", "history"],
             Shape::Text => &["text"],
             Shape::Tokens => &["input_ids", "labels", "attention_mask"],
@@ -123,6 +123,11 @@ impl Columns {
     #[must_use]
     pub fn of_classifier(self) -> Columns {
         Columns { classified: true, ..self }
+    }
+
+    /// Whether another name of the column `text` is given.
+    pub(crate) fn names_text(&self) -> bool {
+        self.text_field.is_some()
     }
 
     /// What the column `name` is called in the data set; none where it counts for nothing.
@@ -202,9 +207,10 @@ impl Columns {
             [] => Err(self.nothing_to_learn_from(row)),
             several => {
                 let named: Vec<&str> = several.iter().map(|shape| shape.words()).collect();
-                let first = several[0].columns()[0];
                 let message = format!("the row has {}: which is to be learned?", named.join(" and "));
-                let hint = format!("column_mapping takes the columns that it names alone, such as {first}={first}");
+                let there = several[0].columns().iter().filter(|name| has(name));
+                let mapping = there.map(|name| format!("{name}={name}")).collect::<Vec<_>>().join(",");
+                let hint = format!("column_mapping takes the columns that it names alone, such as {mapping}");
                 Err(Fault::new(message, hint))
             }
         }
@@ -254,7 +260,13 @@ impl Columns {
             Shape::Completion => {
                 let parts = ["prompt", "completion"].map(|name| self.take(row, name).unwrap_or_default());
                 match parts {
-                    [Value::String(prompt), Value::String(completion)] => Ok(Row::Completion { prompt, completion }),
+                    [Value::String(prompt), Value::String(completion)] => match self.text(row, "system")? {
+                        None => Ok(Row::Completion { prompt, completion }),
+                        Some(_) => Err(Fault::new(
+                            "`system` beside a `prompt` and a `completion` of text",
+                            "write it into the prompt, or write both as messages",
+                        )),
+                    },
                     [prompt @ Value::Array(_), completion @ Value::Array(_)] => Ok(Row::Exchange {
                         prompt: self.conversation(row, "prompt", prompt)?,
                         completion: messages(completion, "completion")?,
@@ -336,11 +348,19 @@ impl Columns {
         })
     }
 
-    /// The messages of a column, with the tools and variables beside them.
-    fn conversation(&self, row: &Map<String, Value>, name: &str, value: Value) -> Result<Conversation, Fault> {
+    /// The messages of a column, with the system message, tools and variables beside them.
+    fn conversation(&self, row: &mut Map<String, Value>, name: &str, value: Value) -> Result<Conversation, Fault> {
+        let mut messages = messages(value, name)?;
+        if let Some(system) = self.text(row, "system")? {
+            if messages.first().is_some_and(|first| ["system", "developer"].contains(&first.role())) {
+                let message = format!("the row has `system`, and `{name}` begins with a system message");
+                return Err(Fault::new(message, "keep the one that is meant"));
+            }
+            messages.insert(0, Message::new(Role::System, system));
+        }
         let column = |name: &str| self.get(row, name).unwrap_or(&Value::Null);
         Ok(Conversation {
-            messages: messages(value, name)?,
+            messages,
             tools: parse_tools(column("tools"))?,
             template_variables: parse_variables(column("chat_template_kwargs"))?,
         })

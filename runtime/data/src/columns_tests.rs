@@ -3,7 +3,6 @@
 use serde_json::json;
 
 use super::*;
-use crate::message::Role;
 
 fn columns(mapping: &[(&str, &str)], text_field: Option<&str>) -> Columns {
     let mapping = mapping.iter().map(|(here, there)| ((*here).to_owned(), (*there).to_owned())).collect();
@@ -48,6 +47,15 @@ fn every_shape_is_read() {
         (json!({"conversations": speakers}), spoken),
         (json!({"conversations": user, "id": 1}), conversation(&[(Role::User, "q")])),
         (json!({"messages": user, "prompt": "left over"}), conversation(&[(Role::User, "q")])),
+        (json!({"conversations": user, "system": "s"}), conversation(&[(Role::System, "s"), (Role::User, "q")])),
+        (json!({"messages": user, "system": ""}), conversation(&[(Role::User, "q")])),
+        (
+            json!({"prompt": user, "completion": answer, "system": "s"}),
+            Row::Exchange {
+                prompt: [message(Role::System, "s"), message(Role::User, "q")].concat().into(),
+                completion: message(Role::Assistant, "a"),
+            },
+        ),
         (
             json!({"prompt": "p ", "completion": "c", "messages": null}),
             Row::Completion { prompt: "p ".into(), completion: "c".into() },
@@ -117,6 +125,22 @@ fn columns_can_be_called_otherwise() {
     let misspelt = parse(&mapped, json!({"questoin": "q", "answer": "a"})).unwrap_err();
     let told = "no column `question`, which column_mapping takes as `prompt`; found: questoin, answer";
     assert!(misspelt.contains(told), "{misspelt}");
+    let begun =
+        json!({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "system": "t"});
+    for (row, told) in [
+        (begun, "the row has `system`, and `messages` begins with a system message"),
+        (
+            json!({"prompt": "p", "completion": "c", "system": "s"}),
+            "`system` beside a `prompt` and a `completion` of text",
+        ),
+        (
+            json!({"instruction": "i", "input": "n", "output": "o", "text": "t"}),
+            "such as instruction=instruction,input=input,output=output",
+        ),
+    ] {
+        let error = parse(&Columns::default(), row).unwrap_err();
+        assert!(error.contains(told), "{error}");
+    }
     let shown = parse(&Columns::default(), json!({"text": "t", "images": ["a.png"]})).unwrap_err();
     assert!(shown.contains("the column `images` holds pictures"), "{shown}");
     assert_eq!(parse(&Columns::default(), json!({"text": "t", "images": []})), Ok(Row::Text("t".into())));

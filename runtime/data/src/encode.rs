@@ -86,7 +86,7 @@ pub(crate) struct Encoder<'a> {
     /// Missing only for rows of `input_ids`, which need none.
     pub(crate) tokenizer: Option<Tokenizer>,
     /// With conversations only.
-    template: Option<ChatTemplate>,
+    pub(crate) template: Option<ChatTemplate>,
     vocabulary: Option<u32>,
 }
 

@@ -58,7 +58,7 @@ pub use audit::{
     Lengths, NEARLY_THE_SAME, SHINGLE_WORDS, SHORT_WORDS, Truncation, audit, check_copy,
 };
 pub use batch::Batch;
-pub use classes::{Classes, FoundLabels};
+pub use classes::{Classes, FoundLabels, LabelPlaces};
 pub use collator::{Batching, Collator};
 pub use columns::Columns;
 pub use dataset::{IGNORED, Places, TokenizedDataset};

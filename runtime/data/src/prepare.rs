@@ -15,9 +15,10 @@ use crate::columns::{Columns, Shape};
 use crate::dataset::{FileRows, IGNORED, TokenizedDataset};
 use crate::encode::{EncodedRow, Encoder};
 use crate::error::{DataError, Fault};
-use crate::report::{DataReport, Segment};
+use crate::report::{DataReport, RowKind, Segment};
 use crate::rows::{Expected, no_row, parse_object};
 use crate::source::{RawRow, RawRows, Sources};
+use crate::template::ChatTemplate;
 use crate::tidy::{Tidied, tidy};
 use crate::tokenizer::Tokenizer;
 use crate::writer::DatasetWriter;
@@ -281,7 +282,7 @@ impl<'a> Preparation<'a> {
             longest: self.longest,
             classes: self.options.classes.map_or(Vec::new(), |classes| classes.with_rows(&self.of_class)),
             example,
-            warnings: self.warnings(),
+            warnings: self.warnings(encoder),
             lessons: self.lessons(encoder),
         };
         let text = serde_json::to_string(&report).unwrap_or_default();
@@ -290,8 +291,12 @@ impl<'a> Preparation<'a> {
         Ok(Prepared { dataset, report, digest, file: file.to_path_buf(), from_cache: false, tidied: Tidied::default() })
     }
 
-    fn warnings(&self) -> Vec<String> {
+    fn warnings(&self, encoder: &Encoder<'_>) -> Vec<String> {
         let mut warnings = Vec::new();
+        let kind = encoder.kind();
+        if self.options.columns.names_text() && !matches!(kind, RowKind::Texts | RowKind::Classified) {
+            warnings.push(format!("dataset_text_field has no effect: the rows are {}", kind.words()));
+        }
         if !self.unused.is_empty() {
             let names: Vec<&str> = self.unused.iter().map(String::as_str).collect();
             warnings.push(format!("columns that are not used: {}", names.join(", ")));
@@ -314,13 +319,20 @@ impl<'a> Preparation<'a> {
             lessons
                 .push(format!("no supervised token ends a generation (ids {ids:?}): the model does not learn to stop"));
         }
+        if encoder.template.as_ref().is_some_and(ChatTemplate::passes_over_the_generation_prompt) {
+            lessons.push(
+                "the chat template passes over add_generation_prompt: what stands before an answer is learned with it, and what \
+                 is generated begins without it"
+                    .to_owned(),
+            );
+        }
         let classes = self.options.classes.map_or(Vec::new(), |classes| classes.with_rows(&self.of_class));
         let without: Vec<&str> = classes.iter().filter(|(_, rows)| *rows == 0).map(|(name, _)| name.as_str()).collect();
         if !without.is_empty() {
             let (some, more) =
                 (without.iter().take(8).copied().collect::<Vec<_>>().join(", "), without.len().saturating_sub(8));
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            lessons.push(format!("no row is of {some}{more}: the model does not learn what is"));
+            lessons.push(format!("no row is of {some}{more}: the model does not learn to tell it"));
         }
         let of_one = self.options.classes.is_some_and(|classes| classes.problem == ProblemType::SingleLabel);
         if let ([(only, _)], true) = (classes.as_slice(), of_one) {

@@ -33,6 +33,17 @@ pub enum GroupingError {
         /// The patterns.
         patterns: String,
     },
+    /// A group for parameters that are never trained.
+    #[error(
+        "{key}: {patterns} names parameters that are never trained (freeze, or gradual_unfreezing without embeddings)\nhint: \
+         take the group out, or train what it names"
+    )]
+    AllFrozen {
+        /// The key, with the place in its list.
+        key: String,
+        /// The patterns.
+        patterns: String,
+    },
     /// Parameters that are computed in one product, of which other things are said.
     #[error(
         "{one} and {other} are used in one product, and freeze or parameter_groups say different things of them\nhint: \
@@ -58,9 +69,9 @@ impl GroupingError {
     /// The key that it comes from, as far as it is of one.
     pub fn key(&self) -> &str {
         match self {
-            GroupingError::NoMatch { key, .. } | GroupingError::Shadowed { key, .. } => {
-                key.split_once(',').map_or(key, |(key, _)| key)
-            }
+            GroupingError::NoMatch { key, .. }
+            | GroupingError::Shadowed { key, .. }
+            | GroupingError::AllFrozen { key, .. } => key.split_once(',').map_or(key, |(key, _)| key),
             GroupingError::Split { .. } | GroupingError::NothingTrained { .. } => "freeze",
         }
     }
@@ -109,6 +120,7 @@ impl ModelUnits {
                 leaf.group = grouping.group_of(leaf, *place)?;
             }
         }
+        grouping.check_trained(self)?;
         let mut groups = self.units.iter().flat_map(|unit| &unit.leaves).map(|leaf| leaf.group);
         if groups.any(|group| group.is_trained(0)) {
             return Ok(());
@@ -160,6 +172,19 @@ impl Grouping<'_> {
             check_patterns(&key, &rule.patterns, &names)?;
             if !names.iter().any(|name| self.rule_of(name) == Some(index)) {
                 return Err(GroupingError::Shadowed { key, patterns: rule.patterns.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Of every group that says how something is trained, something is.
+    fn check_trained(&self, model: &ModelUnits) -> Result<(), GroupingError> {
+        for (index, rule) in self.training.groups().iter().enumerate().filter(|(_, rule)| !rule.freeze) {
+            let mut leaves = model.units.iter().flat_map(|unit| &unit.leaves);
+            let is_of = |leaf: &LeafSpec| leaf.parameters.iter().any(|one| self.rule_of(&one.name) == Some(index));
+            if !leaves.any(|leaf| leaf.group != ParameterGroup::Frozen && is_of(leaf)) {
+                let key = format!("parameter_groups, group {}", index + 1);
+                return Err(GroupingError::AllFrozen { key, patterns: rule.patterns.to_string() });
             }
         }
         Ok(())

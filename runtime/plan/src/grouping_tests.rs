@@ -130,6 +130,13 @@ fn what_does_not_fit_is_told() {
     says(&[("freeze", QUERY)], &["q_proj", "k_proj", "one product"]);
     let rate = format!("[{{pattern: {QUERY}, learning_rate_factor: 2}}]");
     says(&[("parameter_groups", &rate)], &["q_proj", "one product"]);
+    let of_head = "[{pattern: 'lm_head.*', learning_rate: 1e-3}]";
+    says(
+        &[("parameter_groups", of_head), ("freeze", "lm_head.*")],
+        &["group 1: lm_head.* names parameters that are never"],
+    );
+    let of_body = "[{pattern: 'model.layers.0.*', learning_rate: 1e-3}]";
+    says(&[("parameter_groups", of_body), ("freeze", "all_but_head")], &["group 1: model.layers.0.*", "never trained"]);
     says(&[("freeze", "*")], &["nothing is trained", "leave nothing of the model"]);
     let later = [("gradual_unfreezing", "epoch"), ("gradual_unfreezing_start", "head"), ("freeze", "lm_head.*")];
     says(&later, &["nothing is trained in the first step", "what gradual unfreezing begins with"]);

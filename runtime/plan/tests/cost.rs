@@ -37,6 +37,7 @@ fn job(model: &ModelConfig, world_size: usize, stage: Stage) -> PlanInputs<'_> {
         offload_optimizer: false,
         device: PlannedDevice::Gpu,
         receives: false,
+        copies: false,
         training: None,
     }
 }

@@ -101,6 +101,7 @@ fn job(model: &ModelConfig, world_size: usize, pure: bool, offload_optimizer: bo
         offload_optimizer,
         device: PlannedDevice::Gpu,
         receives: false,
+        copies: false,
         training: None,
     }
 }

@@ -135,6 +135,10 @@ impl Shards {
         if full.numel() == 0 {
             return Ok(());
         }
+        if layout.shard_numel == layout.numel {
+            // Alone, a rank has read all of it in its place.
+            return Ok(());
+        }
         if full.numel() == layout.numel {
             return self.collective(index, self.shard_axis.all_gather_into(full, mine));
         }

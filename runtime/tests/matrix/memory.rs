@@ -84,6 +84,7 @@ impl MemorySpec {
             offload_optimizer: false,
             device: PlannedDevice::Cpu,
             receives: wire == Wire::Gloo,
+            copies: wire == Wire::Shm,
             training: Some(&self.training()),
         })
         .unwrap()

@@ -40,7 +40,12 @@ fn what_does_not_fit_is_refused_in_words() {
             "--problem_type regression",
             &["`label` is of 1, and the model tells 3"],
         ),
-        (&model, r#"{"text": "a", "label": [1, "x"]}"#, "--num_labels 3", &["a number in some rows and a name"]),
+        (
+            &model,
+            r#"{"text": "a", "label": [1, "x"]}"#,
+            "--num_labels 3",
+            &["a number in some rows (", "rows.jsonl:1: \"x\")"],
+        ),
         (&model, r#"{"text": "a", "label": 5}"#, "--num_labels 3", &["num_labels is 3", "6 labels"]),
     ];
     for (at, (model, row, words, told)) in table.into_iter().enumerate() {

@@ -158,7 +158,9 @@ fn what_is_cut_off_is_counted_in_tokens() {
 
 #[test]
 fn without_a_model_the_text_is_judged_alone() {
-    let setting = Setting::new(&[("t.jsonl", &lines(&[chat("Say one.", "One."), chat("Hello?", "")]))]);
+    let mut with_topic = chat("Say one.", "One.");
+    with_topic["topic"] = json!("numbers");
+    let setting = Setting::new(&[("t.jsonl", &lines(&[with_topic, chat("Hello?", "")]))]);
     setting.audit(&["t.jsonl"], &[], (false, 8), |audited| {
         let audit = &audited.report.training;
         let expected = ["empty 1: t.jsonl:2 messages[1], the assistant's, is empty", "short 1: t.jsonl:1 1 word"];
@@ -166,6 +168,7 @@ fn without_a_model_the_text_is_judged_alone() {
         assert_eq!((audit.lengths.unit, audit.lengths.total), (LengthUnit::Words, 3 + 1));
         assert_eq!((audit.kind, audit.loss, audit.truncation, audit.supervised_tokens), (None, None, None, None));
         assert!(audit.not_checked.contains(&FindingKind::Refused) && !audited.report.has_faults());
+        assert_eq!(audit.unused_columns, ["topic"]);
     });
 }
 
@@ -211,6 +214,17 @@ fn what_nobody_looks_for_is_not_told_to_be_well() {
     // Spans of the assistant are found in conversations alone.
     let told = not_checked("c.jsonl", true);
     assert!(told.contains(&FindingKind::Unended) && !told.contains(&FindingKind::Refused), "{told:?}");
+}
+
+/// The first token is predicted by nothing; a label says of it all the same whether all is to be learned.
+#[test]
+fn a_row_with_a_token_that_is_not_learned_is_not_supervised_throughout() {
+    let row = |labels: [i32; 3]| json!({"input_ids": [1, 2, 3], "labels": labels});
+    let setting = Setting::new(&[("t.jsonl", &lines(&[row([-100, 2, 3]), row([1, 2, 3])]))]);
+    setting.audit(&["t.jsonl"], &[], (false, 8), |audited| {
+        let told = setting.told(&audited.report.training);
+        assert_eq!(told, ["all-supervised 1: t.jsonl:2 all 3 tokens are supervised"]);
+    });
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! All rows of a data set, one after another: what is told of each by itself, and what is kept of it to compare it.
 
+use std::collections::BTreeSet;
+
 use rayon::prelude::*;
 
 use super::filter;
@@ -108,6 +110,8 @@ pub(super) struct Reading<'a> {
     lengths: Vec<u32>,
     truncation: Truncation,
     supervised: u64,
+    /// Columns that nothing is made of.
+    unused: BTreeSet<String>,
     /// Ids and labels of the first row from which something is learned, and what a classifier tells of it.
     first: Option<(Vec<u32>, Vec<i32>, Option<String>)>,
     pub(super) tally: Tally,
@@ -133,6 +137,7 @@ pub(super) fn read<'a>(
         lengths: Vec::new(),
         truncation: Truncation { max_length, rows: 0, tokens: 0, supervised_tokens: 0 },
         supervised: 0,
+        unused: BTreeSet::new(),
         first: None,
         tally: Tally::default(),
     };
@@ -165,18 +170,24 @@ impl Reading<'_> {
         let (columns, known, max_length) = (self.options.columns, &self.known, self.truncation.max_length);
         let mut chunk: Vec<Option<RawRow>> = chunk.into_iter().map(Some).collect();
         let shares = chunk.par_chunks_mut(SHARE).map(|share| {
+            let mut unused = BTreeSet::new();
             let examined = share.iter_mut().filter_map(Option::take).map(|row| {
                 let (file, number) = (row.file, row.number);
                 let seen = parse_object(row.content).and_then(|mut object| {
                     let shape = columns.shape(&object)?;
                     known.iter().try_for_each(|known| known.expected.check(shape))?;
-                    Ok((columns.parse(shape, &mut object)?, shape.columns()[0]))
+                    let row = columns.parse(shape, &mut object)?;
+                    columns.note_unused(shape, &object, &mut unused);
+                    Ok((row, shape.columns()[0]))
                 });
                 (file, number, seen.map(|row| see(row, known.as_ref(), max_length)))
             });
-            examined.collect::<Vec<_>>()
+            let examined = examined.collect::<Vec<_>>();
+            (examined, unused)
         });
-        for (file, number, seen) in shares.collect::<Vec<_>>().into_iter().flatten() {
+        let (examined, unused): (Vec<_>, Vec<_>) = shares.unzip();
+        self.unused.extend(unused.into_iter().flatten());
+        for (file, number, seen) in examined.into_iter().flatten() {
             while self.files <= file {
                 let path = self.options.sources.files()[self.files].shown();
                 rows.begin_file(path, raw.units()[self.files]);
@@ -270,6 +281,7 @@ impl Reading<'_> {
             files: self.options.sources.files().len(),
             rows: self.count,
             rows_without_finding,
+            unused_columns: self.unused.into_iter().collect(),
             kind: known.and_then(Known::kind),
             loss: known.and_then(Known::loss),
             lengths: Lengths::of(if tokens { LengthUnit::Tokens } else { LengthUnit::Words }, self.lengths),
@@ -328,7 +340,7 @@ fn of_tokens(tokens: &Tokens, max_length: u32, all_is_wrong: bool) -> Vec<(Findi
             all => format!("all {all} supervised tokens are behind max_length"),
         };
         findings.push((FindingKind::Unsupervised, reason));
-    } else if all_is_wrong && learned + 1 == kept.len() {
+    } else if all_is_wrong && kept.len() > 1 && kept.iter().all(|label| *label != IGNORED) {
         findings.push((FindingKind::AllSupervised, format!("all {} tokens are supervised", kept.len())));
     }
     if length > kept.len() {

@@ -39,6 +39,8 @@ pub struct DataAudit {
     pub rows: u64,
     /// Rows of which nothing is found.
     pub rows_without_finding: u64,
+    /// Columns that nothing is made of.
+    pub unused_columns: Vec<String>,
     /// What its rows are to the model; none without one.
     pub kind: Option<RowKind>,
     /// What the loss is taken on; none without a model.

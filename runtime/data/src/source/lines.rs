@@ -6,6 +6,15 @@ use super::open::Input;
 use super::{ROW_LIMIT, RawContent, ReadRows, Unit};
 use crate::error::Fault;
 
+/// What begins a file that is none of ours by its name, what it is, and what to do.
+const OTHERS: [(&[u8], &str, &str); 5] = [
+    (b"PAR1", "a Parquet file", "give it a name that ends with .parquet"),
+    (b"\x1f\x8b", "packed with gzip", "give it a name that ends with .jsonl.gz"),
+    (b"\x28\xb5\x2f\xfd", "packed with Zstandard", "give it a name that ends with .jsonl.zst"),
+    (b"\xff\xfe", "text in UTF-16", "make it UTF-8: iconv -f UTF-16 -t UTF-8 FILE"),
+    (b"\xfe\xff", "text in UTF-16", "make it UTF-8: iconv -f UTF-16 -t UTF-8 FILE"),
+];
+
 pub(super) struct Lines {
     input: Input,
     line: u64,
@@ -34,8 +43,16 @@ impl ReadRows for Lines {
                 let message = format!("the line is longer than {} MiB", ROW_LIMIT >> 20);
                 return Err((number, Fault::new(message, "a JSONL file has one row a line")));
             }
-            if number == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
-                bytes.drain(..3);
+            if number == 1 {
+                if bytes.starts_with(b"\xef\xbb\xbf") {
+                    bytes.drain(..3);
+                }
+                if let Some((_, what, hint)) = OTHERS.iter().find(|(begin, ..)| bytes.starts_with(begin)) {
+                    return Err((
+                        number,
+                        Fault::new(format!("by its first bytes this is {what}, and not JSON"), *hint),
+                    ));
+                }
             }
             if !bytes.trim_ascii().is_empty() {
                 return Ok(Some((number, RawContent::Json(bytes))));

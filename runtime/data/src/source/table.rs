@@ -74,7 +74,15 @@ impl ReadRows for Table {
 /// What the reader says; it panics on some files that no writer makes, and these are errors here.
 fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(read) => read.map_err(|error| error.to_string()),
+        Ok(read) => read.map_err(|error| {
+            let text = error.to_string();
+            match text.split_once("Disabled feature at compile time: ") {
+                Some((_, packing)) => {
+                    format!("pages packed with {packing} are not read; those with Snappy, gzip, Zstandard and LZ4 are")
+                }
+                None => text,
+            }
+        }),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));

@@ -25,7 +25,7 @@ use minijinja::{Environment, Value};
 
 use crate::error::DataError;
 use crate::mask;
-use crate::message::Conversation;
+use crate::message::{Conversation, Message, Role};
 use crate::model_files::SpecialTokens;
 
 pub use clock::today;
@@ -126,6 +126,15 @@ impl ChatTemplate {
     /// Whether the template marks with `{% generation %}` what the assistant writes.
     pub fn has_generation_marks(&self) -> bool {
         self.marked
+    }
+
+    /// Whether it renders the same with `add_generation_prompt` and without, as none should that marks where an answer begins.
+    pub(crate) fn passes_over_the_generation_prompt(&self) -> bool {
+        let question = Conversation::from(vec![Message::new(Role::User, "a")]);
+        match (self.render(&question, true), self.render(&question, false)) {
+            (Ok(with), Ok(without)) => with == without,
+            _ => false,
+        }
     }
 
     /// The text of a conversation; with `add_generation_prompt`, up to where the assistant's next answer begins.

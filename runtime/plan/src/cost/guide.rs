@@ -179,6 +179,7 @@ fn job(model: &ModelConfig, world_size: usize, [checkpointing, pure, offload_opt
         offload_optimizer,
         device: PlannedDevice::Gpu,
         receives: false,
+        copies: false,
         training: None,
     }
 }

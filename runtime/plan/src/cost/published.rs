@@ -179,6 +179,7 @@ impl PublishedRun {
             offload_optimizer: false,
             device: PlannedDevice::Gpu,
             receives: false,
+            copies: false,
             training: None,
         };
         let recomputed = match self.checkpointing {

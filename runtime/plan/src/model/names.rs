@@ -84,6 +84,24 @@ impl ModelConfig {
     }
 }
 
+impl ModelConfig {
+    /// Where the head is the embedding, the names of the two: files may hold the head beside it.
+    pub fn tied_names(&self) -> Option<[String; 2]> {
+        let weight = |name: &str| format!("{name}.weight");
+        self.ties_head().then(|| [weight(self.names.head), weight(self.names.embedding)])
+    }
+
+    /// How many layers files have that hold tensors of these names.
+    pub fn layers_in<'a>(&self, names: impl Iterator<Item = &'a str>) -> usize {
+        let bare = self.names.layers.strip_prefix(self.names.prefix).unwrap_or(self.names.layers);
+        let layer = |name: &'a str| {
+            let rest = name.strip_prefix(self.names.layers).or_else(|| name.strip_prefix(bare))?;
+            rest.strip_prefix('.')?.split('.').next()?.parse::<usize>().ok()
+        };
+        names.filter_map(layer).collect::<std::collections::BTreeSet<_>>().len()
+    }
+}
+
 /// Those of Llama, which most families have.
 pub(super) const LLAMA: Names = Names {
     embedding: "model.embed_tokens",

@@ -66,6 +66,7 @@ fn inputs(model: &ModelConfig, shape: Shape, supervised: Option<usize>, compute:
         offload_optimizer: false,
         device: PlannedDevice::Gpu,
         receives: false,
+        copies: false,
         training: None,
     }
 }

@@ -18,7 +18,7 @@ mod wire;
 pub use advice::{Advice, Lever, Need, RESERVE, Tried, recommend, usable};
 pub(crate) use wire::{Gather, GatherBuffers};
 
-use crate::layout::{Layout, LayoutError, Mesh};
+use crate::layout::{Layout, LayoutError, Mesh, UnitLayout};
 use crate::model::{ModelConfig, ModelUnits, SegmentKind};
 use crate::theory::{StateBytes, fisher_bytes, pretrained_bytes, state_bytes, unmixed_bytes};
 use serde::{Deserialize, Serialize};
@@ -90,6 +90,8 @@ pub struct PlanInputs<'a> {
     pub device: PlannedDevice,
     /// Reductions receive the other ranks' parts into memory of their own: over Gloo.
     pub receives: bool,
+    /// What lies nowhere in shared memory is copied there for the others to read: over shared memory, of which stage 0 has no shards.
+    pub copies: bool,
     /// What is frozen, when the rest opens, and what is drawn toward the pretrained weights; none trains all of the model.
     pub training: Option<&'a Training>,
 }
@@ -113,6 +115,7 @@ impl<'a> PlanInputs<'a> {
             offload_optimizer: config.offload_optimizer != Offload::No,
             device,
             receives: config.backend == Backend::Gloo,
+            copies: config.backend == Backend::Shm,
             training: Some(&config.training),
         }
     }
@@ -139,7 +142,8 @@ pub struct Plan {
     pub stays_gathered: u64,
     /// Stages 2 and 3: full gradients of units until they are reduced.
     pub gradient_buffers: u64,
-    /// Where reductions receive the other ranks' parts: over Gloo, which cannot read them where they are.
+    /// Where reductions receive the other ranks' parts: over Gloo, which cannot read them where they are. At stage 0 over shared memory,
+    /// copies of this rank's shards that others read.
     pub reduce_buffers: u64,
     /// Kept between forward and backward of a micro-batch.
     pub activations: u64,
@@ -193,6 +197,7 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
     let loss = micro_batch.loss + if reduces_each { reduce_buffers.last } else { 0 };
     let during = micro_batch.activations + loss.max(temporary);
     let receive = if inputs.receives { reduce_buffers.receive } else { 0 };
+    let receive = receive + copied(inputs, layout.units.iter().filter(buffers::is_reduced), inputs.types.accumulate);
     let peak = receive + during.max(optimizer_casts(inputs, &layout));
     Ok(Plan {
         stage: sharding.stage,
@@ -208,7 +213,8 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Result<Plan, LayoutError> {
         total: held + peak,
         // Stages 0 to 2 gather full parameters in place, where the state counts them already.
         // The Fisher information is not yet there.
-        loading_peak: held + loading_cast(inputs, &layout) - fisher_in_memory(inputs, &layout) as u64,
+        loading_peak: held + loading_cast(inputs, &layout) + sharing_state(inputs, &layout)
+            - fisher_in_memory(inputs, &layout) as u64,
         checkpoint_disk: (CHECKPOINT_BYTES + if estimates_fisher(inputs) { 4 } else { 0 }) * layout.numel() as u64,
         save_copy: CHECKPOINT_BYTES * layout.shard_numel() as u64,
         offloaded_disk,
@@ -257,6 +263,29 @@ fn optimizer_casts(inputs: &PlanInputs<'_>, layout: &Layout) -> u64 {
         true => 0,
         false => (owned.max().unwrap_or(0) * inputs.types.master.bytes()) as u64,
     }
+}
+
+/// Shards of units that are copied for the others to read, at most [`buffers::PASSING`] at once.
+fn copied<'a>(inputs: &PlanInputs<'_>, units: impl Iterator<Item = &'a UnitLayout>, kind: ElementType) -> u64 {
+    if !inputs.copies || inputs.sharding.stage != Stage::Zero {
+        return 0;
+    }
+    let shards: Vec<usize> = units.filter(|unit| unit.shard_numel < unit.numel).map(|unit| unit.shard_numel).collect();
+    let longest = shards.iter().max().copied().unwrap_or(0);
+    (shards.len().min(buffers::PASSING) * longest * kind.bytes()) as u64
+}
+
+/// What stage 0 needs while ranks give each other the state that each has read: copies, or, of a unit of which a part is trained, all of
+/// it and this rank's shard.
+fn sharing_state(inputs: &PlanInputs<'_>, layout: &Layout) -> u64 {
+    let Stage::Zero = inputs.sharding.stage else { return 0 };
+    let in_part =
+        |unit: &&UnitLayout| unit.shard_numel < unit.numel && (1..unit.numel).contains(&unit.trained_numel(u32::MAX));
+    let of_part = layout.units.iter().filter(in_part).map(|unit| {
+        let shards = 1 + usize::from(inputs.copies);
+        (unit.numel + shards * unit.shard_numel) * inputs.types.master.bytes()
+    });
+    copied(inputs, layout.units.iter(), inputs.types.master).max(of_part.max().unwrap_or(0) as u64)
 }
 
 /// Model files are read as float32, straight into masters of that type; others are cast from a tensor piece by piece.

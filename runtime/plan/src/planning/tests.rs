@@ -19,6 +19,7 @@ fn inputs(model: &ModelConfig, world_size: usize, stage: Stage) -> PlanInputs<'_
         offload_optimizer: false,
         device: PlannedDevice::Gpu,
         receives: false,
+        copies: false,
         training: None,
     }
 }
@@ -171,6 +172,21 @@ fn loading_takes_state_and_buffers_and_a_cast_where_masters_are_not_float32() {
     let toy = PlanInputs { model: &model, ..pure };
     let longest = layout_of(&toy).units.iter().map(|unit| unit.shard_numel).max().unwrap();
     assert_eq!(beside(toy), 4 * longest as u64);
+}
+
+/// 2 of the largest shards of 12 bytes a parameter's state; by hand, of two ranks.
+#[test]
+fn stage_0_copies_what_others_read() {
+    let model = seven();
+    let job = PlanInputs { copies: true, ..inputs(&model, 2, Stage::Zero) };
+    let longest = layout_of(&job).units.iter().map(|unit| unit.shard_numel).max().unwrap() as u64;
+    let without = PlanInputs { copies: false, ..job };
+    let [with, without] = [job, without].map(|job| plan(&job).unwrap());
+    assert_eq!(with.reduce_buffers, 2 * 4 * longest);
+    assert_eq!(with.loading_peak - without.loading_peak, 2 * 4 * longest);
+    let sharded = job.at(Stage::One);
+    assert_eq!(plan(&sharded).unwrap(), plan(&PlanInputs { copies: false, ..sharded }).unwrap());
+    assert_eq!(plan(&PlanInputs { world_size: 1, ..job }).unwrap().reduce_buffers, 0);
 }
 
 #[test]
