@@ -61,7 +61,7 @@ impl Question {
             }
         };
         let note = classifier::cap_length(&mut config, &model);
-        config.notes.extend(note);
+        config.notes.extend(note.map(|note| note.trim_start_matches("note: ").to_owned()));
         model_folder::check_layer_classes(&config, &model)?;
         model_folder::check_groups(&config, &model)?;
         config.notes.extend(model_folder::too_long("max_length is", config.training.max_length as usize, &model));
